@@ -1,0 +1,57 @@
+"""Every error the library raises on purpose: one sentence that says what, where, and what to do."""
+
+
+class DepgraphError(Exception):
+    """Base of all errors raised on purpose by `depgraph`, `importance` and `exporters`."""
+
+
+class CaptureError(DepgraphError):
+    """The model could not be turned into a graph (inputs that don't fit, data-dependent control flow)."""
+
+
+class UnsupportedOperator(DepgraphError):
+    """An operator has no rule and the caller asked for `strict=True`."""
+
+
+class UnsupportedParameter(DepgraphError):
+    """A parameter is quantised, sparse or distributed and can't be sliced."""
+
+
+class NothingToPrune(DepgraphError):
+    """The graph has no axis that could lose a group."""
+
+
+class TargetError(DepgraphError):
+    """A target is not a share between 0 and 1, or lies below what the floors allow."""
+
+
+class ScoreError(DepgraphError):
+    """An estimator is unknown, or gave scores of the wrong length, NaN or infinite."""
+
+
+class PlanError(DepgraphError):
+    """A plan does not fit the graph it is applied to."""
+
+
+class CutError(DepgraphError):
+    """The module's own Python can't express the plan; the message names file and line."""
+
+
+class CheckError(DepgraphError):
+    """The pruned model does not compute what the zeroed original computes."""
+
+
+class CheckpointError(DepgraphError):
+    """A folder can't be written to or read from."""
+
+
+class ExportError(DepgraphError):
+    """An exported file differs from the model, or could not be written."""
+
+
+class DataError(DepgraphError):
+    """A data file is unreadable or empty."""
+
+
+class ModelError(DepgraphError):
+    """What names a model names none that can be loaded, or none whose example inputs can be made."""

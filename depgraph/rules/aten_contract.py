@@ -1,0 +1,137 @@
+"""Operators that multiply and sum: linear maps, matrix products, einsum, distances, attention."""
+
+from __future__ import annotations
+
+import string
+
+from depgraph.graph import Work
+from depgraph.rules.registry import Op, rule
+
+rule("aten.linear", equation="... i, o i, o -> ... o", work="... i o")
+rule("aten.mv", equation="o i, i -> o", work="o i")
+rule("aten.dot", "aten.vdot", equation="i, i ->", work="i")
+rule("aten.linalg_vecdot", equation="... i, ... i -> ...", work="... i")
+rule("aten.outer", "aten.ger", equation="a, b -> a b", work="a b")
+rule("aten.mm", equation="a k, k b -> a b", work="a k b")
+rule("aten.bmm", equation="n a k, n k b -> n a b", work="n a k b")
+rule("aten.bilinear", equation="... i, ... j, o i j, o -> ... o", work="... i j o")
+rule("aten.cdist", "aten._cdist_forward", equation="... a k, ... b k -> ... a b", work="... a b k")
+
+_ADDED = {
+    "aten.addmm": ("a k, k b -> a b", "a k b"),
+    "aten.addmv": ("a k, k -> a", "a k"),
+    "aten.addr": ("a, b -> a b", "a b"),
+    "aten.baddbmm": ("n a k, n k b -> n a b", "n a k b"),
+    "aten.addbmm": ("n a k, n k b -> a b", "n a k b"),
+}
+
+
+@rule(*_ADDED)
+def add_product(op: Op) -> None:
+    """beta · added + alpha · product."""
+    base = ".".join(op.target.split(".")[:2]).removesuffix("_")
+    equation, work = _ADDED[base]
+    added, *factors = op.inputs
+    op.relate(equation, *factors, work=work)
+    op.align_elementwise([added, op.output])
+
+
+@rule("aten.matmul", "aten.linalg_matmul")
+def matmul(op: Op) -> None:
+    left, right = op.inputs
+    a = "k" if len(left.shape) == 1 else "... m k"
+    b = "k" if len(right.shape) == 1 else "... k n"
+    out = [letter for letter, value in (("m", left), ("n", right)) if len(value.shape) > 1]
+    run = ["..."] if max(len(left.shape), len(right.shape)) > 2 else []
+    op.relate(f"{a}, {b} -> {' '.join(run + out)}", work=" ".join([*run, *out, "k"]))
+
+
+@rule("aten.inner")
+def inner(op: Op) -> None:
+    """The last dims are summed, all others stand side by side; a scalar operand multiplies."""
+    left, right = op.inputs
+    if not left.shape or not right.shape:
+        op.align_elementwise([left, op.output])
+        op.align_elementwise([right, op.output])
+        return
+    a, b = (string.ascii_letters[: len(left.shape) - 1], string.ascii_uppercase[: len(right.shape) - 1])
+    op.relate(f"{' '.join([*a, 'z'])}, {' '.join([*b, 'z'])} -> {' '.join(a + b)}", work=" ".join([*a, *b, "z"]))
+
+
+@rule("aten.tensordot")
+def tensordot(op: Op) -> None:
+    """`dims_self` of one meet `dims_other` of the other; the rest stand side by side."""
+    left, right = op.inputs
+    a, b = list(string.ascii_lowercase[: len(left.shape)]), list(string.ascii_uppercase[: len(right.shape)])
+    for i, j in zip(op["dims_self"], op["dims_other"], strict=True):
+        b[j] = a[i]
+    rest = [x for x in [*a, *b] if not (x in a and x in b)]
+    op.relate(f"{' '.join(a)}, {' '.join(b)} -> {' '.join(rest)}", work=" ".join(dict.fromkeys([*a, *b])))
+
+
+@rule("aten.einsum")
+def einsum(op: Op) -> None:
+    """The formula is an axis equation already; a letter of a single operand and no result is contracted too."""
+    left, arrow, right = op["equation"].replace(" ", "").partition("->")
+    if not arrow:
+        letters = left.replace(",", "").replace("...", "")
+        right = ("..." if "..." in left else "") + "".join(sorted(a for a in set(letters) if letters.count(a) == 1))
+    terms = left.split(",")
+    work = _spaced(("..." if "..." in left else "") + "".join(a for a in string.ascii_letters if a in left))
+    op.relate(f"{', '.join(map(_spaced, terms))} -> {_spaced(right)}", work=work if len(terms) > 1 else "")
+    for k, (term, value) in enumerate(zip(terms, op.inputs, strict=True)):
+        others = set("".join(terms[:k] + terms[k + 1 :])) - {"."}
+        run = "." * (len(value.shape) - len(term.replace("...", "")))
+        for d, letter in enumerate(term.replace("...", run)):
+            if letter not in right and letter not in others:
+                op.contract(value, d)
+
+
+def _spaced(term: str) -> str:
+    return " ".join(term.replace("...", ".")).replace(".", "...")
+
+
+@rule("aten.kron")
+def kron(op: Op) -> None:
+    """Every dim of the result is [left, right] in one."""
+    left, right = op.inputs
+    for d in range(1, len(op.output.shape) + 1):
+        parts = [value.dim(-d) for value in (left, right) if d <= len(value.shape)]
+        op.relations.fold(op.output.dim(-d), parts)
+
+
+@rule("aten.cosine_similarity")
+def cosine_similarity(op: Op) -> None:
+    """The products and both norms are sums over `dim`."""
+    rank = len(op.output.shape) + 1
+    along = op["dim"] % rank
+    names = [f"d{d}" for d in range(rank)]
+    terms = [" ".join(names[rank - len(value.shape) :]) for value in op.inputs]
+    rest = [name for d, name in enumerate(names) if d != along]
+    op.relate(f"{', '.join(terms)} -> {' '.join(rest)}")
+
+
+@rule("aten.scaled_dot_product_attention")
+def attention(op: Op) -> None:
+    """softmax(q kᵀ) v over the last two dims; with grouped queries, q has (h r) heads where k and v have h."""
+    query, key, value = op["query"], op["key"], op["value"]
+    if op.get("enable_gqa") and query.shape[-3] != key.shape[-3]:
+        text = "... (h r) q d, ... h k d, ... h k v -> ... (h r) q v"
+        op.relate(text, query, key, value, r=query.shape[-3] // key.shape[-3])
+    else:
+        op.relate("... q d, ... k d, ... k v -> ... q v", query, key, value)
+    run = op.output.dims[:-2]
+    op.relations.work += [
+        Work(op.name, (*run, query.dim(-2), query.dim(-1), key.dim(-2))),
+        Work(op.name, (*run, query.dim(-2), key.dim(-2), value.dim(-1))),
+    ]
+    op.relations.mix(key.dim(-2), "attention's softmax mixes it")
+    if op.get("is_causal"):
+        op.fix(query, -2, "causal attention counts along it")
+        op.fix(key, -2, "causal attention counts along it")
+    mask = op.get("attn_mask")
+    if mask is not None:
+        for d in range(3, len(mask.shape) + 1):
+            op.relations.align(mask.dim(-d), op.output.dim(-d))
+        op.relations.align(mask.dim(-1), key.dim(-2))
+        op.relations.align(mask.dim(-2), query.dim(-2))

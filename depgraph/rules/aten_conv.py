@@ -1,0 +1,57 @@
+"""Convolutions, and the operators that lay windows out (im2col) or put them back (col2im)."""
+
+from __future__ import annotations
+
+from math import prod
+
+from depgraph.rules.registry import Op, rule
+
+
+@rule("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution", "aten._convolution")
+def convolution(op: Op) -> None:
+    """x [n, g·i, space], W [g·o, i, kernel], b [g·o] -> [n, g·o, space]."""
+    if op.get("transposed"):
+        transposed_convolution(op)
+        return
+    _convolve(op, "{outward} i", op["weight"].shape[2:], work_over="result")
+
+
+@rule("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
+def transposed_convolution(op: Op) -> None:
+    """x [n, g·i, space], W [g·i, o, kernel], b [g·o] -> [n, g·o, space]."""
+    _convolve(op, "{inward} o", op["weight"].shape[2:], work_over="space")
+
+
+def _convolve(op: Op, channels: str, kernel_shape: tuple[int, ...], work_over: str) -> None:
+    source, weight, bias = op["input"], op["weight"], op.get("bias")
+    groups = op["groups"]
+    inward, outward = ("i", "o") if groups == 1 else ("(g i)", "(g o)")
+    space, kernel, result = (" ".join(f"{letter}{d}!" for d in range(len(kernel_shape))) for letter in "hky")
+    batch = "n " if len(source.shape) == len(weight.shape) else ""
+    of_weight = channels.format(inward=inward, outward=outward)
+    moved = {"space": space, "result": result}[work_over]
+    equation = f"{batch}{inward} {space}, {of_weight} {kernel}, {outward} -> {batch}{outward} {result}"
+    work = f"{batch}{'g ' if groups > 1 else ''}i o {kernel} {moved}".replace("!", "")
+    op.relate(equation, source, weight, bias, work=work, g=groups)
+
+
+@rule("aten.im2col")
+def im2col(op: Op) -> None:
+    """[n, c, h, w] -> [n, c·window, positions]."""
+    _windows(op, image=op.inputs[0].dims, columns=op.output.dims)
+
+
+@rule("aten.col2im")
+def col2im(op: Op) -> None:
+    """[n, c·window, positions] -> [n, c, h, w]."""
+    _windows(op, image=op.output.dims, columns=op.inputs[0].dims)
+
+
+def _windows(op: Op, image: range, columns: range) -> None:
+    relations = op.relations
+    window = relations.new_dim(prod(op["kernel_size"]))
+    relations.fold(columns[-2], [image[-3], window])
+    if len(columns) == 3:
+        relations.align(image[0], columns[0])
+    for dim in (window, columns[-1], image[-1], image[-2]):
+        relations.fix(dim, op.reason("windows slide along it"))

@@ -1,0 +1,213 @@
+"""The table of rules, and `Op`, through which a rule reads one operator and states its relations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from depgraph.graph import Contraction, Program, Reason, Relations, Value, Work
+from depgraph.rules.equation import Term, Token, parse
+
+Rule = Callable[["Op"], None]
+_TABLE: dict[str, Rule] = {}
+
+
+@dataclass
+class Op:
+    """One operator of a captured graph: its arguments by schema name (tensors as `Value`s) and its results."""
+
+    name: str
+    target: str
+    arguments: dict[str, Any]
+    outputs: list[Value]
+    program: Program
+    where: str = ""
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def relations(self) -> Relations:
+        return self.program.relations
+
+    @property
+    def output(self) -> Value:
+        return self.outputs[0]
+
+    @property
+    def inputs(self) -> list[Value]:
+        """All tensors among the arguments, in order."""
+        return [v for argument in self.arguments.values() for v in _tensors(argument)]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.arguments.get(name, default)
+
+    def reason(self, text: str) -> Reason:
+        return Reason(f"{text} ({self.target}{', ' + self.where if self.where else ''})")
+
+    def fix(self, value: Value, dim: int, text: str) -> None:
+        """Fix one dimension of one value."""
+        self.relations.fix(value.dim(dim), self.reason(text))
+
+    def fix_all(self, text: str) -> None:
+        """Fix every dimension of every tensor of this operator."""
+        for value in [*self.inputs, *self.outputs]:
+            for dim in value.dims:
+                self.relations.fix(dim, self.reason(text))
+
+    def align_elementwise(self, values: Iterable[Value]) -> None:
+        """Align dims from the right, with broadcasting."""
+        values = list(values)
+        for value in values[:-1]:
+            last = values[-1]
+            for d in range(1, min(len(value.shape), len(last.shape)) + 1):
+                self.relations.align(value.dim(-d), last.dim(-d))
+
+    def align_beside(self, a: Value, b: Value, along: int) -> None:
+        """Align the dims of two tensors of one rank, but for dimension `along`."""
+        for d in range(len(a.shape)):
+            if d != along % len(a.shape):
+                self.relations.align(a.dim(d), b.dim(d))
+
+    def contract(self, operand: Value, dim: int) -> None:
+        """This operator sums `operand` over dimension `dim`."""
+        self.relations.contractions.append(Contraction(self.name, operand.name, dim % len(operand.shape)))
+
+    def relate(self, equation: str, *inputs: Value | None, work: str = "", **sizes: int) -> None:
+        """State an axis equation over `inputs` (the operator's tensors by default; None skips a term) and its outputs.
+
+        `sizes` gives letters that stand in brackets only; `work` names the letters whose sizes multiply to the MACs.
+        """
+        _Relating(self, sizes).run(equation, inputs or tuple(self.inputs), work)
+
+
+@dataclass
+class _Relating:
+    op: Op
+    sizes: dict[str, int]
+    letters: dict[str, int] = field(default_factory=dict)
+    run_dims: list[int] = field(default_factory=list)
+
+    def run(self, text: str, inputs: tuple[Value | None, ...], work: str) -> None:
+        equation = parse(text)
+        operands = [(t, v) for t, v in zip(equation.inputs, inputs, strict=False) if v is not None]
+        bound = [*operands, *zip(equation.outputs, self.op.outputs, strict=False)]
+        for term, value in bound:
+            self._plain(term, value)
+        for term, value in bound:
+            self._brackets(term, value)
+        for term, value in operands:
+            for token, dim in _spread(term, value):
+                if set(token.letters) & equation.contracted:
+                    self.op.contract(value, dim - value.first)
+        if work:
+            dims = [self.letters[w] for w in work.split() if w != "..."] + (self.run_dims if "..." in work else [])
+            self.op.relations.work.append(Work(self.op.name, tuple(dims)))
+
+    def _plain(self, term: Term, value: Value) -> None:
+        relations = self.op.relations
+        run = []
+        for token, dim in _spread(term, value):
+            if token.is_run:
+                run.append(dim)
+                continue
+            if len(token.letters) == 1:
+                self._bind(token.letters[0], dim)
+            if token.mark == "!":
+                relations.fix(dim, self.op.reason(f"dimension {token.letters[0]!r} can't be narrowed"))
+            elif token.mark == "~":
+                relations.mix(dim, f"{self.op.target} mixes it")
+        for a, b in zip(reversed(self.run_dims), reversed(run), strict=False):
+            relations.align(a, b)
+        self.run_dims = self._widest(run)
+
+    def _widest(self, run: list[int]) -> list[int]:
+        """What `run` and the runs before it broadcast to: of every pair from the right, a dim not of size 1."""
+        long, short = sorted((run, self.run_dims), key=len, reverse=True)
+        lead = len(long) - len(short)
+        sizes = self.op.relations.sizes
+        return long[:lead] + [b if sizes[a] == 1 else a for a, b in zip(long[lead:], short, strict=True)]
+
+    def _bind(self, letter: str, dim: int) -> None:
+        relations = self.op.relations
+        known = self.letters.setdefault(letter, dim)
+        relations.align(known, dim)
+        if relations.sizes[known] == 1:
+            self.letters[letter] = dim
+
+    def _brackets(self, term: Term, value: Value) -> None:
+        for token, dim in _spread(term, value):
+            if len(token.letters) > 1:
+                self.op.relations.fold(dim, self._parts(token.letters, self.op.relations.sizes[dim]))
+
+    def _parts(self, letters: tuple[str, ...], size: int) -> list[int]:
+        relations = self.op.relations
+        known = {a: relations.sizes[self.letters[a]] if a in self.letters else self.sizes.get(a) for a in letters}
+        missing = [a for a, s in known.items() if s is None]
+        product = int(np.prod([s for s in known.values() if s is not None]))
+        if len(missing) > 1:
+            raise ValueError(f"the sizes of {missing} can't be told in {letters}")
+        for letter in letters:
+            if letter not in self.letters:
+                self.letters[letter] = relations.new_dim(known[letter] or size // product)
+        return [self.letters[a] for a in letters]
+
+
+def _spread(term: Term, value: Value) -> list[tuple[Token, int]]:
+    """Pair the tokens of a term with the dims of a value; ``...`` takes what is left over."""
+    dims = list(value.dims)
+    fixed = sum(not token.is_run for token in term)
+    if fixed > len(dims) or (fixed < len(dims) and not any(token.is_run for token in term)):
+        raise ValueError(f"{value.name} with shape {value.shape} doesn't fit a term of {fixed} dims")
+    pairs = []
+    for token in term:
+        count = len(dims) - fixed if token.is_run else 1
+        for dim in dims[:count] if token.is_run else dims[:1]:
+            pairs.append((token, dim))
+        dims = dims[count:] if token.is_run else dims[1:]
+        fixed -= not token.is_run
+    return pairs
+
+
+def _tensors(argument: Any) -> list[Value]:
+    if isinstance(argument, Value):
+        return [argument]
+    if isinstance(argument, (list, tuple)):
+        return [v for item in argument for v in _tensors(item)]
+    return []
+
+
+def rule(*targets: str, equation: str = "", work: str = "") -> Callable[[Rule], Rule]:
+    """Register a rule for the operators `targets` (such as ``aten.linear.default``); overloads may be left out.
+
+    With `equation` the decorated function isn't needed: ``rule("my.op", equation="n c -> n c")`` registers at once.
+    """
+
+    def register(function: Rule) -> Rule:
+        for target in targets:
+            _TABLE[target] = function
+        return function
+
+    if equation:
+        register(lambda op: op.relate(equation, work=work))
+    return register
+
+
+def aten(names: str) -> list[str]:
+    """Names of ATen operators without their prefix, apart by blanks, as `rule` wants them."""
+    return [f"aten.{name}" for name in names.split()]
+
+
+def lookup(target: str) -> Rule | None:
+    """The rule for an operator: by its full name, without its overload, or as the in-place form of another."""
+    base = target.rsplit(".", 1)[0] if target.count(".") > 1 else target
+    return next((_TABLE[name] for name in (target, base, base.removesuffix("_")) if name in _TABLE), None)
+
+
+def table() -> dict[str, Rule]:
+    """A copy of the table of rules, by operator name."""
+    return dict(_TABLE)

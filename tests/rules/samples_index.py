@@ -1,0 +1,71 @@
+"""Samples of operators that look things up or write at positions."""
+
+from __future__ import annotations
+
+from tests.rules.sample import bools, ints, sample, t
+
+_BAGS = "weight.0 indices.0 offsets.0 out0.0 out1.0 out2.0 out3.0"
+_ROWS = "self.1 index.0 source.1 out.1"
+
+SAMPLES = [
+    sample("embedding", t(5, 4), ints(5, 2, 3), fixed="weight.0"),
+    sample("embedding", t(5, 4), ints(5, 3), 0, fixed="weight.0"),
+    sample("embedding_bag", t(5, 4), ints(5, 6), ints(1, 2), fixed=_BAGS),
+    sample("_embedding_bag", t(5, 4), ints(5, 6), ints(1, 2), fixed=_BAGS),
+    sample("_embedding_bag_forward_only", t(5, 4), ints(5, 6), ints(1, 2),
+           fixed=_BAGS),
+    sample("index_select", t(3, 5), 1, ints(5, 4), fixed="self.1"),
+    sample("index_select", t(3, 5), -2, ints(3, 4), fixed="self.0"),
+    sample("index.Tensor", t(5, 4), [ints(5, 3)], fixed="self.0"),
+    sample("index.Tensor", t(5, 6, 4), [ints(5, 2, 3), ints(6, 3)], fixed="self.0 self.1"),
+    sample("index.Tensor", t(5, 6, 4), [None, ints(6, 2, 3)], fixed="self.1"),
+    sample("index.Tensor", t(5, 6, 4), [ints(5, 3), None, ints(4, 3)], fixed="self.0 self.2"),
+    sample("index.Tensor", t(3, 5, 6, 4), [None, ints(5, 2), ints(6, 2)], fixed="self.1 self.2"),
+    sample("index.Tensor", t(3, 5, 6, 4), [None, ints(5, 2, 1), None, ints(4, 3)], fixed="self.1 self.3"),
+    sample("index.Tensor", t(5, 4), [ints(5)], fixed="self.0"),
+    sample("index.Tensor", t(4, 5), [bools(4)], fixed="self.0 indices0.0 out.0"),
+    sample("index.Tensor", t(3, 4, 5), [None, bools(4)], fixed="self.1 indices1.0 out.1"),
+    sample("index.Tensor", t(3, 4, 5), [bools(3, 4)], fixed="self.0 self.1 indices0.0 indices0.1 out.0"),
+    sample("index.Tensor", t(3, 4, 5), [bools(3), ints(4, 1)], fixed="*"),
+    sample("_unsafe_index.Tensor", t(5, 4), [None, ints(4, 3)], fixed="self.1"),
+    sample("gather", t(3, 5), 1, ints(5, 3, 4), fixed="self.1"),
+    sample("gather", t(3, 5), 1, ints(5, 2, 4), fixed="self.1"),
+    sample("gather", t(3, 5, 4), -3, ints(3, 2, 5, 4), fixed="self.0"),
+    sample("take_along_dim", t(3, 5), ints(5, 3, 4), 1, fixed="self.1"),
+    sample("take_along_dim", t(3, 5), ints(5, 1, 4), 1, fixed="self.1"),
+    sample("take_along_dim", t(3, 5), ints(15, 4), fixed="*"),
+    sample("isin.Tensor_Tensor", ints(5, 3, 4), ints(5, 2), fixed="test_elements.0"),
+    sample("isin.Tensor_Scalar", ints(5, 3, 4), 2),
+    sample("bucketize.Tensor", t(3, 4), t(5), fixed="boundaries.0"),
+    sample("index_add", t(3, 5), 1, ints(5, 2), t(3, 2), fixed=_ROWS),
+    sample("index_add_", t(3, 5), -1, ints(5, 2), t(3, 2), fixed=_ROWS),
+    sample("index_copy", t(3, 5), 1, ints(5, 2), t(3, 2), fixed=_ROWS),
+    sample("index_reduce", t(3, 5), 1, ints(5, 2), t(3, 2), "amax", fixed=_ROWS),
+    sample("index_fill.int_Scalar", t(3, 5), 1, ints(5, 2), 0.0, fixed="self.1 index.0 out.1"),
+    sample("scatter.src", t(3, 5), 1, ints(5, 3, 2), t(3, 2), fixed="self.1 index.1 src.1 out.1"),
+    sample("scatter.src", t(3, 5), 1, ints(5, 2, 2), t(3, 4), fixed="self.1 index.1 src.1 out.1"),
+    sample("scatter.value", t(3, 5), 1, ints(5, 3, 2), 1.0, fixed="self.1 index.1 out.1"),
+    sample("scatter_add", t(3, 5), 1, ints(5, 3, 2), t(3, 2), fixed="self.1 index.1 src.1 out.1"),
+    sample("scatter_reduce.two", t(3, 5), 1, ints(5, 3, 2), t(3, 2), "sum", fixed="self.1 index.1 src.1 out.1"),
+    sample("index_put", t(3, 5), [ints(3, 2)], t(2, 5), fixed="*"),
+    sample("index_put_", t(3, 5), [ints(3, 2)], t(2, 5), fixed="*"),
+    sample("_unsafe_index_put", t(3, 5), [ints(3, 2)], t(2, 5), fixed="*"),
+    sample("masked_scatter", t(3, 5), bools(3, 5), t(15), fixed="*"),
+    sample("put", t(3, 5), ints(15, 2), t(2), fixed="*"),
+    sample("one_hot", ints(4, 3), 4, fixed="*"),
+    sample("bincount", ints(4, 5), fixed="*"),
+    sample("nonzero", bools(3, 4), fixed="*"),
+    sample("nonzero_numpy", bools(3, 4), fixed="*"),
+    sample("argwhere", bools(3, 4), fixed="*"),
+    sample("where", bools(3, 4), fixed="*"),
+    sample("histc", t(6), 4, fixed="*"),
+    sample("unique_consecutive", ints(4, 5), fixed="*"),
+    sample("unique_dim", ints(4, 5, 2), 0, fixed="*"),
+    sample("_unique2", ints(4, 5), fixed="*"),
+    sample("searchsorted.Tensor", t(5), t(3, 4), fixed="*"),
+    sample("take", t(3, 4), ints(12, 5), fixed="*"),
+    sample("masked_select", t(3, 4), bools(3, 4), fixed="*"),
+    sample("repeat_interleave.Tensor", ints(4, 3), fixed="*"),
+]  # fmt: skip
+
+UNSAMPLED = {"aten.multinomial": "its values are drawn at random; all its dims are fixed"}

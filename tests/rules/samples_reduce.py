@@ -1,0 +1,82 @@
+"""Samples of operators that look along whole dims."""
+
+from __future__ import annotations
+
+from tests.rules.sample import bools, pos, sample, t, words
+
+_ONE_DIM = {
+    "amax": ([1],),
+    "amin": ([1],),
+    "mean.dim": ([1],),
+    "nanmean": ([1],),
+    "logsumexp": ([1],),
+    "special_logsumexp": ([1],),
+    "norm.ScalarOpt_dim": (2, [1]),
+    "linalg_vector_norm": (2, [1]),
+    "linalg_norm": (None, [1]),
+    "frobenius_norm.dim": ([1],),
+    "prod.dim_int": (1,),
+    "std.dim": ([1],),
+    "var.dim": ([1],),
+    "std.correction": ([1],),
+    "var.correction": ([-2],),
+}
+_WHOLE = {"max": (), "min": (), "median": (), "nanmedian": (), "mean": (), "prod": (), "norm.Scalar": (2,),
+          "std": (True,), "var": (True,), "linalg_norm": (),
+          "linalg_vector_norm": (), "any": (), "all": ()}  # fmt: skip
+_FIRST = "self.1 out.1"
+
+SAMPLES = [
+    sample("sum", t(3, 4)),
+    sample("sum.dim_IntList", t(2, 3, 4), [1]),
+    sample("sum.dim_IntList", t(2, 3, 4), [0, -1], True),
+    sample("sum.dim_IntList", t(2, 3, 4), None),
+    sample("sum.dim_IntList", t(2, 3, 4), []),
+    sample("nansum", t(3, 4), [1]),
+    sample("count_nonzero.dim_IntList", t(3, 4), [1]),
+    *(sample(name, pos(2, 3, 4), *args, mixed="self.1") for name, args in _ONE_DIM.items()),
+    *(sample(name, pos(3, 4), *args, mixed="self.0 self.1") for name, args in _WHOLE.items()),
+    sample("mean.dim", t(2, 3, 4), [-1], True, mixed="self.2"),
+    sample("mean.dim", t(2, 3, 4), [0, 2], mixed="self.0 self.2"),
+    sample("amax", t(2, 3, 4), mixed="self.0 self.1 self.2"),
+    sample("std_mean.correction", t(2, 3, 4), [1], mixed="self.1"),
+    sample("var_mean.correction", t(2, 3, 4), [1], keepdim=True, mixed="self.1"),
+    sample("aminmax", t(3, 4), dim=1, mixed="self.1"),
+    sample("any.dim", bools(3, 4), 1, mixed="self.1"),
+    sample("all.dims", bools(3, 4), [1], mixed="self.1"),
+    sample("max.dim", t(2, 3, 4), 1, fixed="self.1"),
+    sample("min.dim", t(2, 3, 4), -1, True, fixed="self.2"),
+    sample("median.dim", t(2, 3, 4), 1, fixed="self.1"),
+    sample("nanmedian.dim", t(2, 3, 4), 1, fixed="self.1"),
+    sample("max.other", t(2, 1, 4), t(3, 1)),
+    sample("min.other", t(2, 1, 4), t(3, 1)),
+    sample("argmax", t(2, 3, 4), 1, fixed="self.1"),
+    sample("argmax", t(2, 3), fixed="*"),
+    sample("argmin", t(2, 3, 4), 1, True, fixed="self.1"),
+    sample("kthvalue", t(2, 3, 4), 2, 1, fixed="self.1"),
+    sample("kthvalue", t(2, 3, 4), 2, 1, True, fixed="self.1"),
+    sample("mode", t(2, 3, 4), 1, fixed="self.1"),
+    sample("topk", t(2, 5, 4), 3, 1, fixed="self.1 out0.1 out1.1"),
+    *(sample(name, t(2, 3, 4), 1, mixed="self.1 out.1") for name in
+      ("softmax.int", "log_softmax.int", "_safe_softmax", "special_softmax", "special_log_softmax")),
+    sample("softmax.int", t(2, 3, 4), -1, mixed="self.2 out.2"),
+    sample("_softmax", t(2, 3, 4), 1, False, mixed="self.1 out.1"),
+    sample("_log_softmax", t(2, 3, 4), 1, False, mixed="self.1 out.1"),
+    *(sample(name, t(2, 3, 4), 1, fixed=_FIRST) for name in ("cumsum", "cumprod", "logcumsumexp", "argsort")),
+    *(sample(name, t(2, 3, 4), 1, fixed="self.1 out0.1 out1.1") for name in ("sort", "cummax", "cummin")),
+    sample("roll", t(2, 3, 4), [1], [1], fixed=_FIRST),
+    sample("roll", t(2, 3, 4), [1, 2], [1, -1], fixed="self.1 self.2 out.1 out.2"),
+    sample("roll", t(2, 3), [1], fixed="*"),
+    sample("flip", t(2, 3, 4), [1]),
+    sample("flip", t(2, 3, 4), [0, -1]),
+    sample("fliplr", t(2, 3, 4)),
+    sample("flipud", t(2, 3)),
+    sample("diff", t(2, 4), 1, -1, fixed=_FIRST),
+    sample("diff", t(2, 4), 1, -1, t(2, 3), t(2, 1), fixed="self.1 prepend.1 out.1"),
+    *(sample(f"fft_{name}", t(2, 4, 3), fixed="self.2 out.2") for name in words("fft ifft rfft irfft hfft ihfft")),
+    *(sample(name, t(2, 4, 3), fixed="self.1 self.2 out.1 out.2") for name in
+      words("fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2")),
+    *(sample(f"fft_{name}", t(4, 3), fixed="*") for name in words("fftn ifftn rfftn irfftn fftshift ifftshift")),
+    sample("fft_fftn", t(2, 4, 3), None, [1], fixed=_FIRST),
+    sample("fft_fftn", t(2, 4, 3), [3], fixed="*"),
+]  # fmt: skip
