@@ -1,0 +1,163 @@
+"""From a module and example inputs to a captured program, with errors that say what didn't fit."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.export import ExportedProgram
+
+from depgraph.capture.lowering import lower
+from depgraph.capture.recording import Recording, record
+from depgraph.errors import CaptureError, DepgraphError, UnsupportedParameter
+from depgraph.graph import Program
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A model's exported program, its values and relations, and where its integers came from."""
+
+    exported: ExportedProgram
+    program: Program
+    recording: Recording
+
+
+def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], strict: bool = False) -> Capture:
+    """Capture `model` on example inputs through torch.export, in eval mode and without gradients.
+
+    Raises:
+        UnsupportedParameter: a parameter is quantised, sparse or distributed.
+        CaptureError: the inputs don't fit, or the control flow depends on the data.
+        UnsupportedOperator: `strict`, and an operator has no rule.
+    """
+    check_parameters(model)
+    with quiet(model), torch.no_grad():
+        try:
+            with _dumps_dropped():
+                exported, recording = record(model, args, dict(kwargs))
+        except DepgraphError:
+            raise
+        except Exception as error:
+            raise CaptureError(_explain(model, args, kwargs, error)) from error
+    return Capture(exported, lower(exported, strict, ties_of(model)), recording)
+
+
+def ties_of(model: nn.Module) -> dict[str, str]:
+    """For every parameter and buffer, the first name under which the same tensor is known."""
+    first: dict[int, str] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Raise UnsupportedParameter for the first parameter that can't be sliced."""
+    for name, tensor in model.named_parameters():
+        kind = _unsliceable(tensor)
+        if kind:
+            raise UnsupportedParameter(
+                f"parameter {name!r} is {kind} and can't be sliced: prune the model in dense floating-point form first"
+            )
+
+
+def _unsliceable(tensor: torch.Tensor) -> str:
+    if isinstance(tensor, DTensor) or isinstance(tensor.data, DTensor):
+        return "distributed (DTensor)"
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.layout != torch.strided:
+        return f"sparse ({tensor.layout})"
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return f"quantised or packed ({tensor.dtype})"
+    if tensor.dtype.itemsize == 1:
+        return f"quantised ({tensor.dtype})"
+    return ""
+
+
+@contextlib.contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Eval mode and, where the model's config has the switch, no key-value cache; everything is put back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    held: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(config): config for config in held if getattr(config, "use_cache", False) is True}
+    try:
+        for module in training:
+            module.training = False
+        for config in configs.values():
+            config.use_cache = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for config in configs.values():
+            config.use_cache = True
+
+
+@contextlib.contextmanager
+def _dumps_dropped() -> Iterator[None]:
+    """Holds back what is written to stderr: torch dumps its unfinished graph there when a capture fails."""
+    held = io.StringIO()
+    with contextlib.redirect_stderr(held):
+        yield
+    sys.stderr.write(held.getvalue())
+
+
+def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> str:
+    name, place = type(model).__name__, _place(error)
+    if _DATA_DEPENDENT.search(f"{type(error).__name__}: {error}"):
+        return (
+            f"{name} can't be captured: its control flow depends on the values of a tensor{place}; "
+            "write that as torch.where, or take it out of the forward"
+        )
+    try:
+        model(*args, **kwargs)
+    except Exception as failure:
+        given = ", ".join([*map(_described, args), *(f"{k}={_described(v)}" for k, v in kwargs.items())])
+        return (
+            f"{name} doesn't run on these example inputs ({given or 'none'}){_place(failure)}: {_first_line(failure)}; "
+            "give the arguments of one call of its forward"
+        )
+    return (
+        f"{name} runs, but torch.export can't capture it{place}: {_first_line(error)}; "
+        "change the code there, or prune the submodule that can be captured"
+    )
+
+
+_DATA_DEPENDENT = re.compile("data.?dependent|control flow|DynamicOutputShape", re.IGNORECASE)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0].rstrip('.')}" if text else type(error).__name__
+
+
+def _described(argument: Any) -> str:
+    """Dtype and shape of a tensor, the type of anything else."""
+    if not isinstance(argument, torch.Tensor):
+        return type(argument).__name__
+    return f"{str(argument.dtype).removeprefix('torch.')} {list(argument.shape)}"
+
+
+def _place(error: BaseException) -> str:
+    """The innermost frame of a traceback that is neither torch's, nor ours, nor the standard library's."""
+    found = ""
+    trace = error.__traceback__
+    while trace is not None:
+        path = Path(trace.tb_frame.f_code.co_filename)
+        if path.is_absolute() and path.parent != _STANDARD and not any(root in path.parents for root in _LIBRARIES):
+            found = f" at {path.name}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found
+
+
+_LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[1])
+_STANDARD = Path(sysconfig.get_paths()["stdlib"])

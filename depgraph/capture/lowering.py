@@ -1,0 +1,197 @@
+"""From an exported program to values and relations: every operator is looked up in the table of rules."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from depgraph import rules
+from depgraph.capture.places import module_path, place
+from depgraph.errors import CaptureError, UnsupportedOperator
+from depgraph.graph import Program, Reason, Value
+
+_KINDS = {
+    InputKind.PARAMETER: "parameter",
+    InputKind.BUFFER: "buffer",
+    InputKind.CONSTANT_TENSOR: "constant",
+    InputKind.USER_INPUT: "input",
+}
+_LARGEST_INDEX_TABLE = 1 << 20
+
+
+def lower(exported: ExportedProgram, strict: bool = False, ties: Mapping[str, str] | None = None) -> Program:
+    """Lower a captured program. With `strict`, an operator without a rule raises UnsupportedOperator.
+
+    `ties` maps the name of each tied parameter to the name of the first one: tied parameters have the same dims.
+    """
+    return _Lowering(exported, strict, ties or {}).run()
+
+
+class _Lowering:
+    def __init__(self, exported: ExportedProgram, strict: bool, ties: Mapping[str, str]) -> None:
+        self.exported = exported
+        self.first_of: dict[str, Value] = {}
+        self.strict = strict
+        self.program = Program(ties=dict(ties))
+        self.constants: dict[str, np.ndarray] = {}
+        self.tuples: dict[str, list[Value | None]] = {}
+
+    def run(self) -> Program:
+        specs = {spec.arg.name: spec for spec in self.exported.graph_signature.input_specs}
+        for node in self.exported.graph.nodes:
+            if node.op == "placeholder":
+                self._placeholder(node, specs[node.name])
+            elif node.op == "get_attr":
+                self._constant(node)
+            elif node.op == "call_function":
+                self._call(node)
+        self._outputs()
+        return self.program
+
+    def _placeholder(self, node: Node, spec: Any) -> None:
+        tensor = node.meta.get("val")
+        if not isinstance(tensor, torch.Tensor):
+            return
+        kind = _KINDS.get(spec.kind, "constant")
+        value = self._value(node.name, kind, tensor, target=spec.target or "", used=bool(node.users))
+        first = (
+            self.first_of.setdefault(self.program.ties.get(value.target, value.target), value)
+            if value.target
+            else value
+        )
+        for mine, theirs in zip(value.dims, first.dims, strict=True):
+            self.program.relations.align(mine, theirs)
+        if kind == "input":
+            for d, dim in enumerate(value.dims):
+                self.program.relations.fix(dim, Reason(f"dimension {d} of the model's input {node.name!r}"))
+        elif not tensor.dtype.is_floating_point:
+            self._remember(node.name, spec.target)
+
+    def _constant(self, node: Node) -> None:
+        tensor = node.meta.get("val")
+        if isinstance(tensor, torch.Tensor):
+            self._value(node.name, "constant", tensor, target=str(node.target))
+
+    def _remember(self, name: str, target: str | None) -> None:
+        tensor = self.exported.constants.get(target or "", self.exported.state_dict.get(target or ""))
+        if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu" and tensor.numel() <= _LARGEST_INDEX_TABLE:
+            self.constants[name] = tensor.detach().numpy()
+
+    def _value(self, name: str, kind: Any, tensor: torch.Tensor, **more: Any) -> Value:
+        shape = tuple(concrete(s) for s in tensor.shape)
+        return self.program.add(name, kind, shape, itemsize=tensor.dtype.itemsize, **more)
+
+    def _call(self, node: Node) -> None:
+        if node.target is operator.getitem:
+            self._item(node)
+            return
+        results = node.meta.get("val")
+        many = isinstance(results, (tuple, list))
+        listed: list[Any] = list(results) if isinstance(results, (tuple, list)) else [results]
+        outputs: list[Value | None] = []
+        for k, tensor in enumerate(listed):
+            name = f"{node.name}:{k}" if many else node.name
+            is_tensor = isinstance(tensor, torch.Tensor)
+            outputs.append(self._value(name, "activation", tensor, module=module_path(node)) if is_tensor else None)
+        if many:
+            self.tuples[node.name] = outputs
+        op = op_of(node, self)
+        op.outputs = [value for value in outputs if value is not None]
+        self._apply(op, node)
+
+    def _item(self, node: Node) -> None:
+        source, key = node.args
+        if isinstance(source, Node) and source.name in self.tuples and isinstance(key, int):
+            value = self.tuples[source.name][key]
+            if value is not None:
+                self.program.values[node.name] = value
+
+    def _apply(self, op: rules.Op, node: Node) -> None:
+        function = rules.lookup(op.target)
+        tags = getattr(node.target, "tags", ())
+        if function is None and torch.Tag.pointwise in tags:
+            function = rules.lookup("aten.where")
+        if function is not None:
+            try:
+                function(op)
+            except ValueError as error:
+                op.fix_all(f"its rule doesn't fit this use of it: {error}")
+                self.program.unknown.setdefault(op.target, []).append(op.where)
+            return
+        if self.strict:
+            raise UnsupportedOperator(
+                f"operator {op.target} at {op.where or 'an unknown place'} has no rule; "
+                f"register one with depgraph.rule({op.target!r}, ...) or trace with strict=False to leave its dims alone"
+            )
+        self.program.unknown.setdefault(op.target, []).append(op.where)
+        op.fix_all("no rule knows what this operator does with it")
+
+    def _outputs(self) -> None:
+        """Fix what the model gives back, but not what it only shows on the way to another output."""
+        relations = self.program.relations
+        by_name = {node.name: node for node in self.exported.graph.nodes}
+        names = [spec.arg.name for spec in self.exported.graph_signature.output_specs if hasattr(spec.arg, "name")]
+        final = final_outputs([by_name[name] for name in names if name in by_name])
+        for position, name in enumerate(names):
+            value = self.program.values.get(name)
+            if value is None or name not in final:
+                continue
+            for d, dim in enumerate(value.dims):
+                lift = f"output {position}"
+                relations.fix(dim, Reason(f"dimension {d} of the model's output {position} ({name})", lift))
+
+
+def concrete(size: int | torch.SymInt) -> int:
+    """A size as a number: that of the example inputs where it is symbolic."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    if size.node.hint is None:
+        raise CaptureError(f"a size ({size}) depends on the values of a tensor: masks and nonzero can't be followed")
+    return int(size.node.hint)
+
+
+def final_outputs(outputs: list[Node]) -> set[str]:
+    """Names of the outputs that no other output is computed from."""
+    chosen = {node.name for node in outputs}
+    inner: set[str] = set()
+    seen: set[Node] = set()
+    queue = [parent for node in outputs for parent in node.all_input_nodes]
+    while queue:
+        node = queue.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.name in chosen:
+            inner.add(node.name)
+        queue.extend(node.all_input_nodes)
+    return chosen - inner or chosen
+
+
+def op_of(node: Node, lowering: _Lowering) -> rules.Op:
+    """The operator of a node with its arguments by schema name, defaults filled in."""
+
+    def convert(argument: Any) -> Any:
+        if isinstance(argument, Node):
+            made = argument.meta.get("val")
+            return concrete(made) if isinstance(made, torch.SymInt) else lowering.program.values.get(argument.name)
+        if isinstance(argument, (list, tuple)):
+            return [convert(item) for item in argument]
+        return argument
+
+    schema = getattr(node.target, "_schema", None)
+    arguments: dict[str, Any] = {}
+    if schema is None:
+        arguments = {str(k): convert(a) for k, a in enumerate(node.args)}
+        arguments.update({k: convert(a) for k, a in node.kwargs.items()})
+    else:
+        for k, declared in enumerate(schema.arguments):
+            given = node.args[k] if k < len(node.args) else node.kwargs.get(declared.name, declared.default_value)
+            arguments[declared.name] = convert(given)
+    return rules.Op(node.name, str(node.target), arguments, [], lowering.program, place(node), lowering.constants)

@@ -1,0 +1,108 @@
+"""All that recording needs from private parts of torch, in one place.
+
+`tests/capture/test_recording.py` checks each function here against torch, so that a version that moves them is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.compiler
+import torch.fx
+import torch.nn.functional
+from torch import Tensor
+from torch.fx.experimental import proxy_tensor
+
+_OVERRIDE_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+_COMPILER_FLAGS = ("_is_compiling_flag", "_is_exporting_flag")
+
+
+def active_tracer() -> Any | None:
+    """The tracer of the capture in progress, None when there is none."""
+    mode = proxy_tensor.get_proxy_mode()
+    return None if mode is None else mode.tracer
+
+
+def node_of(tensor: Tensor, tracer: Any) -> torch.fx.Node | None:
+    """The graph node that stands for `tensor` in the capture of `tracer`, None for a tensor it has not seen."""
+    slot = proxy_tensor.get_proxy_slot(tensor, tracer, None)
+    return None if slot is None else slot.proxy.node
+
+
+def last_node(tracer: Any) -> torch.fx.Node:
+    """The newest node of the graph that `tracer` builds."""
+    return tracer.graph._root._prev
+
+
+def nodes_after(tracer: Any, node: torch.fx.Node) -> list[torch.fx.Node]:
+    """The nodes of `tracer`'s graph that are newer than `node`, oldest first."""
+    newer: list[torch.fx.Node] = []
+    newest = last_node(tracer)
+    while newest is not node:
+        newer.append(newest)
+        newest = newest._prev
+    return newer[::-1]
+
+
+def size_hint(size: Any) -> int:
+    """A dim's size as an int; of a symbolic size its example value, without adding a guard."""
+    return size.node.hint if isinstance(size, torch.SymInt) else int(size)
+
+
+@contextmanager
+def function_mode_stack_kept() -> Iterator[None]:
+    """Take modes that were left on torch's stack of function modes off again, even after a KeyboardInterrupt."""
+    depth = torch._C._len_torch_function_stack()
+    try:
+        yield
+    finally:
+        while torch._C._len_torch_function_stack() > depth:
+            torch._C._pop_torch_function_stack()
+
+
+@contextmanager
+def exporting_flags() -> Iterator[None]:
+    """Let `torch.compiler.is_compiling()` and `is_exporting()` answer as they do during `torch.export.export`."""
+    before = {name: getattr(torch.compiler, name) for name in _COMPILER_FLAGS}
+    try:
+        for name in before:
+            setattr(torch.compiler, name, True)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(torch.compiler, name, value)
+
+
+@contextmanager
+def open_functionals() -> Iterator[None]:
+    """Let function modes see the calls inside the Python functions of `torch.nn.functional`, not these as a whole.
+
+    Tensor subclasses that override torch functions are still asked first.
+    """
+    module = torch.nn.functional
+    before = {name: getattr(module, name) for name in _OVERRIDE_CHECKS}
+    try:
+        for name, check in before.items():
+            setattr(module, name, _subclasses_only(check, spread=name == "has_torch_function"))
+        yield
+    finally:
+        for name, check in before.items():
+            setattr(module, name, check)
+
+
+def _subclasses_only(check: Callable[..., bool], spread: bool) -> Callable[..., bool]:
+    def subclasses_only(*args: Any) -> bool:
+        return any(_overrides(arg) for arg in (args[0] if spread else args)) and check(*args)
+
+    return subclasses_only
+
+
+def _overrides(value: Any) -> bool:
+    kind = type(value)
+    if kind is Tensor:
+        return False
+    handler = getattr(kind, "__torch_function__", torch._C._disabled_torch_function_impl)
+    return handler is not torch._C._disabled_torch_function_impl

@@ -1,0 +1,256 @@
+"""The function mode that sees every torch call of a forward with its integers still in the arguments."""
+
+from __future__ import annotations
+
+import builtins
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from depgraph.capture import proxies
+from depgraph.capture.expressions import parts
+from depgraph.capture.frames import here, where
+from depgraph.capture.matching import Path, Python, Source, given_expressions, sources
+from depgraph.capture.sizes import Expr, ShapeOf, SizeInt, observing, plain, tracked_extreme
+
+_names: dict[Any, str] = {}
+_CONSTANT_MAKERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor})
+
+
+@dataclass
+class SeenCall:
+    """One call as it was seen: nodes by the names they had during the capture."""
+
+    function: str
+    where: str
+    nodes: tuple[str, ...]
+    outputs: tuple[str | None, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    numbers: tuple[float, ...] = ()
+
+
+@dataclass
+class Log:
+    """What a watched forward did; the observer of its sizes (`sizes.Observer`)."""
+
+    calls: list[SeenCall] = field(default_factory=list)
+    sources: dict[str, dict[Path, Source]] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    comparisons: dict[tuple[Expr, Expr, bool, str], None] = field(default_factory=dict)
+    leaks: list[tuple[Expr, str]] = field(default_factory=list)
+    symbolics: dict[tuple[str, int], set[Expr]] = field(default_factory=dict)
+    lost: dict[CodeType | None, dict[int, set[Expr]]] = field(default_factory=dict)
+    tracer: Any = None
+
+    def compared(self, left: Expr, right: Expr, equal: bool) -> None:
+        """See `sizes.Observer`."""
+        if left != right:
+            self.comparisons.setdefault((left, right, equal, where()))
+
+    def leaked(self, expr: Expr) -> None:
+        """See `sizes.Observer`."""
+        self.leaks.append((expr, where()))
+
+    def recovered(self, expr: Expr) -> None:
+        """See `sizes.Observer`."""
+        within = set(parts(expr))
+        for position in range(len(self.leaks) - 1, -1, -1):
+            if self.leaks[position][0] in within:
+                within.discard(self.leaks.pop(position)[0])
+
+    def converted(self, expr: Expr, value: int) -> None:
+        """See `sizes.Observer`."""
+        self.lost.setdefault(here()[1], {}).setdefault(value, set()).add(expr)
+
+    def symbolic(self, name: str, value: int, expr: Expr) -> None:
+        """See `sizes.Observer`."""
+        self.symbolics.setdefault((name, value), set()).add(expr)
+
+
+class Watch(TorchFunctionMode):
+    """Writes every torch call that returns tensors into `log`, and lets shapes remember whose they are."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self.log = log
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func` as it is; shapes come back with expressions, other calls are recorded."""
+        kwargs = kwargs or {}
+        tracer = self.log.tracer
+        if tracer is None:
+            result = func(*args, **kwargs)
+            self._record(func, result, [], _numbers(args, kwargs, result))
+            return result
+        query = _QUERIES.get(func)
+        if query is not None:
+            return query(func(*args, **kwargs), args, kwargs, tracer)
+        before = proxies.last_node(tracer)
+        result = func(*args, **kwargs)
+        made = proxies.nodes_after(tracer, before)
+        self._record(func, result, made)
+        if made:
+            self._find_sources(made, func, args, kwargs)
+        return result
+
+    def _record(self, func: Any, result: Any, made: list[torch.fx.Node], numbers: tuple[float, ...] = ()) -> None:
+        tensors = (result,) if isinstance(result, Tensor) else tuple(_tensors(result))
+        if not tensors:
+            return
+        tracer = self.log.tracer
+        nodes = (None,) * len(tensors) if tracer is None else tuple(proxies.node_of(one, tracer) for one in tensors)
+        self.log.calls.append(
+            SeenCall(
+                function=_name(func),
+                where=where(),
+                nodes=tuple(node.name for node in made),
+                outputs=tuple(None if node is None else node.name for node in nodes),
+                shapes=tuple(tuple(map(proxies.size_hint, one.shape)) for one in tensors),
+                numbers=numbers,
+            )
+        )
+
+    def _find_sources(self, made: list[torch.fx.Node], func: Any, args: Any, kwargs: Any) -> None:
+        place, code = here()
+        lost = self.log.lost.get(code, {})
+        for node in made:
+            self.log.places[node.name] = place
+            if found := sources(node, Python(func, args, kwargs, lost)):
+                self.log.sources[node.name] = found
+        if func in _CONSTANT_MAKERS:
+            for expr in given_expressions((args, kwargs)):
+                self.log.leaked(expr)
+
+
+@contextmanager
+def watched(model: nn.Module, log: Log, finish: Callable[[Any], None]) -> Iterator[None]:
+    """Within, a forward of `model` (its hooks included) is written into `log`.
+
+    `finish(tracer)` runs when the forward has ended. Hooks bring the mode in: they leave the module's path, its
+    signature and its proxies (torch stands these in for modules that are shared) as they are.
+    """
+    inside = ExitStack()
+    depth = 0
+
+    def enter(module: nn.Module, args: Any) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > 1:  # a module that calls itself
+            return
+        log.tracer = proxies.active_tracer()
+        inside.enter_context(proxies.open_functionals())
+        if log.tracer is not None:
+            inside.enter_context(observing(log))
+            inside.enter_context(_builtin_extremes())
+        inside.enter_context(Watch(log))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        nonlocal depth
+        depth -= 1
+        if depth:
+            return None
+        tracer, log.tracer = log.tracer, None
+        inside.close()
+        finish(tracer)
+        leaves, spec = pytree.tree_flatten(output)
+        if not any(isinstance(leaf, SizeInt) for leaf in leaves):
+            return None
+        return pytree.tree_unflatten([plain(leaf) for leaf in leaves], spec)
+
+    with proxies.function_mode_stack_kept():
+        handles = [
+            model.register_forward_pre_hook(enter, prepend=True),
+            model.register_forward_hook(leave, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            inside.close()
+
+
+@contextmanager
+def _builtin_extremes() -> Iterator[None]:
+    before = builtins.max, builtins.min
+    builtins.max, builtins.min = tracked_extreme("max", before[0]), tracked_extreme("min", before[1])
+    try:
+        yield
+    finally:
+        builtins.max, builtins.min = before
+
+
+def _numbers(args: Any, kwargs: Any, result: Any) -> tuple[float, ...]:
+    """The floats that a call was given, and what it made if that is a single number."""
+    given = [a for a in (*args, *kwargs.values()) if type(a) is float]
+    if isinstance(result, Tensor) and result.ndim == 0 and result.is_floating_point() and result.device.type == "cpu":
+        given.append(result.item())
+    return tuple(given)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+
+
+def _name(func: Any) -> str:
+    try:
+        return _names[func]
+    except KeyError:
+        pass
+    owner = getattr(func, "__objclass__", None) or getattr(func, "__self__", None)
+    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        name = str(func)
+    elif type(func).__name__ == "method-wrapper":
+        name = f"Tensor.{getattr(owner, '__name__', '?')}"
+    elif isinstance(owner, type) and issubclass(Tensor, owner):
+        name = f"Tensor.{func.__name__}"
+    else:
+        name = f"{getattr(func, '__module__', None) or 'torch'}.{getattr(func, '__qualname__', repr(func))}"
+        name = name.replace("_VariableFunctionsClass.", "").replace("torch._tensor.Tensor.", "Tensor.")
+    return _names.setdefault(func, name)
+
+
+def _whole_shape(shape: Any, args: Any, kwargs: Any, tracer: Any) -> Any:
+    if not isinstance(shape, torch.Size):  # x.size(dim)
+        return _one_size(shape, args, kwargs, tracer)
+    node = proxies.node_of(args[0], tracer)
+    return shape if node is None else torch.Size([_sized(size, node, dim) for dim, size in enumerate(shape)])
+
+
+def _one_size(size: Any, args: Any, kwargs: Any, tracer: Any) -> Any:
+    node = proxies.node_of(args[0], tracer)
+    dim = args[1] if len(args) > 1 else kwargs.get("dim")
+    return size if node is None or not isinstance(dim, int) else _sized(size, node, dim % args[0].ndim)
+
+
+def _element_count(count: Any, args: Any, kwargs: Any, tracer: Any) -> Any:
+    shape = _whole_shape(args[0].shape, args, kwargs, tracer)
+    return math.prod(shape) if isinstance(count, int) else count
+
+
+def _sized(size: Any, node: torch.fx.Node, dim: int) -> Any:
+    return SizeInt(size, ShapeOf(node.name, int(dim))) if isinstance(size, int) else size
+
+
+_QUERIES: dict[Any, Callable[[Any, Any, Any, Any], Any]] = {
+    Tensor.shape.__get__: _whole_shape,  # type: ignore[attr-defined]
+    Tensor.size: _whole_shape,
+    Tensor.numel: _element_count,
+    Tensor.nelement: _element_count,
+}
