@@ -1,0 +1,140 @@
+"""Axes and groups as a user sees them: named, with their members, and with the reason why an index can't go."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from depgraph.coupling import NONE, Classes, Labelling, find_axes
+from depgraph.graph import Program, Reason, Value
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dim of one parameter or buffer that an axis reaches.
+
+    `labels[i]` is the group that index `i` of dimension `dim` belongs to, or -1 where the axis doesn't reach it.
+    """
+
+    target: str
+    dim: int
+    kind: str
+    labels: np.ndarray = field(repr=False)
+
+    def indices(self, group: int) -> np.ndarray:
+        """The indices of this dim that go with `group`."""
+        return np.flatnonzero(self.labels == group)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The smallest part of an axis that can be removed: its members are (parameter, dim, indices)."""
+
+    axis: str
+    number: int
+    members: tuple[tuple[str, int, np.ndarray], ...]
+    fixed: Reason | None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A set of dims, across the whole model, that must be narrowed together.
+
+    `size` is its number of groups, `exact` whether removing a group equals zeroing it, `mixed_by` the operators that make
+    it inexact, `reasons` why certain groups can't go (by group number).
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    reasons: dict[int, Reason]
+    mixed_by: tuple[str, ...]
+    labels: dict[int, np.ndarray] = field(repr=False)
+
+    @property
+    def exact(self) -> bool:
+        return not self.mixed_by
+
+    @property
+    def kind(self) -> str:
+        """The name with its numbers starred: alike for the same axis of every layer."""
+        return re.sub(r"\d+", "*", self.name)
+
+    @property
+    def prunable(self) -> np.ndarray:
+        """Which groups may go, as a boolean array [size]."""
+        free = np.ones(self.size, dtype=bool)
+        free[list(self.reasons)] = False
+        return free
+
+    @property
+    def why_fixed(self) -> str:
+        """The first reason why a group of this axis can't go, or an empty string."""
+        return str(next(iter(self.reasons.values()), ""))
+
+    def group(self, number: int) -> Group:
+        """One group with its members; raises IndexError when there is none of that number."""
+        if not 0 <= number < self.size:
+            raise IndexError(f"axis {self.name} has {self.size} groups, there is no group {number}")
+        parts = ((m.target, m.dim, m.indices(number)) for m in self.members)
+        return Group(self.name, number, tuple(p for p in parts if len(p[2])), self.reasons.get(number))
+
+    @property
+    def groups(self) -> Iterator[Group]:
+        return (self.group(number) for number in range(self.size))
+
+
+def build_axes(program: Program, classes: Classes) -> list[Axis]:
+    """Find all axes of a program that reach a parameter, in the order of the graph."""
+    owners: dict[int, list[tuple[Value, int]]] = {}
+    for value in program.values.values():
+        if value.kind in ("parameter", "buffer", "constant") and value.target:
+            for d, dim in enumerate(value.dims):
+                owners.setdefault(int(classes.of_dim[dim]), []).append((value, d))
+    seeds = [number for number, held in owners.items() if any(v.kind == "parameter" and v.used for v, _ in held)]
+    names: dict[str, int] = {}
+    return [_axis(found, owners, classes, names) for found in find_axes(classes, seeds, set(seeds))]
+
+
+def _axis(
+    found: Labelling, owners: dict[int, list[tuple[Value, int]]], classes: Classes, names: dict[str, int]
+) -> Axis:
+    reached = [n for n in owners if n in found.labels]
+    numbers: dict[int, int] = {}
+    for number in reached:
+        for label in found.groups(number):
+            if label != NONE:
+                numbers.setdefault(int(label), len(numbers))
+    renumber = np.full(len(found.root) + 1, NONE)
+    for label, new in numbers.items():
+        renumber[label] = new
+    labels = {number: renumber[found.groups(number)] for number in found.labels}
+    members = tuple(Member(v.target, d, v.kind, labels[n]) for n in reached for v, d in owners[n])
+    reasons = {numbers[g]: reason for g, reason in found.reasons.items() if g in numbers}
+    mixed = tuple(dict.fromkeys(classes.mixed[n] for n in found.labels if n in classes.mixed))
+    return Axis(_name(members, names), len(numbers), members, reasons, mixed, labels)
+
+
+def _name(members: tuple[Member, ...], taken: dict[str, int]) -> str:
+    parameters = [m for m in members if m.kind == "parameter"]
+    main = min(parameters, key=lambda m: (not _alone(m), m.dim != 0))
+    name = f"{main.target}:{main.dim}{_suffix(main.labels)}"
+    taken[name] = taken.get(name, 0) + 1
+    return name if taken[name] == 1 else f"{name}#{taken[name]}"
+
+
+def _alone(member: Member) -> bool:
+    return bool((member.labels != NONE).all() and len(np.unique(member.labels)) == len(member.labels))
+
+
+def _suffix(labels: np.ndarray) -> str:
+    """How the groups lie on the dim that names the axis: a slice of it, blocks of it, or positions within blocks."""
+    on = np.flatnonzero(labels != NONE)
+    used = labels[on]
+    part = f"[{on[0]}:{on[-1] + 1}]" if len(on) < len(labels) else ""
+    if len(np.unique(used)) == len(used):
+        return part
+    return f"{part}/blocks" if (np.diff(used) >= 0).all() else f"{part}/within"

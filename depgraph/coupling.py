@@ -1,0 +1,331 @@
+"""Labels flow until nothing changes: from relations to axes and groups.
+
+An axis is found by giving every index of one dim a label of its own and pushing the labels through the relations in both
+directions; where two labels meet on one index they are joined. At the fixpoint, the dims reached are the axis and the
+label classes its groups. Aligned dims were merged into classes beforehand, so each class is reached once; an index is
+filled once an axis, so the work is linear in what the axis reaches.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from depgraph.graph import Fold, Program, Reason
+
+Labels = np.ndarray
+NONE = -1
+
+
+@dataclass
+class Classes:
+    """The dims of a program, merged where they are aligned as a whole; what is known of each class by its number."""
+
+    of_dim: np.ndarray
+    size: list[int]
+    pushes: dict[int, list[tuple[np.ndarray, int, np.ndarray]]]
+    folds: list[Fold]
+    folds_of: dict[int, list[int]]
+    fixed: dict[int, dict[int, Reason]]
+    fixed_whole: dict[int, Reason]
+    mixed: dict[int, str]
+
+    @classmethod
+    def of(cls, program: Program, lifted: frozenset[str] = frozenset()) -> Classes:
+        """Number the classes of dims and sort the relations by class; reasons named in `lifted` are left out."""
+        relations = program.relations
+        roots = np.array([relations.find(d) for d in range(len(relations.sizes))], dtype=np.int64)
+        used, of_dim = np.unique(roots, return_inverse=True)
+        size = [relations.sizes[r] for r in used]
+        found = cls(of_dim, size, defaultdict(list), [], defaultdict(list), defaultdict(dict), {}, {})
+        found._alignments(program)
+        found._folds(program)
+        for dim, indices, reason in relations.fixed:
+            if not reason.lift or reason.lift not in lifted:
+                found._fix(int(of_dim[dim]), indices, reason)
+        for dim, why in relations.mixed:
+            found.mixed.setdefault(int(of_dim[dim]), why)
+        return found
+
+    def _alignments(self, program: Program) -> None:
+        seen = set()
+        for a in program.relations.alignments:
+            left, right = int(self.of_dim[a.a]), int(self.of_dim[a.b])
+            key = (left, right, a.ia.tobytes(), a.ib.tobytes())
+            if key not in seen:
+                seen.add(key)
+                self.pushes[left].append((a.ia, right, a.ib))
+                self.pushes[right].append((a.ib, left, a.ia))
+
+    def _folds(self, program: Program) -> None:
+        seen = set()
+        for fold in program.relations.folds:
+            mapped = Fold(int(self.of_dim[fold.flat]), tuple(int(self.of_dim[p]) for p in fold.parts))
+            if mapped in seen:
+                continue
+            seen.add(mapped)
+            for member in {mapped.flat, *mapped.parts}:
+                self.folds_of[member].append(len(self.folds))
+            self.folds.append(mapped)
+
+    def _fix(self, number: int, indices: np.ndarray | None, reason: Reason) -> None:
+        if indices is None:
+            self.fixed_whole.setdefault(number, reason)
+            return
+        for i in indices:
+            self.fixed[number].setdefault(int(i), reason)
+
+
+@dataclass
+class Labelling:
+    """What one axis says: for each class reached, the label of every index (`NONE` where it doesn't reach)."""
+
+    labels: dict[int, Labels]
+    root: np.ndarray
+    seed: int
+    reasons: dict[int, Reason] = field(default_factory=dict)
+
+    def groups(self, number: int) -> Labels:
+        """Labels of a class after all joins, so that equal numbers mean the same group."""
+        raw = self.labels[number]
+        return np.where(raw == NONE, NONE, self.root[raw])
+
+
+class _Flow:
+    """One run of the labels, from one seed, to the fixpoint."""
+
+    def __init__(self, classes: Classes, seed: int, indices: np.ndarray) -> None:
+        self.classes = classes
+        self.root = np.arange(classes.size[seed])
+        self.labels: dict[int, Labels] = {}
+        self.split_off: list[int] = []
+        self.queue: deque[int] = deque()
+        self.waiting: set[int] = set()
+        start = np.full(classes.size[seed], NONE)
+        start[indices] = indices
+        self._fill(seed, start)
+        while self.queue:
+            number = self.queue.popleft()
+            self.waiting.discard(number)
+            self._push(number)
+
+    def _join(self, a: Labels, b: Labels) -> None:
+        while True:
+            ra, rb = self.root[a], self.root[b]
+            apart = ra != rb
+            if not apart.any():
+                return
+            low, high = np.minimum(ra, rb)[apart], np.maximum(ra, rb)[apart]
+            np.minimum.at(self.root, high, low)
+            while True:
+                jumped = self.root[self.root]
+                if (jumped == self.root).all():
+                    break
+                self.root = jumped
+
+    def _fill(self, number: int, new: Labels) -> None:
+        old = self.labels.get(number)
+        if old is None:
+            self.labels[number] = new
+            changed = bool((new != NONE).any())
+            if not changed:
+                del self.labels[number]
+        else:
+            both = (old != NONE) & (new != NONE)
+            if both.any():
+                self._join(old[both], new[both])
+            fresh = (old == NONE) & (new != NONE)
+            changed = bool(fresh.any())
+            if changed:
+                self.labels[number] = np.where(fresh, new, old)
+        if changed and number not in self.waiting:
+            self.waiting.add(number)
+            self.queue.append(number)
+
+    def _push(self, number: int) -> None:
+        mine = self.labels[number]
+        for here, other, there in self.classes.pushes.get(number, ()):
+            carried = mine[here]
+            has = carried != NONE
+            if not has.any():
+                continue
+            new = np.full(self.classes.size[other], NONE)
+            new[there[has]] = carried[has]
+            self._join(carried[has], new[there[has]])
+            self._fill(other, new)
+        for k in self.classes.folds_of.get(number, ()):
+            self._through(self.classes.folds[k], number)
+
+    def _through(self, fold: Fold, number: int) -> None:
+        shape = tuple(self.classes.size[p] for p in fold.parts)
+        if number == fold.flat:
+            self._unfold(fold, shape)
+        for j, part in enumerate(fold.parts):
+            if part == number:
+                view = [1] * len(shape)
+                view[j] = shape[j]
+                self._fill(fold.flat, np.broadcast_to(self.labels[part].reshape(view), shape).reshape(-1).copy())
+
+    def _unfold(self, fold: Fold, shape: tuple[int, ...]) -> None:
+        laid_out = self.labels[fold.flat].reshape(shape)
+        known = [j for j, part in enumerate(fold.parts) if part in self.labels]
+        rows = [np.moveaxis(laid_out, j, 0).reshape(shape[j], -1) for j in range(len(shape))]
+        candidates = known or range(len(shape))
+        j = max(candidates, key=lambda k: (self._kept_apart(rows[k]), shape[k]))
+        self._join_rows(rows[j])
+        self._fill(fold.parts[j], rows[j].max(axis=1))
+        self.split_off.extend(part for k, part in enumerate(fold.parts) if k != j)
+
+    def _kept_apart(self, rows: np.ndarray) -> int:
+        """How many groups stay apart when every row becomes one group."""
+        canonical = np.where(rows == NONE, NONE, self.root[rows])
+        first = canonical.max(axis=1)
+        if ((canonical == first[:, None]) | (canonical == NONE)).all():
+            return len(np.unique(first[first != NONE]))
+        saved = self.root.copy()
+        self._join_rows(rows)
+        kept = len(np.unique(self.root[rows[rows != NONE]]))
+        self.root = saved
+        return kept
+
+    def _join_rows(self, rows: np.ndarray) -> None:
+        first = np.broadcast_to(rows.max(axis=1)[:, None], rows.shape)
+        has = rows != NONE
+        if has.any():
+            self._join(rows[has], first[has])
+
+
+def find_axes(classes: Classes, seeds: list[int], anchors: set[int]) -> list[Labelling]:
+    """All axes that reach a class in `anchors` (those of parameters), seeded from `seeds` and from what folds split off.
+
+    A dim that is made of others (the product of a fold, the parts of a concatenation) is seeded through them. An index
+    that is already alone in its group of some axis is explained, and isn't seeded again.
+    """
+    explained: dict[int, np.ndarray] = {}
+    found: dict[bytes, Labelling] = {}
+    queue, seeded = deque(_pieces_first(classes, seeds, explained)), set()
+    while queue:
+        seed = queue.popleft()
+        if seed in seeded or classes.size[seed] < 2 or seed in classes.fixed_whole:
+            continue
+        seeded.add(seed)
+        done = explained.get(seed)
+        indices = np.arange(classes.size[seed]) if done is None else np.flatnonzero(~done)
+        if not len(indices):
+            continue
+        flow = _Flow(classes, seed, indices)
+        queue.extend(_pieces_first(classes, flow.split_off, explained))
+        labelling = Labelling(flow.labels, flow.root, seed)
+        if not anchors & labelling.labels.keys():
+            continue
+        _explain(labelling, explained)
+        found.setdefault(_signature(labelling, anchors), labelling)
+    axes = _without_coarser(list(found.values()), anchors)
+    for labelling in axes:
+        _collect_reasons(classes, labelling)
+    return axes
+
+
+def _pieces_first(classes: Classes, seeds: list[int], explained: dict[int, np.ndarray]) -> list[int]:
+    """Replace every seed that is made of smaller dims by those, and keep it for what they leave over."""
+    ordered: list[int] = []
+    seen: set[int] = set()
+
+    def visit(seed: int) -> None:
+        if seed in seen:
+            return
+        seen.add(seed)
+        flats = [f for k in classes.folds_of.get(seed, ()) if (f := classes.folds[k]).flat == seed]
+        if flats:
+            for part in flats[0].parts:
+                visit(part)
+            return
+        covered = explained.get(seed, np.zeros(classes.size[seed], dtype=bool)).copy()
+        for here, other, there in classes.pushes.get(seed, ()):
+            if classes.size[other] < classes.size[seed] and len(there) == classes.size[other]:
+                visit(other)
+                covered[here] = True
+        explained[seed] = covered
+        ordered.append(seed)
+
+    for seed in seeds:
+        visit(seed)
+    return ordered
+
+
+def _without_coarser(axes: list[Labelling], anchors: set[int]) -> list[Labelling]:
+    """Drop axes with a single group, and those whose every group is a union of another axis's groups."""
+    axes = [a for a in axes if len(np.unique(a.root[_used(a)])) > 1]
+    by_class: dict[int, list[Labelling]] = defaultdict(list)
+    for axis in axes:
+        for number in anchors & axis.labels.keys():
+            by_class[number].append(axis)
+    dropped: set[int] = set()
+    for axis in axes:
+        shared = by_class[min(anchors & axis.labels.keys())]
+        if any(other is not axis and id(other) not in dropped and _refines(other, axis, anchors) for other in shared):
+            dropped.add(id(axis))
+    return [a for a in axes if id(a) not in dropped]
+
+
+def _used(axis: Labelling) -> Labels:
+    return np.unique(np.concatenate([raw[raw != NONE] for raw in axis.labels.values()]))
+
+
+def _refines(fine: Labelling, coarse: Labelling, anchors: set[int]) -> bool:
+    """Does each group of `fine` that touches `coarse` lie within one group of it, on the same parameter dims?"""
+    numbers = anchors & coarse.labels.keys()
+    if not numbers <= fine.labels.keys():
+        return False
+    belongs = np.full(len(fine.root), NONE)
+    for number in numbers:
+        f, c = fine.groups(number), coarse.groups(number)
+        on = c != NONE
+        if (f[on] == NONE).any():
+            return False
+        new = belongs[f[on]]
+        if ((new != NONE) & (new != c[on])).any():
+            return False
+        belongs[f[on]] = c[on]
+        if (belongs[f[on]] != c[on]).any():
+            return False
+    return True
+
+
+def _explain(labelling: Labelling, explained: dict[int, np.ndarray]) -> None:
+    for number in labelling.labels:
+        groups = labelling.groups(number)
+        counts = np.bincount(groups[groups != NONE], minlength=len(labelling.root))
+        alone = (groups != NONE) & (counts[groups] == 1)
+        before = explained.get(number)
+        explained[number] = alone if before is None else before | alone
+
+
+def _signature(labelling: Labelling, anchors: set[int]) -> bytes:
+    """Equal for two labellings that split the same parameter dims into the same groups."""
+    parts = []
+    for number in sorted(anchors & labelling.labels.keys()):
+        groups = labelling.groups(number)
+        _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+        canonical = np.argsort(np.argsort(first))[inverse]
+        canonical[groups == NONE] = NONE
+        parts.append(np.array([number, len(groups)]).tobytes() + canonical.tobytes())
+    return b"".join(parts)
+
+
+def _collect_reasons(classes: Classes, labelling: Labelling) -> None:
+    """For every group that touches a fixed index, the first reason found."""
+    for number in labelling.labels:
+        whole = classes.fixed_whole.get(number)
+        some = classes.fixed.get(number)
+        if whole is None and not some:
+            continue
+        groups = labelling.groups(number)
+        if whole is not None:
+            for group in np.unique(groups[groups != NONE]):
+                labelling.reasons.setdefault(int(group), whole)
+        for i, reason in (some or {}).items():
+            if groups[i] != NONE:
+                labelling.reasons.setdefault(int(groups[i]), reason)

@@ -1,0 +1,135 @@
+"""`trace` and what it gives: the dependency graph of a model, its axes, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+import torch
+from torch import nn
+
+from depgraph.axes import Axis, build_axes
+from depgraph.capture.capturing import Capture, capture
+from depgraph.coupling import Classes
+from depgraph.widths import Cost, Removal, Widths
+
+if TYPE_CHECKING:
+    from depgraph.cutting.expressing import SizeRules
+    from depgraph.plan import Plan
+    from depgraph.scoring import Scorer, Scores
+    from depgraph.target import Target
+
+
+def trace(
+    model: nn.Module,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    strict: bool = False,
+    free: Iterable[str] = (),
+) -> DependencyGraph:
+    """Capture a model on example inputs and find what is coupled to what; weights are never touched.
+
+    Args:
+        model: any module; it may live on the meta device.
+        args: positional example inputs (a tuple, or a single tensor).
+        kwargs: keyword example inputs.
+        strict: raise UnsupportedOperator for an operator without a rule, instead of leaving its dims alone.
+        free: customs to lift, by name: ``"output 0"`` lets the width of the model's first output change.
+
+    Raises:
+        CaptureError: the inputs don't fit the model, or its control flow depends on data.
+        UnsupportedParameter: a parameter is quantised, sparse or distributed.
+    """
+    args = args if isinstance(args, tuple) else tuple(args) if isinstance(args, list) else (args,)
+    captured = capture(model, args, kwargs or {}, strict)
+    return DependencyGraph(model, args, dict(kwargs or {}), captured, frozenset(free))
+
+
+class DependencyGraph:
+    """What is coupled to what in one model: `axes`, their groups, and exact costs."""
+
+    def __init__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], captured: Capture, free: frozenset[str]
+    ) -> None:
+        self.model = model
+        self.args = args
+        self.kwargs = kwargs
+        self.capture = captured
+        self.free = free
+        self.classes = Classes.of(captured.program, free)
+        self.axes: list[Axis] = build_axes(captured.program, self.classes)
+        self.widths = Widths(captured.program, self.classes, self.axes)
+
+    def __getitem__(self, name: str) -> Axis:
+        """The axis of that name; raises KeyError."""
+        return self.widths.axes[name]
+
+    @property
+    def unknown(self) -> dict[str, list[str]]:
+        """Operators without a rule, and the places in the code where they stand."""
+        return self.capture.program.unknown
+
+    def cost(self, removal: Removal | None = None) -> Cost:
+        """Exact cost of the model as it is, or after a removal (axis name -> group numbers)."""
+        return self.widths.at(removal or {}).cost()
+
+    @cached_property
+    def sizes(self) -> SizeRules:
+        """Where the sizes in the model's Python come from, and what they must become."""
+        from depgraph.cutting.expressing import SizeRules
+
+        return SizeRules(self)
+
+    @cached_property
+    def dense_cost(self) -> Cost:
+        return self.cost()
+
+    def plan(self, scorer: Scorer | Scores, target: Target, **options: Any) -> Plan:
+        """Choose which groups go; see `depgraph.planning.make_plan` for the options."""
+        from depgraph.planning import make_plan
+
+        return make_plan(self, scorer, target, **options)
+
+    def cut_plan(self, removal: Removal) -> Plan:
+        """A plan that removes just the given groups (axis name -> group numbers)."""
+        from depgraph.plan import Plan
+
+        return Plan.of(self, removal)
+
+    def show(self) -> str:
+        """The axes as text a person can read: name, groups, exact or not, members, and what is fixed."""
+        from depgraph.report import axes_text
+
+        return axes_text(self)
+
+    def to_networkx(self) -> nx.Graph:
+        """A bipartite graph of axes and the parameter dims they reach; write it with networkx for Graphviz."""
+        found = nx.Graph()
+        for axis in self.axes:
+            found.add_node(
+                axis.name, kind="axis", groups=axis.size, exact=axis.exact, prunable=int(axis.prunable.sum())
+            )
+            for member in axis.members:
+                node = f"{member.target}[{member.dim}]"
+                found.add_node(node, kind=member.kind, size=len(member.labels))
+                found.add_edge(axis.name, node)
+        return found
+
+    def to_dot(self) -> str:
+        """The same as Graphviz source."""
+        lines = ["graph axes {", "  rankdir=LR;"]
+        network = self.to_networkx()
+        for node, data in network.nodes(data=True):
+            shape = "ellipse" if data["kind"] == "axis" else "box"
+            lines.append(f'  "{node}" [shape={shape}];')
+        lines += [f'  "{a}" -- "{b}";' for a, b in network.edges]
+        return "\n".join([*lines, "}"])
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The model's parameters and buffers by name, tied ones under every name."""
+        model = self.model
+        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        return dict(named)

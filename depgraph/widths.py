@@ -1,0 +1,118 @@
+"""What remains of every dim when groups go, and what the remainder costs: exact arithmetic on kept sizes.
+
+A *removal* is a dict from axis name to the group numbers that go. An index of a dim stays if every axis that reaches it
+keeps its group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from depgraph.axes import Axis
+from depgraph.coupling import NONE, Classes
+from depgraph.graph import Program, Value
+
+Removal = Mapping[str, Iterable[int]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters (a tied parameter counts once), multiply-accumulates of the traced call, bytes of parameters and buffers."""
+
+    params: int
+    macs: int
+    bytes: int
+
+    def share_of(self, other: Cost) -> dict[str, float]:
+        """Each figure divided by that of `other`."""
+        return {k: getattr(self, k) / max(getattr(other, k), 1) for k in ("params", "macs", "bytes")}
+
+
+class Widths:
+    """Kept indices and sizes of the classes of dims, for one program and its axes."""
+
+    def __init__(self, program: Program, classes: Classes, axes: list[Axis]) -> None:
+        self.program = program
+        self.classes = classes
+        self.axes = {axis.name: axis for axis in axes}
+        self.reaching: dict[int, list[str]] = defaultdict(list)
+        for axis in axes:
+            for number in axis.labels:
+                self.reaching[number].append(axis.name)
+
+    def class_of(self, dim: int) -> int:
+        return int(self.classes.of_dim[dim])
+
+    def axes_of(self, dim: int) -> list[str]:
+        """Names of the axes that reach a dim."""
+        return self.reaching.get(self.class_of(dim), [])
+
+    def at(self, removal: Removal) -> Kept:
+        """What `removal` leaves."""
+        masks = {}
+        for name, groups in removal.items():
+            mask = np.zeros(self.axes[name].size + 1, dtype=bool)
+            mask[list(groups)] = True
+            mask[NONE] = False
+            masks[name] = mask
+        return Kept(self, masks)
+
+
+class Kept:
+    """The dims of a program after a removal; kept indices are found when asked for."""
+
+    def __init__(self, widths: Widths, masks: dict[str, np.ndarray]) -> None:
+        self.widths = widths
+        self.masks = masks
+        self._kept: dict[int, np.ndarray | None] = {}
+
+    def of_class(self, number: int) -> np.ndarray | None:
+        """Kept indices of a class of dims, ascending; None when all stay."""
+        if number not in self._kept:
+            self._kept[number] = self._find(number)
+        return self._kept[number]
+
+    def _find(self, number: int) -> np.ndarray | None:
+        gone: np.ndarray | None = None
+        for name in self.widths.reaching.get(number, ()):
+            if name in self.masks:
+                here = self.masks[name][self.widths.axes[name].labels[number]]
+                gone = here if gone is None else gone | here
+        return np.flatnonzero(~gone) if gone is not None and gone.any() else None
+
+    def of(self, value: Value, d: int) -> np.ndarray | None:
+        """Kept indices of dimension `d` of a value; None when all stay."""
+        return self.of_class(self.widths.class_of(value.dim(d)))
+
+    def size(self, dim: int) -> int:
+        """The size of a dim after the removal."""
+        kept = self.of_class(self.widths.class_of(dim))
+        return self.widths.program.relations.sizes[dim] if kept is None else len(kept)
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """The shape of a value after the removal."""
+        return tuple(self.size(dim) for dim in value.dims)
+
+    def cost(self) -> Cost:
+        """Exact cost of what remains."""
+        params = stored = 0
+        for value in stored_values(self.widths.program):
+            numel = math.prod(self.shape(value))
+            params += numel if value.kind == "parameter" else 0
+            stored += numel * value.itemsize
+        macs = sum(math.prod(self.size(d) for d in work.dims) for work in self.widths.program.relations.work)
+        return Cost(params, macs, stored)
+
+
+def stored_values(program: Program) -> list[Value]:
+    """Parameters and buffers, tied ones once."""
+    firsts: dict[str, Value] = {}
+    for value in program.values.values():
+        if value.kind in ("parameter", "buffer"):
+            firsts.setdefault(program.ties.get(value.target, value.target), value)
+    return list(firsts.values())

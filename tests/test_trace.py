@@ -1,0 +1,259 @@
+"""Tracing: what is found, what is refused, and that the model stays as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import depgraph
+from depgraph.errors import CaptureError, UnsupportedOperator, UnsupportedParameter
+from tests.zoo import ZOO
+
+
+@torch.library.custom_op("depgraph_tests::shifted", mutates_args=())
+def shifted(x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+    return x + by
+
+
+@shifted.register_fake
+def _(x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Shifting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.by = nn.Linear(4, 8), nn.Linear(8, 3), nn.Parameter(torch.rand(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(shifted(self.up(x), self.by))
+
+
+def test_an_operator_without_a_rule_is_fixed_and_reported_or_an_error_and_can_be_given_a_rule() -> None:
+    model, inputs = Shifting(), torch.randn(2, 4)
+    graph = depgraph.trace(model, inputs)
+    assert list(graph.unknown) == ["depgraph_tests.shifted.default"]
+    assert not any(axis.prunable.any() for axis in graph.axes)
+    with pytest.raises(UnsupportedOperator, match=r"depgraph_tests\.shifted.* at test_trace\.py:\d+ has no rule"):
+        depgraph.trace(model, inputs, strict=True)
+    depgraph.rule("depgraph_tests.shifted", equation="... c, c -> ... c")
+    (axis,) = depgraph.trace(model, inputs, strict=True).axes
+    assert axis.size == 8 and axis.prunable.all()
+
+
+def test_inputs_that_do_not_fit_are_one_sentence() -> None:
+    with pytest.raises(CaptureError, match="Linear doesn't run on these example inputs"):
+        depgraph.trace(nn.Linear(4, 3), torch.randn(2, 5))
+
+
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_data_dependent_control_flow_is_named_with_its_place() -> None:
+    with pytest.raises(CaptureError, match=r"depends on the values of a tensor at test_trace\.py:\d+"):
+        depgraph.trace(Branching(), torch.randn(2, 5))
+
+
+def test_sparse_and_packed_parameters_are_refused_by_name() -> None:
+    model = nn.Linear(4, 3)
+    model.weight = nn.Parameter(torch.eye(3, 4).to_sparse(), requires_grad=False)
+    with pytest.raises(UnsupportedParameter, match="'weight' is sparse"):
+        depgraph.trace(model, torch.randn(2, 4))
+    model.weight = nn.Parameter(torch.zeros(3, 4, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(UnsupportedParameter, match="'weight' is quantised"):
+        depgraph.trace(model, torch.randn(2, 4))
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    example = ZOO["llama_8_4"]()
+    model = example.model
+    model.config.use_cache = True
+    model.train()
+    model.model.layers[0].eval()
+    held = {n: dict(vars(m)) for n, m in model.named_modules()}
+    depgraph.trace(model, example.args, example.kwargs)
+    assert model.config.use_cache is True
+    assert model.training and not model.model.layers[0].training
+    for name, module in model.named_modules():
+        for key, value in held[name].items():
+            assert type(vars(module)[key]) is type(value), (name, key)
+
+
+def test_a_large_model_on_the_meta_device() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=4,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=32000,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+        ids = torch.zeros(1, 8, dtype=torch.long)
+    graph = depgraph.trace(model, kwargs={"input_ids": ids})
+    sizes = sorted({(axis.size, len(axis.members)) for axis in graph.axes}, reverse=True)
+    assert sizes[0] == (14336, 3)
+    assert {4096, 14336, 128, 64, 8, 4} == {axis.size for axis in graph.axes}
+
+
+def test_llama_has_just_the_axes_of_the_design() -> None:
+    example = ZOO["llama_8_2"]()
+    graph = depgraph.trace(example.model, example.args, example.kwargs)
+    described = {
+        (axis.size, axis.exact, tuple(m.target.split(".")[-2] for m in axis.members if ".0." in m.target))
+        for axis in graph.axes
+    }
+    layer = {d for d in described if d[2]}
+    assert (2, True, ("q_proj", "k_proj", "v_proj", "o_proj")) in layer
+    assert (4, True, ("q_proj", "o_proj")) in layer
+    assert (6, True, ("q_proj", "k_proj")) in layer
+    assert (12, True, ("v_proj", "o_proj")) in layer
+    assert any(set(d[2]) >= {"gate_proj", "up_proj", "down_proj"} and d[1] for d in layer)
+
+
+def test_an_output_can_be_lifted() -> None:
+    model, inputs = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5)), torch.randn(2, 4)
+    assert len(depgraph.trace(model, inputs).axes) == 1
+    lifted = depgraph.trace(model, inputs, free=["output 0"])
+    assert [axis.size for axis in lifted.axes] == [6, 5]
+
+
+class ByProduct(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.never = nn.Linear(4, 6), nn.Linear(6, 5), nn.Parameter(torch.rand(7))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.up(x)
+        return {"hidden": hidden, "logits": self.down(hidden)}
+
+
+def test_by_products_do_not_fix_and_unread_parameters_make_no_axis() -> None:
+    graph = depgraph.trace(ByProduct(), torch.randn(2, 4))
+    assert [(axis.size, bool(axis.prunable.all())) for axis in graph.axes] == [(6, True)]
+    report = graph.cut_plan({graph.axes[0].name: [0, 1]}).apply_with_report()
+    assert report.model(torch.randn(2, 4))["hidden"].shape == (2, 4)
+
+
+def test_networkx_and_dot() -> None:
+    graph = depgraph.trace(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5)), torch.randn(2, 4))
+    network = graph.to_networkx()
+    assert set(network["0.weight:0"]) == {"0.weight[0]", "0.bias[0]", "1.weight[1]"}
+    assert '"0.weight:0" -- "1.weight[1]"' in graph.to_dot()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bit_floats_are_refused_by_name(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
+    model[1].weight = nn.Parameter(model[1].weight.detach().to(dtype), requires_grad=False)
+    with pytest.raises(UnsupportedParameter, match=r"'1.weight' is quantised \(torch.float8"):
+        depgraph.trace(model, torch.randn(2, 4))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_quantised_tensors_are_refused_by_name() -> None:
+    model = nn.Linear(4, 3)
+    packed = torch.quantize_per_tensor(torch.randn(3, 4), 0.1, 0, torch.qint8)
+    model.weight = nn.Parameter(packed, requires_grad=False)
+    with pytest.raises(UnsupportedParameter, match="'weight' is quantised"):
+        depgraph.trace(model, torch.randn(2, 4))
+
+
+class Tied(nn.Module):
+    """The decoder is the encoder's matrix, under a second name and transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inner, self.output = nn.Embedding(11, 6), nn.Linear(6, 6), nn.Linear(6, 11, bias=False)
+        self.output.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.output(torch.tanh(self.inner(self.embed(ids))))
+
+
+def test_tied_parameters_are_one() -> None:
+    model, ids = Tied(), torch.randint(0, 11, (2, 5))
+    graph = depgraph.trace(model, ids)
+    assert graph.dense_cost.params == sum(p.numel() for p in model.parameters()) == 11 * 6 + 6 * 6 + 6
+    (axis,) = [a for a in graph.axes if a.prunable.any()]
+    reached = {(m.target, m.dim) for m in axis.members}
+    assert reached >= {("embed.weight", 1), ("output.weight", 1), ("inner.weight", 0), ("inner.weight", 1)}
+    pruned = graph.cut_plan({axis.name: [0, 4]}).apply()
+    assert pruned.output.weight is pruned.embed.weight
+    assert pruned.embed.weight.shape == (11, 4)
+    assert graph.cut_plan({axis.name: [0, 4]}).cost().params == sum(p.numel() for p in pruned.parameters())
+
+
+def test_a_vocabulary_is_fixed_and_says_so() -> None:
+    graph = depgraph.trace(Tied(), torch.randint(0, 11, (2, 5)))
+    assert not any(axis.size == 11 and axis.prunable.any() for axis in graph.axes)
+    assert "embed.weight" in graph.show()
+
+
+class Changing(nn.Module):
+    """A batch norm (with statistics that training would move) and a dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def test_tracing_a_model_in_training_moves_no_statistics_and_no_random_state() -> None:
+    model = Changing().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    random = torch.random.get_rng_state()
+    graph = depgraph.trace(model, torch.randn(2, 4, generator=torch.Generator().manual_seed(0)))
+    graph.cut_plan({graph.axes[0].name: [1]}).apply()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(random, torch.random.get_rng_state())
+    assert all(module.training for module in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_refused_trace_leaves_the_model_as_it_was() -> None:
+    example = ZOO["gpt2"]()
+    model = example.model.train()
+    model.config.use_cache = True
+    held = {name: dict(vars(module)) for name, module in model.named_modules()}
+    with pytest.raises(CaptureError):
+        depgraph.trace(model, (torch.randn(3, 3),))
+    assert all(module.training for module in model.modules())
+    assert model.config.use_cache is True
+    for name, module in model.named_modules():
+        assert {k: type(v) for k, v in vars(module).items()} == {k: type(v) for k, v in held[name].items()}
+
+
+def test_every_index_that_cannot_go_says_why() -> None:
+    example = ZOO["bloom"]()
+    graph = depgraph.trace(example.model, example.args, example.kwargs)
+    fixed = [axis for axis in graph.axes if axis.reasons]
+    assert fixed
+    for axis in fixed:
+        assert all(str(reason) for reason in axis.reasons.values())
+        assert set(axis.reasons) == set((~axis.prunable).nonzero()[0].tolist())
+        assert axis.group(next(iter(axis.reasons))).fixed is not None
+
+
+def test_groups_partition_what_an_axis_reaches() -> None:
+    example = ZOO["llama_8_2"]()
+    graph = depgraph.trace(example.model, example.args, example.kwargs)
+    for axis in graph.axes:
+        assert graph[axis.name] is axis
+        for member in axis.members:
+            indices = [i for group in axis.groups for t, d, ix in group.members if (t, d) == (member.target, member.dim)
+                       for i in ix.tolist()]  # fmt: skip
+            assert len(indices) == len(set(indices))
+            assert sorted(indices) == (member.labels >= 0).nonzero()[0].tolist()
+    with pytest.raises(IndexError, match="there is no group"):
+        graph.axes[0].group(graph.axes[0].size)
+    with pytest.raises(KeyError):
+        graph["nothing"]
