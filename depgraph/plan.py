@@ -1,0 +1,185 @@
+"""A plan: which groups go. Data that can be printed, saved, edited, merged, and applied."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from depgraph.errors import CheckpointError, PlanError
+from depgraph.widths import Cost, Kept, Removal
+
+if TYPE_CHECKING:
+    from depgraph.cutting.report import CutReport
+    from depgraph.dependency import DependencyGraph
+
+FORMAT = 1
+
+
+class Removed(NamedTuple):
+    """Indices that go from one dim of one parameter or buffer, by its position in the dense tensor."""
+
+    target: str
+    dim: int
+    indices: np.ndarray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which groups of which axes go (`removal`: axis name -> group numbers, ascending)."""
+
+    graph: DependencyGraph = field(repr=False)
+    removal: dict[str, tuple[int, ...]]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, graph: DependencyGraph, removal: Removal, notes: Iterable[str] = ()) -> Plan:
+        """A plan after checking it: axes and groups exist, may go, and leave at least one index of everything.
+
+        Raises PlanError that names the axis otherwise.
+        """
+        checked = {}
+        for name, groups in removal.items():
+            numbers = tuple(sorted({int(g) for g in groups}))
+            if numbers:
+                _check(graph, name, numbers)
+                checked[name] = numbers
+        plan = cls(graph, checked, tuple(notes))
+        plan._check_not_empty()
+        return plan
+
+    def _check_not_empty(self) -> None:
+        kept = self.kept()
+        for value in self.graph.capture.program.values.values():
+            if value.kind in ("parameter", "buffer") and 0 in kept.shape(value) and 0 not in value.shape:
+                raise PlanError(
+                    f"the plan leaves nothing of {value.target!r}: its axes together remove all of a dimension"
+                )
+
+    def kept(self) -> Kept:
+        """Kept indices and sizes of every dim under this plan."""
+        return self.graph.widths.at(self.removal)
+
+    def cost(self) -> Cost:
+        """Exact cost of the pruned model."""
+        return self.kept().cost()
+
+    def removed(self) -> list[Removed]:
+        """What goes from every parameter and buffer: (name, dim, indices), in the order of the graph."""
+        kept = self.kept()
+        found = []
+        for value in self.graph.capture.program.values.values():
+            if value.kind not in ("parameter", "buffer", "constant") or not value.target:
+                continue
+            for d, size in enumerate(value.shape):
+                stays = kept.of(value, d)
+                if stays is not None:
+                    found.append(Removed(value.target, d, np.setdiff1d(np.arange(size), stays)))
+        return found
+
+    def without(self, *names: str) -> Plan:
+        """This plan with the named axes left whole."""
+        return Plan.of(self.graph, {k: v for k, v in self.removal.items() if k not in names}, self.notes)
+
+    def with_axis(self, name: str, groups: Iterable[int]) -> Plan:
+        """This plan with other groups of one axis removed."""
+        return Plan.of(self.graph, {**self.removal, name: tuple(groups)}, self.notes)
+
+    def merge(self, other: Plan) -> Plan:
+        """All that either plan removes; both must belong to one graph."""
+        if other.graph is not self.graph:
+            raise PlanError("plans of two different graphs can't be merged: load one of them on the other's graph")
+        names = {*self.removal, *other.removal}
+        both = {n: {*self.removal.get(n, ()), *other.removal.get(n, ())} for n in names}
+        return Plan.of(self.graph, both, (*self.notes, *other.notes))
+
+    def __or__(self, other: Plan) -> Plan:
+        return self.merge(other)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data, with the sizes of the axes so that it can be checked against a graph."""
+        axes = {n: {"groups": self.graph[n].size, "removed": list(g)} for n, g in self.removal.items()}
+        return {"format": FORMAT, "axes": axes, "notes": list(self.notes)}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON; raises CheckpointError when the file can't be written."""
+        target = Path(path)
+        temporary = target.with_name(target.name + ".partial")
+        try:
+            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+            os.replace(temporary, target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise CheckpointError(f"the plan can't be written to {target}: {error.strerror or error}") from error
+
+    @classmethod
+    def from_json(cls, graph: DependencyGraph, data: Mapping[str, Any]) -> Plan:
+        """A plan from plain data; raises PlanError when it doesn't fit the graph."""
+        try:
+            axes = {str(n): [int(g) for g in entry["removed"]] for n, entry in data["axes"].items()}
+            sizes = {str(n): int(entry["groups"]) for n, entry in data["axes"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(
+                f"this is not a saved plan: {error!r} (expected axes with 'groups' and 'removed')"
+            ) from error
+        for name, size in sizes.items():
+            if name in graph.widths.axes and graph[name].size != size:
+                raise PlanError(
+                    f"the plan was made for {size} groups of axis {name!r}, this graph has {graph[name].size}"
+                )
+        return cls.of(graph, axes, data.get("notes", ()))
+
+    @classmethod
+    def load(cls, graph: DependencyGraph, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan saved by `save`; raises PlanError or CheckpointError."""
+        try:
+            data = json.loads(Path(path).read_text())
+        except OSError as error:
+            raise CheckpointError(f"the plan can't be read from {path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise PlanError(f"{path} is not a saved plan: {error}") from error
+        return cls.from_json(graph, data)
+
+    def apply(self, **options: Any) -> nn.Module:
+        """A new, smaller, checked module; the original stays as it is. See `depgraph.cutting.apply` for the options."""
+        from depgraph.cutting.applying import apply
+
+        return apply(self, **options).model
+
+    def apply_(self, **options: Any) -> nn.Module:
+        """Cut the graph's own model in place, checked, and return it; a failed cut leaves it as it was."""
+        from depgraph.cutting.applying import apply_in_place
+
+        return apply_in_place(self, **options).model
+
+    def apply_with_report(self, **options: Any) -> CutReport:
+        """As `apply`, with the report of what was cut and checked beside the model."""
+        from depgraph.cutting.applying import apply
+
+        return apply(self, **options)
+
+    def __str__(self) -> str:
+        from depgraph.report import plan_text
+
+        return plan_text(self)
+
+
+def _check(graph: DependencyGraph, name: str, numbers: tuple[int, ...]) -> None:
+    if name not in graph.widths.axes:
+        raise PlanError(f"the graph has no axis {name!r}; graph.axes lists them")
+    axis = graph[name]
+    if numbers[0] < 0 or numbers[-1] >= axis.size:
+        raise PlanError(
+            f"axis {name!r} has groups 0 to {axis.size - 1}; the plan removes {numbers[0]} to {numbers[-1]}"
+        )
+    fixed = [g for g in numbers if g in axis.reasons]
+    if fixed:
+        raise PlanError(f"group {fixed[0]} of axis {name!r} can't go: {axis.reasons[fixed[0]]}")
+    if len(numbers) >= axis.size:
+        raise PlanError(f"the plan removes all {axis.size} groups of axis {name!r}: at least one must stay")

@@ -1,0 +1,274 @@
+"""Targets, scopes, rounding, protection; plans as data."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import depgraph
+from depgraph.errors import CheckpointError, NothingToPrune, PlanError, ScoreError, TargetError
+from tests.test_end_to_end import random_scores
+from tests.zoo import ZOO
+
+Graph = depgraph.DependencyGraph
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+
+
+@pytest.fixture
+def graph() -> Graph:
+    return depgraph.trace(mlp(), torch.randn(2, 8))
+
+
+@pytest.fixture(scope="module")
+def llama() -> Graph:
+    example = ZOO["llama_8_4"]()
+    return depgraph.trace(example.model, example.args, example.kwargs)
+
+
+@pytest.mark.parametrize("share", [0, 1, 1.5, -0.2, math.nan, True, "half"])
+def test_a_target_is_a_share_between_0_and_1(share: object) -> None:
+    with pytest.raises(TargetError, match="params"):
+        depgraph.Target(params=share)  # type: ignore[arg-type]
+
+
+def test_a_target_names_something() -> None:
+    with pytest.raises(TargetError, match="at least one"):
+        depgraph.Target()
+
+
+@pytest.mark.parametrize("metric", ["params", "macs", "bytes"])
+def test_the_target_is_met_within_one_group(graph: Graph, metric: str) -> None:
+    plan = graph.plan(random_scores(graph), depgraph.Target(**{metric: 0.6}))
+    dense, left = getattr(graph.dense_cost, metric), getattr(plan.cost(), metric)
+    assert left <= 0.6 * dense
+    widest = max(dense - getattr(graph.cost({axis.name: [0]}), metric) for axis in graph.axes)
+    assert left > 0.6 * dense - widest
+
+
+def test_several_targets_hold_at_once(graph: Graph) -> None:
+    share = graph.plan(random_scores(graph), depgraph.Target(params=0.9, macs=0.5)).cost().share_of(graph.dense_cost)
+    assert share["macs"] <= 0.5
+
+
+def test_the_lowest_scores_go(graph: Graph) -> None:
+    scores = {axis.name: np.arange(axis.size)[::-1].astype(float) for axis in graph.axes}
+    plan = graph.plan(scores, depgraph.Target(params=0.6), scope="axis")
+    for name, groups in plan.removal.items():
+        assert groups == tuple(range(graph[name].size - len(groups), graph[name].size))
+
+
+def test_uniform_keeps_equal_widths_in_all_layers(llama: Graph) -> None:
+    plan = llama.plan(random_scores(llama), depgraph.Target(params=0.8), scope="uniform")
+    widths: dict[str, set[int]] = {}
+    for name, groups in plan.removal.items():
+        widths.setdefault(llama[name].kind, set()).add(len(groups))
+    assert plan.removal
+    assert all(len(w) == 1 for w in widths.values())
+
+
+@pytest.mark.parametrize("scope", ["global", "axis"])
+def test_rounding_keeps_multiples(graph: Graph, scope: str) -> None:
+    plan = graph.plan(random_scores(graph), depgraph.Target(params=0.6), scope=scope, round_to=8)
+    assert all((graph[n].size - len(g)) % 8 == 0 for n, g in plan.removal.items())
+
+
+def test_floors_and_the_least_that_can_be_reached(graph: Graph) -> None:
+    plan = graph.plan(random_scores(graph), depgraph.Target(params=0.6), floor=0.5)
+    assert all(graph[n].size - len(g) >= graph[n].size / 2 for n, g in plan.removal.items())
+    with pytest.raises(TargetError, match=r"params=0\.\d+ at the least"):
+        graph.plan(random_scores(graph), depgraph.Target(params=0.1), floor=0.9)
+
+
+def test_protect_and_only(graph: Graph) -> None:
+    first, second = graph.axes
+    target, scores = depgraph.Target(params=0.8), random_scores(graph)
+    for pattern in (first.name, "0.*", first, lambda axis: axis.name == first.name):
+        assert list(graph.plan(scores, target, protect=pattern).removal) == [second.name]
+        assert list(graph.plan(scores, target, only=pattern).removal) == [first.name]
+    with pytest.raises(NothingToPrune, match="protect"):
+        graph.plan(scores, target, protect=[first, second])
+
+
+def test_unknown_options_are_refused(graph: Graph) -> None:
+    with pytest.raises(PlanError, match="no option 'scop'"):
+        graph.plan(random_scores(graph), depgraph.Target(params=0.8), scop="axis")
+    with pytest.raises(PlanError, match="scope='layer' is not one of"):
+        graph.plan(random_scores(graph), depgraph.Target(params=0.8), scope="layer")
+
+
+def test_scores_must_fit(graph: Graph) -> None:
+    target, scores = depgraph.Target(params=0.8), random_scores(graph)
+    first = graph.axes[0].name
+    with pytest.raises(ScoreError, match="no scores for axis"):
+        graph.plan({k: v for k, v in scores.items() if k != first}, target)
+    with pytest.raises(ScoreError, match="48 groups"):
+        graph.plan({**scores, first: np.ones(3)}, target)
+    with pytest.raises(ScoreError, match="is nan"):
+        graph.plan({**scores, first: np.full(48, np.nan)}, target)
+
+
+def test_a_module_without_axes_is_refused() -> None:
+    graph = depgraph.trace(nn.Linear(4, 3), torch.randn(2, 4))
+    with pytest.raises(NothingToPrune, match="Linear has no axis"):
+        graph.plan({}, depgraph.Target(params=0.5))
+
+
+def test_plans_are_checked(graph: Graph) -> None:
+    name = graph.axes[0].name
+    with pytest.raises(PlanError, match="no axis 'nothing'"):
+        graph.cut_plan({"nothing": [0]})
+    with pytest.raises(PlanError, match="groups 0 to 47"):
+        graph.cut_plan({name: [48]})
+    with pytest.raises(PlanError, match="at least one must stay"):
+        graph.cut_plan({name: range(48)})
+    bloom = ZOO["bloom"]()
+    fixed = depgraph.trace(bloom.model, bloom.args, bloom.kwargs)
+    axis = next(a for a in fixed.axes if a.reasons)
+    with pytest.raises(PlanError, match="can't go"):
+        fixed.cut_plan({axis.name: [next(iter(axis.reasons))]})
+
+
+def test_plans_are_edited_merged_saved_and_loaded(graph: Graph, tmp_path: Path) -> None:
+    first, second = (axis.name for axis in graph.axes)
+    plan = graph.cut_plan({first: [1, 2], second: [0]})
+    assert plan.without(first).removal == {second: (0,)}
+    assert plan.with_axis(first, [5]).removal == {first: (5,), second: (0,)}
+    assert (plan.without(first) | graph.cut_plan({second: [3]})).removal == {second: (0, 3)}
+    plan.save(tmp_path / "plan.json")
+    assert depgraph.Plan.load(graph, tmp_path / "plan.json").removal == plan.removal
+    (tmp_path / "bad.json").write_text("[]")
+    with pytest.raises(PlanError, match="not a saved plan"):
+        depgraph.Plan.load(graph, tmp_path / "bad.json")
+    with pytest.raises(CheckpointError, match="can't be read"):
+        depgraph.Plan.load(graph, tmp_path / "none.json")
+    other = depgraph.trace(mlp(), torch.randn(2, 8))
+    with pytest.raises(PlanError, match="two different graphs"):
+        plan.merge(other.cut_plan({first: [0]}))
+
+
+def test_removed_lists_parameter_dim_and_indices(graph: Graph) -> None:
+    plan = graph.cut_plan({graph.axes[0].name: [3, 40]})
+    found = {(r.target, r.dim): r.indices.tolist() for r in plan.removed()}
+    assert found == {("0.weight", 0): [3, 40], ("0.bias", 0): [3, 40], ("2.weight", 1): [3, 40]}
+
+
+def test_tied_axes_lose_equally_many(llama: Graph) -> None:
+    rotary = next(a for a in llama.axes if any("inv_freq" in m.target for m in a.members))
+    plan = llama.plan(random_scores(llama), depgraph.Target(params=0.97), only=rotary)
+    values = [n for n in plan.removal if "v_proj" in n]
+    assert len(values) == 2
+    assert all(len(plan.removal[v]) == 2 * len(plan.removal[rotary.name]) for v in values)
+
+
+class FirstBlockAlone(nn.Module):
+    """Two blocks of three rows, which are two axes; `first` reads the first block only, and needs some of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.first, self.all = nn.Linear(8, 6), nn.Linear(3, 4), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = torch.tanh(self.rows(x))
+        return self.first(rows[:, :3]) + self.all(rows.view(-1, 2, 3).transpose(1, 2).reshape(-1, 6))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("scope", ["global", "axis"])
+def test_a_plan_never_empties_a_dim(scope: str, seed: int) -> None:
+    graph = depgraph.trace(FirstBlockAlone().eval(), torch.randn(2, 8))
+    assert sorted(axis.size for axis in graph.axes) == [2, 3]
+    blocks = min(graph.axes, key=lambda axis: axis.size)
+    with pytest.raises(PlanError, match="leaves nothing of 'first.weight'"):
+        graph.cut_plan({blocks.name: [0]})
+    with pytest.raises(TargetError) as refused:
+        graph.plan(random_scores(graph, seed), depgraph.Target(params=0.001), scope=scope)
+    least = float(str(refused.value).split("params=")[-1].split(" ")[0])
+    report = graph.plan(
+        random_scores(graph, seed), depgraph.Target(params=least + 0.002), scope=scope
+    ).apply_with_report()
+    assert all(0 not in p.shape for p in report.model.parameters())
+
+
+def test_the_same_scores_give_the_same_plan(llama: Graph) -> None:
+    example = ZOO["llama_8_4"]()
+    again = depgraph.trace(example.model, example.args, example.kwargs)
+    for scope in ("global", "axis", "uniform"):
+        target = depgraph.Target(params=0.8)
+        one, two = (g.plan(random_scores(g), target, scope=scope) for g in (llama, again))
+        assert one.to_json() == two.to_json()
+    flat = {axis.name: np.zeros(axis.size) for axis in llama.axes}
+    assert llama.plan(flat, target).to_json() == again.plan(flat, target).to_json()
+
+
+def test_scores_that_add_up_are_ranked_by_what_a_group_costs(graph: Graph) -> None:
+    """A group of the first axis costs 8 + 1 + 32, one of the second 48 + 1 + 4."""
+
+    class Summed:
+        additive = True
+
+        def __init__(self, second: float) -> None:
+            self.second = second
+
+        def __call__(self, graph: Graph, /) -> dict[str, np.ndarray]:
+            return {graph.axes[0].name: np.ones(48), graph.axes[1].name: np.full(32, self.second)}
+
+    first, second = (axis.name for axis in graph.axes)
+    assert [graph.dense_cost.params - graph.cost({n: [0]}).params for n in (first, second)] == [41, 53]
+    target = depgraph.Target(params=0.9)
+    assert list(graph.plan(Summed(1.2), target).removal) == [second]
+    assert list(graph.plan(Summed(1.4), target).removal) == [first]
+    assert list(graph.plan(Summed(1.2), target, rank="score").removal) == [first]
+    assert list(graph.plan(Summed(1.2)(graph), target).removal) == [first]
+    assert list(graph.plan(Summed(1.2)(graph), target, rank="density").removal) == [second]
+
+
+@pytest.mark.parametrize(
+    "option", [{"round_to": 0}, {"round_to": 2.5}, {"floor": -0.1}, {"floor": 2}, {"form": "onnx"}]
+)
+def test_options_out_of_range_are_refused(graph: Graph, option: dict[str, object]) -> None:
+    with pytest.raises(PlanError, match=next(iter(option))):
+        graph.plan(random_scores(graph), depgraph.Target(params=0.8), **option)
+
+
+def test_what_is_no_target_is_refused(graph: Graph) -> None:
+    with pytest.raises(TargetError, match="expected a Target"):
+        graph.plan(random_scores(graph), 0.7)  # type: ignore[arg-type]
+
+
+def test_infinite_scores_are_refused_and_those_of_fixed_groups_do_not_matter(graph: Graph) -> None:
+    scores = random_scores(graph)
+    scores[graph.axes[1].name][3] = math.inf
+    with pytest.raises(ScoreError, match="group 3 of axis '2.weight:0' is inf"):
+        graph.plan(scores, depgraph.Target(params=0.8))
+
+
+def test_a_model_without_multiplications_is_cut_by_nothing_to_meet_a_target_of_macs() -> None:
+    model = nn.Sequential(nn.Embedding(9, 6), nn.LayerNorm(6))
+    graph = depgraph.trace(model, torch.zeros(1, 3, dtype=torch.long), free=["output 0"])
+    assert graph.dense_cost.macs == 0
+    assert graph.plan(random_scores(graph), depgraph.Target(macs=0.5)).removal == {}
+
+
+def test_a_plan_prints_its_costs_and_is_plain_json(graph: Graph) -> None:
+    plan = graph.cut_plan({graph.axes[0].name: [3, 40]})
+    assert "48 -> 46" in str(plan)
+    data = plan.to_json()
+    assert data["axes"] == {"0.weight:0": {"groups": 48, "removed": [3, 40]}}
+    data["axes"]["0.weight:0"]["groups"] = 47
+    with pytest.raises(PlanError, match="made for 47 groups"):
+        depgraph.Plan.from_json(graph, data)
+
+
+def test_a_plan_on_a_full_or_missing_folder_leaves_nothing(graph: Graph, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="can't be written"):
+        graph.cut_plan({}).save(tmp_path / "missing" / "plan.json")
+    assert not list(tmp_path.iterdir())
