@@ -1,0 +1,143 @@
+"""Applying a plan: in the module where its Python can express the cut, in the graph otherwise, checked in any case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from depgraph.cutting.absorbing import absorb
+from depgraph.cutting.drifting import new_drifts, numbers_of
+from depgraph.cutting.expressing import Conflict, Solution
+from depgraph.cutting.module import cut_copy, cut_in_place
+from depgraph.cutting.program import cut_program
+from depgraph.cutting.record import make_record
+from depgraph.cutting.report import Check, CutReport
+from depgraph.cutting.verifying import Verifier, follow_shapes
+from depgraph.errors import CheckError, CutError, PlanError
+
+if TYPE_CHECKING:
+    from depgraph.plan import Plan
+
+
+@dataclass(frozen=True)
+class How:
+    """form: "module" (the user's class), "graph" (a torch.fx.GraphModule) or "auto" (module where it can be expressed).
+
+    check: "default" compares the result with the zeroed original; "none" leaves that out.
+    """
+
+    form: str = "auto"
+    check: str = "default"
+
+    def __post_init__(self) -> None:
+        if self.form not in ("auto", "module", "graph"):
+            raise PlanError(f"form={self.form!r} is not one of auto, module, graph")
+        if self.check not in ("default", "none"):
+            raise PlanError(f"check={self.check!r} is not one of default, none")
+
+
+def apply(plan: Plan, **options: Any) -> CutReport:
+    """Cut a copy of the model: weights are copied once, already cut.
+
+    Raises:
+        CutError: ``form="module"`` and the module's Python can't express the plan (the message has file and line).
+        CheckError: the result doesn't compute what the zeroed original computes.
+    """
+    how = _how(options)
+    why = ""
+    if how.form != "graph":
+        try:
+            return _module(plan, how)
+        except (CutError, CheckError) as error:
+            if how.form == "module":
+                raise
+            why = str(error)
+    return _graph(plan, how, why)
+
+
+def apply_in_place(plan: Plan, **options: Any) -> CutReport:
+    """Cut the graph's own model; a failed cut, or an interruption, leaves it as it was.
+
+    Raises:
+        CutError: the module's Python can't express the plan, or ``form="graph"`` was asked for.
+        CheckError: the result doesn't compute what the zeroed original computes.
+    """
+    how = _how({"form": "module", **options})
+    if how.form == "graph":
+        raise CutError("a graph can't be cut in place: use plan.apply(form='graph'), which gives a new module")
+    graph, verifier = plan.graph, Verifier(plan)
+    solution = _expressed(plan)
+    dense = numbers_of(graph, graph.model)
+    undo = cut_in_place(graph, plan.kept(), solution)
+    try:
+        solution.drifts += new_drifts(graph, dense, numbers_of(graph, graph.model), solution.drifts)
+        absorb(graph, graph.model, solution.drifts, plan.kept())
+        check = _check(verifier, graph.model, how, follow_shapes(graph))
+        return _report(plan, graph.model, "module", check, solution, ())
+    except BaseException:
+        undo()
+        raise
+
+
+def _how(options: dict[str, Any]) -> How:
+    unknown = set(options) - {"form", "check"}
+    if unknown:
+        raise PlanError(f"apply has no option {sorted(unknown)[0]!r}; it takes form and check")
+    return How(**options)
+
+
+def _expressed(plan: Plan) -> Solution:
+    solution = plan.graph.sizes.solve(plan.kept())
+    if solution.conflicts:
+        raise CutError(_refusal(plan, solution.conflicts))
+    return solution
+
+
+def _refusal(plan: Plan, conflicts: list[Conflict]) -> str:
+    more = f" (and {len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
+    return (
+        f"the code of {type(plan.graph.model).__name__} can't express this cut, {conflicts[0]}{more}; "
+        "use form='graph' (or 'auto'), or plan with form='module' to leave such axes whole"
+    )
+
+
+def _module(plan: Plan, how: How) -> CutReport:
+    solution = _expressed(plan)
+    model = cut_copy(plan.graph, plan.kept(), solution)
+    dense = numbers_of(plan.graph, plan.graph.model)
+    solution.drifts += new_drifts(plan.graph, dense, numbers_of(plan.graph, model), solution.drifts)
+    absorb(plan.graph, model, solution.drifts, plan.kept())
+    check = _check(Verifier(plan), model, how, follow_shapes(plan.graph))
+    return _report(plan, model, "module", check, solution, ())
+
+
+def _graph(plan: Plan, how: How, why: str) -> CutReport:
+    model, notes = cut_program(plan)
+    check = _check(Verifier(plan), model, how, None)
+    if why:
+        notes = (f"cut as a graph because {why}", *notes)
+    return _report(plan, model, "graph", check, Solution(), notes)
+
+
+def _check(verifier: Verifier, model: nn.Module, how: How, follow: Any) -> Check | None:
+    if how.check == "none":
+        return None
+    try:
+        return verifier.check(model, follow)
+    except CheckError:
+        raise
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        raise CheckError(
+            f"the pruned {type(model).__name__} doesn't run: {type(error).__name__}: {text[0] if text else ''}"
+        ) from error
+
+
+def _report(
+    plan: Plan, model: nn.Module, form: str, check: Check | None, solution: Solution, notes: tuple[str, ...]
+) -> CutReport:
+    record = make_record(plan, form, solution)
+    model.depgraph_record = record  # type: ignore[assignment]
+    return CutReport(model, form, plan.graph.dense_cost, plan.cost(), check, record, notes)

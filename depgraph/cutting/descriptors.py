@@ -1,0 +1,58 @@
+"""Integers of standard torch.nn classes that only describe a weight: they follow its shape.
+
+Attributes that take part in the computation follow by their expressions (`expressing`); these do not take part, and are
+kept true for the reader, for `repr`, and for tools that look at them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+Undo = Callable[[], None]
+_Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_Conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_InstanceNorm = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+Described = dict[str, Callable[[nn.Module], int]]
+
+
+def _size(name: str, dim: int) -> Callable[[nn.Module], int]:
+    return lambda module: getattr(module, name).shape[dim]
+
+
+def _times_groups(name: str, dim: int) -> Callable[[nn.Module], int]:
+    return lambda module: getattr(module, name).shape[dim] * module.groups  # type: ignore[operator,return-value]
+
+
+_TABLE: list[tuple[tuple[type[nn.Module], ...], Described]] = [
+    ((nn.Linear,), {"in_features": _size("weight", 1), "out_features": _size("weight", 0)}),
+    ((nn.Bilinear,), {"out_features": _size("weight", 0), "in1_features": _size("weight", 1), "in2_features": _size("weight", 2)}),
+    (_Conv, {"in_channels": _times_groups("weight", 1), "out_channels": _size("weight", 0)}),
+    (_Transposed, {"in_channels": _size("weight", 0), "out_channels": _times_groups("weight", 1)}),
+    (_BatchNorm, {"num_features": _size("weight", 0)}),
+    (_InstanceNorm, {"num_features": _size("weight", 0)}),
+    ((nn.GroupNorm,), {"num_channels": _size("weight", 0)}),
+    ((nn.Embedding, nn.EmbeddingBag), {"num_embeddings": _size("weight", 0), "embedding_dim": _size("weight", 1)}),
+    ((nn.PReLU,), {"num_parameters": _size("weight", 0)}),
+]  # fmt: skip
+
+
+def follow(model: nn.Module) -> list[Undo]:
+    """Set the describing integers of all standard layers of `model` from their weights; returns what undoes it."""
+    undo: list[Undo] = []
+    for module in model.modules():
+        for classes, described in _TABLE:
+            if isinstance(module, classes) and getattr(module, "weight", None) is not None:
+                for name, size in described.items():
+                    _set(module, name, size(module), undo)
+    return undo
+
+
+def _set(module: nn.Module, name: str, value: int, undo: list[Undo]) -> None:
+    before = getattr(module, name)
+    if before != value:
+        setattr(module, name, value)
+        undo.append(lambda: setattr(module, name, before))

@@ -1,0 +1,67 @@
+"""Numbers that follow a size without saying so: found by comparing the forward before and after the cut.
+
+``scores / math.sqrt(head_dim)`` gives torch a plain float, ``torch.sqrt(torch.tensor(x.shape[-1]))`` a tensor of one number.
+Where the recording saw a size become a float, both models are run once, and every number that a torch call was given or made
+is compared.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+from depgraph.capture.capturing import quiet
+from depgraph.capture.recording import Call, replay
+from depgraph.cutting.expressing import Drift
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
+
+_FACTORS = {"mul": -1, "div": 1}
+
+
+def numbers_of(graph: DependencyGraph, model: nn.Module) -> list[Call]:
+    """The torch calls of one forward, with their numbers; empty where no size became a float."""
+    if not graph.capture.recording.leaks:
+        return []
+    with quiet(model), torch.no_grad():
+        return replay(model, graph.args, graph.kwargs)[1]
+
+
+def new_drifts(graph: DependencyGraph, before: list[Call], after: list[Call], known: list[Drift]) -> list[Drift]:
+    """Operators that multiply or divide by a number that the cut changes, but for those in `known`."""
+    recorded = graph.capture.recording.calls
+    if [c.function for c in before] != [c.function for c in after] or len(before) != len(recorded):
+        return []
+    nodes = graph.sizes.nodes
+    seen = {d.node for d in known}
+    drifts = []
+    for call, old, new in zip(recorded, before, after, strict=True):
+        for a, b in zip(old.numbers, new.numbers, strict=False):
+            if a == b or not a or not b:
+                continue
+            for node in _readers(nodes, call):
+                if node.name not in seen:
+                    seen.add(node.name)
+                    sign = _FACTORS[_name(node)]
+                    drifts.append(Drift(node.name, (b / a) ** -sign, old.where, (b / a) ** sign))
+    return drifts
+
+
+def _readers(nodes: dict[str, Node], call: Call) -> list[Node]:
+    """The products and quotients of a call, or of those who use the single number that it made."""
+    made = [nodes[name] for name in call.nodes if name in nodes]
+    single = [n for n in made if n.name in call.outputs and not _shape(n)]
+    candidates = [user for n in single for user in n.users] if single else made
+    return [n for n in candidates if _name(n) in _FACTORS and _shape(n)]
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    return tuple(getattr(node.meta.get("val"), "shape", ()))
+
+
+def _name(node: Node) -> str:
+    return str(node.target).split(".")[1].rstrip("_") if str(node.target).startswith("aten.") else ""

@@ -1,0 +1,247 @@
+"""Can the module's own Python express a cut, and which of its integers must change for that?
+
+Every size in the captured graph knows the expression that made it (`depgraph.capture.recording`), and `rewriting` knows
+what it must become. An attribute that alone supplies a size takes the new value; every other expression is evaluated with
+the new attributes and shapes and must give what is needed. What doesn't is a conflict, with file and line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch.fx import Node
+
+from depgraph.capture.recording import Comparison, Site, current
+from depgraph.capture.sizes import Attr, Const, Expr, Op, ShapeOf, attributes, describe, evaluate
+from depgraph.cutting.rewriting import Sized, call_arguments, rewrite
+from depgraph.widths import Kept
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A size that the module's Python gets wrong after the cut."""
+
+    text: str
+    where: str
+    nodes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.where or 'an unknown place'}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A number that is computed from a size and would change: operator `node` gets `ratio` times what it should.
+
+    What the operator reads must be multiplied by `factor` to make up for it.
+    """
+
+    node: str
+    ratio: float
+    where: str
+    factor: float
+
+
+@dataclass
+class Solution:
+    """New values of attributes, and what they can't bring about."""
+
+    attributes: dict[Attr, int] = field(default_factory=dict)
+    conflicts: list[Conflict] = field(default_factory=list)
+    drifts: list[Drift] = field(default_factory=list)
+
+
+class SizeRules:
+    """The sizes that one model's Python supplies, ready to be compared with what a cut needs."""
+
+    def __init__(self, graph: DependencyGraph) -> None:
+        self.graph = graph
+        self.values = graph.capture.program.values
+        self.nodes: dict[str, Node] = {n.name: n for n in graph.capture.exported.graph.nodes}
+        self.sites: dict[str, list[Site]] = {}
+        for site in graph.capture.recording.sites:
+            if site.node in self.nodes:
+                self.sites.setdefault(site.node, []).append(site)
+        self.users: dict[Attr, list[Site]] = {}
+        for site in graph.capture.recording.sites:
+            if isinstance(site.expr, Attr) and site.node in self.nodes and isinstance(site.value, int):
+                self.users.setdefault(site.expr, []).append(site)
+        self._now: dict[Attr, int] = {}
+
+    def now(self, attr: Attr) -> int:
+        """The value of an attribute in the uncut model."""
+        if attr not in self._now:
+            self._now[attr] = current(self.graph.model, attr)
+        return self._now[attr]
+
+    def axes_of(self, name: str) -> list[str]:
+        """Names of the axes that reach a tensor that operator `name` reads or makes."""
+        node = self.nodes[name]
+        values = [self.values[n.name] for n in node.all_input_nodes if n.name in self.values]
+        values += [v for key, v in self.values.items() if key == name] or self._outputs(node)
+        found = [axis for v in values for dim in v.dims for axis in self.graph.widths.axes_of(dim)]
+        return list(dict.fromkeys(found))
+
+    def _outputs(self, node: Node) -> list[Any]:
+        count = len(node.meta["val"]) if isinstance(node.meta.get("val"), (tuple, list)) else 0
+        return [self.values[f"{node.name}:{k}"] for k in range(count) if f"{node.name}:{k}" in self.values]
+
+    def rewritten(self, name: str, kept: Kept) -> Sized | None:
+        return rewrite(self.nodes[name], self.values, kept)
+
+    def needed(self, site: Site, kept: Kept) -> Any:
+        """What the number at `site` must be after the cut; None where the operator itself would have to change."""
+        changed = self.rewritten(site.node, kept)
+        if changed is None:
+            return site.value
+        if changed.target is not None:
+            return None
+        return _leaf(call_arguments(changed), site.path, site.value)
+
+    def solve(self, kept: Kept) -> Solution:
+        """Find the attributes that make the module compute the cut, and whatever conflicts remain."""
+        solution = Solution()
+        touched = [name for name in self._sized_nodes() if self._touched(name, kept)]
+        self._assign(touched, kept, solution)
+        self._assign_compared(kept, solution)
+        for name in touched:
+            self._check(name, kept, solution)
+        for comparison in self.graph.capture.recording.comparisons:
+            self._check_comparison(comparison, kept, solution)
+        return solution
+
+    def _sized_nodes(self) -> Iterable[str]:
+        return (n.name for n in self.nodes.values() if n.op == "call_function" and hasattr(n.target, "_schema"))
+
+    def _touched(self, name: str, kept: Kept) -> bool:
+        """Does the cut narrow a tensor of this operator, or a shape that one of its sizes is computed from?"""
+        if any(axis in kept.masks for axis in self.axes_of(name)):
+            return True
+        return any(s.expr is not None and not isinstance(s.expr, Const) for s in self.sites.get(name, ()))
+
+    def _assign(self, touched: list[str], kept: Kept, solution: Solution) -> None:
+        """Attributes that alone supply a size take the size that is needed."""
+        for attr, sites in self.users.items():
+            wanted: dict[int, Site] = {}
+            for site in sites:
+                need = self.needed(site, kept)
+                if need is not None:
+                    wanted.setdefault(need, site)
+            if len(wanted) > 1:
+                (a, first), (b, second) = list(wanted.items())[:2]
+                text = f"{describe(attr)} would have to be {a} there and {b} at {second.where}"
+                solution.conflicts.append(Conflict(text, first.where, (first.node, second.node)))
+            elif wanted and next(iter(wanted)) != self.now(attr):
+                solution.attributes[attr] = next(iter(wanted))
+        for name in touched:
+            for site in self.sites.get(name, ()):
+                self._assign_within(site, kept, solution)
+
+    def _assign_within(self, site: Site, kept: Kept, solution: Solution) -> None:
+        """An attribute that stands nowhere alone, as the only unknown of an expression, takes what solves it."""
+        if site.expr is None or not isinstance(site.expr, Op) or not isinstance(site.value, int):
+            return
+        unknown = [a for a in attributes(site.expr) if a not in self.users and a not in solution.attributes]
+        need = self.needed(site, kept)
+        if len(unknown) != 1 or need is None or self.value(site.expr, kept, solution) == need:
+            return
+        for guess in range(self.now(unknown[0]), 0, -1):
+            if self.value(site.expr, kept, solution, {unknown[0]: guess}) == need:
+                solution.attributes[unknown[0]] = guess
+                return
+
+    def _assign_compared(self, kept: Kept, solution: Solution) -> None:
+        """An attribute that is only compared with a size follows it."""
+        for c in self.graph.capture.recording.comparisons:
+            for one, other in ((c.left, c.right), (c.right, c.left)):
+                if c.equal and isinstance(one, Attr) and one not in self.users and one not in solution.attributes:
+                    value = self.value(other, kept, solution)
+                    if value is not None and value != self.now(one):
+                        solution.attributes[one] = value
+
+    def value(self, expr: Expr, kept: Kept, solution: Solution, guess: dict[Attr, int] | None = None) -> Any:
+        """What an expression gives after the cut, with the attributes found so far; None where it can't be told."""
+
+        def lookup(leaf: Attr | ShapeOf) -> int:
+            if isinstance(leaf, ShapeOf):
+                value = self.values[leaf.node]
+                return kept.shape(value)[leaf.dim]
+            if guess and leaf in guess:
+                return guess[leaf]
+            return solution.attributes.get(leaf, self.now(leaf))
+
+        try:
+            return evaluate(expr, lookup)
+        except (ZeroDivisionError, KeyError):
+            return None
+
+    def _check(self, name: str, kept: Kept, solution: Solution) -> None:
+        changed = self.rewritten(name, kept)
+        sites = self.sites.get(name, [])
+        where = next((s.where for s in sites), "") or _where(self.nodes[name])
+        if changed is not None and changed.target is not None:
+            text = f"{self.nodes[name].target} would need parts of sizes that this line doesn't give"
+            solution.conflicts.append(Conflict(text, where, (name,)))
+            return
+        if changed is not None and "scale" in changed.changes:
+            before = changed.source.shape[-1]  # type: ignore[union-attr]
+            after = changed.shape(changed.source)[-1]  # type: ignore[arg-type]
+            ratio = (before / after) ** 0.5
+            solution.drifts.append(Drift(name, ratio, where, 1 / ratio))
+        call = call_arguments(changed) if changed is not None else (self.nodes[name].args, self.nodes[name].kwargs)
+        for site in sites:
+            self._check_site(site, _leaf(call, site.path, site.value), kept, solution)
+
+    def _check_site(self, site: Site, need: Any, kept: Kept, solution: Solution) -> None:
+        gives = site.value if site.expr is None else self.value(site.expr, kept, solution)
+        if gives == need:
+            return
+        if isinstance(site.value, float):
+            self._drift(site, gives / need if gives and need else 0.0, solution)
+            return
+        written = f"{describe(site.expr)} = {gives}" if site.expr is not None else f"the number {site.value}"
+        target = self.nodes[site.node].target
+        solution.conflicts.append(
+            Conflict(f"{target} needs size {need}, the code gives {written}", site.where, (site.node,))
+        )
+
+    def _drift(self, site: Site, ratio: float, solution: Solution) -> None:
+        """A float computed from sizes: a factor or a divisor can be made up for, anything else can't."""
+        name = str(self.nodes[site.node].target).split(".")[1] if "aten" in str(self.nodes[site.node].target) else ""
+        factor = (
+            {"mul": 1 / ratio, "div": ratio, "scaled_dot_product_attention": 1 / ratio}.get(name) if ratio else None
+        )
+        if factor is None:
+            text = f"a number computed from a size reaches {self.nodes[site.node].target} and would change by a factor of {ratio:.4f}"
+            solution.conflicts.append(Conflict(text, site.where, (site.node,)))
+            return
+        solution.drifts.append(Drift(site.node, ratio, site.where, factor))
+
+    def _check_comparison(self, c: Comparison, kept: Kept, solution: Solution) -> None:
+        if not c.equal:
+            return
+        left, right = self.value(c.left, kept, solution), self.value(c.right, kept, solution)
+        if left is not None and right is not None and left != right:
+            text = f"the code asks whether {describe(c.left)} == {describe(c.right)}, which would be {left} and {right}"
+            solution.conflicts.append(Conflict(text, c.where))
+
+
+def _leaf(call: tuple[Any, Any], path: tuple[Any, ...], default: Any) -> Any:
+    item: Any = {"args": call[0], "kwargs": call[1]}
+    try:
+        for key in path:
+            item = item[key]
+    except (KeyError, IndexError, TypeError):
+        return default
+    return item
+
+
+def _where(node: Node) -> str:
+    from depgraph.capture.places import place
+
+    return place(node)

@@ -1,0 +1,126 @@
+"""Cutting in the module: its tensors are narrowed, its integers follow, everything else stays as it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from depgraph.capture.recording import assign
+from depgraph.cutting.descriptors import follow
+from depgraph.cutting.expressing import Solution
+from depgraph.cutting.reference import sliced_tensor
+from depgraph.errors import CutError
+from depgraph.graph import Value
+from depgraph.widths import Kept
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
+
+Undo = Callable[[], None]
+
+
+def narrowed(graph: DependencyGraph, kept: Kept) -> list[Value]:
+    """Parameters, buffers and constants that the cut makes smaller."""
+    held = (
+        v for v in graph.capture.program.values.values() if v.kind in ("parameter", "buffer", "constant") and v.target
+    )
+    return [v for v in held if kept.shape(v) != v.shape]
+
+
+def new_tensor(old: torch.Tensor, kept: Kept, value: Value) -> torch.Tensor:
+    """`old` narrowed, of the same kind (parameter or not), dtype, device, requires_grad, with its hooks."""
+    cut = sliced_tensor(old.detach(), kept, value).clone(memory_format=torch.contiguous_format)
+    if not isinstance(old, nn.Parameter):
+        return cut
+    fresh = nn.Parameter(cut, requires_grad=old.requires_grad)
+    fresh.__dict__.update(old.__dict__)
+    for hook in (getattr(old, "_backward_hooks", None) or {}).values():
+        fresh.register_hook(hook)
+    for hook in (getattr(old, "_post_accumulate_grad_hooks", None) or {}).values():
+        fresh.register_post_accumulate_grad_hook(hook)
+    if old.grad is not None:
+        fresh.grad = sliced_tensor(old.grad, kept, value).clone()
+    return fresh
+
+
+def cut_copy(graph: DependencyGraph, kept: Kept, solution: Solution) -> nn.Module:
+    """A new module with narrowed tensors; weights are copied once, and already cut."""
+    memo = {id(old): new for old, new in _replacements(graph, kept).values()}
+    for tensor in graph.tensors().values():
+        if id(tensor) not in memo:
+            fresh = tensor.detach().clone()
+            memo[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fresh
+    try:
+        model = copy.deepcopy(graph.model, memo)
+    except Exception as error:
+        raise CutError(
+            f"{type(graph.model).__name__} can't be copied ({type(error).__name__}: {error}); use plan.apply_() to cut in place"
+        ) from error
+    for attr, value in solution.attributes.items():
+        assign(model, attr, value)
+    follow(model)
+    return model
+
+
+def cut_in_place(graph: DependencyGraph, kept: Kept, solution: Solution) -> Undo:
+    """Narrow the graph's own model; the function returned takes everything back."""
+    model = graph.model
+    undo: list[Undo] = []
+    by_id = {id(old): new for old, new in _replacements(graph, kept).values()}
+    try:
+        for module in model.modules():
+            for holder in (module._parameters, module._buffers, vars(module)):
+                _swap(holder, by_id, undo)
+        for attr, value in solution.attributes.items():
+            undo.append(assign(model, attr, value))
+        undo.extend(follow(model))
+    except BaseException:
+        take_back(undo)
+        raise
+    return lambda: take_back(undo)
+
+
+def take_back(undo: list[Undo]) -> None:
+    """Undo in reverse order."""
+    while undo:
+        undo.pop()()
+
+
+def _swap(holder: dict[str, Any], by_id: dict[int, torch.Tensor], undo: list[Undo]) -> None:
+    for name, old in list(holder.items()):
+        if isinstance(old, torch.Tensor) and id(old) in by_id:
+            holder[name] = by_id[id(old)]
+            undo.append(lambda name=name, old=old: holder.__setitem__(name, old))  # type: ignore[misc]
+
+
+def _replacements(graph: DependencyGraph, kept: Kept) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """For each tensor object that gets smaller: itself and its successor."""
+    tensors = graph.tensors()
+    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for value in narrowed(graph, kept):
+        old = tensors.get(value.target)
+        if old is None:
+            old = plain_tensor(graph, value)
+        if old is None:
+            raise CutError(
+                f"constant {value.target!r} is made in the code of the forward and can't be cut in the module"
+            )
+        if id(old) not in found:
+            found[id(old)] = (old, new_tensor(old, kept, value))
+    return found
+
+
+def plain_tensor(graph: DependencyGraph, value: Value) -> torch.Tensor | None:
+    """The tensor attribute (no parameter, no buffer) of some module that a captured constant came from."""
+    constant = graph.capture.exported.constants.get(value.target)
+    if constant is None or constant.device.type == "meta":
+        return None
+    for module in graph.model.modules():
+        for held in vars(module).values():
+            if isinstance(held, torch.Tensor) and (held is constant or held.data_ptr() == constant.data_ptr() != 0):
+                return held
+    return None

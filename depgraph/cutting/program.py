@@ -1,0 +1,161 @@
+"""Cutting in the graph: the captured program with narrowed parameters and recomputed sizes, as a torch.fx.GraphModule.
+
+The fallback that always works: what a module's Python can't express, its program can. Sizes that nothing cuts stay
+symbolic, so batch and sequence remain dynamic where torch.export can capture them so.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from depgraph.axes import build_axes
+from depgraph.capture.capturing import quiet, ties_of
+from depgraph.capture.lowering import lower
+from depgraph.coupling import Classes
+from depgraph.cutting.module import new_tensor
+from depgraph.cutting.rewriting import call_arguments, rewrite
+from depgraph.graph import Program
+from depgraph.widths import Kept, Widths
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
+    from depgraph.plan import Plan
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A capture of the model and the cut in its terms."""
+
+    exported: ExportedProgram
+    program: Program
+    kept: Kept
+
+
+def cut_program(plan: Plan) -> tuple[GraphModule, tuple[str, ...]]:
+    """The cut program, and notes on what couldn't be kept (dynamic sizes)."""
+    graph = plan.graph
+    notes: tuple[str, ...] = ()
+    captured = _dynamic(plan)
+    if captured is None:
+        captured = _Captured(graph.capture.exported, graph.capture.program, plan.kept())
+        notes = ("the graph form is fixed to the example inputs' sizes: the model can't be captured with dynamic ones",)
+    module = captured.exported.module(check_guards=False)
+    for name in ("train", "eval"):
+        vars(module).pop(name, None)
+    _rewrite_calls(module, captured)
+    _narrow_tensors(module, graph, captured)
+    module.recompile()
+    return module, notes
+
+
+def _dynamic(plan: Plan) -> _Captured | None:
+    """The model captured with batch and sequence left open, if the cut is the same there; None otherwise."""
+    graph = plan.graph
+    args, kwargs = _two_of_each((graph.args, graph.kwargs))
+    try:
+        with quiet(graph.model), torch.no_grad():
+            shapes = _by_name(graph, pytree.tree_map(_open_dims, (args, kwargs)))
+            exported = torch.export.export(graph.model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        program = lower(exported, ties=ties_of(graph.model))
+    except Exception:
+        return None
+    classes = Classes.of(program, graph.free)
+    widths = Widths(program, classes, build_axes(program, classes))
+    if any(name not in widths.axes or widths.axes[name].size != graph[name].size for name in plan.removal):
+        return None
+    kept = widths.at(plan.removal)
+    same = _narrowed(program, kept) == _narrowed(graph.capture.program, plan.kept())
+    return _Captured(exported, program, kept) if same else None
+
+
+def _narrowed(program: Program, kept: Kept) -> dict[tuple[str, int], bytes]:
+    """What stays of every parameter and buffer that gets smaller."""
+    found = {}
+    for value in program.values.values():
+        if value.kind in ("parameter", "buffer"):
+            for d in range(len(value.shape)):
+                stays = kept.of(value, d)
+                if stays is not None:
+                    found[value.target, d] = stays.tobytes()
+    return found
+
+
+def _two_of_each(inputs: Any) -> Any:
+    """Example inputs whose batch is one, twice: torch.export takes a size of one for a constant."""
+    tensors = [t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor) and t.ndim]
+    if not tensors or any(t.shape[0] != 1 for t in tensors):
+        return inputs
+    return pytree.tree_map(lambda t: torch.cat([t, t]) if isinstance(t, torch.Tensor) and t.ndim else t, inputs)
+
+
+def _open_dims(leaf: Any) -> Any:
+    """Batch, and for anything of two or three dims the sequence too."""
+    if not isinstance(leaf, torch.Tensor):
+        return None
+    return dict.fromkeys(range(min(leaf.ndim, 2 if leaf.ndim <= 3 else 1)), Dim.AUTO)
+
+
+def _by_name(graph: DependencyGraph, shapes: Any) -> Any:
+    args, kwargs = shapes
+    names = list(inspect.signature(graph.model.forward).parameters)
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _rewrite_calls(module: GraphModule, captured: _Captured) -> None:
+    theirs = [n for n in captured.exported.graph.nodes if n.op == "call_function"]
+    ours = [n for n in module.graph.nodes if n.op == "call_function"]
+    for mine, node in zip(ours, theirs, strict=True):
+        if not hasattr(node.target, "_schema"):
+            continue
+        changed = rewrite(node, captured.program.values, captured.kept, actual=mine)
+        if changed is None:
+            continue
+        args, kwargs = call_arguments(changed, actual=mine)
+        if changed.target is not None:
+            mine.target = changed.target
+        with module.graph.inserting_before(mine):
+            mine.args = tuple(_held(module, arg) for arg in args)
+        mine.kwargs = kwargs
+
+
+def _held(module: GraphModule, argument: Any) -> Any:
+    """A tensor argument as a buffer of the module."""
+    if not isinstance(argument, torch.Tensor):
+        return argument
+    name = f"_cut_index_{sum(n.startswith('_cut_index_') for n in module._buffers)}"
+    module.register_buffer(name, argument)
+    return module.graph.get_attr(name)
+
+
+def _narrow_tensors(module: GraphModule, graph: DependencyGraph, captured: _Captured) -> None:
+    """Every tensor of the program becomes its own, narrowed where the cut says so; ties stay tied."""
+    tensors = graph.tensors()
+    fresh: dict[int, torch.Tensor] = {}
+    by_target = {v.target: v for v in captured.program.values.values() if v.target}
+    wanted = {n.target for n in module.graph.nodes if n.op == "get_attr"}
+    for name in sorted(str(w) for w in wanted):
+        value = by_target.get(name)
+        old = tensors.get(name, captured.exported.constants.get(name))
+        if value is None or old is None:
+            continue
+        if id(old) not in fresh:
+            fresh[id(old)] = new_tensor(old, captured.kept, value)
+        _put(module, name, fresh[id(old)])
+
+
+def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    prefix, _, last = name.rpartition(".")
+    holder = module.get_submodule(prefix)
+    for store in (holder._parameters, holder._buffers):
+        if last in store:
+            store[last] = tensor  # type: ignore[assignment]
+            return
+    setattr(holder, last, tensor)

@@ -1,0 +1,112 @@
+"""What was cut, as plain data that travels with the model, its checkpoint and its exported files."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from depgraph.capture.recording import assign
+from depgraph.capture.sizes import Attr
+from depgraph.cutting.expressing import Solution
+from depgraph.cutting.inputs import describe_inputs
+
+if TYPE_CHECKING:
+    from depgraph.plan import Plan
+
+FORMAT = 1
+Record = dict[str, Any]
+
+
+def make_record(plan: Plan, form: str, solution: Solution) -> Record:
+    """JSON-able: all that is needed to make the same cut again, its costs, and the same of earlier cuts.
+
+    `removed` holds removed indices by parameter and dim, `groups` the removed groups by axis, `attributes` the changed
+    integers, `inputs` what the example inputs looked like; a graph form also has what its original was built from.
+    """
+    graph = plan.graph
+    earlier = getattr(graph.model, "depgraph_record", None)
+    return {
+        "format": FORMAT,
+        "form": form,
+        "removed": [{"target": r.target, "dim": r.dim, "indices": r.indices.tolist()} for r in plan.removed()],
+        "attributes": [
+            {**_attr(attr), "before": graph.sizes.now(attr), "after": value}
+            for attr, value in solution.attributes.items()
+        ],
+        "axes": {name: [graph[name].size, len(groups)] for name, groups in plan.removal.items()},
+        "groups": {name: [int(g) for g in groups] for name, groups in plan.removal.items()},
+        "free": sorted(graph.free),
+        "inputs": describe_inputs(graph.args, graph.kwargs),
+        "cost": {"before": asdict(graph.dense_cost), "after": asdict(plan.cost())},
+        "original": _original(graph.model, graph.tensors()) if form == "graph" else {},
+        "earlier": [*earlier["earlier"], {k: v for k, v in earlier.items() if k != "earlier"}] if earlier else [],
+    }
+
+
+def cuts(record: Mapping[str, Any] | None) -> list[Record]:
+    """The cuts of a model, the first one first; none without a record."""
+    return [*record["earlier"], dict(record)] if record else []
+
+
+def attr_of(change: Mapping[str, Any]) -> Attr:
+    """The attribute that an entry of `attributes` names."""
+    return Attr(change["module"], change["name"], tuple(change["keys"]))
+
+
+def library_class(model: nn.Module) -> str:
+    """The name under which the transformers package has this model's class; empty where it doesn't."""
+    if not is_pretrained(model):
+        return ""
+    import transformers
+
+    name = type(model).__name__
+    return name if getattr(transformers, name, None) is type(model) else ""
+
+
+def is_pretrained(model: nn.Module) -> bool:
+    """Is this one of transformers' models, or derived from one?"""
+    return any(
+        (c.__module__, c.__name__) == ("transformers.modeling_utils", "PreTrainedModel") for c in type(model).__mro__
+    )
+
+
+@contextmanager
+def uncut_configs(model: nn.Module) -> Iterator[None]:
+    """Meanwhile, integers within config objects are what they were before the first cut."""
+    undo = []
+    try:
+        for cut in reversed(cuts(getattr(model, "depgraph_record", None))):
+            undo += [assign(model, attr_of(change), change["before"]) for change in cut["attributes"] if change["keys"]]
+        yield
+    finally:
+        for step in reversed(undo):
+            step()
+
+
+def original_config(model: nn.Module) -> Any:
+    """A copy of a transformers model's config as it was before the first cut."""
+    with uncut_configs(model):
+        config: Any = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    return config
+
+
+def _original(model: nn.Module, tensors: Mapping[str, Any]) -> Record:
+    """What the cut module was: dtypes of its tensors and, for a model of transformers, class and config."""
+    found: Record = {"dtypes": {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}}
+    if library_class(model):
+        config = original_config(model)
+        found["class"] = library_class(model)
+        found["attention"] = getattr(config, "_attn_implementation", None)
+        found["config"] = json.loads(config.to_json_string(use_diff=False))
+    return found
+
+
+def _attr(attr: Attr) -> dict[str, Any]:
+    return {"module": attr.module, "name": attr.name, "keys": list(attr.keys)}

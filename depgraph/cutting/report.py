@@ -1,0 +1,63 @@
+"""What a cut did and what was checked, as data that prints as a paragraph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from depgraph.widths import Cost
+
+
+@dataclass(frozen=True)
+class Check:
+    """How the pruned model was compared with the zeroed original.
+
+    `error` is the largest difference of any output and `sensitivity` the largest change that the removal itself made,
+    both as shares of the largest output. `exact_axes` were checked by zeroing, `mixed_axes` by comparing the cut model
+    with the cut program. `calls` counts the torch calls whose shapes were compared with the prediction.
+    """
+
+    error: float
+    sensitivity: float
+    tolerance: float
+    exact_axes: int
+    mixed_axes: int
+    calls: int = 0
+    skipped: str = ""
+
+    @property
+    def vacuous(self) -> bool:
+        """Did the removal move the output too little to prove anything?"""
+        return not self.skipped and self.sensitivity < 10 * max(self.error, self.tolerance / 10)
+
+    def __str__(self) -> str:
+        if self.skipped:
+            return f"not compared by value: {self.skipped}"
+        verdict = "VACUOUS (the removal hardly moves the output)" if self.vacuous else "equal"
+        return (
+            f"{verdict}: error {self.error:.1e} of the largest output, where the removal moved it by {self.sensitivity:.1e} "
+            f"({self.exact_axes} axes against zeros, {self.mixed_axes} mixed axes against the cut program)"
+        )
+
+
+@dataclass(frozen=True)
+class CutReport:
+    """A finished cut: the model, its form ("module" or "graph"), costs before and after, and the check."""
+
+    model: nn.Module = field(repr=False)
+    form: str
+    before: Cost
+    after: Cost
+    check: Check | None
+    record: dict[str, Any] = field(repr=False, default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"cut as a {self.form}"]
+        for name in ("params", "macs", "bytes"):
+            old, new = getattr(self.before, name), getattr(self.after, name)
+            lines.append(f"{name}: {old:,} -> {new:,} ({new / max(old, 1):.1%})")
+        lines.append(f"check: {self.check if self.check is not None else 'left out as asked'}")
+        return "\n".join([*lines, *self.notes])

@@ -1,0 +1,295 @@
+"""Sizes that the module's Python computes from one another must stay consistent: the planner's numbers are bent to that.
+
+A *tie* is a set of places whose sizes must agree: those that one attribute supplies, the equal parts of a `chunk`, a size
+that is half of another. Where a choice breaks a tie, the axes on the larger side lose further groups, the lowest scores
+first; where they can't, groups come back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from depgraph.capture.recording import Comparison, Site
+from depgraph.capture.sizes import Attr, Op, ShapeOf, attributes
+from depgraph.cutting.expressing import SizeRules, Solution
+from depgraph.widths import Kept
+
+if TYPE_CHECKING:
+    from depgraph.capture.sizes import Expr
+    from depgraph.dependency import DependencyGraph
+
+Counts = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Sizes at `sites` must agree: with each other where one attribute gives them, else with what their expressions give.
+
+    `node` is a split whose parts must be even, `comparison` two sizes that the code found equal.
+    """
+
+    sites: tuple[Site, ...]
+    axes: tuple[str, ...]
+    node: str = ""
+    comparison: Comparison | None = None
+
+
+@dataclass
+class Settler:
+    """Bends the numbers of groups to remove, for one order of groups in each axis.
+
+    Axes in `keep_some` are never taken back to losing nothing: a tie that only this would mend stays broken.
+    """
+
+    rules: SizeRules
+    order: dict[str, np.ndarray]
+    cap: Counts
+    keep_some: frozenset[str] = frozenset()
+    ties: list[Tie] = field(default_factory=list)
+    _known: dict[tuple[int, tuple[int, ...]], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ties = [t for t in find_ties(self.rules) if any(a in self.order for a in t.axes)]
+
+    def settle(self, counts: Counts) -> Counts:
+        """The nearest numbers that keep all ties that can be kept."""
+        found = self._settle(dict(counts), (1, -1))
+        if self.broken(found):
+            further = self._settle(dict(found), (1,))
+            return found if self.broken(further) else further
+        return found
+
+    def broken(self, counts: Counts) -> list[int]:
+        """The numbers of the ties that `counts` doesn't keep."""
+        return [k for k, tie in enumerate(self.ties) if self._gap(k, tie, counts)]
+
+    def _settle(self, counts: Counts, directions: tuple[int, ...]) -> Counts:
+        """Mend ties in turn; with both directions they may undo one another, with one they can't."""
+        stuck: set[int] = set()
+        for _ in range(len(self.ties) + 8):
+            broken = [k for k in self.broken(counts) if k not in stuck]
+            if not broken:
+                break
+            for k in broken:
+                if not any(self._mend(k, counts, direction) for direction in directions):
+                    stuck.add(k)
+        return counts
+
+    def _mend(self, k: int, counts: Counts, direction: int) -> bool:
+        """Move axes in one direction as long as the gap closes; undone when it doesn't close."""
+        tie, trial = self.ties[k], dict(counts)
+        gap = self._gap(k, tie, trial)
+        while gap:
+            steps = [
+                (self._gap(k, tie, self._moved(trial, a, direction)), a)
+                for a in tie.axes
+                if self._can(trial, a, direction)
+            ]
+            best, axis = min(steps, default=(gap, ""))
+            if best >= gap:
+                return False
+            leap = max(1, int(gap // max(gap - best, 1)) - 1)
+            ahead = self._moved(trial, axis, direction * leap)
+            if leap > 1 and self._within(ahead, axis) and self._gap(k, tie, ahead) < best:
+                trial, gap = ahead, self._gap(k, tie, ahead)
+            else:
+                trial, gap = self._moved(trial, axis, direction), best
+        if any(not trial[axis] for axis in self.keep_some & counts.keys() if counts[axis]):
+            return False
+        counts.update(trial)
+        return True
+
+    def _can(self, counts: Counts, axis: str, direction: int) -> bool:
+        return axis in self.order and self._within(self._moved(counts, axis, direction), axis)
+
+    def _within(self, counts: Counts, axis: str) -> bool:
+        return 0 <= counts[axis] <= self.cap.get(axis, 0)
+
+    @staticmethod
+    def _moved(counts: Counts, axis: str, by: int) -> Counts:
+        return {**counts, axis: counts.get(axis, 0) + by}
+
+    def _gap(self, k: int, tie: Tie, counts: Counts) -> int:
+        key = (k, tuple(counts.get(a, 0) for a in tie.axes))
+        if key not in self._known:
+            removal = {a: self.order[a][: counts[a]] for a in tie.axes if counts.get(a) and a in self.order}
+            self._known[key] = gap(self.rules, tie, self.rules.graph.widths.at(removal)) if removal else 0
+        return self._known[key]
+
+
+def inexpressible(graph: DependencyGraph) -> frozenset[str]:
+    """Axes that the module's Python can't narrow even by one group, however the others follow."""
+    free = {axis.name: np.flatnonzero(axis.prunable) for axis in graph.axes}
+    settler = Settler(graph.sizes, free, {name: min(len(f), graph[name].size - 1) for name, f in free.items()})
+    pinned = set()
+    for name, groups in free.items():
+        if len(groups) and graph[name].size > 1:
+            counts = settler.settle({name: 1})
+            removal = {a: free[a][:n] for a, n in counts.items() if n}
+            if name not in removal or graph.sizes.solve(graph.widths.at(removal)).conflicts:
+                pinned.add(name)
+    return frozenset(pinned)
+
+
+def config_bound(graph: DependencyGraph) -> frozenset[str]:
+    """Axes whose narrowing a model built anew from an edited config couldn't repeat.
+
+    Those that reach a buffer which isn't saved (it is computed again from sizes), and those that two activations are
+    contracted over (attention's scale is computed from their width).
+    """
+    program = graph.capture.program
+    unsaved = set(graph.capture.exported.graph_signature.non_persistent_buffers)
+    bound = {a.name for a in graph.axes if any(m.target in unsaved for m in a.members)}
+    weights = {v.name for v in program.values.values() if v.kind == "parameter"}
+    nodes = graph.sizes.nodes
+    weights |= {n.name for n in nodes.values() if len(n.all_input_nodes) == 1 and n.all_input_nodes[0].name in weights}
+    operands: dict[str, set[str]] = {}
+    for c in program.relations.contractions:
+        operands.setdefault(c.op, set()).add(c.operand)
+    for c in program.relations.contractions:
+        if not operands[c.op] & weights and len(operands[c.op]) > 1:
+            bound |= set(graph.widths.axes_of(program.values[c.operand].dim(c.dim)))
+    return frozenset(bound)
+
+
+def gap(rules: SizeRules, tie: Tie, kept: Kept) -> int:
+    """How far the sizes of a tie are apart under a cut; 0 when they agree."""
+    if tie.node:
+        changed = rules.rewritten(tie.node, kept)
+        if changed is None or changed.target is None:
+            return 0
+        sizes = [changed.shape(v)[changed.arguments["dim"]] for v in changed.outputs]
+        return max(sum(abs(s - sizes[0]) for s in sizes), 1)
+    if tie.comparison is not None:
+        known = Solution(_known_attributes(rules, tie, kept))
+        sides = [rules.value(side, kept, known) for side in (tie.comparison.left, tie.comparison.right)]
+        return 0 if None in sides else abs(sides[0] - sides[1])
+    needs = [rules.needed(site, kept) for site in tie.sites]
+    if any(n is None for n in needs):
+        return 1
+    if isinstance(tie.sites[0].expr, Attr):
+        return sum(n - min(needs) for n in needs)
+    known = Solution(_known_attributes(rules, tie, kept))
+    _guess_unknown(rules, tie, needs, kept, known)
+    gives = [rules.value(site.expr, kept, known) for site in tie.sites]  # type: ignore[arg-type]
+    return int(sum(abs(n - g) if g is not None else n for n, g in zip(needs, gives, strict=True)))
+
+
+def _guess_unknown(rules: SizeRules, tie: Tie, needs: list[int], kept: Kept, known: Solution) -> None:
+    """Attributes that stand only within expressions take what fits best where they are the last unknown."""
+    inner = dict.fromkeys(a for site in tie.sites for a in sorted(attributes(site.expr), key=str))  # type: ignore[arg-type]
+    left = [a for a in inner if a not in known.attributes]
+    while left:
+        ready = {a: _where_last(tie, a, left) for a in left}
+        attr = next((a for a in left if ready[a]), left[0])
+        places = [(tie.sites[k], needs[k]) for k in ready[attr]]
+
+        def apart(value: int, attr: Attr = attr, places: list[tuple[Site, int]] = places) -> int:
+            gives = [(need, rules.value(site.expr, kept, known, {attr: value})) for site, need in places]  # type: ignore[arg-type]
+            return int(sum(abs(need - g) if g is not None else need for need, g in gives))
+
+        known.attributes[attr] = min(range(rules.now(attr), 0, -1), key=apart) if places else rules.now(attr)
+        left.remove(attr)
+
+
+def _where_last(tie: Tie, attr: Attr, left: list[Attr]) -> list[int]:
+    """The sites of a tie whose only unknown attribute is `attr`."""
+    unknown = [attributes(site.expr) & set(left) for site in tie.sites]  # type: ignore[arg-type]
+    return [k for k, names in enumerate(unknown) if names == {attr}]
+
+
+def _known_attributes(rules: SizeRules, tie: Tie, kept: Kept) -> dict[Attr, int]:
+    """Attributes in a tie's expressions that stand alone somewhere: the smallest value that such a place needs."""
+    attrs = {a for site in tie.sites for a in attributes(site.expr)}  # type: ignore[arg-type]
+    found = {}
+    for attr in attrs & rules.users.keys():
+        needs = [n for site in rules.users[attr] if (n := rules.needed(site, kept)) is not None]
+        if needs:
+            found[attr] = min(needs)
+    return found
+
+
+def find_ties(rules: SizeRules) -> list[Tie]:
+    """All places of a model whose sizes depend on one another and on some axis."""
+    ties: dict[tuple[object, ...], Tie] = {}
+    for attr, sites in rules.users.items():
+        _add_tie(rules, (attr,), sites, ties, 2)
+    unknown: dict[Attr, list[Site]] = {}
+    for site in (s for found in rules.sites.values() for s in found):
+        if not isinstance(site.expr, Op) or not isinstance(site.value, int):
+            continue
+        inner = attributes(site.expr) - rules.users.keys()
+        for attr in inner:
+            unknown.setdefault(attr, []).append(site)
+        if not inner:
+            _add_tie(rules, (site.node, site.path), [site], ties, 1)
+    for site in (s for found in rules.sites.values() for s in found):
+        if isinstance(site.expr, ShapeOf) and _axes_in(rules, site.expr) and not _same_dim(rules, site):
+            _add_tie(rules, (site.node, site.path), [site], ties, 1)
+    for attr, sites in unknown.items():
+        _add_tie(rules, (attr, "within"), sites, ties, 1)
+    for name, node in rules.nodes.items():
+        if str(node.target).startswith(("aten.chunk", "aten.split.Tensor", "aten.unsafe_chunk")):
+            axes = dict.fromkeys(rules.axes_of(name))
+            if axes:
+                ties[(name,)] = Tie((), tuple(axes), name)
+    _tie_compared(rules, ties)
+    return list(ties.values())
+
+
+def _tie_compared(rules: SizeRules, ties: dict[tuple[object, ...], Tie]) -> None:
+    """What the code computes from sizes and found equal, such as `heads % 2` and 0, must stay so."""
+    for c in rules.graph.capture.recording.comparisons:
+        attrs = attributes(c.left) | attributes(c.right)
+        if not c.equal or not (isinstance(c.left, Op) or isinstance(c.right, Op)) or not attrs <= rules.users.keys():
+            continue
+        sites = [site for attr in sorted(attrs, key=str) for site in rules.users[attr]]
+        reached = [a for site in sites for a in rules.axes_of(site.node)]
+        axes = dict.fromkeys([*reached, *_axes_in(rules, c.left), *_axes_in(rules, c.right)])
+        if axes:
+            ties["compared", c.left, c.right] = Tie(tuple(sites), tuple(axes), comparison=c)
+
+
+def _add_tie(
+    rules: SizeRules, key: tuple[object, ...], sites: list[Site], ties: dict[tuple[object, ...], Tie], least: int
+) -> None:
+    """A tie of the sites that some axis reaches, alike ones once; none when there are fewer than `least`."""
+    distinct: dict[tuple[object, ...], Site] = {}
+    axes: dict[str, None] = {}
+    for site in sites:
+        reach = [*rules.axes_of(site.node), *_axes_in(rules, site.expr)]
+        if reach:
+            axes.update(dict.fromkeys(reach))
+            target = str(rules.nodes[site.node].target)
+            distinct.setdefault((tuple(sorted(reach)), target, site.path, site.expr, _shapes(rules, site)), site)
+    if len(distinct) >= least:
+        ties[key] = Tie(tuple(distinct.values()), tuple(axes))
+
+
+def _same_dim(rules: SizeRules, site: Site) -> bool:
+    """Is the size copied from a dim that the operator's own result has too?"""
+    assert isinstance(site.expr, ShapeOf)
+    source, made = rules.values.get(site.expr.node), rules.values.get(site.node)
+    if source is None or made is None:
+        return True
+    widths = rules.graph.widths
+    return widths.class_of(source.dim(site.expr.dim)) in {widths.class_of(d) for d in made.dims}
+
+
+def _shapes(rules: SizeRules, site: Site) -> tuple[object, ...]:
+    """The classes of the dims of what an operator makes: sites alike in these need the same size."""
+    node = rules.nodes[site.node]
+    values = [rules.values[n.name] for n in (*node.all_input_nodes[:1], node) if n.name in rules.values]
+    return tuple(rules.graph.widths.class_of(d) for v in values for d in v.dims)
+
+
+def _axes_in(rules: SizeRules, expr: Expr | None) -> list[str]:
+    if isinstance(expr, ShapeOf):
+        value = rules.values.get(expr.node)
+        return rules.graph.widths.axes_of(value.dim(expr.dim)) if value is not None and value.shape else []
+    if isinstance(expr, Op):
+        return [a for operand in expr.operands for a in _axes_in(rules, operand)]
+    return []

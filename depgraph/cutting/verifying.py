@@ -1,0 +1,145 @@
+"""The check: what the pruned model computes must be what the zeroed original computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from depgraph.capture.capturing import quiet
+from depgraph.capture.recording import Call, replay
+from depgraph.cutting.reference import Reference
+from depgraph.cutting.report import Check
+from depgraph.errors import CheckError
+from depgraph.graph import Value
+from depgraph.widths import Kept
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
+    from depgraph.plan import Plan
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+Tensors = list[torch.Tensor]
+
+
+class Verifier:
+    """Knows what the original computes with the plan's groups zeroed; compares a pruned model with that.
+
+    Holds on to the original's tensors, so that a model may be cut in place between making it and calling `check`.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.graph: DependencyGraph = plan.graph
+        self.tensors = plan.graph.tensors()
+        exact = {name: g for name, g in plan.removal.items() if plan.graph[name].exact}
+        mixed = {name: g for name, g in plan.removal.items() if name not in exact}
+        self.exact, self.mixed = exact, mixed
+
+    def fetch(self, name: str) -> torch.Tensor:
+        found = self.tensors.get(name)
+        return self.graph.capture.exported.constants[name] if found is None else found
+
+    @property
+    def on_meta(self) -> bool:
+        return any(t.device.type == "meta" for t in self.tensors.values())
+
+    def check(self, model: nn.Module, follow_calls: Callable[[list[Call], Kept], int] | None = None) -> Check:
+        """Run both and compare; raises CheckError when they differ by more than rounding.
+
+        `follow_calls` is given the torch calls of the pruned model and returns how many it compared.
+        """
+        graph = self.graph
+        with quiet(model), torch.no_grad():
+            output, calls = replay(model, graph.args, graph.kwargs)
+        compared = follow_calls(calls, self.plan.kept()) if follow_calls is not None else 0
+        if self.on_meta:
+            return Check(0, 0, 0, len(self.exact), len(self.mixed), compared, "the model is on the meta device")
+        widths, empty = graph.widths, graph.widths.at({})
+        sliced, zeroed = widths.at(self.mixed), widths.at(self.exact)
+        with torch.no_grad():
+            expected = self._narrow(
+                self._run(Reference(graph.capture.exported, graph.capture.program, sliced, zeroed)), zeroed, sliced
+            )
+            original = self._run(Reference(graph.capture.exported, graph.capture.program, empty, empty))
+        moved = self._narrow(original, self.plan.kept(), empty)
+        got = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+        tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for _, t in original if t.is_floating_point()), default=1e-4)
+        error = difference(got, expected)
+        check = Check(error, difference(expected, moved), tolerance, len(self.exact), len(self.mixed), compared)
+        if not error <= tolerance:
+            raise CheckError(
+                f"the pruned {type(model).__name__} differs from the zeroed original by {error:.1e} of the largest output "
+                f"(allowed {tolerance:.0e}, the removal itself moved it by {check.sensitivity:.1e}){self._leaks()}"
+            )
+        return check
+
+    def _leaks(self) -> str:
+        places = list(dict.fromkeys(leak.where for leak in self.graph.capture.recording.leaks))
+        return f"; sizes become floats at {', '.join(places[:3])}" if places else ""
+
+    def _run(self, reference: Reference) -> list[tuple[Value, torch.Tensor]]:
+        return reference.run(self.fetch, self.graph.args, self.graph.kwargs)
+
+    @staticmethod
+    def _narrow(outputs: list[tuple[Value, torch.Tensor]], kept: Kept, already: Kept) -> Tensors:
+        """Outputs narrowed to `kept`, where they have been narrowed to `already` before."""
+        narrow = []
+        for value, tensor in outputs:
+            for d in range(len(value.shape)):
+                stays = kept.of(value, d)
+                if stays is not None:
+                    here = already.of(value, d)
+                    here = np.arange(value.shape[d]) if here is None else here
+                    positions = np.flatnonzero(np.isin(here, stays))
+                    tensor = tensor.index_select(d, torch.from_numpy(positions).to(tensor.device))
+            narrow.append(tensor)
+        return narrow
+
+
+def difference(got: Tensors, expected: Tensors) -> float:
+    """The largest difference over all floating outputs, as a share of the largest output; infinite for other shapes."""
+    if len(got) != len(expected):
+        return float("inf")
+    scale = apart = 0.0
+    for a, b in zip(got, expected, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if not (a.is_floating_point() or a.is_complex()) or not a.numel():
+            continue
+        a, b = a.detach().cpu(), b.detach().cpu()
+        a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
+        finite = torch.isfinite(a) & torch.isfinite(b)
+        if not bool((finite | (a == b) | (a.isnan() & b.isnan())).all()):
+            return float("inf")
+        if bool(finite.any()):
+            apart = max(apart, float((a - b)[finite].abs().max()))
+            scale = max(scale, float(b[finite].abs().max()))
+    return apart / scale if scale else apart
+
+
+def follow_shapes(graph: DependencyGraph) -> Callable[[list[Call], Kept], int]:
+    """Compares the shape of every torch call of a cut module with the prediction; a mismatch raises CheckError."""
+
+    def compare(calls: list[Call], kept: Kept) -> int:
+        recorded: list[Any] = list(graph.capture.recording.calls)
+        if [c.function for c in recorded] != [c.function for c in calls]:
+            return 0
+        compared = 0
+        for before, after in zip(recorded, calls, strict=True):
+            for name, shape in zip(before.outputs, after.shapes, strict=False):
+                value = graph.capture.program.values.get(name or "")
+                if value is not None and len(value.shape) == len(shape):
+                    compared += 1
+                    wanted = kept.shape(value)
+                    if tuple(shape) != wanted:
+                        raise CheckError(
+                            f"{after.function} at {after.where} gives shape {tuple(shape)}, predicted was {wanted}"
+                        )
+        return compared
+
+    return compare

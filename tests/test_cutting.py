@@ -1,0 +1,364 @@
+"""Cuts in the module and in the graph: what follows, what survives, what is refused, what the check sees."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import depgraph
+from depgraph.cutting.verifying import Verifier
+from depgraph.errors import CheckError, CutError
+from tests.test_end_to_end import random_scores
+from tests.zoo import MODULES, ZOO
+
+
+def planned(name: str, keep: float = 0.7, scope: str = "axis") -> depgraph.Plan:
+    example = {**ZOO, **MODULES}[name]()
+    graph = depgraph.trace(example.model, example.args, example.kwargs)
+    return graph.plan(random_scores(graph), depgraph.Target(params=keep), scope=scope)
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in model.state_dict(keep_vars=False).items()}
+
+
+def integers(model: nn.Module) -> dict[str, object]:
+    return {f"{n}.{k}": v for n, m in model.named_modules() for k, v in vars(m).items() if isinstance(v, (int, tuple))}
+
+
+def assert_unchanged(model: nn.Module, before: dict[str, torch.Tensor], numbers: dict[str, object]) -> None:
+    assert integers(model) == numbers
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[k], before[k]) for k in before)
+
+
+def test_apply_leaves_the_original_as_it_was() -> None:
+    plan = planned("llama_8_4")
+    before, numbers = state(plan.graph.model), integers(plan.graph.model)
+    pruned = plan.apply()
+    assert pruned is not plan.graph.model
+    assert_unchanged(plan.graph.model, before, numbers)
+    shared = {p.data_ptr() for p in pruned.parameters()} & {p.data_ptr() for p in plan.graph.model.parameters()}
+    assert not shared
+
+
+def test_cutting_in_place_keeps_hooks_ties_and_states() -> None:
+    plan = planned("llama_8_4")
+    model = plan.graph.model
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    model.train()
+    model.model.layers[0].eval()
+    frozen = model.model.layers[0].mlp.down_proj.weight
+    frozen.requires_grad_(False)
+    calls: list[str] = []
+    model.model.layers[1].register_forward_hook(lambda *_: calls.append("module"))
+    model.model.layers[1].mlp.down_proj.weight.register_hook(lambda grad: calls.append("parameter"))
+    assert plan.apply_() is model
+    assert model.training and not model.model.layers[0].training and model.model.layers[1].training
+    assert not model.model.layers[0].mlp.down_proj.weight.requires_grad
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
+    calls.clear()
+    model(**plan.graph.kwargs).logits.sum().backward()
+    assert calls == ["module", "parameter"]
+    assert model.model.layers[0].mlp.down_proj.in_features == model.model.layers[0].mlp.down_proj.weight.shape[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_dtypes_survive(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4)).to(dtype)
+    graph = depgraph.trace(model, torch.randn(4, 8, dtype=dtype))
+    report = graph.plan(random_scores(graph), depgraph.Target(params=0.5)).apply_with_report()
+    assert {p.dtype for p in report.model.parameters()} == {dtype}
+    assert report.after.bytes == sum(p.numel() * p.itemsize for p in report.model.parameters())
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
+def test_a_failed_cut_leaves_the_model_as_it_was(failure: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned("gpt2")
+    model = plan.graph.model
+    before, numbers = state(model), integers(model)
+    kept = dict(model.named_parameters())
+
+    def fail(*args: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(Verifier, "check", fail)
+    with pytest.raises((failure, CheckError)):
+        plan.apply_()
+    assert_unchanged(model, before, numbers)
+    assert all(p is kept[n] for n, p in model.named_parameters())
+
+
+def test_what_the_code_cannot_say_is_refused_with_file_and_line_or_cut_as_a_graph() -> None:
+    plan = planned("literal_sizes")
+    before, numbers = state(plan.graph.model), integers(plan.graph.model)
+    with pytest.raises(CutError, match=r"sequential\.py:\d+.*the number \d"):
+        plan.apply(form="module")
+    with pytest.raises(CutError, match="LiteralSizes"):
+        plan.apply_()
+    assert_unchanged(plan.graph.model, before, numbers)
+    report = plan.apply_with_report(form="auto")
+    assert report.form == "graph"
+    assert isinstance(report.model, torch.fx.GraphModule)
+    assert "LiteralSizes can't express" in report.notes[0]
+
+
+def test_planning_for_the_module_form_leaves_what_it_cannot_say() -> None:
+    example = MODULES["transformer_encoder"]()
+    graph = depgraph.trace(example.model, example.args, example.kwargs)
+    plan = graph.plan(random_scores(graph), depgraph.Target(params=0.9), form="module")
+    assert plan.apply_with_report(form="module").form == "module"
+
+
+def test_the_graph_form_trains_and_takes_other_sizes() -> None:
+    plan = planned("llama_8_4")
+    model = plan.apply(form="graph")
+    ids = torch.randint(0, 50, (5, 11))
+    mask = torch.ones_like(ids)
+    inputs = {k: mask if "mask" in k else ids for k in plan.graph.kwargs}
+    assert model(**inputs).logits.shape[:2] == (5, 11)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+    losses = []
+    for _ in range(5):
+        loss = nn.functional.cross_entropy(model(**inputs).logits.flatten(0, 1), ids.flatten())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["llama_8_2", "gpt2", "t5"])
+def test_generate_works_with_and_without_a_cache(name: str) -> None:
+    plan = planned(name)
+    model = plan.apply(form="module").eval()
+    ids = torch.randint(2, 50, (2, 6))
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    cached, plain = (model.generate(ids, use_cache=cache, **options) for cache in (True, False))
+    assert torch.equal(cached, plain)
+
+
+def test_attributes_follow() -> None:
+    model = planned("gpt2").apply(form="module")
+    attention = model.transformer.h[0].attn
+    assert attention.split_size == attention.c_proj.weight.shape[0]
+    norm = planned("group_norm_cnn").apply(form="module")
+    for layer in norm.modules():
+        if isinstance(layer, nn.GroupNorm):
+            assert layer.num_channels == layer.weight.shape[0]
+    cnn = planned("residual_cnn").apply(form="module")
+    for layer in cnn.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert (layer.out_channels, layer.in_channels // layer.groups) == tuple(layer.weight.shape[:2])
+
+
+def test_attention_without_an_explicit_scale_keeps_it() -> None:
+    example = MODULES["fused_qkv_unbind"]()
+    graph = depgraph.trace(example.model, example.args, example.kwargs)
+    width = next(a for a in graph.axes if graph.sizes.solve(graph.widths.at({a.name: [0]})).drifts)
+    report = graph.plan(random_scores(graph), depgraph.Target(params=0.9), only=width).apply_with_report(form="module")
+    assert report.check is not None
+    assert report.check.error < 1e-5
+
+
+def test_the_check_sees_a_wrong_cut() -> None:
+    plan = planned("resnet_basic")
+    pruned = plan.apply()
+    with torch.no_grad():
+        next(p for p in reversed(list(pruned.parameters())) if p.ndim > 1).mul_(1.01)
+    with pytest.raises(CheckError, match="differs from the zeroed original"):
+        Verifier(plan).check(pruned)
+
+
+def test_a_vacuous_check_says_so() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[2].weight[:, :2] = 0
+    graph = depgraph.trace(model, torch.randn(2, 4))
+    check = graph.cut_plan({graph.axes[0].name: [0, 1]}).apply_with_report().check
+    assert check is not None
+    assert check.vacuous
+    assert "VACUOUS" in str(check)
+
+
+def test_keeping_all_is_the_identity_and_two_cuts_are_one() -> None:
+    model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 3))
+    inputs = torch.randn(5, 4)
+    graph = depgraph.trace(model, inputs)
+    first, second = (a.name for a in graph.axes)
+    assert torch.equal(graph.cut_plan({}).apply()(inputs), model(inputs))
+    once = graph.cut_plan({first: [1, 5], second: [0]}).apply()
+    half = graph.cut_plan({first: [1, 5]}).apply()
+    twice = depgraph.trace(half, inputs).cut_plan({second: [0]}).apply()
+    assert torch.equal(once(inputs), twice(inputs))
+    assert len(twice.depgraph_record["earlier"]) == 1
+
+
+def test_on_the_meta_device_shapes_are_checked() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    graph = depgraph.trace(model, torch.randn(2, 4, device="meta"))
+    report = graph.plan(random_scores(graph), depgraph.Target(params=0.5)).apply_with_report()
+    assert report.check is not None and "meta" in report.check.skipped
+    assert report.after.params == sum(p.numel() for p in report.model.parameters())
+
+
+def test_a_pruned_model_is_an_ordinary_one() -> None:
+    pruned = planned("vit").apply(form="module")
+    twin = copy.deepcopy(pruned)
+    twin.load_state_dict(pruned.state_dict())
+    assert type(pruned).__name__ == "ViTForImageClassification"
+
+
+def test_gradients_and_their_hooks_are_narrowed_with_the_parameters() -> None:
+    model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3))
+    graph = depgraph.trace(model, torch.randn(2, 4))
+    model(torch.randn(5, 4)).sum().backward()
+    before = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    seen: list[torch.Size] = []
+    model[0].weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.shape))
+    graph.cut_plan({graph.axes[0].name: [0, 7]}).apply_()
+    keep = [i for i in range(12) if i not in (0, 7)]
+    assert torch.equal(model[0].weight.grad, before["0.weight"][keep])
+    assert torch.equal(model[0].bias.grad, before["0.bias"][keep])
+    assert torch.equal(model[2].weight.grad, before["2.weight"][:, keep])
+    assert torch.equal(model[2].bias.grad, before["2.bias"])
+    model(torch.randn(5, 4)).sum().backward()
+    assert seen == [torch.Size([10, 4])]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama_8_4", "residual_cnn", "tied_weights"])
+def test_an_interruption_in_the_middle_of_the_cut_takes_everything_back(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(name)
+    model = plan.graph.model
+    before, numbers = state(model), integers(model)
+    objects = {n: id(p) for n, p in model.named_parameters(remove_duplicate=False)}
+
+    def interrupted(cut: nn.Module) -> None:
+        assert {n: id(p) for n, p in cut.named_parameters(remove_duplicate=False)} != objects
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("depgraph.cutting.module.follow", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        plan.apply_()
+    assert_unchanged(model, before, numbers)
+    assert {n: id(p) for n, p in model.named_parameters(remove_duplicate=False)} == objects
+    assert not hasattr(model, "depgraph_record")
+    monkeypatch.undo()
+    assert plan.apply_() is model
+
+
+def test_apply_keeps_the_states_of_the_original_in_the_copy() -> None:
+    plan = planned("llama_8_4")
+    model = plan.graph.model
+    model.train()
+    model.model.layers[0].eval()
+    model.model.norm.weight.requires_grad_(False)
+    pruned = plan.apply()
+    assert {n: m.training for n, m in pruned.named_modules()} == {n: m.training for n, m in model.named_modules()}
+    frozen = [n for n, p in pruned.named_parameters() if not p.requires_grad]
+    assert frozen == ["model.norm.weight"]
+    assert pruned.lm_head.weight is pruned.model.embed_tokens.weight
+    assert pruned.config is not model.config
+
+
+@pytest.mark.parametrize("name", ["llama_8_4", "resnet_bottleneck", "t5", "transformer_encoder", "used_twice"])
+def test_the_module_form_trains(name: str) -> None:
+    plan = planned(name)
+    model = plan.apply(form="module")
+    args, kwargs = plan.graph.args, plan.graph.kwargs
+    model.train()
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(4):
+        torch.manual_seed(0)
+        made = model(*args, **kwargs)
+        loss = (made.logits if hasattr(made, "logits") else made).float().pow(2).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_another_batch_and_length_go_through_the_module_form() -> None:
+    model = planned("llama_8_4").apply(form="module")
+    ids = torch.randint(3, 90, (5, 13))
+    with torch.no_grad():
+        assert model(ids).logits.shape == (5, 13, 101)
+        one_by_one = torch.cat([model(row[None]).logits for row in ids])
+        torch.testing.assert_close(model(ids).logits, one_by_one, rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_in_every_kind_of_attribute_follow() -> None:
+    split = planned("split_sizes").apply(form="module")
+    assert sum(split.sizes) == split.fused.out_features == split.fused.weight.shape[0]
+    llama = planned("llama_8_2").apply(form="module")
+    for layer in llama.model.layers:
+        attention = layer.self_attn
+        heads = attention.o_proj.in_features // attention.v_proj.out_features
+        assert attention.num_key_value_groups == heads
+        assert layer.mlp.up_proj.out_features == layer.mlp.down_proj.in_features == layer.mlp.up_proj.weight.shape[0]
+    bert = planned("bert_classifier").apply(form="module")
+    norms = [m for m in bert.modules() if isinstance(m, nn.LayerNorm)]
+    assert all(m.normalized_shape == tuple(m.weight.shape) for m in norms)
+    cnn = planned("residual_cnn").apply(form="module")
+    grouped = cnn.first.grouped[0]
+    assert grouped.groups == grouped.in_channels // grouped.weight.shape[1]
+    assert cnn.first.depthwise[0].groups == cnn.first.depthwise[0].out_channels
+
+
+def test_the_report_says_what_was_cut_and_checked() -> None:
+    plan = planned("mlp")
+    text = str(plan.apply_with_report(form="module"))
+    dense, left = plan.graph.dense_cost, plan.cost()
+    assert text.startswith("cut as a module\n")
+    assert f"params: {dense.params:,} -> {left.params:,} ({left.params / dense.params:.1%})" in text
+    assert "check: equal: error " in text
+    assert "where the removal moved it by" in text
+    assert "check: left out as asked" in str(plan.apply_with_report(check="none"))
+
+
+def test_the_record_says_what_went() -> None:
+    plan = planned("gpt2")
+    model = plan.apply(form="module")
+    record = model.depgraph_record
+    assert record["form"] == "module"
+    assert record["groups"] == {name: list(groups) for name, groups in plan.removal.items()}
+    removed = {(r["target"], r["dim"]): r["indices"] for r in record["removed"]}
+    assert removed == {(r.target, r.dim): r.indices.tolist() for r in plan.removed()}
+    dense = dict(plan.graph.model.named_parameters())
+    for name, parameter in model.named_parameters():
+        gone = [len(removed.get((name, d), ())) for d in range(parameter.ndim)]
+        assert [a + b for a, b in zip(parameter.shape, gone, strict=True)] == list(dense[name].shape)
+    for change in record["attributes"]:
+        assert change["before"] > change["after"]
+
+
+def test_unknown_options_of_apply_are_refused() -> None:
+    plan = planned("mlp")
+    with pytest.raises(depgraph.errors.PlanError, match="no option 'forms'"):
+        plan.apply(forms="module")
+    with pytest.raises(depgraph.errors.PlanError, match="form='onnx'"):
+        plan.apply(form="onnx")
+    with pytest.raises(CutError, match="can't be cut in place"):
+        plan.apply_(form="graph")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_attention_is_right_in_other_precisions(dtype: torch.dtype) -> None:
+    example = ZOO["llama_8_2"]()
+    graph = depgraph.trace(example.model.to(dtype), example.args, example.kwargs)
+    report = graph.plan(random_scores(graph), depgraph.Target(params=0.7), scope="axis").apply_with_report(
+        form="module"
+    )
+    assert report.check is not None
+    assert report.check.error <= {torch.bfloat16: 6e-2, torch.float64: 1e-12}[dtype]
+    assert not report.check.vacuous
+    assert {p.dtype for p in report.model.parameters()} == {dtype}
