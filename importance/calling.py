@@ -1,0 +1,121 @@
+"""Calling a model on a calibration batch, whatever form the batch has, and finding its loss."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depgraph.errors import DataError, DepgraphError, ScoreError
+from importance.losses import HINT, Loss, own_loss
+
+_VARIABLE = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def check_batches(batches: object) -> None:
+    """Raise DataError unless `batches` is something to take batches from."""
+    if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
+        raise DataError(
+            f"batches is a {type(batches).__name__}: give an iterable of batches, such as a list with one batch"
+        )
+
+
+def loss_of(model: nn.Module, batch: Any, loss: Loss | None) -> Tensor:
+    """The loss, a scalar with a gradient, of one batch on `model`'s device.
+
+    A tensor is the model's single argument, a tuple (or list) its arguments, a mapping its keyword arguments. What
+    `forward` doesn't take is left for `loss` alone; without a `loss` only "labels" may be left so.
+
+    Raises:
+        DataError: the batch doesn't fit the model.
+        ScoreError: there is no loss, or it isn't a finite scalar that depends on the parameters.
+    """
+    args, kwargs = _arguments(batch)
+    takes = _Signature(model.forward)
+    spare = set(kwargs) if loss is not None else {"labels"}
+    passed = {name: value for name, value in kwargs.items() if takes.keyword(name) or name not in spare}
+    output = _forward(model, args if loss is None else takes.positional(args), passed)
+    value = own_loss(output, takes.bound(args) | kwargs) if loss is None else loss(output, batch)
+    return _checked(value, model)
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """The batch with all its tensors on a device; tuples, lists and mappings keep their form."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {name: moved(value, device) for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        items = [moved(item, device) for item in batch]
+        return items if isinstance(batch, list) else tuple(items)
+    return batch
+
+
+def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, tuple | list):
+        return tuple(batch), {}
+    raise DataError(
+        f"a batch is a {type(batch).__name__}: give a tensor, a tuple of arguments or a dict of keyword arguments"
+    )
+
+
+def _forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return model(*args, **kwargs)
+    except (DepgraphError, torch.OutOfMemoryError):
+        raise
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise DataError(
+            f"a batch doesn't fit {type(model).__name__}, which failed with {type(error).__name__}: {first}"
+        ) from error
+
+
+def _checked(value: Any, model: nn.Module) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ScoreError(f"the loss must be a scalar tensor, it is {shape}: {HINT}")
+    if not value.requires_grad:
+        raise ScoreError(
+            "the loss doesn't depend on the model's parameters: look for a detach() or no_grad() on the way"
+        )
+    if not bool(torch.isfinite(value.detach())):
+        raise ScoreError(f"the loss of a batch is {value.item()}: {_suspect(model)}")
+    return value.reshape(())
+
+
+def _suspect(model: nn.Module) -> str:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter.detach()).all()):
+            return f"parameter {name!r} holds NaN or infinite values, repair or reload the weights before scoring"
+    return "all weights are finite, so look at the batch and the loss"
+
+
+class _Signature:
+    """What a forward function takes."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        parameters = inspect.signature(forward).parameters.values()
+        self.variable = {_VARIABLE[p.kind] for p in parameters if p.kind in _VARIABLE}
+        self.order = [p.name for p in parameters if p.kind in _POSITIONAL]
+        self.names = {p.name for p in parameters if p.kind not in _VARIABLE}
+
+    def keyword(self, name: str) -> bool:
+        """Whether a keyword argument of that name is taken."""
+        return name in self.names or "**" in self.variable
+
+    def positional(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As many of the arguments as there is room for."""
+        return args if "*" in self.variable else args[: len(self.order)]
+
+    def bound(self, args: tuple[Any, ...]) -> dict[str, Any]:
+        """Arguments by the names of their parameters."""
+        return dict(zip(self.order, args, strict=False))

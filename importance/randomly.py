@@ -1,0 +1,24 @@
+"""Random scores: the baseline that every other score has to beat."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from depgraph import DependencyGraph
+
+
+@dataclass(frozen=True)
+class Random:
+    """A score for every group, uniform in [0, 1); an axis's scores depend on the seed and its name alone."""
+
+    seed: int = 0
+
+    def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
+        return {axis.name: self._draw(axis.name, axis.size) for axis in graph.axes}
+
+    def _draw(self, name: str, size: int) -> np.ndarray:
+        digest = hashlib.blake2b(f"{self.seed}:{name}".encode(), digest_size=16).digest()
+        return np.random.default_rng(int.from_bytes(digest, "little")).random(size)

@@ -1,0 +1,65 @@
+"""Estimators by name, for the command line and for configuration files."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from depgraph.errors import ScoreError
+from depgraph.scoring import Scorer
+from importance.choices import pick
+from importance.magnitude import Magnitude
+from importance.randomly import Random
+from importance.taylor import Taylor
+
+SHARED = frozenset({"batches", "loss", "seed", "progress"})
+"""Options a caller may offer to any estimator; those that don't take one do without it."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An estimator's class and the options that its name stands for."""
+
+    make: Callable[..., Scorer]
+    preset: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def takes(self) -> set[str]:
+        return set(inspect.signature(self.make).parameters)
+
+
+SCORERS: dict[str, Entry] = {
+    "random": Entry(Random),
+    "magnitude": Entry(Magnitude),
+    "magnitude-l1": Entry(Magnitude, {"p": 1.0}),
+    "taylor": Entry(Taylor),
+    "taylor-vector": Entry(Taylor, {"form": "vector"}),
+}
+
+
+def names() -> list[str]:
+    """The names of all estimators."""
+    return list(SCORERS)
+
+
+def needs_data(name: str) -> bool:
+    """Whether the estimator of that name needs `batches`; raises ScoreError for an unknown name."""
+    return "batches" in pick(SCORERS, name, "score").takes
+
+
+def named(name: str, **options: Any) -> Scorer:
+    """The estimator of that name: `named("taylor", batches=...)`.
+
+    The options batches, loss, seed and progress may be given to any name. Raises ScoreError for an unknown name (with
+    the nearest ones), an unknown option, or missing batches.
+    """
+    entry = pick(SCORERS, name, "score")
+    unknown = sorted(set(options) - entry.takes - SHARED)
+    if unknown:
+        raise ScoreError(f"score {name!r} has no option {unknown[0]!r}: it takes {', '.join(sorted(entry.takes))}")
+    if "batches" in entry.takes and options.get("batches") is None:
+        raise ScoreError(f"score {name!r} needs calibration data: pass batches=[...]")
+    taken = {option: value for option, value in options.items() if option in entry.takes}
+    return entry.make(**(entry.preset | taken))
