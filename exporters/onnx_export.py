@@ -1,0 +1,214 @@
+"""A module becomes an ONNX file that ONNX Runtime has been seen to run as PyTorch does."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from depgraph.errors import ExportError
+from exporters import cases as check_cases
+from exporters import onnx_check, onnx_file
+from exporters.calls import Call, FlatModel, flatten_call, lowest_precision, output_names
+from exporters.dynamic import Dims, Specialised, enlarged, ladder
+from exporters.model_state import preserved, without_cache
+from exporters.onnx_program import Refused, export_program, name_dims, rename_dims
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """How to export.
+
+    Attributes:
+        opset: Version of the ONNX operator set.
+        dtype: "as is", or "float32" to export a float32 copy (ONNX Runtime's CPU has few bfloat16 kernels).
+        external_data: Put the weights into `<name>.data` beside the file; over 2 GB this is done anyway.
+        rtol: Allowed error as a share of an output's largest magnitude; None: 1e-4, float16 1e-2, bfloat16 5e-2.
+        atol: Allowed error on top of that; None: 1e-5, float16 1e-3, bfloat16 1e-2.
+    """
+
+    opset: int = 20
+    dtype: Literal["as is", "float32"] = "as is"
+    external_data: bool = False
+    rtol: float | None = None
+    atol: float | None = None
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What was written and how well it agrees with PyTorch.
+
+    Attributes:
+        bytes: Size on disk, external data included.
+        max_abs_error: Largest absolute difference over all outputs and cases.
+        max_rel_error: Largest difference of an output as a share of its largest magnitude.
+        shapes_checked: The input shapes at which both were run; the first is the example's.
+        dynamic: Input name -> dim -> name of the free size.
+        notes: What the export had to do differently from what one would expect.
+    """
+
+    path: Path
+    opset: int
+    bytes: int
+    max_abs_error: float
+    max_rel_error: float
+    shapes_checked: tuple[str, ...]
+    dynamic: dict[str, dict[int, str]]
+    notes: tuple[str, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        sizes = [(owner, dim, name) for owner, dims in self.dynamic.items() for dim, name in dims.items()]
+        free = ", ".join(f"{owner}[{dim}] = {name}" for owner, dim, name in sizes)
+        notes = "".join(f" Note: {note}." for note in self.notes)
+        return (
+            f"Wrote {self.path} ({_readable(self.bytes)}, opset {self.opset}) in {self.seconds:.1f} s. "
+            f"Free sizes: {free or 'none'}. ONNX Runtime agrees with PyTorch to {self.max_abs_error:.2g} "
+            f"({self.max_rel_error:.2g} of the largest output) at {len(self.shapes_checked)} sets of shapes: "
+            f"{'; '.join(self.shapes_checked)}.{notes}"
+        )
+
+
+@dataclass
+class _Job:
+    """One export under way."""
+
+    flat: FlatModel
+    call: Call
+    outputs: tuple[str, ...]
+    draft: Path
+    options: OnnxOptions
+    record: Mapping[str, Any] | None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Result:
+    difference: onnx_check.Difference
+    shapes: tuple[str, ...]
+    dims: dict[str, dict[int, str]]
+
+
+_DEFAULTS = OnnxOptions()
+
+
+def to_onnx(
+    model: nn.Module,
+    args: Any,
+    path: str | os.PathLike[str],
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic: Any = None,
+    *,
+    options: OnnxOptions = _DEFAULTS,
+) -> OnnxReport:
+    """Export `model` to ONNX and prove it: ONNX Runtime must agree with PyTorch, at shapes the export didn't see too.
+
+    The model runs in eval mode meanwhile and is afterwards as it was. The file appears under its name only once the
+    check has passed. It holds no local paths; its metadata has the library's version under `depgraph.version` and, for
+    a pruned model (one with an attribute `depgraph_record`), what was pruned as JSON under `depgraph.pruned`.
+
+    Args:
+        args: Example inputs: a tuple, or one tensor. What is no tensor is built into the file as a constant.
+        kwargs: Example inputs by name.
+        dynamic: Which sizes stay free. None: dim 0 of every input as "batch", and dim 1 of two-dimensional integer
+            or boolean inputs as "sequence"; if the model fixes those, fewer, and the report says so. A dict in the
+            style of torch.export (`{"x": {0: "batch"}}`): exactly those, or an error. `STATIC` or `{}`: none.
+
+    Raises:
+        ExportError: The model can't be exported, a free dim is fixed by the model's code, ONNX Runtime fails or differs
+            beyond the tolerance, or the file can't be written. No file is left, one that was there stays.
+    """
+    started = time.perf_counter()
+    target = Path(path)
+    record = getattr(model, "depgraph_record", None)
+    with onnx_file.staging(target) as draft:
+        subject, call = _prepared(model, flatten_call(model, args, kwargs), options)
+        with preserved(subject), torch.no_grad():
+            subject.eval()
+            without_cache(subject)
+            flat = FlatModel(subject, call)
+            names, notes = output_names(flat, call)
+            job = _Job(flat, call, names, draft, options, record, notes)
+            result = _climb_down(job, dynamic)
+        size = onnx_file.publish(draft, target)
+    return OnnxReport(
+        target,
+        options.opset,
+        size,
+        result.difference.absolute,
+        result.difference.relative,
+        result.shapes,
+        result.dims,
+        tuple(job.notes),
+        time.perf_counter() - started,
+    )
+
+
+def _prepared(model: nn.Module, call: Call, options: OnnxOptions) -> tuple[nn.Module, Call]:
+    """The model and call themselves, or a float32 copy if that is asked for and makes a difference."""
+    tensors = [*model.parameters(), *model.buffers(), *call.tensors]
+    if any(t.is_meta for t in tensors):
+        raise ExportError(f"{type(model).__name__} has weights on the meta device: there is nothing to write; load it.")
+    if options.dtype == "as is" or all(t.dtype == torch.float32 for t in tensors if t.is_floating_point()):
+        return model, call
+    return copy.deepcopy(model).float(), call.as_float32()
+
+
+def _climb_down(job: _Job, dynamic: Any) -> _Result:
+    """Export with the most free dims that work: only the default may end with fewer than it asks."""
+    rungs = ladder(job.call, dynamic)
+    for rung, following in zip(rungs, (*rungs[1:], None), strict=True):
+        try:
+            return _export_and_check(job, rung.dims)
+        except (Refused, Specialised) as error:
+            if following is None:
+                raise
+            job.notes.append(f"{rung.label} can't stay free, {following.label} tried instead: {error}".rstrip("."))
+    raise AssertionError("a ladder has at least one rung")
+
+
+def _export_and_check(job: _Job, dims: Dims) -> _Result:
+    examples = enlarged(job.call, dims)
+    program, switched = export_program(job.flat, job.call, examples, dims, job.options.opset)
+    names = name_dims(program, job.call, dims)
+    onnx_file.set_names(program.model, job.call.names, job.outputs, "model.")
+    onnx_file.sign(program.model, job.record)
+    subject = check_cases.Subject(job.flat, job.call.names, job.outputs, examples, names)
+    names = rename_dims(program, names, check_cases.inseparable(subject))
+    subject = replace(subject, dims=names)
+    unseen, unproved = check_cases.unseen_cases(subject)
+    if unproved:
+        raise Refused(
+            f"{type(job.flat.model).__name__} runs at no other size of {', '.join(unproved)} than the example's; "
+            "leave it out of `dynamic`, or make the model accept other sizes."
+        )
+    cases = [check_cases.example_case(job.flat, _example(job.call, examples, names)), *unseen]
+    onnx_file.write(program.model, job.draft, external_data=job.options.external_data)
+    tolerance = onnx_check.tolerance_for(lowest_precision(job.flat, job.call), job.options.rtol, job.options.atol)
+    difference = onnx_check.check_file(job.draft, subject, cases, tolerance)
+    job.notes.extend(switched)
+    return _Result(difference, check_cases.describe_cases(cases, job.call.names), names)
+
+
+def _example(call: Call, enlarged: tuple[Tensor, ...], names: check_cases.NamedDims) -> tuple[Tensor, ...]:
+    """The caller's own tensors, unless two of them have different sizes under one name (1 beside another size)."""
+    sizes: dict[str, set[int]] = {}
+    for owner, tensor in zip(call.names, call.tensors, strict=True):
+        for dim, name in names.get(owner, {}).items():
+            sizes.setdefault(name, set()).add(tensor.shape[dim])
+    return call.tensors if all(len(found) == 1 for found in sizes.values()) else enlarged
+
+
+def _readable(size: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"

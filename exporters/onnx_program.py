@@ -1,0 +1,124 @@
+"""torch's ONNX exporter, with its failures told in one sentence and the free sizes given their names."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from depgraph.errors import ExportError
+from exporters.calls import Call, FlatModel, first_line
+from exporters.cases import NamedDims
+from exporters.dynamic import Dims, fixed_dims, for_torch, settled_names, specialised
+from exporters.model_state import alternatives, preserved
+
+
+class Refused(ExportError):
+    """The model can't be exported, or not be run, with these sizes free; with fewer it may."""
+
+
+def export_program(
+    flat: FlatModel, call: Call, examples: tuple[Tensor, ...], dims: Dims, opset: int
+) -> tuple[torch.onnx.ONNXProgram, list[str]]:
+    """The program of the model as it is, else on the alternatives that transformers offers; and notes about those.
+
+    Raises:
+        Specialised: A size that was to stay free is a constant of the model's code.
+        Refused: torch can't export the model.
+        ExportError: It never will (control flow that depends on values).
+    """
+    switched: list[str] = []
+    with preserved(flat.model):
+        attempts = alternatives(flat.model)
+        while True:
+            try:
+                return _export(flat, call, examples, dims, opset), switched
+            except Refused:
+                note = next(attempts, None)
+                if note is None:
+                    raise
+                switched.append(note)
+
+
+def _export(
+    flat: FlatModel, call: Call, examples: tuple[Tensor, ...], dims: Dims, opset: int
+) -> torch.onnx.ONNXProgram:
+    shapes = for_torch(call, dims)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                flat.eval(), examples, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=shapes
+            )
+    except Exception as error:
+        raise (specialised(error, call, dims) or _failure(flat, error)) from error
+    if program is None:
+        raise Refused("torch.onnx.export returned nothing; use a torch whose exporter has dynamo=True.")
+    return program
+
+
+def _failure(flat: FlatModel, error: Exception) -> ExportError:
+    """What torch's exporter says, with the place in the model's code where it gives one."""
+    cause = error.__cause__ or error
+    owner = type(flat.model).__name__
+    places = re.findall(r'File "([^"]+)", line (\d+)', str(cause))
+    where = f" at {places[-1][0]}, line {places[-1][1]}" if places else ""
+    if "data-dependent" in str(cause):
+        return ExportError(
+            f"{owner} branches on a tensor's values{where}, which a graph can't; use torch.where or torch.cond there."
+        )
+    return Refused(f"torch.onnx.export can't export {owner}{where}: {first_line(cause)}.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's progress and deprecation chatter: its failures are raised as errors."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def name_dims(program: torch.onnx.ONNXProgram, call: Call, dims: Dims) -> dict[str, dict[int, str]]:
+    """Give the graph's free sizes their names: input -> dim -> name.
+
+    Raises:
+        Specialised: A size that was to stay free came out fixed.
+    """
+    sizes: dict[tuple[str, int], Any] = {}
+    for owner, value in zip(call.names, program.model.graph.inputs, strict=True):
+        for dim in dims.get(owner, {}):
+            sizes[owner, dim] = value.shape[dim] if value.shape is not None else None
+    fixed = {place for place, size in sizes.items() if isinstance(size, int) and _insists(dims[place[0]][place[1]])}
+    if fixed:
+        raise fixed_dims(fixed, dims)
+    symbols = {place: str(size.value) for place, size in sizes.items() if not isinstance(size, int)}
+    names = settled_names(dims, symbols)
+    program.rename_axes({symbol: names[place] for place, symbol in symbols.items()})
+    settled: dict[str, dict[int, str]] = {}
+    for (owner, dim), name in names.items():
+        settled.setdefault(owner, {})[dim] = name
+    return settled
+
+
+def rename_dims(program: torch.onnx.ONNXProgram, dims: NamedDims, new: dict[str, str]) -> dict[str, dict[int, str]]:
+    """`dims` with names replaced by `new` ones, in the program too."""
+    renames: dict[Any, str] = {**new}
+    if renames:
+        program.rename_axes(renames)
+    return {owner: {dim: new.get(name, name) for dim, name in axes.items()} for owner, axes in dims.items()}
+
+
+def _insists(value: Any) -> bool:
+    """Whether a request for a free size is more than torch.export's "as it comes" (`Dim.AUTO`)."""
+    return bool(value != torch.export.Dim.AUTO)
