@@ -1,0 +1,314 @@
+"""The command `depgraph`: inspect a model, prune it, export it. The one module that may import all three packages."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import depgraph
+from depgraph import cli_options as o
+from depgraph.cli_data import Amount, TextData, perplexity, read_text, text_data
+from depgraph.cli_models import Loaded, Loading, load_model
+from depgraph.cli_output import CODES, INTERRUPTED, Steps, print_json, printing, say, show_error
+from depgraph.cli_tables import axes_table, cost_table, graph_json, plan_json, rest_lines, widths_table
+from depgraph.cutting.report import CutReport
+from depgraph.errors import CheckpointError, DataError, PlanError
+from depgraph.plan import Plan
+from depgraph.planning import matches
+from depgraph.report import counted
+from depgraph.storage import appearing
+
+app = typer.Typer(
+    name="depgraph",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Make a PyTorch model smaller: find what is coupled, cut it out, prove the result right, export it.",
+    epilog="MODEL is a transformers folder, a folder saved by depgraph, or file.py:function, which returns "
+    "(module, args), (module, args, kwargs) or a dict with model, args, kwargs and batches.\n\n"
+    f"Exit codes: {'; '.join(f'{code} {meaning}' for code, meaning in CODES.items())}.",
+)
+
+
+@app.command()
+def inspect(  # noqa: PLR0913  (the options of a command)
+    model: o.Model,
+    long: o.Long = False,
+    strict: o.Strict = False,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "auto",
+    seed: o.Seed = 0,
+    base: o.Base = "",
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Show the axes of a model: what can be removed together, what it would save, what is fixed."""
+    with printing(as_json) as out:
+        steps = Steps()
+        with steps("loading"):
+            loaded = load_model(model, Loading(device, dtype, seed, base))
+        with steps("tracing"):
+            graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs, strict=strict)
+    if as_json:
+        print_json(graph_json(graph), out)
+    elif long:
+        out.print(graph.show(), markup=False, highlight=False, soft_wrap=True)
+    else:
+        cost = graph.dense_cost
+        found = f"{type(graph.model).__name__}: {counted(len(graph.axes), 'axis', 'axes')}"
+        costs = f"{cost.params:,} parameters, {cost.macs:,} MACs, {cost.bytes:,} bytes"
+        out.print(f"{found}, {costs}\n", highlight=False)
+        if graph.axes:
+            out.print(axes_table(graph))
+        for line in rest_lines(graph):
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def prune(  # noqa: PLR0913  (the options of a command)
+    model: o.Model,
+    keep: o.Keep,
+    score: o.Score = "magnitude",
+    data: o.Data = None,
+    out: o.Out = None,
+    onnx: o.Onnx = False,
+    scope: o.Scope = "global",
+    round_to: o.RoundTo = 1,
+    floor: o.Floor = 0.0,
+    protect: o.Protect = None,
+    only: o.Only = None,
+    form: o.Form = "auto",
+    batches: o.Batches = 16,
+    length: o.Length = None,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "auto",
+    seed: o.Seed = 0,
+    base: o.Base = "",
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Make a model smaller, check the result, and write it."""
+    if dry_run:
+        out = None
+    elif out is None:
+        raise typer.BadParameter("--out FOLDER says where the pruned model goes (or give --dry-run)")
+    options: dict[str, Any] = {"scope": scope, "round_to": round_to, "floor": floor, "form": form}
+    options |= {"protect": tuple(protect or ()), "only": tuple(only or ())}
+    loading, amount = Loading(device, dtype, seed, base), Amount(batches, length, seed)
+    _prune(o.Wish(model, o.parse_keep(keep), loading, score, data, amount, out, onnx, options, as_json))
+
+
+@app.command()
+def export(  # noqa: PLR0913  (the options of a command)
+    model: o.Model,
+    out: o.OnnxFile = None,
+    opset: o.Opset = 20,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "auto",
+    seed: o.Seed = 0,
+    base: o.Base = "",
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Write a model as an ONNX file, and check it in ONNX Runtime."""
+    from exporters import OnnxOptions, to_onnx
+
+    if out is None and not Path(model).is_dir():
+        raise typer.BadParameter("--out FILE says where the ONNX file goes")
+    file = out or Path(model) / "model.onnx"
+    if file.exists():
+        raise CheckpointError(f"{file} exists: name another file with --out")
+    with printing(as_json) as console:
+        steps = Steps()
+        with steps("loading"):
+            loaded = load_model(model, Loading(device, dtype, seed, base))
+        with steps("exporting"):
+            options = OnnxOptions(opset=opset, dtype="float32")
+            report = to_onnx(loaded.model, loaded.args, file, loaded.kwargs, options=options)
+    if as_json:
+        print_json(_onnx_json(report), console)
+    else:
+        console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+
+
+def _prune(wish: o.Wish) -> None:
+    from importance import needs_data
+
+    steps = Steps()
+    if wish.out is not None:
+        _check_vacant(wish.out)
+    if needs_data(wish.score) and wish.data is None and ".py:" not in wish.model:
+        raise DataError(f"score {wish.score!r} needs data: give a text file with --data, or a score such as magnitude")
+    text = read_text(wish.data) if wish.data is not None else ""
+    with printing(wish.json) as console, _folder(wish.out) as folder:
+        with steps("loading"):
+            loaded = load_model(wish.model, wish.loading)
+            found = text_data(loaded, wish.data, text, wish.amount) if wish.data is not None else TextData([], [])
+        with steps("tracing"):
+            graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs)
+        with steps("scoring and planning"):
+            _check_patterns(graph, wish.options)
+            plan = graph.plan(_scorer(wish, loaded, found, steps), wish.target, **wish.options)
+        if folder is None:
+            result, shown = plan_json(plan), ["", "dry run: nothing was cut or written"]
+        else:
+            result, shown = _cut_and_write(wish, loaded, found, plan, folder, steps)
+    if wish.json:
+        print_json(result, console)
+        return
+    console.print(cost_table(graph.dense_cost, plan.cost()))
+    console.print()
+    console.print(widths_table(plan))
+    for line in shown:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_vacant(folder: Path) -> None:
+    """Raise CheckpointError unless a folder of that name can be made (it may be there if it is empty)."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise CheckpointError(f"the folder {folder} exists and isn't empty: name another with --out")
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file: name a folder with --out")
+
+
+def _check_patterns(graph: depgraph.DependencyGraph, options: dict[str, Any]) -> None:
+    """Raise PlanError for a pattern that names nothing: it is a slip, and going on would protect nothing."""
+    for option in ("protect", "only"):
+        for pattern in options[option]:
+            if not any(matches(axis, (pattern,)) for axis in graph.axes):
+                raise PlanError(f"--{option} {pattern!r} names no axis and no parameter of one: see depgraph inspect")
+
+
+def _scorer(wish: o.Wish, loaded: Loaded, found: TextData, steps: Steps) -> Any:
+    from importance import named, needs_data
+
+    if not needs_data(wish.score):
+        return named(wish.score, seed=wish.loading.seed)
+    batches = found.calibration or loaded.batches
+    if batches is None:
+        raise DataError(f"score {wish.score!r} needs data: let {wish.model} return a dict with 'batches'")
+    return named(wish.score, batches=steps.over(batches, "scoring"), seed=wish.loading.seed)
+
+
+def _cut_and_write(
+    wish: o.Wish, loaded: Loaded, found: TextData, plan: Plan, folder: Path, steps: Steps
+) -> tuple[dict[str, Any], list[str]]:
+    """The result as data, and the lines that say it."""
+    with steps("cutting and checking"):
+        report = plan.apply_with_report(form=wish.options["form"])
+    with steps("measuring"):
+        figures = _measured(loaded, found, report)
+    with steps("writing"):
+        saved = _write(loaded, plan, report, folder)
+    exported = None
+    if wish.onnx:
+        with steps("exporting to ONNX"):
+            exported = _onnx(loaded, report, folder, wish.out or folder)
+    result = plan_json(plan) | {
+        "form": report.form,
+        "check": asdict(report.check) | {"vacuous": report.check.vacuous} if report.check else None,
+        "notes": [*plan.notes, *report.notes],
+        "perplexity": figures,
+        "onnx": _onnx_json(exported) if exported else None,
+        "folder": str(wish.out),
+        "format": saved.format,
+        "files": sorted(path.name for path in folder.iterdir()),
+    }
+    lines = ["", f"form: {report.form}", f"check: {report.check}", *plan.notes, *report.notes]
+    if figures:
+        change = f"{figures['before']:.3f} -> {figures['after']:.3f}"
+        lines.append(f"perplexity on {figures['tokens']:,} held-out tokens: {change}")
+    if exported:
+        lines.append(str(exported))
+    lines.append(f"wrote {wish.out}: {', '.join(result['files'])}")
+    return result, [*lines, f"format: {saved.format} ({saved.why})"]
+
+
+def _measured(loaded: Loaded, found: TextData, report: CutReport) -> dict[str, float] | None:
+    """Perplexity before and after on held-out text; None without any, or where a graph takes no such inputs."""
+    from importance.losses import own_loss
+
+    if not found.held_out:
+        return None
+    try:
+        after = perplexity(report.model, found.held_out, own_loss)
+    except Exception:
+        if report.form == "graph":
+            return None
+        raise
+    before = perplexity(loaded.model, found.held_out, own_loss)
+    return {"before": before, "after": after, "tokens": found.held_out_tokens}
+
+
+def _write(loaded: Loaded, plan: Plan, report: CutReport, folder: Path) -> Any:
+    from depgraph.checkpoint import save
+
+    saved = save(report.model, folder)
+    if hasattr(loaded.tokenizer, "save_pretrained"):
+        loaded.tokenizer.save_pretrained(folder)
+    plan.save(folder / "plan.json")
+    return saved
+
+
+def _onnx(loaded: Loaded, report: CutReport, folder: Path, final: Path) -> Any:
+    from exporters import OnnxOptions, to_onnx
+
+    options = OnnxOptions(dtype="float32")
+    made = to_onnx(report.model, loaded.args, folder / "model.onnx", loaded.kwargs, options=options)
+    return replace(made, path=final / "model.onnx")
+
+
+def _onnx_json(report: Any) -> dict[str, Any]:
+    return {**asdict(report), "path": str(report.path)}
+
+
+@contextlib.contextmanager
+def _folder(out: Path | None) -> Iterator[Path | None]:
+    if out is None:
+        yield None
+    else:
+        with appearing(out.resolve()) as folder:
+            yield folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; every error is one sentence on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")
+            logging.disable(logging.CRITICAL)
+        try:
+            return _run(given)
+        except Exception as error:
+            return show_error(error, debug)
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _run(given: list[str]) -> int:
+    try:
+        done = typer.main.get_command(app).main(args=given, prog_name="depgraph", standalone_mode=False)
+        code = done if isinstance(done, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        where = getattr(getattr(error, "ctx", None), "command_path", "depgraph")
+        say(f"error: {error.format_message().rstrip('.')} (see {where} --help)")
+        return int(getattr(error, "exit_code", 2))
+    if code == INTERRUPTED:
+        say("interrupted: nothing was written")
+    return code

@@ -1,0 +1,164 @@
+"""A text file as calibration batches and held-out batches of a language model, and the perplexity on the latter."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depgraph.capture.capturing import quiet
+from depgraph.cli_models import Loaded
+from depgraph.errors import DataError
+
+WINDOWS_A_BATCH = 4
+HELD_OUT_SHARE, HELD_OUT_BATCHES = 0.1, 8
+LONGEST = 1 << 23
+MASKED_SHARE, IGNORED = 0.15, -100
+LARGEST_LOSS = 700.0  # whose exp is still a number
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much of a text is used: calibration batches, tokens in a window; `seed` draws the windows."""
+
+    batches: int = 16
+    length: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TextData:
+    """Batches to score with, and batches from the end of the text to measure on (none where the text is short)."""
+
+    calibration: list[Batch]
+    held_out: list[Batch]
+
+    @property
+    def held_out_tokens(self) -> int:
+        return sum(batch["input_ids"].numel() for batch in self.held_out)
+
+
+def read_text(path: Path) -> str:
+    """The first 8 MB of a text file; raises DataError when it can't be read or says nothing."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(LONGEST).decode("utf-8", errors="strict" if path.stat().st_size <= LONGEST else "ignore")
+    except OSError as error:
+        raise DataError(f"the data file {path} can't be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"the data file {path} isn't UTF-8 text (byte {error.start}): give plain text") from error
+    if not text.strip():
+        raise DataError(f"the data file {path} is empty: give text to score with")
+    return text
+
+
+def text_data(loaded: Loaded, path: Path, text: str, amount: Amount) -> TextData:
+    """The text as batches for this model.
+
+    Raises DataError: the model takes no text, there is no tokenizer, or the text is shorter than one window.
+    """
+    make = _kind(loaded)
+    length = _length(loaded.model, amount.length)
+    windows = _windows(loaded, path, text, length)
+    random = torch.Generator().manual_seed(amount.seed)
+    aside = int(len(windows) * HELD_OUT_SHARE) if len(windows) >= 2 * WINDOWS_A_BATCH else 0
+    train, held_out = windows[: len(windows) - aside], windows[len(windows) - aside :]
+    chosen = train[torch.randperm(len(train), generator=random)[: amount.batches * WINDOWS_A_BATCH]]
+    held_out = held_out[: HELD_OUT_BATCHES * WINDOWS_A_BATCH]
+
+    def batched(some: Tensor) -> list[Batch]:
+        parts = some.split(WINDOWS_A_BATCH) if len(some) else ()
+        return [_moved(make(loaded, part, random), next(loaded.model.parameters()).device) for part in parts]
+
+    return TextData(batched(chosen), batched(held_out))
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def perplexity(model: nn.Module, batches: Iterable[Batch], loss: Callable[[Any, Batch], Tensor]) -> float:
+    """exp of the mean loss over batches of equal windows, in eval mode without gradients."""
+    total = count = 0.0
+    with quiet(model), torch.no_grad():
+        for batch in batches:
+            size = len(batch["input_ids"])
+            total += float(loss(model(**batch), batch)) * size
+            count += size
+    return math.exp(min(total / count, LARGEST_LOSS))
+
+
+def _causal(loaded: Loaded, windows: Tensor, random: torch.Generator) -> Batch:
+    return {"input_ids": windows}
+
+
+def _sequence_to_sequence(loaded: Loaded, windows: Tensor, random: torch.Generator) -> Batch:
+    """The second half of every window is to be told from the first."""
+    half = windows.shape[1] // 2
+    return {"input_ids": windows[:, :half].contiguous(), "labels": windows[:, half:].contiguous()}
+
+
+def _masked(loaded: Loaded, windows: Tensor, random: torch.Generator) -> Batch:
+    """Every seventh token or so is masked and to be told from the others."""
+    hidden = torch.rand(windows.shape, generator=random) < MASKED_SHARE
+    hidden[:, windows.shape[1] // 2] = True
+    return {
+        "input_ids": windows.masked_fill(hidden, loaded.tokenizer.mask_token_id),
+        "labels": windows.masked_fill(~hidden, IGNORED),
+    }
+
+
+def _kind(loaded: Loaded) -> Callable[[Loaded, Tensor, torch.Generator], Batch]:
+    """How a model of this kind is asked to tell tokens."""
+    model, name = loaded.model, type(loaded.model).__name__
+    advice = "give file.py:function, whose dict has the 'batches' to score with"
+    if loaded.tokenizer is None:
+        raise DataError(f"--data needs a tokenizer and {name} came without: put its files into the folder, or {advice}")
+    if getattr(model, "main_input_name", "input_ids") != "input_ids":
+        raise DataError(f"--data is for models that read text and {name} reads {model.main_input_name}: {advice}")
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return _sequence_to_sequence
+    generates = getattr(model, "can_generate", lambda: True)
+    if generates():
+        return _causal
+    tells = getattr(model, "get_output_embeddings", lambda: None)() is not None
+    if tells and loaded.tokenizer.mask_token_id is not None and "labels" in inspect.signature(model.forward).parameters:
+        return _masked
+    raise DataError(f"--data is for language models, and {name} doesn't predict tokens: {advice}")
+
+
+def _length(model: nn.Module, asked: int | None) -> int:
+    config = getattr(model, "config", None)
+    text_config = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else None
+    limit = getattr(text_config, "max_position_embeddings", None)
+    if asked is not None and limit and asked > limit:
+        raise DataError(f"--length {asked} is more than the {limit} positions of {type(model).__name__}")
+    return asked if asked is not None else min(128, limit or 128)
+
+
+def _windows(loaded: Loaded, path: Path, text: str, length: int) -> Tensor:
+    """The text's tokens in windows [number, length]."""
+    tokens = torch.tensor(loaded.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+    if len(tokens) < length:
+        raise DataError(
+            f"the data file {path} has {len(tokens)} tokens, fewer than one window of {length}: "
+            "give more text or a smaller --length"
+        )
+    known, largest = _vocabulary(loaded.model), int(tokens.max())
+    if known is not None and largest >= known:
+        raise DataError(f"the tokenizer gives token {largest} and the model knows {known}: they don't belong together")
+    return tokens[: len(tokens) // length * length].view(-1, length)
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    """How many tokens the model's input embedding has."""
+    get: Any = getattr(model, "get_input_embeddings", None)
+    return getattr(get(), "num_embeddings", None) if get is not None else None

@@ -1,0 +1,175 @@
+"""Folders that appear whole or not at all, and tensors in safetensors files."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from depgraph.errors import CheckpointError
+
+MANIFEST, WEIGHTS, CONFIG = "depgraph.json", "model.safetensors", "config.json"
+OVERWRITE = ("never", "replace")
+_ENTRIES: dict[str, Any] = {
+    "format": int, "kind": str, "class": str, "library": dict, "record": (dict, type(None)), "training": dict, "tensors": dict,
+}  # fmt: skip
+
+
+def free_folder(folder: str | os.PathLike[str], overwrite: str) -> Path:
+    """The absolute path of a folder that may be written.
+
+    Raises CheckpointError when something is there that `overwrite` ("never" or "replace") doesn't allow to go.
+    """
+    if overwrite not in OVERWRITE:
+        raise CheckpointError(f"overwrite={overwrite!r} is not one of {', '.join(OVERWRITE)}")
+    path = Path(folder).resolve()
+    try:
+        if path.exists() and not path.is_dir():
+            raise CheckpointError(f"{path} is a file: choose another folder to save to")
+        if not path.is_dir() or not any(path.iterdir()):
+            return path
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    if overwrite == "never":
+        raise CheckpointError(f"the folder {path} exists and isn't empty: choose another, or pass overwrite='replace'")
+    if not any((path / name).is_file() for name in (MANIFEST, CONFIG)):
+        raise CheckpointError(
+            f"the folder {path} holds no saved model, so overwrite='replace' leaves it alone: choose another"
+        )
+    return path
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write to, which takes the place of `path` at the end; nothing of it is left on failure.
+
+    Raises CheckpointError when the disk is full or can't be written.
+    """
+    missing = [parent for parent in path.parents if not parent.exists()]
+    temporary = _sibling(path, "partial")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _take_place(temporary, path)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, (OSError, SafetensorError)):
+            raise _unwritable(path, error) from error
+        raise
+
+
+def _sibling(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    if not path.exists():
+        temporary.rename(path)
+        return
+    aside = _sibling(path, "replaced")
+    path.rename(aside)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        aside.rename(path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _unwritable(path: Path, error: Exception) -> CheckpointError:
+    reason = getattr(error, "strerror", None) or error
+    return CheckpointError(f"{path} can't be written: {reason}; nothing was left there")
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Write a safetensors file; views of a larger storage are written as what they show."""
+    seen: set[int] = set()
+    ready = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        storage = tensor.untyped_storage().data_ptr() if tensor.numel() else 0
+        ready[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    save_file(ready, file, metadata={"format": "pt"})
+
+
+def write_json(data: Any, file: Path) -> None:
+    file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: str | os.PathLike[str], newest: int) -> tuple[Path, dict[str, Any]]:
+    """The folder's path and its `depgraph.json`.
+
+    Raises CheckpointError when there is none, when it can't be read, and for a format later than `newest`.
+    """
+    path = Path(folder).resolve()
+    if not path.is_dir():
+        raise CheckpointError(f"there is no folder {path}")
+    if not (path / MANIFEST).is_file():
+        plain = "; transformers' from_pretrained loads it" if (path / CONFIG).is_file() else ""
+        raise CheckpointError(f"{path} wasn't written by depgraph.save: it has no {MANIFEST}{plain}")
+    data = read_json(path / MANIFEST)
+    if not isinstance(data, dict) or any(not isinstance(data.get(key), kind) for key, kind in _ENTRIES.items()):
+        raise CheckpointError(f"{path / MANIFEST} is not the record of a saved model")
+    found = data["format"]
+    if found > newest:
+        raise CheckpointError(
+            f"{path} has format {found}, this version of depgraph reads up to {newest}: install a later one"
+        )
+    return path, data
+
+
+def read_json(file: Path) -> Any:
+    """Raises CheckpointError when the file can't be read or isn't JSON."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{file} can't be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error
+
+
+def read_tensors(
+    file: Path, table: Mapping[str, Mapping[str, Any]], device: torch.device | str
+) -> dict[str, torch.Tensor]:
+    """The tensors of a file; names, shapes and dtypes must be those of `table` (entries with `same_as` aren't stored).
+
+    Raises CheckpointError that names the first tensor that is missing, unexpected or different, and when the file is
+    truncated or can't be read.
+    """
+    wanted = {name: entry for name, entry in table.items() if "same_as" not in entry}
+    try:
+        with safe_open(file, "pt", device=str(device)) as stored:
+            names = set(stored.keys())
+            _same_names(file, names, set(wanted))
+            tensors = {name: stored.get_tensor(name).clone() for name in wanted}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} can't be read: {getattr(error, 'strerror', None) or error}") from error
+    for name, entry in wanted.items():
+        found = (list(tensors[name].shape), str(tensors[name].dtype).removeprefix("torch."))
+        if found != (entry["shape"], entry["dtype"]):
+            raise CheckpointError(
+                f"{file}: {name!r} is {found[1]} {found[0]}, recorded is {entry['dtype']} {entry['shape']}"
+            )
+    return tensors
+
+
+def _same_names(file: Path, found: set[str], wanted: set[str]) -> None:
+    if wanted - found:
+        raise CheckpointError(f"{file} lacks the tensor {min(wanted - found)!r}: it isn't the file that was saved here")
+    if found - wanted:
+        raise CheckpointError(
+            f"{file} has an unexpected tensor {min(found - wanted)!r}: it isn't the file that was saved here"
+        )
