@@ -1,0 +1,49 @@
+"""Every example runs as it stands."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+TRAINING = "train_tiny_llama"
+
+
+def _imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+def _scripts() -> list[str]:
+    """All examples but the training script, and the helpers that other examples import."""
+    paths = sorted(EXAMPLES.glob("*.py"))
+    helpers = set[str]().union(*map(_imports, paths))
+    return [path.stem for path in paths if path.stem not in {*helpers, TRAINING}]
+
+
+@pytest.mark.parametrize("name", _scripts())
+def test_example_runs_and_prints_something(name: str, run_python: Callable[..., str]) -> None:
+    assert run_python(f"examples/{name}.py").strip()
+
+
+@pytest.mark.slow
+def test_training_script_leaves_a_loadable_model(workspace: Path, run_python: Callable[..., str]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run_python(f"examples/{TRAINING}.py", "--steps", "2", "--out", "trained")
+
+    record = json.loads((workspace / "trained" / "training.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(workspace / "trained")
+    tokenizer = AutoTokenizer.from_pretrained(workspace / "trained")
+    assert record["steps"] == 2
+    assert model.num_parameters() == record["parameters"]
+    assert len(tokenizer) == model.config.vocab_size
