@@ -99,7 +99,7 @@ class Halves(nn.Module):
 
 def test_operators_without_a_rule_are_listed_with_their_place() -> None:
     text = depgraph.trace(Unknown(), torch.randn(2, 6)).show()
-    assert "operators without a rule\n  depgraph_test_report.mystery.default  1 x  test_report.py:" in text
+    assert "operators without a rule\n  depgraph_test_report.mystery.default  1 x  tests/test_report.py:" in text
     assert "no rule knows what this operator does with it" in text
 
 

@@ -35,7 +35,7 @@ def test_an_operator_without_a_rule_is_fixed_and_reported_or_an_error_and_can_be
     graph = depgraph.trace(model, inputs)
     assert list(graph.unknown) == ["depgraph_tests.shifted.default"]
     assert not any(axis.prunable.any() for axis in graph.axes)
-    with pytest.raises(UnsupportedOperator, match=r"depgraph_tests\.shifted.* at test_trace\.py:\d+ has no rule"):
+    with pytest.raises(UnsupportedOperator, match=r"depgraph_tests\.shifted.* at tests/test_trace\.py:\d+ has no rule"):
         depgraph.trace(model, inputs, strict=True)
     depgraph.rule("depgraph_tests.shifted", equation="... c, c -> ... c")
     (axis,) = depgraph.trace(model, inputs, strict=True).axes
@@ -53,7 +53,7 @@ class Branching(nn.Module):
 
 
 def test_data_dependent_control_flow_is_named_with_its_place() -> None:
-    with pytest.raises(CaptureError, match=r"depends on the values of a tensor at test_trace\.py:\d+"):
+    with pytest.raises(CaptureError, match=r"depends on the values of a tensor at tests/test_trace\.py:\d+"):
         depgraph.trace(Branching(), torch.randn(2, 5))
 
 

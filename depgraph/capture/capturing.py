@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.export import ExportedProgram
 
+from depgraph.capture.exported import CapturedProgram
+from depgraph.capture.frames import shown
 from depgraph.capture.lowering import lower
 from depgraph.capture.recording import Recording, record
 from depgraph.errors import CaptureError, DepgraphError, UnsupportedParameter
@@ -27,13 +28,13 @@ from depgraph.graph import Program
 class Capture:
     """A model's exported program, its values and relations, and where its integers came from."""
 
-    exported: ExportedProgram
+    exported: CapturedProgram
     program: Program
     recording: Recording
 
 
 def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], strict: bool = False) -> Capture:
-    """Capture `model` on example inputs through torch.export, in eval mode and without gradients.
+    """Capture `model` on example inputs as torch.export does, in eval mode and without gradients.
 
     Raises:
         UnsupportedParameter: a parameter is quantised, sparse or distributed.
@@ -154,7 +155,7 @@ def _place(error: BaseException) -> str:
     while trace is not None:
         path = Path(trace.tb_frame.f_code.co_filename)
         if path.is_absolute() and path.parent != _STANDARD and not any(root in path.parents for root in _LIBRARIES):
-            found = f" at {path.name}:{trace.tb_lineno}"
+            found = f" at {shown(str(path))}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found
 

@@ -8,40 +8,48 @@ from types import CodeType
 
 import torch
 
-_HIDDEN = tuple(
-    os.path.join(os.path.dirname(os.path.abspath(path)), "")
-    for path in (torch.__file__, os.path.dirname(os.path.abspath(__file__)))
+_TORCH, _OURS = (
+    os.path.join(os.path.dirname(os.path.abspath(path)), "") for path in (torch.__file__, os.path.dirname(__file__))
 )
+_LAYERS = os.path.join(_TORCH, "nn", "modules", "")
+_CALLER = os.path.join(_OURS, "capture", "recording.py")
 _names: dict[CodeType, str | None] = {}
 
 
 def here() -> tuple[str, CodeType | None]:
-    """`file.py:123` and the code of the innermost frame outside torch and this library.
+    """`file.py:123` and the code of the innermost frame of the running model outside torch and this library.
 
-    The file is relative to its import root.
+    Where there is none, as in an `nn.Sequential` of standard layers, the line of the layer. The file is relative to its
+    import root.
     """
     frame = sys._getframe(1)
-    while frame is not None:
+    layer = ""
+    while frame is not None and frame.f_code.co_filename != _CALLER:
         code = frame.f_code
         try:
             name = _names[code]
         except KeyError:
-            name = _names[code] = _shown(code.co_filename)
+            name = _names[code] = None if _is_hidden(code.co_filename) else shown(code.co_filename)
         if name is not None:
             return f"{name}:{frame.f_lineno}", code
+        if not layer and code.co_filename.startswith(_LAYERS):
+            layer = f"{shown(code.co_filename)}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
-    return "", None
+    return layer, None
 
 
 def where() -> str:
-    """`file.py:123` of the innermost frame outside torch and this library."""
+    """The place of `here`."""
     return here()[0]
 
 
-def _shown(filename: str) -> str | None:
-    """The name to show for `filename`, None for one to pass over."""
+def shown(filename: str) -> str:
+    """A source file relative to its import root; its name alone where it has none."""
     path = os.path.abspath(filename)
-    if filename.startswith("<frozen") or path.startswith(_HIDDEN):
-        return None
     roots = [root for root in map(os.path.abspath, sys.path) if path.startswith(os.path.join(root, ""))]
-    return os.path.relpath(path, max(roots, key=len)) if roots else filename
+    return os.path.relpath(path, max(roots, key=len)) if roots else os.path.basename(filename)
+
+
+def _is_hidden(filename: str) -> bool:
+    generated = filename.startswith("<") and not filename.startswith(("<stdin", "<ipython"))
+    return generated or os.path.abspath(filename).startswith((_TORCH, _OURS))

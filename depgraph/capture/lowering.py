@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from depgraph import rules
+from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.places import module_path, place
 from depgraph.errors import CaptureError, UnsupportedOperator
 from depgraph.graph import Program, Reason, Value
@@ -26,7 +26,7 @@ _KINDS = {
 _LARGEST_INDEX_TABLE = 1 << 20
 
 
-def lower(exported: ExportedProgram, strict: bool = False, ties: Mapping[str, str] | None = None) -> Program:
+def lower(exported: CapturedProgram, strict: bool = False, ties: Mapping[str, str] | None = None) -> Program:
     """Lower a captured program. With `strict`, an operator without a rule raises UnsupportedOperator.
 
     `ties` maps the name of each tied parameter to the name of the first one: tied parameters have the same dims.
@@ -35,7 +35,7 @@ def lower(exported: ExportedProgram, strict: bool = False, ties: Mapping[str, st
 
 
 class _Lowering:
-    def __init__(self, exported: ExportedProgram, strict: bool, ties: Mapping[str, str]) -> None:
+    def __init__(self, exported: CapturedProgram, strict: bool, ties: Mapping[str, str]) -> None:
         self.exported = exported
         self.first_of: dict[str, Value] = {}
         self.strict = strict

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from pathlib import PurePath
 
 from torch.fx import Node
+
+from depgraph.capture.frames import shown
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
@@ -18,11 +19,13 @@ def _short(trace: str) -> str:
     if not (own or frames):
         return ""
     path, line = (own or frames)[-1]
-    return f"{PurePath(path).name}:{line}"
+    return f"{shown(path)}:{line}"
 
 
 def place(node: Node) -> str:
     """`file.py:line` of the innermost frame outside torch, or an empty string."""
+    if "place" in node.meta:
+        return str(node.meta["place"])
     trace = node.meta.get("stack_trace")
     return _short(trace) if trace else ""
 

@@ -7,17 +7,75 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.compiler
 import torch.fx
 import torch.nn.functional
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental import proxy_tensor
 
 _OVERRIDE_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 _COMPILER_FLAGS = ("_is_compiling_flag", "_is_exporting_flag")
+
+
+@runtime_checkable
+class Tracer(Protocol):
+    """A tracer of this library's own."""
+
+    graph: torch.fx.Graph
+
+    def node_of(self, tensor: Tensor) -> torch.fx.Node | None:
+        """The node that stands for a tensor, None for a tensor that wasn't seen."""
+
+    def device_of(self, tensor: Tensor) -> torch.device | None:
+        """The device that the code is told, None for a tensor that wasn't seen."""
+
+
+class OperatorMode(proxy_tensor.ProxyTorchDispatchMode):
+    """Base of a mode that sees every ATen operator before autograd and before composite ones are taken apart.
+
+    torch lets only its own modes see them so early; this one is of that class, and takes none of its behaviour.
+    """
+
+    def __init__(self, tracer: Any) -> None:
+        super().__init__(tracer, "real", pre_dispatch=True)
+
+    def __enter__(self) -> Any:
+        self._dispatcher = enable_python_dispatcher()
+        self._dispatcher.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        try:
+            return super().__exit__(*error)
+        finally:
+            self._dispatcher.__exit__(*error)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # no wrapper around every call: nothing here is compiled
+
+
+def at_once(call: Any, args: Any, kwargs: Any) -> Any:
+    """Call an operator by torch's C++ dispatcher alone, within an `OperatorMode` that works with its Python one."""
+    guard = torch._C._DisablePythonDispatcher()
+    try:
+        return call(*args, **kwargs)
+    finally:
+        del guard
+
+
+def storage_key(tensor: Tensor) -> int:
+    """The identity of a tensor's storage, for as long as it lives."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def transforming() -> bool:
+    """Is autocast on, or a transform of torch.func active?"""
+    return torch._C._is_any_autocast_enabled() or torch._C._functorch.maybe_current_level() is not None
 
 
 def active_tracer() -> Any | None:
@@ -28,8 +86,15 @@ def active_tracer() -> Any | None:
 
 def node_of(tensor: Tensor, tracer: Any) -> torch.fx.Node | None:
     """The graph node that stands for `tensor` in the capture of `tracer`, None for a tensor it has not seen."""
+    if isinstance(tracer, Tracer):
+        return tracer.node_of(tensor)
     slot = proxy_tensor.get_proxy_slot(tensor, tracer, None)
     return None if slot is None else slot.proxy.node
+
+
+def device_of(tensor: Tensor, tracer: Any) -> torch.device | None:
+    """The device that the code must be told a tensor is on; None where the tensor's own answer is right."""
+    return tracer.device_of(tensor) if isinstance(tracer, Tracer) else None
 
 
 def last_node(tracer: Any) -> torch.fx.Node:

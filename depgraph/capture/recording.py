@@ -1,7 +1,7 @@
-"""Capture a model with torch.export and remember where every size in its graph came from.
+"""Capture a model and remember where every size in its graph came from.
 
-`record` exports a model while `SizeInt`s stand in for the integers that its modules hold (`attributes.py`) and a
-function mode watches every torch call (`watching.py`). The result is the ordinary exported program, and for each
+`record` captures a model while `SizeInt`s stand in for the integers that its modules hold (`attributes.py`) and a
+function mode watches every torch call (`watching.py`). The result is the ordinary captured program, and for each
 integer in its graph the expression over attributes and shapes that made it. `replay` runs the same forward outside of
 torch.export and gives the calls alone, so that a changed model can be compared with its record call by call.
 
@@ -11,10 +11,11 @@ named with the submodule's path, `submod_1.arange`; capture under `torch.no_grad
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.fx
@@ -23,14 +24,28 @@ from torch.fx.node import map_aggregate
 
 from depgraph.capture import proxies
 from depgraph.capture.attributes import assign, current, mark, restored
+from depgraph.capture.direct import capture_directly
+from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.expressions import renamed
 from depgraph.capture.matching import EXPRESSION, IMPLICIT, UNKNOWN, Path, Source, slots
 from depgraph.capture.sizes import Expr, plain
 from depgraph.capture.watching import Log, SeenCall, watched
 
-__all__ = ["Call", "Comparison", "FloatLeak", "Recording", "Site", "assign", "current", "record", "replay"]
+__all__ = [
+    "Call",
+    "Comparison",
+    "FloatLeak",
+    "Recording",
+    "Site",
+    "assign",
+    "current",
+    "record",
+    "record_exported",
+    "replay",
+]
 
 _TAG = "depgraph_name"
+_Program = TypeVar("_Program", bound=CapturedProgram)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,27 +112,53 @@ class Recording:
 
 
 def record(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, **export_options: Any
-) -> tuple[torch.export.ExportedProgram, Recording]:
-    """Export `model` (non-strict) and record where its sizes came from.
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> tuple[CapturedProgram, Recording]:
+    """Capture `model`, which is in eval mode and under `torch.no_grad()`, and record where its sizes came from.
 
-    The model is restored exactly, whatever happens. Where export fails with the recording and works without it, the
-    recording is empty and its `note` says why.
+    It is captured directly where that is possible, which gives the graph of torch.export in a fraction of the time, else by
+    torch.export. The model is restored exactly, whatever happens.
+
+    Raises:
+        Exception: whatever `torch.export.export` raises for this model.
+    """
+
+    def export() -> torch.export.ExportedProgram:
+        return torch.export.export(model, args, kwargs, strict=False)
+
+    with contextlib.suppress(Exception):
+        return _recorded(model, lambda: capture_directly(model, args, kwargs or {}, export))
+    return record_exported(model, args, kwargs)
+
+
+def record_exported(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, **options: Any
+) -> tuple[torch.export.ExportedProgram, Recording]:
+    """As `record`, through torch.export (non-strict, with further options of its own).
+
+    Where that fails with the recording and works without it, the recording is empty and its `note` says why.
 
     Raises:
         Exception: whatever `torch.export.export` raises for this model without the recording.
     """
-    log = Log()
+
+    def export() -> torch.export.ExportedProgram:
+        return torch.export.export(model, args, kwargs, strict=False, **options)
+
     try:
-        with restored(model), watched(model, log, _tag_nodes):
-            mark(model)
-            program = torch.export.export(model, args, kwargs, strict=False, **export_options)
-        return program, _recording(program, log)
+        return _recorded(model, export)
     except Exception as error:
         note = f"recorded capture failed with {type(error).__name__}: {error}"
     with restored(model):
-        program = torch.export.export(model, args, kwargs, strict=False, **export_options)
-    return program, Recording(note=note)
+        return export(), Recording(note=note)
+
+
+def _recorded(model: nn.Module, capture: Callable[[], _Program]) -> tuple[_Program, Recording]:
+    log = Log()
+    with restored(model), watched(model, log, _tag_nodes):
+        mark(model)
+        program = capture()
+    return program, _recording(program, log)
 
 
 def replay(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> tuple[Any, list[Call]]:
@@ -138,8 +179,8 @@ def _tag_nodes(tracer: Any) -> None:
             node.meta[_TAG] = (node.name, node.target)
 
 
-def _recording(program: torch.export.ExportedProgram, log: Log) -> Recording:
-    nodes = dict(_named_nodes(program.graph_module))
+def _recording(program: CapturedProgram, log: Log) -> Recording:
+    nodes = dict(_named_nodes(program.graph, program.graph_module))
     traced = _traced_names(nodes)
     for node in nodes.values():
         _make_plain(node)
@@ -215,12 +256,14 @@ def _symbolic_source(node: torch.fx.Node, value: int | float, log: Log) -> Sourc
     return Source(next(iter(exprs)), EXPRESSION) if len(exprs) == 1 else Source(None, UNKNOWN)
 
 
-def _named_nodes(module: torch.fx.GraphModule, prefix: str = "") -> Iterator[tuple[str, torch.fx.Node]]:
-    for node in module.graph.nodes:
+def _named_nodes(
+    graph: torch.fx.Graph, module: torch.fx.GraphModule, prefix: str = ""
+) -> Iterator[tuple[str, torch.fx.Node]]:
+    for node in graph.nodes:
         yield prefix + node.name, node
     for name, inner in module.named_children():
         if isinstance(inner, torch.fx.GraphModule):
-            yield from _named_nodes(inner, f"{prefix}{name}.")
+            yield from _named_nodes(inner.graph, inner, f"{prefix}{name}.")
 
 
 def _make_plain(node: torch.fx.Node) -> None:

@@ -248,7 +248,24 @@ def _sized(size: Any, node: torch.fx.Node, dim: int) -> Any:
     return SizeInt(size, ShapeOf(node.name, int(dim))) if isinstance(size, int) else size
 
 
-_QUERIES: dict[Any, Callable[[Any, Any, Any, Any], Any]] = {
+def _device(device: Any, args: Any, kwargs: Any, tracer: Any) -> Any:
+    return proxies.device_of(args[0], tracer) or device
+
+
+def _on(kind: str) -> Query:
+    """The query whether a tensor is on a kind of device."""
+
+    def query(answer: Any, args: Any, kwargs: Any, tracer: Any) -> Any:
+        device = proxies.device_of(args[0], tracer)
+        return answer if device is None else device.type == kind
+
+    return query
+
+
+Query = Callable[[Any, Any, Any, Any], Any]
+_QUERIES: dict[Any, Query] = {
+    Tensor.device.__get__: _device,  # type: ignore[attr-defined]
+    **{getattr(Tensor, f"is_{kind}").__get__: _on(kind) for kind in ("cpu", "cuda", "meta", "mps", "xpu")},
     Tensor.shape.__get__: _whole_shape,  # type: ignore[attr-defined]
     Tensor.size: _whole_shape,
     Tensor.numel: _element_count,

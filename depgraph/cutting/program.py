@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from depgraph.axes import build_axes
 from depgraph.capture.capturing import quiet, ties_of
+from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.lowering import lower
 from depgraph.coupling import Classes
 from depgraph.cutting.module import new_tensor
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 class _Captured:
     """A capture of the model and the cut in its terms."""
 
-    exported: ExportedProgram
+    exported: CapturedProgram
     program: Program
     kept: Kept
 
@@ -47,7 +48,8 @@ def cut_program(plan: Plan) -> tuple[GraphModule, tuple[str, ...]]:
     if captured is None:
         captured = _Captured(graph.capture.exported, graph.capture.program, plan.kept())
         notes = ("the graph form is fixed to the example inputs' sizes: the model can't be captured with dynamic ones",)
-    module = captured.exported.module(check_guards=False)
+    with quiet(graph.model), torch.no_grad():
+        module = captured.exported.module(check_guards=False)
     for name in ("train", "eval"):
         vars(module).pop(name, None)
     _rewrite_calls(module, captured)

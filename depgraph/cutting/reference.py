@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from depgraph.capture.exported import CapturedProgram
 from depgraph.cutting.rewriting import call_arguments, rewrite
 from depgraph.graph import Program, Value
 from depgraph.widths import Kept
@@ -27,7 +27,7 @@ Fetch = Callable[[str], torch.Tensor]
 class Reference:
     """A captured program that can be run with some axes sliced and others zeroed."""
 
-    def __init__(self, exported: ExportedProgram, program: Program, sliced: Kept, zeroed: Kept) -> None:
+    def __init__(self, exported: CapturedProgram, program: Program, sliced: Kept, zeroed: Kept) -> None:
         self.exported = exported
         self.program = program
         self.sliced = sliced
@@ -105,7 +105,7 @@ def sliced_tensor(tensor: torch.Tensor, kept: Kept, value: Value) -> torch.Tenso
     return tensor
 
 
-def _last_uses(exported: ExportedProgram) -> dict[Node, list[Node]]:
+def _last_uses(exported: CapturedProgram) -> dict[Node, list[Node]]:
     """After which node each value can be let go."""
     last: dict[Node, Node] = {}
     for node in exported.graph.nodes:

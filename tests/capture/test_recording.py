@@ -14,15 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depgraph.capture.recording import Recording, assign, current, record, replay
+from depgraph.capture.exported import CapturedProgram
+from depgraph.capture.recording import Recording, assign, current, record_exported, replay
 from depgraph.capture.sizes import Attr, ShapeOf, SizeFloat, SizeInt, attributes, describe, evaluate
 from depgraph.errors import CutError
 from tests.capture.models import FAMILIES, Attention, Config, Mixture, tiny
 
 
-def program_text(program: torch.export.ExportedProgram) -> list[tuple[str, ...]]:
+def program_text(program: CapturedProgram) -> list[tuple[str, ...]]:
     """Operators and arguments of all graphs of `program`, in order."""
-    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+    inner = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    graphs = [program.graph, *inner[1:]]
     return [
         (
             node.op,
@@ -30,7 +32,7 @@ def program_text(program: torch.export.ExportedProgram) -> list[tuple[str, ...]]
             str(node.target),
             repr(node.args),
             repr(node.kwargs),
-            repr(node.meta.get("nn_module_stack")),
+            repr([path for path, _ in node.meta.get("nn_module_stack", {}).values()]),
         )
         for graph in graphs
         for node in graph.nodes
@@ -60,7 +62,7 @@ def texts(recording: Recording, operator: str) -> list[list[str]]:
     return list(nodes.values())
 
 
-def shapes_of(program: torch.export.ExportedProgram) -> Callable[[ShapeOf], int]:
+def shapes_of(program: CapturedProgram) -> Callable[[ShapeOf], int]:
     values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
     return lambda leaf: values[leaf.node].shape[leaf.dim]
 
@@ -70,7 +72,7 @@ def check_faithful(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     with torch.no_grad():
         expected = torch.export.export(model, args, kwargs, strict=False)
         before = state(model)
-        program, recording = record(model, args, kwargs)
+        program, recording = record_exported(model, args, kwargs)
     assert recording.note == ""
     assert state(model) == before
     assert program_text(program) == program_text(expected)
@@ -229,7 +231,7 @@ def test_every_operator_takes_sizes(run: Callable[[Any, Tensor], Any]) -> None:
     x = (torch.randn(2, 8, 16),)
     expected = torch.export.export(model, x, strict=False)
     before = state(model)
-    program, recording = record(model, x)
+    program, recording = record_exported(model, x)
     assert recording.note == ""
     assert program_text(program) == program_text(expected)
     assert state(model) == before
@@ -261,7 +263,7 @@ def test_every_operator_takes_sizes(run: Callable[[Any, Tensor], Any]) -> None:
     ],
 )
 def test_numbers_of_a_call_find_their_way_into_the_node(run: Any, operator: str, expected: list[str]) -> None:
-    _, recording = record(Numbers(run), (torch.randn(2, 8, 16),))
+    _, recording = record_exported(Numbers(run), (torch.randn(2, 8, 16),))
     assert expected in [row[: len(expected)] for row in texts(recording, operator)]
 
 
@@ -269,7 +271,7 @@ def test_equal_numbers_of_different_origin_are_not_confused() -> None:
     def run(m: Any, x: Tensor) -> Tensor:
         return F.interpolate(image(x), size=(m.eight, x.shape[1]), mode="bilinear")
 
-    _, recording = record(Numbers(run), (torch.randn(2, 8, 16),))
+    _, recording = record_exported(Numbers(run), (torch.randn(2, 8, 16),))
     assert texts(recording, "upsample_bilinear2d") == [["self.eight", "x.shape[1]"]]
 
 
@@ -277,14 +279,14 @@ def test_comparisons_between_sizes_are_reported() -> None:
     def run(m: Any, x: Tensor) -> Tensor:
         return x + 1 if x.shape[1] == m.eight and x.shape[2] != m.two else x
 
-    _, recording = record(Numbers(run), (torch.randn(2, 8, 16),))
+    _, recording = record_exported(Numbers(run), (torch.randn(2, 8, 16),))
     found = [(describe(entry.left), describe(entry.right), entry.equal) for entry in recording.comparisons]
     assert found == [("x.shape[1]", "self.eight", True), ("x.shape[2]", "self.two", False)]
     assert recording.comparisons[0].where.startswith("tests/capture/test_recording.py:")
 
 
 def test_a_size_in_a_constant_tensor_is_a_leak() -> None:
-    _, recording = record(Numbers(lambda m, x: x / torch.tensor(m.four)), (torch.randn(2, 8, 16),))
+    _, recording = record_exported(Numbers(lambda m, x: x / torch.tensor(m.four)), (torch.randn(2, 8, 16),))
     assert [describe(leak.expr) for leak in recording.leaks] == ["self.four"]
 
 
@@ -292,7 +294,7 @@ def test_symbolic_dims_stay_symbolic_and_the_rest_has_expressions() -> None:
     model = Mixture().eval()
     dims = ({0: torch.export.Dim("batch", max=64)},)
     expected = torch.export.export(model, (torch.randn(2, 4, 16),), strict=False, dynamic_shapes=dims)
-    program, recording = record(model, (torch.randn(2, 4, 16),), dynamic_shapes=dims)
+    program, recording = record_exported(model, (torch.randn(2, 4, 16),), dynamic_shapes=dims)
     assert recording.note == ""
     assert program_text(program) == program_text(expected)
     assert texts(recording, "view")[0] == ["x.shape[1]", "self.config.num_heads", "first.head_dim"]
@@ -300,7 +302,9 @@ def test_symbolic_dims_stay_symbolic_and_the_rest_has_expressions() -> None:
 
 def test_a_size_times_a_symbolic_dim_is_found_in_the_node_that_computes_it() -> None:
     model = Numbers(lambda m, x: x.reshape(x.shape[0] * m.four, -1))
-    _, recording = record(model, (torch.randn(2, 8, 16),), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
+    _, recording = record_exported(
+        model, (torch.randn(2, 8, 16),), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},)
+    )
     assert ["self.four"] in texts(recording, "mul")
 
 
@@ -331,7 +335,7 @@ def test_nodes_within_a_submodule_carry_its_name() -> None:
             table = torch.arange(m.eight).float() * m.two
         return x + table[:, None]
 
-    program, recording = record(Numbers(run), (torch.randn(2, 8, 16),))
+    program, recording = record_exported(Numbers(run), (torch.randn(2, 8, 16),))
     names = [site.node for site in recording.sites if site.expr == Attr("", "eight")]
     assert names == ["submod_1.arange"]
     assert hasattr(program.graph_module.submod_1.graph, "nodes")
@@ -378,7 +382,7 @@ class Changing(nn.Module):
 def test_what_the_forward_adds_stays_as_plain_numbers() -> None:
     model = Changing()
     before = state(model)
-    record(model, (torch.randn(2, 4),))
+    record_exported(model, (torch.randn(2, 4),))
     assert (model.last, model.config.used) == ((4, torch.Size([2, 4])), 4)
     assert {type(number) for number in (model.last[0], *model.last[1], model.config.used)} == {int}
     del model.last, model.config.used
@@ -387,7 +391,7 @@ def test_what_the_forward_adds_stays_as_plain_numbers() -> None:
 
 def test_outputs_are_plain() -> None:
     model = Numbers(lambda m, x: (x * 2, m.four))
-    program, _ = record(model, (torch.randn(2, 8, 16),))
+    program, _ = record_exported(model, (torch.randn(2, 8, 16),))
     assert type(program.module()(torch.randn(2, 8, 16))[1]) is int
     values = [spec.arg.value for spec in program.graph_signature.output_specs if hasattr(spec.arg, "value")]
     assert [type(value) for value in values] == [int]
@@ -402,7 +406,7 @@ def test_the_model_is_restored_after_any_exception(error: type[BaseException]) -
     model.norm.register_forward_hook(lambda module, args, output: run(model, output))
     before = state(model)
     with pytest.raises(error):
-        record(model, (torch.randn(2, 4, 16),))
+        record_exported(model, (torch.randn(2, 4, 16),))
     assert state(model) == before
     assert torch._C._len_torch_function_stack() == 0
     with pytest.raises(error):
@@ -420,7 +424,7 @@ def test_a_model_that_refuses_tracked_integers_is_captured_without() -> None:
 
     model = Numbers(run)
     before = state(model)
-    program, recording = record(model, (torch.randn(2, 8, 16),))
+    program, recording = record_exported(model, (torch.randn(2, 8, 16),))
     assert "only exact integers" in recording.note
     assert recording.sites == ()
     assert program.graph.nodes
@@ -460,7 +464,7 @@ def test_an_attribute_that_is_gone_is_an_error() -> None:
 def test_replay_shows_where_a_changed_model_differs() -> None:
     model = Mixture().eval()
     x = torch.randn(2, 4, 16)
-    _, recording = record(model, (x,))
+    _, recording = record_exported(model, (x,))
     changed = copy.deepcopy(model)
     assign(changed, Attr("", "splits", (0,)), 12)
     assign(changed, Attr("", "splits", (1,)), 4)
@@ -560,7 +564,7 @@ def test_the_private_parts_of_torch_are_where_they_were() -> None:
 
 
 def test_floats_that_carry_expressions_stay_out_of_the_graph() -> None:
-    program, _ = record(Numbers(lambda m, x: x * (1 / m.four)), (torch.randn(2, 8, 16),))
+    program, _ = record_exported(Numbers(lambda m, x: x * (1 / m.four)), (torch.randn(2, 8, 16),))
     numbers = [value for node in program.graph.nodes for value in node.args if isinstance(value, float)]
     assert numbers == [0.25]
     assert not isinstance(numbers[0], SizeFloat)
