@@ -103,14 +103,12 @@ def _axis(
     found: Labelling, owners: dict[int, list[tuple[Value, int]]], classes: Classes, names: dict[str, int]
 ) -> Axis:
     reached = [n for n in owners if n in found.labels]
-    numbers: dict[int, int] = {}
-    for number in reached:
-        for label in found.groups(number):
-            if label != NONE:
-                numbers.setdefault(int(label), len(numbers))
+    touched = np.concatenate([found.groups(number) for number in reached])
+    used, first = np.unique(touched[touched != NONE], return_index=True)
+    in_order = used[np.argsort(first)]
     renumber = np.full(len(found.root) + 1, NONE)
-    for label, new in numbers.items():
-        renumber[label] = new
+    renumber[in_order] = np.arange(len(in_order))
+    numbers = {int(label): new for new, label in enumerate(in_order)}
     labels = {number: renumber[found.groups(number)] for number in found.labels}
     members = tuple(Member(v.target, d, v.kind, labels[n]) for n in reached for v, d in owners[n])
     reasons = {numbers[g]: reason for g, reason in found.reasons.items() if g in numbers}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import gc
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +46,21 @@ def trace(
         UnsupportedParameter: a parameter is quantised, sparse or distributed.
     """
     args = args if isinstance(args, tuple) else tuple(args) if isinstance(args, list) else (args,)
-    captured = capture(model, args, kwargs or {}, strict)
-    return DependencyGraph(model, args, dict(kwargs or {}), captured, frozenset(free))
+    with _no_collection():
+        captured = capture(model, args, kwargs or {}, strict)
+        return DependencyGraph(model, args, dict(kwargs or {}), captured, frozenset(free))
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the garbage collector: of the many small objects of a graph nearly all stay, and going through them is dear."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 class DependencyGraph:

@@ -80,7 +80,9 @@ class Plan:
             for d, size in enumerate(value.shape):
                 stays = kept.of(value, d)
                 if stays is not None:
-                    found.append(Removed(value.target, d, np.setdiff1d(np.arange(size), stays)))
+                    gone = np.ones(size, dtype=bool)
+                    gone[stays] = False
+                    found.append(Removed(value.target, d, np.flatnonzero(gone)))
         return found
 
     def without(self, *names: str) -> Plan:

@@ -23,6 +23,7 @@ from depgraph.plan import Plan
 from depgraph.report import uncovered
 from depgraph.scoring import Scorer, Scores, checked_scores
 from depgraph.target import Target
+from depgraph.widths import Cost
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -111,10 +112,43 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
         raise TargetError(f"expected a Target such as depgraph.Target(params=0.7), got {target!r}")
     if not any(axis.prunable.any() for axis in graph.axes):
         raise NothingToPrune(_nothing(graph))
-    choice = _Choice(graph, checked_scores(graph, scorer), target, options)
-    if options.rank == "auto" and getattr(scorer, "additive", False) or options.rank == "density":
-        choice.weigh()
-    return choice.plan()
+    scores = checked_scores(graph, scorer)
+    by_density = options.rank == "auto" and getattr(scorer, "additive", False) or options.rank == "density"
+    plans = []
+    for attempt in _ATTEMPTS["uniform" if options.scope == "uniform" else options.form]:
+        choice = _Choice(graph, scores, target, options, attempt)
+        if by_density:
+            choice.weigh()
+        plan = choice.plan()
+        if plan is not None and choice.is_near(choice.slack(plan)):
+            return plan
+        plans.append((float("inf") if plan is None else choice.slack(plan), plan, choice))
+    _, plan, choice = min(plans, key=lambda entry: entry[0])
+    if plan is None:
+        raise TargetError(choice.refusal())
+    return plan
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One way to treat sizes that the module's Python ties to one another.
+
+    settle: bend the numbers so that ties hold; bold: leave a tie broken that only giving back all of an axis would mend;
+    pin: leave whole what the module's Python can't express alone; express: take only what it can express in the end.
+    """
+
+    settle: bool = True
+    bold: bool = False
+    pin: bool = False
+    express: bool = False
+
+
+_ATTEMPTS = {
+    "graph": (_Attempt(settle=False),),
+    "auto": (_Attempt(bold=True), _Attempt(), _Attempt(settle=False)),
+    "module": (_Attempt(bold=True, express=True), _Attempt(pin=True)),
+    "uniform": (_Attempt(pin=True),),
+}
 
 
 def _nothing(graph: DependencyGraph) -> str:
@@ -148,15 +182,24 @@ def _never_empty(graph: DependencyGraph, scores: dict[str, np.ndarray], names: l
 class _Choice:
     """The order in which each axis loses its groups, and the search for how many of each go."""
 
-    def __init__(self, graph: DependencyGraph, scores: dict[str, np.ndarray], target: Target, options: Options) -> None:
+    def __init__(
+        self,
+        graph: DependencyGraph,
+        scores: dict[str, np.ndarray],
+        target: Target,
+        options: Options,
+        attempt: _Attempt,
+    ) -> None:
         self.graph = graph
         self.target = target
         self.options = options
+        self.attempt = attempt
         self.rank_scores = scores
         self.order: dict[str, np.ndarray] = {}
         self.cap: Counts = {}
         self.leading: list[str] = []
-        pinned = inexpressible(graph) if options.form == "module" else frozenset()
+        self.lowest: Cost | None = None
+        pinned = inexpressible(graph) if attempt.pin and options.form == "module" else frozenset()
         if options.scope == "uniform":
             pinned |= config_bound(graph)
         open_axes = [a for a in graph.axes if a.name not in pinned and not matches(a, options.protect)]
@@ -167,9 +210,10 @@ class _Choice:
                 self.leading.append(axis.name)
         if not self.leading:
             raise NothingToPrune("protect, only and floor together leave no group that may go")
-        bends = options.form == "module" or options.scope == "uniform"
-        bold = frozenset() if bends else frozenset(self.leading)
-        self.settler = Settler(graph.sizes, self.order, self.cap, bold)
+        self.settler: Settler | None = None
+        if attempt.settle:
+            bold = frozenset(self.leading) if attempt.bold else frozenset()
+            self.settler = Settler(graph.sizes, self.order, self.cap, bold)
 
     def _order(self, axis: Axis, scores: dict[str, np.ndarray], stays: set[int]) -> None:
         """The groups of an axis that may go, lowest score first, and how many of them at the most."""
@@ -189,23 +233,61 @@ class _Choice:
             weighed[name] = self.rank_scores[name] / max(cost, 1)
         self.rank_scores = weighed
 
-    def plan(self) -> Plan:
+    def plan(self) -> Plan | None:
+        """The plan that meets the target; None where there is none, or it can't be expressed though that was asked."""
         ranking = _RANKINGS[self.options.scope](self)
-        if not self._meets(ranking, len(ranking)):
-            lowest = self.graph.cost(self._removal(self._counts(ranking, len(ranking))))
-            shares = lowest.share_of(self.graph.dense_cost)
-            least = ", ".join(f"{m}={shares[m]:.3f}" for m in self.target.shares)
-            raise TargetError(
-                f"a target of {self.target} can't be met: floors, protections and ties allow {least} at the least"
-            )
-        low, high = 0, len(ranking)
-        while low < high:
-            middle = (low + high) // 2
-            if self._meets(ranking, middle):
-                high = middle
+        length = self._shortest(ranking)
+        if length is None:
+            return None
+        counts = self._trimmed(ranking[:length], self._counts(ranking, length))
+        plan = Plan.of(self.graph, self._removal(counts))
+        return None if self.attempt.express and self.graph.sizes.solve(plan.kept()).conflicts else plan
+
+    def refusal(self) -> str:
+        """Why there is no plan."""
+        shares = (self.lowest or self.graph.dense_cost).share_of(self.graph.dense_cost)
+        least = ", ".join(f"{m}={shares[m]:.3f}" for m in self.target.shares)
+        return f"a target of {self.target} can't be met: floors, protections and ties allow {least} at the least"
+
+    def slack(self, plan: Plan) -> float:
+        """How far below the target a plan went, in the target's first metric."""
+        metric = self.target.metric
+        return self.target.shares[metric] * getattr(self.graph.dense_cost, metric) - getattr(plan.cost(), metric)
+
+    def is_near(self, slack: float) -> bool:
+        """Is a slack within what one group costs, or one group of each axis of a tie?"""
+        ties = [tie.axes for tie in self.settler.ties] if self.settler is not None else []
+        sets = [(name,) for name in self.leading] + [tuple(a for a in tie if a in self.order) for tie in ties]
+        dense = self._spent({})
+        return slack <= 0 or any(dense - self._spent(dict.fromkeys(names, 1)) >= slack for names in sets)
+
+    def _shortest(self, ranking: list[Item]) -> int | None:
+        """The length of the shortest beginning of the ranking that meets the target; None where all of it doesn't.
+
+        Costs fall nearly linearly, so every other guess is where a line through the ends meets the target.
+        """
+        self.lowest = self._cost_at(ranking, len(ranking))
+        over_at_low, over_at_high = self._over(self.graph.dense_cost), self._over(self.lowest)
+        if over_at_low <= 0 or over_at_high > 0:
+            return 0 if over_at_low <= 0 else None
+        low, high, halve = 0, len(ranking), False
+        while high - low > 1:
+            share = 0.5 if halve else over_at_low / max(over_at_low - over_at_high, 1e-12)
+            guess = min(max(low + round((high - low) * share), low + 1), high - 1)
+            over, halve = self._over(self._cost_at(ranking, guess)), not halve
+            if over > 0:
+                low, over_at_low = guess, over
             else:
-                low = middle + 1
-        return Plan.of(self.graph, self._removal(self._trimmed(ranking[:low], self._counts(ranking, low))))
+                high, over_at_high = guess, over
+        return high
+
+    def _over(self, cost: Cost) -> float:
+        """By which share of the dense cost a cost is above the target: at most 0 where it is met."""
+        dense = self.graph.dense_cost
+        return max(getattr(cost, m) / max(getattr(dense, m), 1) - share for m, share in self.target.shares.items())
+
+    def _cost_at(self, ranking: list[Item], length: int) -> Cost:
+        return self.graph.cost(self._removal(self._counts(ranking, length)))
 
     def _trimmed(self, gone: list[Item], counts: Counts) -> Counts:
         """Settling makes costs jump: what went beyond the target comes back, the last to go first, until nothing can."""
@@ -231,7 +313,7 @@ class _Choice:
         trial = {**counts, **fewer}
         if not self._met_by(trial):
             return counts
-        if self.options.form == "module" or (self.options.form == "auto" and not self.settler.broken(counts)):
+        if self.settler is not None and (not self.attempt.bold or not self.settler.broken(counts)):
             trial = self.settler.settle(trial)
         dearer = self._spent(trial) > self._spent(counts)
         return trial if dearer and self._met_by(trial) else counts
@@ -242,9 +324,6 @@ class _Choice:
     def _met_by(self, counts: Counts) -> bool:
         return self.target.met_by(self.graph.cost(self._removal(counts)), self.graph.dense_cost)
 
-    def _meets(self, ranking: list[Item], length: int) -> bool:
-        return self._met_by(self._counts(ranking, length))
-
     def _counts(self, ranking: list[Item], length: int) -> Counts:
         counts: Counts = {}
         for item in ranking[:length]:
@@ -252,9 +331,7 @@ class _Choice:
                 counts[name] = counts.get(name, 0) + more
         for name in counts:
             counts[name] = self._rounded(self.graph[name], min(counts[name], self.cap[name]))
-        if self.options.form == "graph":
-            return counts
-        return self.settler.settle(counts)
+        return counts if self.settler is None else self.settler.settle(counts)
 
     def _rounded(self, axis: Axis, count: int) -> int:
         """The largest number up to `count` that leaves a multiple of `round_to`."""

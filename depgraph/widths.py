@@ -6,9 +6,8 @@ keeps its group.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +43,24 @@ class Widths:
         for axis in axes:
             for number in axis.labels:
                 self.reaching[number].append(axis.name)
+        stored = stored_values(program)
+        self._stored = self._table([value.dims for value in stored])
+        self._itemsizes = np.array([value.itemsize for value in stored], dtype=np.int64)
+        self._is_parameter = np.array([value.kind == "parameter" for value in stored], dtype=bool)
+        self._work = self._table([work.dims for work in program.relations.work])
+
+    def _table(self, runs: list[Sequence[int]]) -> np.ndarray:
+        """The classes of some runs of dims, a row each, filled up with the number of a class of size 1."""
+        table = np.full((len(runs), max(map(len, runs), default=0)), len(self.classes.size), dtype=np.int64)
+        for row, dims in zip(table, runs, strict=True):
+            row[: len(dims)] = self.classes.of_dim[list(dims)]
+        return table
+
+    def cost(self, sizes: np.ndarray) -> Cost:
+        """What the program costs when its classes of dims have these sizes, followed by a 1."""
+        numel = sizes[self._stored].prod(axis=1)
+        params, stored = int(numel[self._is_parameter].sum()), int((numel * self._itemsizes).sum())
+        return Cost(params, int(sizes[self._work].prod(axis=1).sum()), stored)
 
     def class_of(self, dim: int) -> int:
         return int(self.classes.of_dim[dim])
@@ -100,13 +117,12 @@ class Kept:
 
     def cost(self) -> Cost:
         """Exact cost of what remains."""
-        params = stored = 0
-        for value in stored_values(self.widths.program):
-            numel = math.prod(self.shape(value))
-            params += numel if value.kind == "parameter" else 0
-            stored += numel * value.itemsize
-        macs = sum(math.prod(self.size(d) for d in work.dims) for work in self.widths.program.relations.work)
-        return Cost(params, macs, stored)
+        sizes = np.array([*self.widths.classes.size, 1], dtype=np.int64)
+        for number in {n for name in self.masks for n in self.widths.axes[name].labels}:
+            kept = self.of_class(number)
+            if kept is not None:
+                sizes[number] = len(kept)
+        return self.widths.cost(sizes)
 
 
 def stored_values(program: Program) -> list[Value]:

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from depgraph.capture import proxies
 from depgraph.capture.exported import DirectProgram
 from depgraph.capture.frames import where
+from depgraph.capture.metas import Remembered
 from depgraph.capture.signature import Names, signature_of
 
 _aten = torch.ops.aten
@@ -48,7 +49,7 @@ class _Traits(NamedTuple):
 
 
 @dataclass
-class Traced:
+class Traced(proxies.Tracer):
     """A graph under construction, and whose node every tensor is. All tensors are kept alive, so that ids stay theirs."""
 
     names: Names
@@ -130,6 +131,7 @@ class _Writer(proxies.OperatorMode):
         super().__init__(traced)
         self.traced = traced
         self.traits: dict[Any, _Traits] = {}
+        self.remembered = Remembered()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Write one operator down; it gives meta tensors."""
@@ -152,11 +154,19 @@ class _Writer(proxies.OperatorMode):
         node.meta["place"] = where()
         if traits.makes_from_nothing and not call.tensors:
             run_kwargs["device"] = _META
-        made = proxies.at_once(func, run_args, run_kwargs)
+        made = self._made(func, run_args, run_kwargs, traits)
         self._follow(made, node, call.device or _default_device(), traits)
         if not traits.random and (self.traced.known or func is _aten.lift_fresh_copy.default):
             _follow_values(self.traced, func, args, kwargs or {}, made)
         return made
+
+    def _made(self, func: Any, args: list[Any], kwargs: dict[str, Any], traits: _Traits) -> Any:
+        def run() -> Any:
+            return proxies.at_once(func, args, kwargs)
+
+        if traits.changes_inputs or traits.makes_from_nothing or traits.random:
+            return run()
+        return proxies.at_once(self.remembered, (func, args, kwargs, run), {})
 
     def _follow(self, made: Any, node: torch.fx.Node, device: torch.device, traits: _Traits) -> None:
         traced = self.traced

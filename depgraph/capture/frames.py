@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from types import CodeType
+from typing import NamedTuple
 
 import torch
 
@@ -13,7 +14,16 @@ _TORCH, _OURS = (
 )
 _LAYERS = os.path.join(_TORCH, "nn", "modules", "")
 _CALLER = os.path.join(_OURS, "capture", "recording.py")
-_names: dict[CodeType, str | None] = {}
+
+
+class _Source(NamedTuple):
+    """What a file is called ("" for one to pass over), and whether it is code of the model's own."""
+
+    name: str
+    own: bool
+
+
+_names: dict[CodeType, _Source] = {}
 
 
 def here() -> tuple[str, CodeType | None]:
@@ -26,16 +36,21 @@ def here() -> tuple[str, CodeType | None]:
     layer = ""
     while frame is not None and frame.f_code.co_filename != _CALLER:
         code = frame.f_code
-        try:
-            name = _names[code]
-        except KeyError:
-            name = _names[code] = None if _is_hidden(code.co_filename) else shown(code.co_filename)
-        if name is not None:
-            return f"{name}:{frame.f_lineno}", code
-        if not layer and code.co_filename.startswith(_LAYERS):
-            layer = f"{shown(code.co_filename)}:{frame.f_lineno}"
+        found = _names.get(code) or _remember(code)
+        if found.own:
+            return f"{found.name}:{frame.f_lineno}", code
+        if not layer and found.name:
+            layer = f"{found.name}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return layer, None
+
+
+def _remember(code: CodeType) -> _Source:
+    filename = code.co_filename
+    own = not _is_hidden(filename)
+    found = _Source(shown(filename) if own or filename.startswith(_LAYERS) else "", own)
+    _names[code] = found
+    return found
 
 
 def where() -> str:

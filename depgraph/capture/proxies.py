@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.compiler
@@ -21,17 +21,16 @@ _OVERRIDE_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch
 _COMPILER_FLAGS = ("_is_compiling_flag", "_is_exporting_flag")
 
 
-@runtime_checkable
-class Tracer(Protocol):
-    """A tracer of this library's own."""
-
-    graph: torch.fx.Graph
+class Tracer:
+    """Base of a tracer of this library's own."""
 
     def node_of(self, tensor: Tensor) -> torch.fx.Node | None:
         """The node that stands for a tensor, None for a tensor that wasn't seen."""
+        raise NotImplementedError
 
     def device_of(self, tensor: Tensor) -> torch.device | None:
         """The device that the code is told, None for a tensor that wasn't seen."""
+        raise NotImplementedError
 
 
 class OperatorMode(proxy_tensor.ProxyTorchDispatchMode):

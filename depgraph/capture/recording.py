@@ -70,8 +70,8 @@ class Site:
 class Call:
     """A torch call that returned tensors: the nodes made in it, the node and the shape of each returned tensor.
 
-    Nodes are missing, and outputs None, where dead code was eliminated and in a replay. A replay also lists `numbers`:
-    the floats that the call was given, and its result if that is a single number.
+    Nodes are missing, and outputs None, where dead code was eliminated and in a replay, which doesn't say where either. A
+    replay also lists `numbers`: the floats that the call was given, and its result if that is a single number.
     """
 
     function: str

@@ -111,7 +111,7 @@ class Watch(TorchFunctionMode):
         self.log.calls.append(
             SeenCall(
                 function=_name(func),
-                where=where(),
+                where="" if tracer is None else where(),
                 nodes=tuple(node.name for node in made),
                 outputs=tuple(None if node is None else node.name for node in nodes),
                 shapes=tuple(tuple(map(proxies.size_hint, one.shape)) for one in tensors),

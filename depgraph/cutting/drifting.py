@@ -47,7 +47,7 @@ def new_drifts(graph: DependencyGraph, before: list[Call], after: list[Call], kn
                 if node.name not in seen:
                     seen.add(node.name)
                     sign = _FACTORS[_name(node)]
-                    drifts.append(Drift(node.name, (b / a) ** -sign, old.where, (b / a) ** sign))
+                    drifts.append(Drift(node.name, (b / a) ** -sign, call.where, (b / a) ** sign))
     return drifts
 
 

@@ -83,7 +83,7 @@ class SizeRules:
         """Names of the axes that reach a tensor that operator `name` reads or makes."""
         node = self.nodes[name]
         values = [self.values[n.name] for n in node.all_input_nodes if n.name in self.values]
-        values += [v for key, v in self.values.items() if key == name] or self._outputs(node)
+        values += [self.values[name]] if name in self.values else self._outputs(node)
         found = [axis for v in values for dim in v.dims for axis in self.graph.widths.axes_of(dim)]
         return list(dict.fromkeys(found))
 

@@ -12,7 +12,7 @@ from torch import nn
 from depgraph.capture.recording import assign
 from depgraph.cutting.descriptors import follow
 from depgraph.cutting.expressing import Solution
-from depgraph.cutting.reference import sliced_tensor
+from depgraph.cutting.slicing import sliced_tensor
 from depgraph.errors import CutError
 from depgraph.graph import Value
 from depgraph.widths import Kept
@@ -32,18 +32,28 @@ def narrowed(graph: DependencyGraph, kept: Kept) -> list[Value]:
 
 
 def new_tensor(old: torch.Tensor, kept: Kept, value: Value) -> torch.Tensor:
-    """`old` narrowed, of the same kind (parameter or not), dtype, device, requires_grad, with its hooks."""
-    cut = sliced_tensor(old.detach(), kept, value).clone(memory_format=torch.contiguous_format)
+    """A narrowed copy of `old`, of the same kind (parameter or not), dtype, device, requires_grad, with its hooks."""
+    return _alike(old, lambda tensor: sliced_tensor(tensor, kept, value))
+
+
+def _alike(old: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """A new tensor with the changed data and gradient of `old`, and all else that `old` carries."""
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        changed = change(tensor)
+        return tensor.clone() if changed is tensor else changed.contiguous()
+
+    fresh = copied(old.detach())
     if not isinstance(old, nn.Parameter):
-        return cut
-    fresh = nn.Parameter(cut, requires_grad=old.requires_grad)
+        return fresh
+    fresh = nn.Parameter(fresh, requires_grad=old.requires_grad)
     fresh.__dict__.update(old.__dict__)
     for hook in (getattr(old, "_backward_hooks", None) or {}).values():
         fresh.register_hook(hook)
     for hook in (getattr(old, "_post_accumulate_grad_hooks", None) or {}).values():
         fresh.register_post_accumulate_grad_hook(hook)
     if old.grad is not None:
-        fresh.grad = sliced_tensor(old.grad, kept, value).clone()
+        fresh.grad = copied(old.grad)
     return fresh
 
 
@@ -52,8 +62,7 @@ def cut_copy(graph: DependencyGraph, kept: Kept, solution: Solution) -> nn.Modul
     memo = {id(old): new for old, new in _replacements(graph, kept).values()}
     for tensor in graph.tensors().values():
         if id(tensor) not in memo:
-            fresh = tensor.detach().clone()
-            memo[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fresh
+            memo[id(tensor)] = _alike(tensor, lambda same: same)
     try:
         model = copy.deepcopy(graph.model, memo)
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -111,15 +112,28 @@ def difference(got: Tensors, expected: Tensors) -> float:
             return float("inf")
         if not (a.is_floating_point() or a.is_complex()) or not a.numel():
             continue
-        a, b = a.detach().cpu(), b.detach().cpu()
-        a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
-        finite = torch.isfinite(a) & torch.isfinite(b)
-        if not bool((finite | (a == b) | (a.isnan() & b.isnan())).all()):
-            return float("inf")
-        if bool(finite.any()):
-            apart = max(apart, float((a - b)[finite].abs().max()))
-            scale = max(scale, float(b[finite].abs().max()))
+        a, b = _comparable(a), _comparable(b)
+        largest, size = float((a - b).abs().max()), float(b.abs().max())
+        if not math.isfinite(largest + size):
+            largest, size = _where_finite(a, b)
+        apart, scale = max(apart, largest), max(scale, size)
     return apart / scale if scale else apart
+
+
+def _comparable(tensor: torch.Tensor) -> torch.Tensor:
+    """On the CPU, in single precision or better."""
+    least = torch.complex64 if tensor.is_complex() else torch.float32
+    return tensor.detach().cpu().to(torch.promote_types(tensor.dtype, least))
+
+
+def _where_finite(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
+    """Largest difference and size where both are finite; infinite unless they agree on what isn't."""
+    finite = torch.isfinite(a) & torch.isfinite(b)
+    if not bool((finite | (a == b) | (a.isnan() & b.isnan())).all()):
+        return float("inf"), 0.0
+    if not bool(finite.any()):
+        return 0.0, 0.0
+    return float((a - b)[finite].abs().max()), float(b[finite].abs().max())
 
 
 def follow_shapes(graph: DependencyGraph) -> Callable[[list[Call], Kept], int]:
@@ -138,7 +152,7 @@ def follow_shapes(graph: DependencyGraph) -> Callable[[list[Call], Kept], int]:
                     wanted = kept.shape(value)
                     if tuple(shape) != wanted:
                         raise CheckError(
-                            f"{after.function} at {after.where} gives shape {tuple(shape)}, predicted was {wanted}"
+                            f"{after.function} at {before.where} gives shape {tuple(shape)}, predicted was {wanted}"
                         )
         return compared
 
