@@ -15,6 +15,7 @@ from torch import nn
 from depgraph.axes import Axis, build_axes
 from depgraph.capture.capturing import Capture, capture
 from depgraph.coupling import Classes
+from depgraph.errors import PlanError
 from depgraph.widths import Cost, Removal, Widths
 
 if TYPE_CHECKING:
@@ -86,6 +87,19 @@ class DependencyGraph:
     def unknown(self) -> dict[str, list[str]]:
         """Operators without a rule, and the places in the code where they stand."""
         return self.capture.program.unknown
+
+    def check_unchanged(self) -> None:
+        """Raise PlanError when the model's tensors are no longer what they were when it was traced."""
+        tensors = self.tensors()
+        for value in self.capture.program.values.values():
+            if value.kind in ("parameter", "buffer") and value.target:
+                tensor = tensors.get(value.target)
+                if tensor is None or tuple(tensor.shape) != value.shape:
+                    now = "gone" if tensor is None else f"of shape {tuple(tensor.shape)}"
+                    raise PlanError(
+                        f"{type(self.model).__name__} has changed since it was traced: {value.target!r} was of shape "
+                        f"{value.shape} and is {now}; trace it again"
+                    )
 
     def cost(self, removal: Removal | None = None) -> Cost:
         """Exact cost of the model as it is, or after a removal (axis name -> group numbers)."""

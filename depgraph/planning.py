@@ -75,6 +75,7 @@ class Options:
 
 
 FORMS = ("auto", "module", "graph")
+_GUESSES = 12
 
 
 def _listed(given: Any) -> tuple[Pattern, ...]:
@@ -112,6 +113,7 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
         raise TargetError(f"expected a Target such as depgraph.Target(params=0.7), got {target!r}")
     if not any(axis.prunable.any() for axis in graph.axes):
         raise NothingToPrune(_nothing(graph))
+    graph.check_unchanged()
     scores = checked_scores(graph, scorer)
     by_density = options.rank == "auto" and getattr(scorer, "additive", False) or options.rank == "density"
     plans = []
@@ -262,24 +264,33 @@ class _Choice:
         return slack <= 0 or any(dense - self._spent(dict.fromkeys(names, 1)) >= slack for names in sets)
 
     def _shortest(self, ranking: list[Item]) -> int | None:
-        """The length of the shortest beginning of the ranking that meets the target; None where all of it doesn't.
+        """A beginning of the ranking that meets the target by less than its last item; None where all of it doesn't.
 
-        Costs fall nearly linearly, so every other guess is where a line through the ends meets the target.
+        Costs fall nearly linearly, so a guess is where a line through the ends meets the target (the Illinois method: an end
+        that stays counts half), and in the middle where that doesn't close in.
         """
         self.lowest = self._cost_at(ranking, len(ranking))
-        over_at_low, over_at_high = self._over(self.graph.dense_cost), self._over(self.lowest)
-        if over_at_low <= 0 or over_at_high > 0:
-            return 0 if over_at_low <= 0 else None
-        low, high, halve = 0, len(ranking), False
+        above, below = self._over(self.graph.dense_cost), self._over(self.lowest)
+        if above <= 0 or below > 0:
+            return 0 if above <= 0 else None
+        low, high, tries, last = 0, len(ranking), 0, 0.0
         while high - low > 1:
-            share = 0.5 if halve else over_at_low / max(over_at_low - over_at_high, 1e-12)
+            share = above / (above - below) if tries < _GUESSES and above > below else 0.5
             guess = min(max(low + round((high - low) * share), low + 1), high - 1)
-            over, halve = self._over(self._cost_at(ranking, guess)), not halve
+            over, tries = self._over(self._cost_at(ranking, guess)), tries + 1
             if over > 0:
-                low, over_at_low = guess, over
+                low, above, below = guess, over, below / 2 if last > 0 else below
             else:
-                high, over_at_high = guess, over
+                high, below, above = guess, over, above / 2 if last < 0 else above
+                if -over < self._over_without(ranking[guess - 1]):
+                    break
+            last = over
         return high
+
+    def _over_without(self, item: Item) -> float:
+        """The share of the dense cost that the last item of a beginning saves by itself, in the target's first metric."""
+        dense = self._spent({})
+        return (dense - self._spent(dict(item))) / max(dense, 1)
 
     def _over(self, cost: Cost) -> float:
         """By which share of the dense cost a cost is above the target: at most 0 where it is met."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import depgraph
 from depgraph.cutting.verifying import Verifier
-from depgraph.errors import CheckError, CutError
-from tests.test_end_to_end import random_scores
+from depgraph.errors import CheckError, CutError, PlanError
+from tests.test_end_to_end import random_scores, zeroed
 from tests.zoo import MODULES, ZOO
 
 
@@ -362,3 +366,102 @@ def test_attention_is_right_in_other_precisions(dtype: torch.dtype) -> None:
     assert report.check.error <= {torch.bfloat16: 6e-2, torch.float64: 1e-12}[dtype]
     assert not report.check.vacuous
     assert {p.dtype for p in report.model.parameters()} == {dtype}
+
+
+def test_a_model_that_was_cut_since_it_was_traced_is_traced_again_or_refused() -> None:
+    plan = planned("residual_cnn")
+    again = plan.graph.cut_plan(plan.removal)
+    plan.apply_()
+    for late in (again.apply, again.apply_, lambda: planned_on(plan.graph)):
+        with pytest.raises(PlanError, match=r"has changed since it was traced: '.*' was of shape .* trace it again"):
+            late()
+    assert depgraph.trace(plan.graph.model, plan.graph.args).dense_cost == plan.cost()
+
+
+def planned_on(graph: depgraph.DependencyGraph) -> depgraph.Plan:
+    return graph.plan(random_scores(graph), depgraph.Target(params=0.5))
+
+
+def test_what_is_not_cut_keeps_its_gradient_hooks_and_attributes_in_a_copy() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4), nn.Linear(4, 3))
+    inputs = torch.randn(2, 6)
+    model(inputs).sum().backward()
+    whole = model[3].weight
+    whole.note = "mine"
+    calls: list[str] = []
+    whole.register_hook(lambda grad: calls.append("hook"))
+    whole.register_post_accumulate_grad_hook(lambda parameter: calls.append("after"))
+    pruned = depgraph.trace(model, inputs).cut_plan({"0.weight:0": [1, 3]}).apply()
+    copied = pruned[3].weight
+    assert copied is not whole
+    assert torch.equal(copied.grad, whole.grad)
+    assert copied.note == "mine"
+    assert torch.equal(pruned[0].weight.grad, model[0].weight.grad[[0, 2, 4, 5, 6, 7]])
+    pruned(inputs).sum().backward()
+    assert calls == ["hook", "after"]
+
+
+class Scaled(nn.Module):
+    """Attention over one's own heads, whose width reaches the scores by way of `scale`."""
+
+    def __init__(self, scale: Callable[[int], dict[str, float]]) -> None:
+        super().__init__()
+        self.heads, self.width = 4, 6
+        self.scale = [scale]
+        self.qkv, self.out = nn.Linear(10, 3 * 24), nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part.reshape(*x.shape[:2], self.heads, self.width).transpose(1, 2)
+            for part in self.qkv(x).split(self.heads * self.width, dim=-1)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, **self.scale[0](self.width))
+        return self.out(y.transpose(1, 2).reshape(*x.shape[:2], -1))
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [lambda w: {}, lambda w: {"scale": 1 / math.sqrt(w)}, lambda w: {"scale": w**-0.5}, lambda w: {"scale": 0.3}],
+)
+def test_attention_is_scaled_as_before_whatever_the_example_shows(scale: Callable[[int], dict[str, float]]) -> None:
+    """With a single token softmax hides the scale; the cut must be right for more."""
+    model = Scaled(scale).eval()
+    graph = depgraph.trace(model, torch.randn(1, 1, 10))
+    within = next(axis for axis in graph.axes if axis.size == 6)
+    plan = graph.plan(random_scores(graph), depgraph.Target(params=0.8), only=within.name)
+    pruned = plan.apply(form="module")
+    more = torch.randn(2, 9, 10)
+    torch.testing.assert_close(pruned(more), zeroed(model, plan)(more), rtol=1e-4, atol=1e-6)
+
+
+class Numbered(nn.Module):
+    def __init__(self, use: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.use = [use]
+        self.first, self.second = nn.Linear(12, 24), nn.Linear(24, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.use[0](torch.relu(self.first(x))))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda h: h / math.sqrt(h.shape[-1]),
+        lambda h: h + 1 / math.sqrt(h.shape[-1]),
+        lambda h: (h + 1).pow(1 / h.shape[-1]),
+        lambda h: h / torch.sqrt(torch.tensor(h.shape[-1], dtype=torch.float32)),
+    ],
+)
+def test_a_number_computed_from_a_size_stays_what_it_was_or_the_module_is_refused(use: Any) -> None:
+    model = Numbered(use).to("meta")
+    graph = depgraph.trace(model, torch.randn(3, 12, device="meta"))
+    with pytest.raises(CutError, match="number"):
+        graph.cut_plan({"first.weight:0": [0, 1, 2]}).apply(form="module")
+
+
+@pytest.mark.parametrize("use", [lambda h: h / (h.norm() + 1), lambda h: h * h.std()])
+def test_single_numbers_that_are_computed_from_data_may_change(use: Any) -> None:
+    graph = depgraph.trace(Numbered(use), torch.randn(3, 12))
+    report = graph.cut_plan({"first.weight:0": [0, 1, 2]}).apply_with_report(form="module")
+    assert report.check.error < 1e-5

@@ -11,7 +11,7 @@ subclasses of tensors.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.fx
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from depgraph.capture import proxies
@@ -282,10 +281,8 @@ def _follow_values(traced: Traced, func: Any, args: Any, kwargs: Any, made: Any)
             traced.known[id(tensor)] = value
 
 
-def capture_directly(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], export: Callable[[], ExportedProgram]
-) -> DirectProgram:
-    """Capture `model`, which must not need gradients now; `export` captures it through torch.export when that is needed.
+def capture_directly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DirectProgram:
+    """Capture `model`, which must not need gradients now.
 
     Raises:
         Unusual: only torch.export can capture this model; so it may with any other exception.
@@ -311,9 +308,11 @@ def capture_directly(
     for node in reversed(list(traced.graph.nodes)):
         if node.target is _aten.detach.default and not node.users:
             traced.graph.erase_node(node)
+    if not names.on_meta and _META in (a for n in traced.graph.nodes for a in pytree.tree_leaves((n.args, n.kwargs))):
+        raise Unusual("an operator makes a tensor on the device of the tensors that stand in")
     signature = signature_of(names, traced.graph, outputs)
     integers = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor) and not t.is_floating_point()}
-    return DirectProgram(traced.graph, signature, names.constants, integers, export)
+    return DirectProgram(traced.graph, signature, names.constants, integers)
 
 
 @contextmanager

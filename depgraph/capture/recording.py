@@ -122,12 +122,8 @@ def record(
     Raises:
         Exception: whatever `torch.export.export` raises for this model.
     """
-
-    def export() -> torch.export.ExportedProgram:
-        return torch.export.export(model, args, kwargs, strict=False)
-
     with contextlib.suppress(Exception):
-        return _recorded(model, lambda: capture_directly(model, args, kwargs or {}, export))
+        return _recorded(model, lambda: capture_directly(model, args, kwargs or {}))
     return record_exported(model, args, kwargs)
 
 

@@ -202,5 +202,7 @@ def _rows(node: Node, moves: list[Node]) -> Rows:
         call: Callable[..., Any] = move.target  # type: ignore[assignment]
         if _name(move) in ("dropout", "to", "_to_copy", "alias", "detach"):
             continue
+        if _name(move) in ("view", "_unsafe_view"):  # numbers that were expanded have no strides to view them by
+            call = torch.ops.aten.reshape.default
         numbers = call(*(numbers if isinstance(a, Node) else a for a in move.args), **move.kwargs)
     return np.unique(numbers.numpy())

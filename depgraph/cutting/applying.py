@@ -46,6 +46,7 @@ def apply(plan: Plan, **options: Any) -> CutReport:
         CheckError: the result doesn't compute what the zeroed original computes.
     """
     how = _how(options)
+    plan.graph.check_unchanged()
     why = ""
     if how.form != "graph":
         try:
@@ -67,6 +68,7 @@ def apply_in_place(plan: Plan, **options: Any) -> CutReport:
     how = _how({"form": "module", **options})
     if how.form == "graph":
         raise CutError("a graph can't be cut in place: use plan.apply(form='graph'), which gives a new module")
+    plan.graph.check_unchanged()
     graph, verifier = plan.graph, Verifier(plan)
     solution = _expressed(plan)
     dense = numbers_of(graph, graph.model)

@@ -16,11 +16,12 @@ from torch.fx import Node
 from depgraph.capture.capturing import quiet
 from depgraph.capture.recording import Call, replay
 from depgraph.cutting.expressing import Drift
+from depgraph.errors import CutError
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
 
-_FACTORS = {"mul": -1, "div": 1}
+_FACTORS = {"mul": -1, "div": 1, "scaled_dot_product_attention": -1}
 
 
 def numbers_of(graph: DependencyGraph, model: nn.Module) -> list[Call]:
@@ -32,18 +33,28 @@ def numbers_of(graph: DependencyGraph, model: nn.Module) -> list[Call]:
 
 
 def new_drifts(graph: DependencyGraph, before: list[Call], after: list[Call], known: list[Drift]) -> list[Drift]:
-    """Operators that multiply or divide by a number that the cut changes, but for those in `known`."""
+    """Operators that multiply or divide by a number that the cut changes, but for those in `known`.
+
+    Raises CutError where a number that the cut changes goes elsewhere: no weight can make up for it there.
+    """
     recorded = graph.capture.recording.calls
     if [c.function for c in before] != [c.function for c in after] or len(before) != len(recorded):
         return []
-    nodes = graph.sizes.nodes
+    nodes, computed = graph.sizes.nodes, _computed(graph)
     seen = {d.node for d in known}
     drifts = []
     for call, old, new in zip(recorded, before, after, strict=True):
-        for a, b in zip(old.numbers, new.numbers, strict=False):
-            if a == b or not a or not b:
+        pairs = list(zip(old.numbers, new.numbers, strict=False))
+        for a, b in pairs[:-1] if computed & set(call.outputs) else pairs:
+            if a == b:
                 continue
-            for node in _readers(nodes, call):
+            readers = _readers(nodes, call)
+            if any(_name(node) not in _FACTORS for node in readers) or not a or not b:
+                raise CutError(
+                    f"{call.where}: {call.function} is given a number that the code computes from a size, which the cut "
+                    f"changes from {a:g} to {b:g}; use form='graph' (or 'auto')"
+                )
+            for node in readers:
                 if node.name not in seen:
                     seen.add(node.name)
                     sign = _FACTORS[_name(node)]
@@ -51,12 +62,21 @@ def new_drifts(graph: DependencyGraph, before: list[Call], after: list[Call], kn
     return drifts
 
 
+def _computed(graph: DependencyGraph) -> set[str | None]:
+    """Single numbers that are computed from inputs, parameters or buffers: what is cut may change them."""
+    reached: set[Node] = set()
+    for node in graph.sizes.nodes.values():
+        starts = node.op == "placeholder" and graph.sizes.values[node.name].kind != "constant"
+        if starts or any(parent in reached for parent in node.all_input_nodes):
+            reached.add(node)
+    return {node.name for node in reached if not _shape(node)}
+
+
 def _readers(nodes: dict[str, Node], call: Call) -> list[Node]:
-    """The products and quotients of a call, or of those who use the single number that it made."""
+    """What a call made, or who uses the single number that it made; single numbers made of that are followed later."""
     made = [nodes[name] for name in call.nodes if name in nodes]
     single = [n for n in made if n.name in call.outputs and not _shape(n)]
-    candidates = [user for n in single for user in n.users] if single else made
-    return [n for n in candidates if _name(n) in _FACTORS and _shape(n)]
+    return [n for n in ([user for n in single for user in n.users] if single else made) if _shape(n)]
 
 
 def _shape(node: Node) -> tuple[int, ...]:

@@ -7,22 +7,23 @@ symbolic, so batch and sequence remain dynamic where torch.export can capture th
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from depgraph.axes import build_axes
 from depgraph.capture.capturing import quiet, ties_of
-from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.lowering import lower
 from depgraph.coupling import Classes
 from depgraph.cutting.module import new_tensor
 from depgraph.cutting.rewriting import call_arguments, rewrite
+from depgraph.errors import CutError
 from depgraph.graph import Program
 from depgraph.widths import Kept, Widths
 
@@ -33,38 +34,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Captured:
-    """A capture of the model and the cut in its terms."""
+    """torch.export's capture of the model, and the cut in its terms."""
 
-    exported: CapturedProgram
+    exported: ExportedProgram
     program: Program
     kept: Kept
 
 
 def cut_program(plan: Plan) -> tuple[GraphModule, tuple[str, ...]]:
-    """The cut program, and notes on what couldn't be kept (dynamic sizes)."""
-    graph = plan.graph
+    """The cut program, and notes on what couldn't be kept (dynamic sizes).
+
+    Raises CutError where torch.export captures something else than was planned on.
+    """
+    inputs = plan.graph.args, plan.graph.kwargs
+    captured = _captured(plan, _two_of_each(inputs), _open_dims)
     notes: tuple[str, ...] = ()
-    captured = _dynamic(plan)
     if captured is None:
-        captured = _Captured(graph.capture.exported, graph.capture.program, plan.kept())
+        captured = _captured(plan, inputs, lambda leaf: None)
         notes = ("the graph form is fixed to the example inputs' sizes: the model can't be captured with dynamic ones",)
-    with quiet(graph.model), torch.no_grad():
-        module = captured.exported.module(check_guards=False)
+    if captured is None:
+        raise CutError(
+            f"torch.export captures {type(plan.graph.model).__name__} in another way than it was traced, so that its graph "
+            "can't be cut by this plan: use form='module', or plan with form='module'"
+        )
+    module = captured.exported.module(check_guards=False)
     for name in ("train", "eval"):
         vars(module).pop(name, None)
     _rewrite_calls(module, captured)
-    _narrow_tensors(module, graph, captured)
+    _narrow_tensors(module, plan.graph, captured)
     module.recompile()
-    return module, notes
+    return module, notes or _fixed_sizes(captured.exported)
 
 
-def _dynamic(plan: Plan) -> _Captured | None:
-    """The model captured with batch and sequence left open, if the cut is the same there; None otherwise."""
+def _captured(plan: Plan, inputs: Any, open_dims: Callable[[Any], Any]) -> _Captured | None:
+    """The model captured with the dims left open that `open_dims` names, if the cut is the same there; None otherwise."""
     graph = plan.graph
-    args, kwargs = _two_of_each((graph.args, graph.kwargs))
+    args, kwargs = inputs
     try:
         with quiet(graph.model), torch.no_grad():
-            shapes = _by_name(graph, pytree.tree_map(_open_dims, (args, kwargs)))
+            shapes = _by_name(graph, pytree.tree_map(open_dims, (args, kwargs)))
             exported = torch.export.export(graph.model, args, kwargs, dynamic_shapes=shapes, strict=False)
         program = lower(exported, ties=ties_of(graph.model))
     except Exception:
@@ -76,6 +84,18 @@ def _dynamic(plan: Plan) -> _Captured | None:
     kept = widths.at(plan.removal)
     same = _narrowed(program, kept) == _narrowed(graph.capture.program, plan.kept())
     return _Captured(exported, program, kept) if same else None
+
+
+def _fixed_sizes(exported: ExportedProgram) -> tuple[str, ...]:
+    """A note for every batch and sequence of an input that torch.export took for a constant."""
+    names = exported.graph_signature.user_inputs
+    inputs = [n for n in exported.graph.nodes if n.name in names and isinstance(n.meta.get("val"), torch.Tensor)]
+    return tuple(
+        f"the graph form is fixed to size {node.meta['val'].shape[d]} of dimension {d} of input {node.name!r}"
+        for node in inputs
+        for d in _open_dims(node.meta["val"])
+        if not isinstance(node.meta["val"].shape[d], torch.SymInt)
+    )
 
 
 def _narrowed(program: Program, kept: Kept) -> dict[tuple[str, int], bytes]:
