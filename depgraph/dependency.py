@@ -32,6 +32,7 @@ def trace(
     *,
     strict: bool = False,
     free: Iterable[str] = (),
+    fixed: Iterable[str] = (),
 ) -> DependencyGraph:
     """Capture a model on example inputs and find what is coupled to what; weights are never touched.
 
@@ -41,15 +42,23 @@ def trace(
         kwargs: keyword example inputs.
         strict: raise UnsupportedOperator for an operator without a rule, instead of leaving its dims alone.
         free: customs to lift, by name: ``"output 0"`` lets the width of the model's first output change.
+        fixed: by-products to leave as they are, by name. An output that another output is computed from (hidden states
+            beside logits) may become narrower, which the report of a cut notes, unless it is named here.
 
     Raises:
         CaptureError: the inputs don't fit the model, or its control flow depends on data.
         UnsupportedParameter: a parameter is quantised, sparse or distributed.
+        PlanError: `free` or `fixed` names no output.
     """
     args = args if isinstance(args, tuple) else tuple(args) if isinstance(args, list) else (args,)
+    free, fixed = tuple(free), tuple(fixed)
     with _no_collection():
         captured = capture(model, args, kwargs or {}, strict)
-        return DependencyGraph(model, args, dict(kwargs or {}), captured, frozenset(free))
+        for name in (*free, *fixed):
+            if name not in captured.program.outputs:
+                raise PlanError(f"the model has no {name}; it has {', '.join(captured.program.outputs)}")
+        lifted = (frozenset(free) | captured.program.by_products) - frozenset(fixed)
+        return DependencyGraph(model, args, dict(kwargs or {}), captured, lifted)
 
 
 @contextlib.contextmanager

@@ -221,6 +221,9 @@ class Program:
     relations: Relations = field(default_factory=Relations)
     unknown: dict[str, list[str]] = field(default_factory=dict)
     ties: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, Value] = field(default_factory=dict)
+    by_products: set[str] = field(default_factory=set)
+    """Names, such as "output 1", of outputs that another output is computed from."""
 
     def add(self, value_name: str, kind: Kind, shape: tuple[int, ...], **more: object) -> Value:
         """Register a value and its dims."""

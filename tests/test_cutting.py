@@ -465,3 +465,20 @@ def test_single_numbers_that_are_computed_from_data_may_change(use: Any) -> None
     graph = depgraph.trace(Numbered(use), torch.randn(3, 12))
     report = graph.cut_plan({"first.weight:0": [0, 1, 2]}).apply_with_report(form="module")
     assert report.check.error < 1e-5
+
+
+def test_the_graph_form_trains_and_evaluates() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(8, 4, 3))
+    inputs = torch.randn(4, 3, 8, 8)
+    pruned = depgraph.trace(model.eval(), inputs).cut_plan({"0.weight:0": [1, 3]}).apply(form="graph")
+    assert not pruned.training
+    assert torch.equal(pruned(inputs), pruned(inputs))
+    mean = dict(pruned.named_buffers())["1.running_mean"].clone()
+    pruned.train()
+    assert not torch.equal(pruned(inputs), pruned(inputs))
+    assert not torch.equal(dict(pruned.named_buffers())["1.running_mean"], mean)
+    again = depgraph.trace(model.train(), inputs).cut_plan({"0.weight:0": [1, 3]}).apply(form="graph")
+    assert again.training
+    again(inputs).sum().backward()
+    assert all(parameter.grad is not None for parameter in again.parameters())

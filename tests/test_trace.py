@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import depgraph
-from depgraph.errors import CaptureError, UnsupportedOperator, UnsupportedParameter
+from depgraph.errors import CaptureError, PlanError, UnsupportedOperator, UnsupportedParameter
 from tests.zoo import ZOO
 
 
@@ -139,6 +142,20 @@ def test_by_products_do_not_fix_and_unread_parameters_make_no_axis() -> None:
     assert [(axis.size, bool(axis.prunable.all())) for axis in graph.axes] == [(6, True)]
     report = graph.cut_plan({graph.axes[0].name: [0, 1]}).apply_with_report()
     assert report.model(torch.randn(2, 4))["hidden"].shape == (2, 4)
+    assert report.notes == (
+        "output 0 now has shape (2, 4), it had (2, 6) (keep it with trace(..., fixed=['output 0']))",
+        "left as they were, since the traced forward doesn't read them: never",
+    )
+
+
+def test_a_by_product_can_be_kept_by_name() -> None:
+    graph = depgraph.trace(ByProduct(), torch.randn(2, 4), fixed=["output 0"])
+    assert not any(axis.prunable.any() for axis in graph.axes)
+    assert "output 0" in graph.show()
+    with pytest.raises(PlanError, match=r"the model has no output 7; it has output 0, output 1"):
+        depgraph.trace(ByProduct(), torch.randn(2, 4), fixed=["output 7"])
+    with pytest.raises(PlanError, match="no output 0 logits"):
+        depgraph.trace(ByProduct(), torch.randn(2, 4), free=["output 0 logits"])
 
 
 def test_networkx_and_dot() -> None:
@@ -257,3 +274,29 @@ def test_groups_partition_what_an_axis_reaches() -> None:
         graph.axes[0].group(graph.axes[0].size)
     with pytest.raises(KeyError):
         graph["nothing"]
+
+
+class ChannelMax(nn.Module):
+    def __init__(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.pick = [pick]
+        self.up, self.down = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.up(x)
+        return self.down(h * torch.sigmoid(self.pick[0](h)))
+
+
+@pytest.mark.parametrize(
+    ("pick", "prunable"),
+    [
+        (lambda h: h.max(1, keepdim=True)[0], True),
+        (lambda h: torch.max(h, dim=1, keepdim=True).values, True),
+        (lambda h: h.amax(1, keepdim=True), True),
+        (lambda h: h.max(1, keepdim=True)[1].float(), False),
+        (lambda h: sum(h.max(1, keepdim=True)), False),
+    ],
+)
+def test_where_a_maximum_stands_counts_only_if_it_is_read(pick: Any, prunable: bool) -> None:
+    graph = depgraph.trace(ChannelMax(pick).eval(), torch.randn(2, 3, 5, 5))
+    assert any(axis.prunable.any() for axis in graph.axes) == prunable

@@ -100,9 +100,11 @@ class _Lowering:
             name = f"{node.name}:{k}" if many else node.name
             is_tensor = isinstance(tensor, torch.Tensor)
             outputs.append(self._value(name, "activation", tensor, module=module_path(node)) if is_tensor else None)
+        op = op_of(node, self)
         if many:
             self.tuples[node.name] = outputs
-        op = op_of(node, self)
+            read = {user.args[1] for user in node.users if user.target is operator.getitem and user.users}
+            op.unread = frozenset(range(len(listed))) - read
         op.outputs = [value for value in outputs if value is not None]
         self._apply(op, node)
 
@@ -134,17 +136,19 @@ class _Lowering:
         op.fix_all("no rule knows what this operator does with it")
 
     def _outputs(self) -> None:
-        """Fix what the model gives back, but not what it only shows on the way to another output."""
+        """Fix what the model gives back, by name, and know what it only shows on the way to another output."""
         relations = self.program.relations
         by_name = {node.name: node for node in self.exported.graph.nodes}
         names = [spec.arg.name for spec in self.exported.graph_signature.output_specs if hasattr(spec.arg, "name")]
         final = final_outputs([by_name[name] for name in names if name in by_name])
         for position, name in enumerate(names):
-            value = self.program.values.get(name)
-            if value is None or name not in final:
+            value, lift = self.program.values.get(name), f"output {position}"
+            if value is None:
                 continue
+            self.program.outputs[lift] = value
+            if name not in final:
+                self.program.by_products.add(lift)
             for d, dim in enumerate(value.dims):
-                lift = f"output {position}"
                 relations.fix(dim, Reason(f"dimension {d} of the model's output {position} ({name})", lift))
 
 

@@ -44,6 +44,7 @@ def apply(plan: Plan, **options: Any) -> CutReport:
     Raises:
         CutError: ``form="module"`` and the module's Python can't express the plan (the message has file and line).
         CheckError: the result doesn't compute what the zeroed original computes.
+        PlanError: the model has changed since it was traced.
     """
     how = _how(options)
     plan.graph.check_unchanged()
@@ -64,6 +65,7 @@ def apply_in_place(plan: Plan, **options: Any) -> CutReport:
     Raises:
         CutError: the module's Python can't express the plan, or ``form="graph"`` was asked for.
         CheckError: the result doesn't compute what the zeroed original computes.
+        PlanError: the model has changed since it was traced.
     """
     how = _how({"form": "module", **options})
     if how.form == "graph":
@@ -142,4 +144,20 @@ def _report(
 ) -> CutReport:
     record = make_record(plan, form, solution)
     model.depgraph_record = record  # type: ignore[assignment]
-    return CutReport(model, form, plan.graph.dense_cost, plan.cost(), check, record, notes)
+    return CutReport(model, form, plan.graph.dense_cost, plan.cost(), check, record, (*notes, *_surprises(plan)))
+
+
+def _surprises(plan: Plan) -> list[str]:
+    """What a user of the cut model might not expect: outputs that are narrower, parameters that nothing was known of."""
+    program, kept = plan.graph.capture.program, plan.kept()
+    notes = [
+        f"{name} now has shape {kept.shape(value)}, it had {value.shape}"
+        + (f" (keep it with trace(..., fixed=[{name!r}]))" if name in program.by_products else "")
+        for name, value in program.outputs.items()
+        if kept.shape(value) != value.shape
+    ]
+    unread = [v.target for v in program.values.values() if v.kind == "parameter" and not v.used]
+    if unread:
+        more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+        notes.append(f"left as they were, since the traced forward doesn't read them: {', '.join(unread[:3])}{more}")
+    return notes

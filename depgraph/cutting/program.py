@@ -21,6 +21,7 @@ from depgraph.axes import build_axes
 from depgraph.capture.capturing import quiet, ties_of
 from depgraph.capture.lowering import lower
 from depgraph.coupling import Classes
+from depgraph.cutting.modes import follow_modes
 from depgraph.cutting.module import new_tensor
 from depgraph.cutting.rewriting import call_arguments, rewrite
 from depgraph.errors import CutError
@@ -58,10 +59,9 @@ def cut_program(plan: Plan) -> tuple[GraphModule, tuple[str, ...]]:
             "can't be cut by this plan: use form='module', or plan with form='module'"
         )
     module = captured.exported.module(check_guards=False)
-    for name in ("train", "eval"):
-        vars(module).pop(name, None)
     _rewrite_calls(module, captured)
     _narrow_tensors(module, plan.graph, captured)
+    follow_modes(module, plan.graph.model.training)
     module.recompile()
     return module, notes or _fixed_sizes(captured.exported)
 

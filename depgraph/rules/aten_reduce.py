@@ -44,7 +44,7 @@ _NUMBERS_ITS_PICKS = {"aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.n
 
 @rule(*_STATISTICS)
 def statistic(op: Op) -> None:
-    """What is taken over a dim mixes it; an operator that also says where it found its result counts the dim."""
+    """What is taken over a dim mixes it; where it also says where it found its result, and that is read, it counts the dim."""
     name = op.target.split(".")[1]
     if op.target.endswith(".other"):
         for value in op.inputs:
@@ -55,7 +55,7 @@ def statistic(op: Op) -> None:
         _align_kept(op, reduced, output)
     for d in reduced:
         op.relations.mix(op.inputs[0].dim(d), f"{name} is taken over it")
-        if op.target in _NUMBERS_ITS_PICKS:
+        if op.target in _NUMBERS_ITS_PICKS and 1 not in op.unread:
             op.fix(op.inputs[0], d, "its indices are what the operator returns")
 
 

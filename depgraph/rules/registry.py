@@ -17,7 +17,10 @@ _TABLE: dict[str, Rule] = {}
 
 @dataclass
 class Op:
-    """One operator of a captured graph: its arguments by schema name (tensors as `Value`s) and its results."""
+    """One operator of a captured graph: its arguments by schema name (tensors as `Value`s) and its results.
+
+    `unread` are the positions of results that nothing reads.
+    """
 
     name: str
     target: str
@@ -26,6 +29,7 @@ class Op:
     program: Program
     where: str = ""
     constants: dict[str, np.ndarray] = field(default_factory=dict)
+    unread: frozenset[int] = frozenset()
 
     @property
     def relations(self) -> Relations:

@@ -1,0 +1,56 @@
+"""Operators that act otherwise in training: in a captured program they follow `train()` and `eval()` again.
+
+A capture in eval mode writes "not training" into their arguments. Here each becomes a small module, which knows its mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.nn import functional as F
+
+from depgraph.cutting.rewriting import by_name
+
+
+class _BatchNorm(nn.Module):
+    def __init__(self, momentum: float, eps: float) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+
+    def forward(self, x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any) -> Tensor:
+        by_batch = self.training or mean is None
+        return F.batch_norm(x, mean, variance, weight, bias, by_batch, self.momentum, self.eps)
+
+
+Made = tuple[nn.Module, tuple[Any, ...]]
+_TABLE: dict[str, Callable[[dict[str, Any]], Made]] = {
+    "aten.dropout.default": lambda given: (nn.Dropout(given["p"]), (given["input"],)),
+    "aten.alpha_dropout.default": lambda given: (nn.AlphaDropout(given["p"]), (given["input"],)),
+    "aten.batch_norm.default": lambda given: (
+        _BatchNorm(given["momentum"], given["eps"]),
+        tuple(given[name] for name in ("input", "weight", "bias", "running_mean", "running_var")),
+    ),
+}
+
+
+def follow_modes(module: GraphModule, training: bool) -> None:
+    """Replace the operators of a program captured in eval mode, and put it into the mode `training`."""
+    for number, node in enumerate(list(module.graph.nodes)):
+        if str(node.target) in _TABLE:
+            _replace(module, node, f"_mode_{number}")
+    for name in ("train", "eval"):
+        vars(module).pop(name, None)
+    module.train(training)
+
+
+def _replace(module: GraphModule, node: Node, name: str) -> None:
+    made, args = _TABLE[str(node.target)](by_name(node))
+    module.add_submodule(name, made)
+    with module.graph.inserting_before(node):
+        fresh = module.graph.call_module(name, args)
+    fresh.meta.update(node.meta)
+    node.replace_all_uses_with(fresh)
+    module.graph.erase_node(node)
