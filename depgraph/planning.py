@@ -17,6 +17,7 @@ import numpy as np
 
 from depgraph.axes import Axis
 from depgraph.coupling import NONE
+from depgraph.cutting.expressible import is_expressible
 from depgraph.cutting.settling import Settler, config_bound, inexpressible
 from depgraph.errors import NothingToPrune, PlanError, TargetError
 from depgraph.plan import Plan
@@ -125,7 +126,7 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
         if plan is not None and choice.is_near(choice.slack(plan)):
             return plan
         plans.append((float("inf") if plan is None else choice.slack(plan), plan, choice))
-    _, plan, choice = min(plans, key=lambda entry: entry[0])
+    _, plan, _ = min(plans, key=lambda entry: entry[0])
     if plan is None:
         raise TargetError(choice.refusal())
     return plan
@@ -211,7 +212,8 @@ class _Choice:
             if axis.name in self.order and (not options.only or matches(axis, options.only)):
                 self.leading.append(axis.name)
         if not self.leading:
-            raise NothingToPrune("protect, only and floor together leave no group that may go")
+            also = " and what the module's Python can't express" if pinned else ""
+            raise NothingToPrune(f"protect, only and floor{also} together leave no group that may go")
         self.settler: Settler | None = None
         if attempt.settle:
             bold = frozenset(self.leading) if attempt.bold else frozenset()
@@ -243,7 +245,7 @@ class _Choice:
             return None
         counts = self._trimmed(ranking[:length], self._counts(ranking, length))
         plan = Plan.of(self.graph, self._removal(counts))
-        return None if self.attempt.express and self.graph.sizes.solve(plan.kept()).conflicts else plan
+        return None if self.attempt.express and not is_expressible(self.graph, plan.kept()) else plan
 
     def refusal(self) -> str:
         """Why there is no plan."""

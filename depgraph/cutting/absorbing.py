@@ -80,6 +80,12 @@ def absorb(graph: DependencyGraph, model: nn.Module, drifts: list[Drift], kept: 
             _scale(graph, model, target, rows, kept, drift.factor)
 
 
+def can_absorb(graph: DependencyGraph, drifts: list[Drift]) -> bool:
+    """Is there a weight for every drift that can make up for it?"""
+    search = _Search(graph) if drifts else None
+    return search is None or all(search.back_from(drift) for drift in drifts)
+
+
 def _keys(way: Found) -> list[tuple[str, bytes]]:
     return [(target, rows.tobytes()) for target, rows in way.items()]
 
@@ -134,7 +140,8 @@ class _Search:
         if name in _EITHER:
             return [way for a in node.all_input_nodes for way in self._walk(a, [])]
         if name in _FIRST and node.all_input_nodes:
-            return self._walk(node.all_input_nodes[0], [])
+            scaled, *others = node.all_input_nodes
+            return [] if name == "div" and others else self._walk(scaled, [])
         if name in _ALL:
             return self._together([self._walk(a, []) for a in node.all_input_nodes])
         return []

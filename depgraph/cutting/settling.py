@@ -14,6 +14,7 @@ import numpy as np
 
 from depgraph.capture.recording import Comparison, Site
 from depgraph.capture.sizes import Attr, Op, ShapeOf, attributes
+from depgraph.cutting.expressible import is_expressible
 from depgraph.cutting.expressing import SizeRules, Solution
 from depgraph.widths import Kept
 
@@ -129,7 +130,7 @@ def inexpressible(graph: DependencyGraph) -> frozenset[str]:
         if len(groups) and graph[name].size > 1:
             counts = settler.settle({name: 1})
             removal = {a: free[a][:n] for a, n in counts.items() if n}
-            if name not in removal or graph.sizes.solve(graph.widths.at(removal)).conflicts:
+            if name not in removal or not is_expressible(graph, graph.widths.at(removal)):
                 pinned.add(name)
     return frozenset(pinned)
 
