@@ -15,9 +15,10 @@ import typer
 
 import depgraph
 from depgraph import cli_options as o
+from depgraph import interruption
 from depgraph.cli_data import Amount, TextData, perplexity, read_text, text_data
 from depgraph.cli_models import Loaded, Loading, load_model
-from depgraph.cli_output import CODES, INTERRUPTED, Steps, print_json, printing, say, show_error
+from depgraph.cli_output import CODES, Steps, print_json, printing, say, show_error
 from depgraph.cli_tables import axes_table, cost_table, graph_json, plan_json, rest_lines, widths_table
 from depgraph.cutting.report import CutReport
 from depgraph.errors import CheckpointError, DataError, PlanError
@@ -160,7 +161,7 @@ def _prune(wish: o.Wish) -> None:
             _check_patterns(graph, wish.options)
             plan = graph.plan(_scorer(wish, loaded, found, steps), wish.target, **wish.options)
         if folder is None:
-            result, shown = plan_json(plan), ["", "dry run: nothing was cut or written"]
+            result, shown = plan_json(plan), ["", *plan.notes, "dry run: nothing was cut or written"]
         else:
             result, shown = _cut_and_write(wish, loaded, found, plan, folder, steps)
     if wish.json:
@@ -292,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(given)
         except Exception as error:
-            return show_error(error, debug)
+            return _interrupted() if interruption.happened() else show_error(error, debug)
         finally:
             logging.disable(logging.NOTSET)
 
@@ -300,15 +301,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: list[str]) -> int:
     try:
         done = typer.main.get_command(app).main(args=given, prog_name="depgraph", standalone_mode=False)
-        code = done if isinstance(done, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        return _interrupted()
     except Exception as error:
-        if not hasattr(error, "format_message"):
+        if interruption.happened() or not hasattr(error, "format_message"):
             raise
         where = getattr(getattr(error, "ctx", None), "command_path", "depgraph")
         say(f"error: {error.format_message().rstrip('.')} (see {where} --help)")
         return int(getattr(error, "exit_code", 2))
-    if code == INTERRUPTED:
-        say("interrupted: nothing was written")
-    return code
+    if done == interruption.CODE:
+        return _interrupted()
+    return done if isinstance(done, int) else 0
+
+
+def _interrupted() -> int:
+    say(interruption.SENTENCE)
+    return interruption.CODE

@@ -13,10 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from depgraph import errors
+from depgraph import errors, interruption
 
 WIDTH = 160  # of tables that go into a file or a pipe
-INTERRUPTED = 130
 CODES: dict[int, str] = {
     0: "done",
     1: "an unexpected error (a bug: run again with --debug)",
@@ -26,7 +25,7 @@ CODES: dict[int, str] = {
     5: "the check failed: the pruned model isn't right",
     6: "the ONNX file can't be made or doesn't agree",
     7: "file trouble: unreadable, exists already, disk full",
-    INTERRUPTED: "interrupted",
+    interruption.CODE: "interrupted",
 }
 _BY_ERROR: tuple[tuple[type[BaseException], int], ...] = (
     (errors.TargetError, 4),
@@ -89,6 +88,7 @@ class Steps:
         self.progress.start()
         try:
             yield
+            interruption.check()
         finally:
             self.progress.remove_task(task)
             if not self.progress.tasks:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from depgraph import interruption
 from depgraph.errors import CheckpointError
 
 MANIFEST, WEIGHTS, CONFIG = "depgraph.json", "model.safetensors", "config.json"
@@ -59,6 +60,7 @@ def appearing(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        interruption.check()
         _take_place(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)

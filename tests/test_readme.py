@@ -21,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHELLS = {"bash", "sh", "shell", "console"}
-COMMAND = "import sys; sys.argv[0] = 'depgraph'; from depgraph.cli import main; sys.exit(main())"
+COMMAND = "import sys; sys.argv[0] = 'depgraph'; from depgraph.__main__ import main; sys.exit(main())"
 _FENCE = re.compile(r"^```([a-z]*)[ \t]*(.*?)[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
