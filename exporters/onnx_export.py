@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from depgraph.errors import ExportError
+from depgraph.finite import require_finite
 from exporters import cases as check_cases
 from exporters import onnx_check, onnx_file
 from exporters.calls import Call, FlatModel, flatten_call, lowest_precision, output_names
@@ -123,11 +124,13 @@ def to_onnx(
             style of torch.export (`{"x": {0: "batch"}}`): exactly those, or an error. `STATIC` or `{}`: none.
 
     Raises:
-        ExportError: The model can't be exported, a free dim is fixed by the model's code, ONNX Runtime fails or differs
-            beyond the tolerance, or the file can't be written. No file is left, one that was there stays.
+        ExportError: The model can't be exported or holds NaN or infinite weights, a free dim is fixed by the model's
+            code, ONNX Runtime fails or differs beyond the tolerance, or the file can't be written. No file is left, one
+            that was there stays.
     """
     started = time.perf_counter()
     check_opset(options.opset)
+    require_finite(model, ExportError)
     target = Path(path)
     record = getattr(model, "depgraph_record", None)
     with onnx_file.staging(target) as draft:

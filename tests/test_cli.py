@@ -346,6 +346,15 @@ def test_models_that_cannot_be_pruned(
     assert left_in(tmp_path) == set()
 
 
+def test_weights_that_are_no_numbers_are_never_written(run: Run, given: Path, tmp_path: Path) -> None:
+    says = "parameter '0.weight' holds NaN or infinite values: repair or reload the weights"
+    wish = ("--keep", "params=0.5", "--score", "random", "--out", "small", "--onnx")
+    assert run("prune", f"{given}:with_nan", *wish).sentence == says
+    done = run("export", f"{given}:with_nan", "--out", "m.onnx")
+    assert (done.sentence, done.code) == (says, 6)
+    assert left_in(tmp_path) == set()
+
+
 def test_data_dependent_control_flow_is_named_with_its_line(run: Run, given: Path) -> None:
     line = 1 + MODELS.splitlines().index("        if y.sum() > 0:  # here")
     done = run("inspect", f"{given}:branching")
