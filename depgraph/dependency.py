@@ -13,6 +13,7 @@ from torch import nn
 from depgraph.axes import Axis, build_axes
 from depgraph.capture.capturing import Capture, capture
 from depgraph.coupling import Classes
+from depgraph.errors import CaptureError
 from depgraph.widths import Cost, Removal, Widths
 
 if TYPE_CHECKING:
@@ -40,9 +41,11 @@ def trace(
         free: customs to lift, by name: ``"output 0"`` lets the width of the model's first output change.
 
     Raises:
-        CaptureError: the inputs don't fit the model, or its control flow depends on data.
+        CaptureError: `model` is no module, the inputs don't fit it, or its control flow depends on data.
         UnsupportedParameter: a parameter is quantised, sparse or distributed.
     """
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"trace takes a torch.nn.Module, not a {type(model).__name__}: give a module with a forward")
     args = args if isinstance(args, tuple) else tuple(args) if isinstance(args, list) else (args,)
     captured = capture(model, args, kwargs or {}, strict)
     return DependencyGraph(model, args, dict(kwargs or {}), captured, frozenset(free))

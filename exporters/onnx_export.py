@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from depgraph.dense import not_dense
 from depgraph.errors import ExportError
 from depgraph.finite import require_finite
 from exporters import cases as check_cases
@@ -130,6 +131,12 @@ def to_onnx(
     """
     started = time.perf_counter()
     check_opset(options.opset)
+    if not isinstance(model, nn.Module):
+        raise ExportError(
+            f"to_onnx takes a torch.nn.Module, not a {type(model).__name__}: give a module with a forward."
+        )
+    for found in not_dense(model):
+        raise ExportError(f"{found[0].upper()}{found[1:]}, which can't be exported: give the model in dense form.")
     require_finite(model, ExportError)
     target = Path(path)
     record = getattr(model, "depgraph_record", None)

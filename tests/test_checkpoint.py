@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,28 @@ def test_folders_that_cannot_be_written_or_read(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(CheckpointError, match="No space left"):
         depgraph.save(pruned, tmp_path / "disk")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full"]
+
+
+class Stateful(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": 3}
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning", "ignore:torch.quantize:UserWarning")
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (
+            lambda: torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 3))),
+            "module '0' is quantised, and its",
+        ),
+        (lambda: nn.Sequential(Stateful(4, 3)), "module '0' keeps an extra state, which can't be saved"),
+    ],
+)
+def test_what_could_only_be_saved_in_part_is_refused(tmp_path: Path, model: Callable[[], nn.Module], says: str) -> None:
+    with pytest.raises(CheckpointError, match=says):
+        depgraph.save(model(), tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_truncated_file_and_the_wrong_model_are_refused(tmp_path: Path) -> None:

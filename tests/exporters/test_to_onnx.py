@@ -348,6 +348,38 @@ def test_inputs_that_do_not_fit(tmp_path: Path, args: Any, message: str) -> None
     assert os.listdir(tmp_path) == []
 
 
+def quantised() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 4)), {nn.Linear})
+
+
+def sparse() -> nn.Module:
+    model = Affine()
+    model.register_buffer("adjacency", torch.eye(4).to_sparse())
+    return model
+
+
+def without_numbers() -> nn.Module:
+    model = Affine()
+    nn.init.constant_(model.inner.bias, float("nan"))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning", "ignore:torch.quantize:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (quantised, "Module '0' is quantised, which can't be exported: give the model in dense form"),
+        (sparse, "Buffer 'adjacency' is sparse"),
+        (without_numbers, r"parameter 'inner\.bias' holds NaN or infinite values"),
+        (lambda: quantised, "to_onnx takes a torch.nn.Module, not a function"),
+    ],
+)
+def test_models_that_cannot_be_exported(tmp_path: Path, make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        to_onnx(make(), torch.randn(2, 8), tmp_path / "m.onnx")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_difference_is_an_error_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "m.onnx"
     target.write_bytes(b"older")
