@@ -38,6 +38,7 @@ from depgraph.storage import (
     read_json,
     read_manifest,
     read_tensors,
+    with_floats,
     write_json,
     write_tensors,
 )
@@ -202,9 +203,9 @@ def _original(path: Path, manifest: Mapping[str, Any], model: Any, where: torch.
         return built
     for cut in cuts(manifest["record"]):
         if cut["original"].get("class"):
-            return original_from_library(cut["original"], cut["original"]["config"], where)
+            return original_from_library(cut["original"], with_floats(cut["original"]["config"]), where)
     if manifest["library"]:
-        return original_from_library(manifest["library"], read_json(path / CONFIG), "meta")
+        return original_from_library(manifest["library"], with_floats(read_json(path / CONFIG)), "meta")
     raise CheckpointError(
         f"{path} holds a {manifest['class']}: pass model=, the unpruned module that was cut or a function that builds it, "
         "as in depgraph.load(folder, model=build)"
