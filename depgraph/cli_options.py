@@ -70,6 +70,8 @@ def parse_keep(text: str) -> Target:
         name, equals, value = part.strip().partition("=")
         if not equals or name not in METRICS:
             raise typer.BadParameter(f"--keep {text!r}: give shares such as params=0.7 or macs=0.6,bytes=0.5")
+        if name in shares:
+            raise typer.BadParameter(f"--keep {text!r} gives {name} twice: give one share of each")
         try:
             shares[name] = float(value)
         except ValueError:
