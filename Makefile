@@ -18,7 +18,7 @@ help:
 	@echo "make demo | test | test-all | lint | bench"
 
 demo: $(VENV)/.installed
-	$(BIN)/python examples/demo.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python examples/demo.py $(ARGS)
 
 test: $(VENV)/.installed
 	$(PYTEST) -m "not slow" $(ARGS)

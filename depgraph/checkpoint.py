@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from depgraph.cutting.record import Record, cuts, is_pretrained, library_class, original_config
+from depgraph.dense import form_of, packed_modules
 from depgraph.errors import CheckpointError
 from depgraph.rebuilding import (
     Undo,
@@ -37,6 +38,7 @@ from depgraph.storage import (
     read_json,
     read_manifest,
     read_tensors,
+    with_floats,
     write_json,
     write_tensors,
 )
@@ -99,13 +101,17 @@ def _check_storable(model: nn.Module, made: list[Record]) -> None:
     for name, held in held_tensors(model).items():
         if held.tensor.is_meta:
             raise CheckpointError(f"{held.kind} {name!r} is on the meta device and has no values to save")
-        if (
-            held.tensor.layout != torch.strided
-            or held.tensor.is_quantized
-            or type(held.tensor.data) is not torch.Tensor
-        ):
+        form = form_of(held.tensor) or (
+            "" if type(held.tensor.data) is torch.Tensor else type(held.tensor.data).__name__
+        )
+        if form:
+            raise CheckpointError(f"{held.kind} {name!r} is {form}: only dense tensors can be saved")
+    for module in packed_modules(model):
+        raise CheckpointError(f"{module}, and its packed weights can't be saved: save the model before it is quantised")
+    for name, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise CheckpointError(
-                f"{held.kind} {name!r} is sparse, quantised or distributed: only dense tensors can be saved"
+                f"module {name!r} keeps an extra state, which can't be saved: remove its get_extra_state"
             )
     for cut in made:
         if cut["form"] == "graph" and "unknown" in cut["inputs"]:
@@ -197,9 +203,9 @@ def _original(path: Path, manifest: Mapping[str, Any], model: Any, where: torch.
         return built
     for cut in cuts(manifest["record"]):
         if cut["original"].get("class"):
-            return original_from_library(cut["original"], cut["original"]["config"], where)
+            return original_from_library(cut["original"], with_floats(cut["original"]["config"]), where)
     if manifest["library"]:
-        return original_from_library(manifest["library"], read_json(path / CONFIG), "meta")
+        return original_from_library(manifest["library"], with_floats(read_json(path / CONFIG)), "meta")
     raise CheckpointError(
         f"{path} holds a {manifest['class']}: pass model=, the unpruned module that was cut or a function that builds it, "
         "as in depgraph.load(folder, model=build)"

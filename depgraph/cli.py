@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,15 @@ import typer
 
 import depgraph
 from depgraph import cli_options as o
+from depgraph import interruption
 from depgraph.cli_data import Amount, TextData, perplexity, read_text, text_data
 from depgraph.cli_models import Loaded, Loading, load_model
-from depgraph.cli_output import CODES, INTERRUPTED, Steps, print_json, printing, say, show_error
-from depgraph.cli_tables import axes_table, cost_table, graph_json, plan_json, rest_lines, widths_table
+from depgraph.cli_output import CODES, Steps, check_vacant, new_folder, print_json, printing, say, show_error, showing
+from depgraph.cli_tables import cost_table, graph_json, plan_json, print_axes, widths_table
 from depgraph.cutting.report import CutReport
 from depgraph.errors import CheckpointError, DataError, PlanError
 from depgraph.plan import Plan
 from depgraph.planning import matches
-from depgraph.report import counted
-from depgraph.storage import appearing
 
 app = typer.Typer(
     name="depgraph",
@@ -34,7 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Make a PyTorch model smaller: find what is coupled, cut it out, prove the result right, export it.",
     epilog="MODEL is a transformers folder, a folder saved by depgraph, or file.py:function, which returns "
-    "(module, args), (module, args, kwargs) or a dict with model, args, kwargs and batches.\n\n"
+    "(module, args), (module, args, kwargs) or a dict with model, args, kwargs, batches (to score with) and loss "
+    "(a function of the model's output and the batch).\n\n"
     f"Exit codes: {'; '.join(f'{code} {meaning}' for code, meaning in CODES.items())}.",
 )
 
@@ -58,19 +57,13 @@ def inspect(  # noqa: PLR0913  (the options of a command)
             loaded = load_model(model, Loading(device, dtype, seed, base))
         with steps("tracing"):
             graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs, strict=strict)
-    if as_json:
-        print_json(graph_json(graph), out)
-    elif long:
-        out.print(graph.show(), markup=False, highlight=False, soft_wrap=True)
-    else:
-        cost = graph.dense_cost
-        found = f"{type(graph.model).__name__}: {counted(len(graph.axes), 'axis', 'axes')}"
-        costs = f"{cost.params:,} parameters, {cost.macs:,} MACs, {cost.bytes:,} bytes"
-        out.print(f"{found}, {costs}\n", highlight=False)
-        if graph.axes:
-            out.print(axes_table(graph))
-        for line in rest_lines(graph):
-            out.print(line, markup=False, highlight=False, soft_wrap=True)
+    with showing():
+        if as_json:
+            print_json(graph_json(graph), out)
+        elif long:
+            out.print(graph.show(), markup=False, highlight=False, soft_wrap=True)
+        else:
+            print_axes(graph, out)
 
 
 @app.command()
@@ -135,10 +128,11 @@ def export(  # noqa: PLR0913  (the options of a command)
         with steps("exporting"):
             options = OnnxOptions(opset=opset, dtype="float32")
             report = to_onnx(loaded.model, loaded.args, file, loaded.kwargs, options=options)
-    if as_json:
-        print_json(_onnx_json(report), console)
-    else:
-        console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+    with showing():
+        if as_json:
+            print_json(_onnx_json(report), console)
+        else:
+            console.print(str(report), markup=False, highlight=False, soft_wrap=True)
 
 
 def _prune(wish: o.Wish) -> None:
@@ -146,11 +140,11 @@ def _prune(wish: o.Wish) -> None:
 
     steps = Steps()
     if wish.out is not None:
-        _check_vacant(wish.out)
+        check_vacant(wish.out)
     if needs_data(wish.score) and wish.data is None and ".py:" not in wish.model:
         raise DataError(f"score {wish.score!r} needs data: give a text file with --data, or a score such as magnitude")
     text = read_text(wish.data) if wish.data is not None else ""
-    with printing(wish.json) as console, _folder(wish.out) as folder:
+    with printing(wish.json) as console, new_folder(wish.out) as folder:
         with steps("loading"):
             loaded = load_model(wish.model, wish.loading)
             found = text_data(loaded, wish.data, text, wish.amount) if wish.data is not None else TextData([], [])
@@ -160,25 +154,18 @@ def _prune(wish: o.Wish) -> None:
             _check_patterns(graph, wish.options)
             plan = graph.plan(_scorer(wish, loaded, found, steps), wish.target, **wish.options)
         if folder is None:
-            result, shown = plan_json(plan), ["", "dry run: nothing was cut or written"]
+            result, shown = plan_json(plan), ["", *plan.notes, "dry run: nothing was cut or written"]
         else:
             result, shown = _cut_and_write(wish, loaded, found, plan, folder, steps)
-    if wish.json:
-        print_json(result, console)
-        return
-    console.print(cost_table(graph.dense_cost, plan.cost()))
-    console.print()
-    console.print(widths_table(plan))
-    for line in shown:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _check_vacant(folder: Path) -> None:
-    """Raise CheckpointError unless a folder of that name can be made (it may be there if it is empty)."""
-    if folder.is_dir() and any(folder.iterdir()):
-        raise CheckpointError(f"the folder {folder} exists and isn't empty: name another with --out")
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file: name a folder with --out")
+    with showing():
+        if wish.json:
+            print_json(result, console)
+            return
+        console.print(cost_table(graph.dense_cost, plan.cost()))
+        console.print()
+        console.print(widths_table(plan))
+        for line in shown:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_patterns(graph: depgraph.DependencyGraph, options: dict[str, Any]) -> None:
@@ -197,7 +184,7 @@ def _scorer(wish: o.Wish, loaded: Loaded, found: TextData, steps: Steps) -> Any:
     batches = found.calibration or loaded.batches
     if batches is None:
         raise DataError(f"score {wish.score!r} needs data: let {wish.model} return a dict with 'batches'")
-    return named(wish.score, batches=steps.over(batches, "scoring"), seed=wish.loading.seed)
+    return named(wish.score, batches=steps.over(batches, "scoring"), loss=loaded.loss, seed=wish.loading.seed)
 
 
 def _cut_and_write(
@@ -272,15 +259,6 @@ def _onnx_json(report: Any) -> dict[str, Any]:
     return {**asdict(report), "path": str(report.path)}
 
 
-@contextlib.contextmanager
-def _folder(out: Path | None) -> Iterator[Path | None]:
-    if out is None:
-        yield None
-    else:
-        with appearing(out.resolve()) as folder:
-            yield folder
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; every error is one sentence on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -292,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(given)
         except Exception as error:
-            return show_error(error, debug)
+            return _interrupted() if interruption.happened() else show_error(error, debug)
         finally:
             logging.disable(logging.NOTSET)
 
@@ -300,15 +278,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: list[str]) -> int:
     try:
         done = typer.main.get_command(app).main(args=given, prog_name="depgraph", standalone_mode=False)
-        code = done if isinstance(done, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        return _interrupted()
     except Exception as error:
-        if not hasattr(error, "format_message"):
+        if interruption.happened() or not hasattr(error, "format_message"):
             raise
         where = getattr(getattr(error, "ctx", None), "command_path", "depgraph")
-        say(f"error: {error.format_message().rstrip('.')} (see {where} --help)")
+        if sentence := error.format_message().rstrip("."):  # none where the help was shown for want of arguments
+            say(f"error: {sentence} (see {where} --help)")
         return int(getattr(error, "exit_code", 2))
-    if code == INTERRUPTED:
-        say("interrupted: nothing was written")
-    return code
+    if done == interruption.CODE:
+        return _interrupted()
+    return done if isinstance(done, int) else 0
+
+
+def _interrupted() -> int:
+    say(interruption.SENTENCE)
+    return interruption.CODE

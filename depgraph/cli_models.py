@@ -38,12 +38,13 @@ class Loading:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode with example inputs, and what came with it: calibration batches, a tokenizer."""
+    """A model in eval mode with example inputs, and what came with it: batches and a loss to score with, a tokenizer."""
 
     model: nn.Module
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     batches: Any = None
+    loss: Callable[[Any, Any], torch.Tensor] | None = None
     tokenizer: Any = None
 
 
@@ -117,7 +118,9 @@ def _pretrained(folder: Path, loading: Loading) -> nn.Module:
     except DepgraphError:
         raise
     except Exception as error:
-        raise ModelError(f"{folder} can't be loaded with transformers: {first_line(error)}") from error
+        raise ModelError(
+            f"{folder} can't be loaded with transformers: {first_line(error).rstrip('.')}; see that its files are all there and whole"
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{folder} lacks {len(missing)} weights of a {chosen.__name__}, the first is {missing[0]!r}")
@@ -148,10 +151,15 @@ def _from_function(file: Path, name: str, loading: Loading) -> Loaded:
     model, args, kwargs = parts.get("model"), parts.get("args", ()), parts.get("kwargs") or {}
     if not isinstance(model, nn.Module) or not isinstance(kwargs, Mapping) or not (parts.keys() & {"args", "kwargs"}):
         raise ModelError(f"{file}:{name} must return {_GIVES}; it returned {_described(given)}")
+    if not callable(parts.get("loss", callable)):
+        raise ModelError(
+            f"{file}:{name} gives {_described(parts['loss'])} as 'loss': give a function of output and batch"
+        )
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
     move = _mover(loading)
     model = _placed(model, loading)
-    return Loaded(model.eval(), move(args), move(dict(kwargs)), parts.get("batches"), parts.get("tokenizer"))
+    rest = {name: parts.get(name) for name in ("batches", "loss", "tokenizer")}
+    return Loaded(model.eval(), move(args), move(dict(kwargs)), **rest)
 
 
 def _parts(given: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ Data = Annotated[Path | None, typer.Option(help="a text file to score with; its 
 Out = Annotated[Path | None, typer.Option(help="a new folder for the pruned model and its plan")]
 Onnx = Annotated[bool, typer.Option("--onnx", help="write model.onnx there too, and check it")]
 Scope = Annotated[Scopes, typer.Option(help="one ranking, or the same share of each axis or kind of axis")]
-RoundTo = Annotated[int, typer.Option(help="keep a multiple of this many groups", min=1)]
+RoundTo = Annotated[int, typer.Option(help="keep a multiple of this many groups (not of axes that have fewer)", min=1)]
 Floor = Annotated[float, typer.Option(help="the least share of every axis that stays", min=0, max=1)]
 Protect = Annotated[list[str] | None, typer.Option(help="leave alone axes of this pattern (repeatable)")]
 Only = Annotated[list[str] | None, typer.Option(help="touch only axes of this pattern (repeatable)")]
@@ -70,6 +70,8 @@ def parse_keep(text: str) -> Target:
         name, equals, value = part.strip().partition("=")
         if not equals or name not in METRICS:
             raise typer.BadParameter(f"--keep {text!r}: give shares such as params=0.7 or macs=0.6,bytes=0.5")
+        if name in shares:
+            raise typer.BadParameter(f"--keep {text!r} gives {name} twice: give one share of each")
         try:
             shares[name] = float(value)
         except ValueError:

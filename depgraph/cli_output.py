@@ -8,15 +8,16 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sized
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from depgraph import errors
+from depgraph import errors, interruption
+from depgraph.storage import appearing
 
 WIDTH = 160  # of tables that go into a file or a pipe
-INTERRUPTED = 130
 CODES: dict[int, str] = {
     0: "done",
     1: "an unexpected error (a bug: run again with --debug)",
@@ -26,7 +27,7 @@ CODES: dict[int, str] = {
     5: "the check failed: the pruned model isn't right",
     6: "the ONNX file can't be made or doesn't agree",
     7: "file trouble: unreadable, exists already, disk full",
-    INTERRUPTED: "interrupted",
+    interruption.CODE: "interrupted",
 }
 _BY_ERROR: tuple[tuple[type[BaseException], int], ...] = (
     (errors.TargetError, 4),
@@ -89,6 +90,7 @@ class Steps:
         self.progress.start()
         try:
             yield
+            interruption.check()
         finally:
             self.progress.remove_task(task)
             if not self.progress.tasks:
@@ -114,14 +116,73 @@ class _Counted:
             self.progress.remove_task(task)
 
 
+class _Paper(Console):
+    """A console that says when its reader is gone, where rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 @contextlib.contextmanager
 def printing(as_json: bool) -> Iterator[Console]:
     """A console on stdout; what others print there meanwhile goes to stderr, so that JSON stays alone."""
     narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(file=sys.stdout, width=None if narrow else WIDTH)
-    with contextlib.redirect_stdout(sys.stderr):
+    console = _Paper(file=sys.stdout, width=None if narrow else WIDTH)
+    with _descriptor_on_stderr(), contextlib.redirect_stdout(sys.stderr):
         yield console
+
+
+@contextlib.contextmanager
+def _descriptor_on_stderr() -> Iterator[None]:
+    """Meanwhile, what isn't written by Python goes to stderr too, where stdout and stderr are files of the system."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, ValueError):
+            out, errors_to = sys.stdout.fileno(), sys.stderr.fileno()
+            sys.stdout.flush()
+            kept = os.dup(out)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, out)
+            os.dup2(errors_to, out)
+        yield
+
+
+@contextlib.contextmanager
+def showing() -> Iterator[None]:
+    """Prints results: a reader that went away has seen enough; raises CheckpointError where stdout can't be written."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or the interpreter fails to flush at its end
+        if not isinstance(error, BrokenPipeError):
+            raise errors.CheckpointError(
+                f"the results can't be printed: {error.strerror or error}; make room there (what --out names is written)"
+            ) from error
 
 
 def print_json(data: dict[str, Any], console: Console) -> None:
     print(json.dumps(data, indent=1), file=console.file)
+
+
+def check_vacant(folder: Path) -> None:
+    """Raise CheckpointError unless a folder of that name can be made (it may be there if it is empty)."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise errors.CheckpointError(f"the folder {folder} exists and isn't empty: name another with --out")
+    if folder.exists() and not folder.is_dir():
+        raise errors.CheckpointError(f"{folder} is a file: name a folder with --out")
+
+
+@contextlib.contextmanager
+def new_folder(out: Path | None) -> Iterator[Path | None]:
+    """A folder that takes the name `out` at the end, or none without a name; errors speak of it by that name."""
+    if out is None:
+        yield None
+    else:
+        with appearing(out.resolve()) as folder:
+            try:
+                yield folder
+            except errors.DepgraphError as error:
+                if str(folder) not in str(error):
+                    raise
+                raise type(error)(str(error).replace(str(folder), str(out))) from error.__cause__

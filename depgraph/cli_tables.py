@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from depgraph.axes import Axis
@@ -30,6 +31,18 @@ def widths_table(plan: Plan) -> Table:
     for line in widths(plan):
         table.add_row(line.names, str(line.before), line.left, f"{line.share:.1%}")
     return table
+
+
+def print_axes(graph: DependencyGraph, out: Console) -> None:
+    """What `inspect` says: costs, a line for each kind of axis, and what is left out."""
+    cost = graph.dense_cost
+    found = f"{type(graph.model).__name__}: {counted(len(graph.axes), 'axis', 'axes')}"
+    costs = f"{cost.params:,} parameters, {cost.macs:,} MACs, {cost.bytes:,} bytes"
+    out.print(f"{found}, {costs}\n", highlight=False)
+    if graph.axes:
+        out.print(axes_table(graph))
+    for line in rest_lines(graph):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def axes_table(graph: DependencyGraph) -> Table:

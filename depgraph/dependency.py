@@ -15,7 +15,7 @@ from torch import nn
 from depgraph.axes import Axis, build_axes
 from depgraph.capture.capturing import Capture, capture
 from depgraph.coupling import Classes
-from depgraph.errors import PlanError
+from depgraph.errors import CaptureError, PlanError
 from depgraph.widths import Cost, Removal, Widths
 
 if TYPE_CHECKING:
@@ -46,10 +46,12 @@ def trace(
             beside logits) may become narrower, which the report of a cut notes, unless it is named here.
 
     Raises:
-        CaptureError: the inputs don't fit the model, or its control flow depends on data.
+        CaptureError: `model` is no module, the inputs don't fit it, or its control flow depends on data.
         UnsupportedParameter: a parameter is quantised, sparse or distributed.
         PlanError: `free` or `fixed` names no output.
     """
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"trace takes a torch.nn.Module, not a {type(model).__name__}: give a module with a forward")
     args = args if isinstance(args, tuple) else tuple(args) if isinstance(args, list) else (args,)
     free, fixed = tuple(free), tuple(fixed)
     with _no_collection():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,7 +48,7 @@ class Plan:
         """
         checked = {}
         for name, groups in removal.items():
-            numbers = tuple(sorted({int(g) for g in groups}))
+            numbers = tuple(sorted({_whole(name, g) for g in _listed(name, groups)}))
             if numbers:
                 _check(graph, name, numbers)
                 checked[name] = numbers
@@ -91,7 +93,7 @@ class Plan:
 
     def with_axis(self, name: str, groups: Iterable[int]) -> Plan:
         """This plan with other groups of one axis removed."""
-        return Plan.of(self.graph, {**self.removal, name: tuple(groups)}, self.notes)
+        return Plan.of(self.graph, {**self.removal, name: groups}, self.notes)
 
     def merge(self, other: Plan) -> Plan:
         """All that either plan removes; both must belong to one graph."""
@@ -117,25 +119,31 @@ class Plan:
             temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
             os.replace(temporary, target)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise CheckpointError(f"the plan can't be written to {target}: {error.strerror or error}") from error
 
     @classmethod
     def from_json(cls, graph: DependencyGraph, data: Mapping[str, Any]) -> Plan:
         """A plan from plain data; raises PlanError when it doesn't fit the graph."""
         try:
-            axes = {str(n): [int(g) for g in entry["removed"]] for n, entry in data["axes"].items()}
-            sizes = {str(n): int(entry["groups"]) for n, entry in data["axes"].items()}
+            axes = {str(n): entry["removed"] for n, entry in data["axes"].items()}
+            sizes = {str(n): operator.index(entry["groups"]) for n, entry in data["axes"].items()}
+            version, notes = data.get("format", FORMAT), [str(note) for note in data.get("notes", ())]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(
                 f"this is not a saved plan: {error!r} (expected axes with 'groups' and 'removed')"
             ) from error
+        if version != FORMAT or isinstance(version, bool):
+            raise PlanError(
+                f"the plan has format {version!r} and this depgraph reads {FORMAT}: save it again with this one"
+            )
         for name, size in sizes.items():
             if name in graph.widths.axes and graph[name].size != size:
                 raise PlanError(
                     f"the plan was made for {size} groups of axis {name!r}, this graph has {graph[name].size}"
                 )
-        return cls.of(graph, axes, data.get("notes", ()))
+        return cls.of(graph, axes, notes)
 
     @classmethod
     def load(cls, graph: DependencyGraph, path: str | os.PathLike[str]) -> Plan:
@@ -170,6 +178,22 @@ class Plan:
         from depgraph.report import plan_text
 
         return plan_text(self)
+
+
+def _listed(name: str, groups: Any) -> Iterable[Any]:
+    if isinstance(groups, Mapping) or not isinstance(groups, Iterable):
+        raise PlanError(f"the groups of axis {name!r} are {groups!r}: give a list of group numbers, counted from 0")
+    return groups
+
+
+def _whole(name: str, group: Any) -> int:
+    """A group number as an int: 1.7 or True is a slip."""
+    try:
+        if isinstance(group, bool):
+            raise TypeError
+        return operator.index(group)
+    except TypeError:
+        raise PlanError(f"group {group!r} of axis {name!r} is no whole number: groups are counted from 0") from None
 
 
 def _check(graph: DependencyGraph, name: str, numbers: tuple[int, ...]) -> None:

@@ -11,6 +11,7 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class Options:
         groups in all axes of one kind, so that all layers keep equal widths; attention's query-key width, which code
         computes scales and rotary tables from when it is built, stays whole).
     rank: "score", or "density" (score per cost, for scores that add up, such as Taylor's); "auto" asks the scorer.
-    round_to: keep a multiple of this many groups of every axis that has more groups than that.
+    round_to: keep a multiple of this many groups; axes that have fewer than that to begin with are cut freely, and noted.
     floor: the least share of every axis that stays (one group always does).
     protect, only: axes to leave whole, and the only ones to touch: name patterns, axes or callables.
     form: "module" also leaves whole what the module's Python can't express; "auto" and "graph" don't.
@@ -68,11 +69,20 @@ class Options:
         for name, allowed in {"scope": tuple(_RANKINGS), "rank": ("auto", "score", "density"), "form": FORMS}.items():
             if getattr(options, name) not in allowed:
                 raise PlanError(f"plan option {name}={getattr(options, name)!r} is not one of {', '.join(allowed)}")
-        if not isinstance(options.round_to, int) or options.round_to < 1:
+        if not isinstance(options.round_to, int) or isinstance(options.round_to, bool) or options.round_to < 1:
             raise PlanError(f"plan option round_to={options.round_to!r} must be a whole number of groups, 1 or more")
-        if not 0 <= options.floor <= 1:
+        if not isinstance(options.floor, Real) or not 0 <= options.floor <= 1:
             raise PlanError(f"plan option floor={options.floor!r} must be a share between 0 and 1")
         return options
+
+    def check_patterns(self, graph: DependencyGraph) -> None:
+        """Raise PlanError for a name or axis that is none of the graph's: it is a slip, and would protect nothing."""
+        for option in ("protect", "only"):
+            for pattern in getattr(self, option):
+                named = isinstance(pattern, (str, Axis))
+                if named and not any(matches(axis, (pattern,)) for axis in graph.axes):
+                    name = pattern if isinstance(pattern, str) else pattern.name
+                    raise PlanError(f"{option}={name!r} names no axis and no parameter of one: graph.axes lists them")
 
 
 FORMS = ("auto", "module", "graph")
@@ -82,7 +92,11 @@ _GUESSES = 12
 def _listed(given: Any) -> tuple[Pattern, ...]:
     if isinstance(given, (str, Axis)) or callable(given):
         return (given,)
-    return tuple(given)
+    listed = tuple(given) if isinstance(given, Iterable) else (given,)
+    for pattern in listed:
+        if not (isinstance(pattern, (str, Axis)) or callable(pattern)):
+            raise PlanError(f"{pattern!r} names no axis: protect and only take name patterns, axes or callables")
+    return listed
 
 
 def matches(axis: Axis, patterns: Iterable[Pattern]) -> bool:
@@ -107,11 +121,12 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
         NothingToPrune: no axis may lose a group.
         TargetError: the floors and protections don't let the model become that small.
         ScoreError: the scores don't fit the axes or aren't finite.
-        PlanError: an option is unknown or out of range.
+        PlanError: an option is unknown or out of range, or a pattern names no axis.
     """
     options = Options.of(given)
     if not isinstance(target, Target):
         raise TargetError(f"expected a Target such as depgraph.Target(params=0.7), got {target!r}")
+    options.check_patterns(graph)
     if not any(axis.prunable.any() for axis in graph.axes):
         raise NothingToPrune(_nothing(graph))
     graph.check_unchanged()
@@ -244,7 +259,8 @@ class _Choice:
         if length is None:
             return None
         counts = self._trimmed(ranking[:length], self._counts(ranking, length))
-        plan = Plan.of(self.graph, self._removal(counts))
+        removal = self._removal(counts)
+        plan = Plan.of(self.graph, removal, self._exempt(removal))
         return None if self.attempt.express and not is_expressible(self.graph, plan.kept()) else plan
 
     def refusal(self) -> str:
@@ -302,6 +318,15 @@ class _Choice:
     def _cost_at(self, ranking: list[Item], length: int) -> Cost:
         return self.graph.cost(self._removal(self._counts(ranking, length)))
 
+    def _exempt(self, removal: Mapping[str, np.ndarray]) -> list[str]:
+        """A note where axes too small for `round_to` lose groups."""
+        step = self.options.round_to
+        small = [name for name in removal if self.graph[name].size < step]
+        if not small:
+            return []
+        more = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
+        return [f"axis {small[0]!r}{more} has fewer than {step} groups, so round_to={step} doesn't hold there"]
+
     def _trimmed(self, gone: list[Item], counts: Counts) -> Counts:
         """Settling makes costs jump: what went beyond the target comes back, the last to go first, until nothing can."""
         if not gone:
@@ -349,7 +374,7 @@ class _Choice:
     def _rounded(self, axis: Axis, count: int) -> int:
         """The largest number up to `count` that leaves a multiple of `round_to`."""
         step = self.options.round_to
-        if step == 1 or axis.size <= step:
+        if axis.size < step:
             return count
         stay = math.ceil((axis.size - count) / step) * step
         return max(axis.size - stay, 0)

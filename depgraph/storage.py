@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from depgraph import interruption
 from depgraph.errors import CheckpointError
 
 MANIFEST, WEIGHTS, CONFIG = "depgraph.json", "model.safetensors", "config.json"
@@ -55,10 +57,12 @@ def appearing(path: Path) -> Iterator[Path]:
     Raises CheckpointError when the disk is full or can't be written.
     """
     missing = [parent for parent in path.parents if not parent.exists()]
-    temporary = _sibling(path, "partial")
+    temporary = path / _name(path, "partial") if os.path.ismount(path) else _sibling(path, "partial")
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        _as_usual(temporary)
+        interruption.check()
         _take_place(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -71,10 +75,27 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 def _sibling(path: Path, kind: str) -> Path:
-    return path.with_name(f".{path.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}")
+    return path.with_name(_name(path, kind))
+
+
+def _name(path: Path, kind: str) -> str:
+    return f".{path.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _as_usual(folder: Path) -> None:
+    """Lets those read the weights who may read the folder's other new files: safetensors makes them private."""
+    probe = folder / _name(folder, "probe")
+    probe.touch()
+    usual = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in folder.glob("*.safetensors"):
+        file.chmod(usual)
 
 
 def _take_place(temporary: Path, path: Path) -> None:
+    if temporary.parent == path:
+        _move_up(temporary, path)
+        return
     if not path.exists():
         temporary.rename(path)
         return
@@ -86,6 +107,26 @@ def _take_place(temporary: Path, path: Path) -> None:
         aside.rename(path)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move_up(temporary: Path, path: Path) -> None:
+    """As `_take_place` for a folder that can't be renamed, because a disk is mounted there: file by file."""
+    aside = path / _name(path, "replaced")
+    moves = [(old, aside / old.name) for old in path.iterdir() if old != temporary]
+    moves += [(new, path / new.name) for new in temporary.iterdir()]
+    done: list[tuple[Path, Path]] = []
+    try:
+        aside.mkdir()
+        for old, new in moves:
+            old.rename(new)
+            done.append((old, new))
+    except BaseException:
+        for old, new in reversed(done):
+            new.rename(old)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _unwritable(path: Path, error: Exception) -> CheckpointError:
@@ -141,6 +182,15 @@ def read_json(file: Path) -> Any:
         raise CheckpointError(f"{file} is damaged: {error}") from error
 
 
+def with_floats(data: Any) -> Any:
+    """JSON as transformers writes it, with infinity and NaN as `{"__float__": "Infinity"}`, with those as numbers."""
+    if isinstance(data, dict):
+        return (
+            float(data["__float__"]) if data.keys() == {"__float__"} else {k: with_floats(v) for k, v in data.items()}
+        )
+    return [with_floats(item) for item in data] if isinstance(data, list) else data
+
+
 def read_tensors(
     file: Path, table: Mapping[str, Mapping[str, Any]], device: torch.device | str
 ) -> dict[str, torch.Tensor]:
@@ -156,7 +206,10 @@ def read_tensors(
             _same_names(file, names, set(wanted))
             tensors = {name: stored.get_tensor(name).clone() for name in wanted}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} can't be read: {getattr(error, 'strerror', None) or error}") from error
+        reason = (getattr(error, "strerror", None) or str(error)).removesuffix(f": {file}")
+        raise CheckpointError(
+            f"{file} can't be read: {reason}; copy the folder again, or save the model anew"
+        ) from error
     for name, entry in wanted.items():
         found = (list(tensors[name].shape), str(tensors[name].dtype).removeprefix("torch."))
         if found != (entry["shape"], entry["dtype"]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from depgraph.errors import TargetError
 from depgraph.widths import Cost
@@ -27,7 +28,7 @@ class Target:
         if not self.shares:
             raise TargetError("a target needs at least one of params, macs and bytes, such as Target(params=0.7)")
         for name, share in self.shares.items():
-            if isinstance(share, bool) or not isinstance(share, (int, float)) or math.isnan(share):
+            if isinstance(share, bool) or not isinstance(share, Real) or math.isnan(share):
                 raise TargetError(
                     f"target {name}={share!r} is not a number: give the share to keep, such as {name}=0.7"
                 )
@@ -35,6 +36,7 @@ class Target:
                 raise TargetError(
                     f"target {name}={share:g} is out of range: give the share to keep, above 0 and below 1 (0.7 keeps 70%)"
                 )
+            object.__setattr__(self, name, float(share))
 
     @property
     def shares(self) -> dict[str, float]:

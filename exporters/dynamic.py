@@ -18,6 +18,8 @@ from exporters.calls import Call, Slot
 STATIC: Mapping[str, Any] = MappingProxyType({})
 """Pass as `dynamic` to fix every dim at the example's size."""
 
+_STYLES = 'give {"x": {0: "batch"}} as torch.export takes it, exporters.STATIC for no free size, or None for the usual'
+
 Dims = dict[str, dict[int, Any]]
 """Input name -> dim -> name of the free dim (a string, or what torch.export takes)."""
 
@@ -73,6 +75,8 @@ def _agreed(sizes: Sequence[int]) -> int:
 def _explicit(call: Call, dynamic: Any) -> Dims:
     if isinstance(dynamic, (list, tuple)):
         dynamic = dict(zip(call.arguments, dynamic, strict=False))
+    if not isinstance(dynamic, Mapping):
+        raise ExportError(f"dynamic={dynamic!r} is no such request: {_STYLES}.")
     unknown = sorted(set(dynamic) - set(call.arguments))
     if unknown:
         raise ExportError(
@@ -81,8 +85,11 @@ def _explicit(call: Call, dynamic: Any) -> Dims:
         )
     dims: Dims = {}
     for argument, spec in dynamic.items():
-        for index, axes in _pairs(call.arguments[argument], spec):
-            dims[call.names[index]] = _axes(call.names[index], call.tensors[index], axes)
+        try:
+            for index, axes in _pairs(call.arguments[argument], spec):
+                dims[call.names[index]] = _axes(call.names[index], call.tensors[index], axes)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise ExportError(f"`dynamic` says {spec!r} of {argument!r}, which isn't understood: {_STYLES}.") from error
     return _pruned(dims)
 
 

@@ -13,13 +13,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from depgraph.dense import not_dense
 from depgraph.errors import ExportError
+from depgraph.finite import require_finite
 from exporters import cases as check_cases
 from exporters import onnx_check, onnx_file
 from exporters.calls import Call, FlatModel, flatten_call, lowest_precision, output_names
 from exporters.dynamic import Dims, Specialised, enlarged, ladder
 from exporters.model_state import preserved, without_cache
 from exporters.onnx_program import Refused, export_program, name_dims, rename_dims
+from exporters.opsets import check_opset, check_reached
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class OnnxOptions:
     """How to export.
 
     Attributes:
-        opset: Version of the ONNX operator set.
+        opset: Version of the ONNX operator set, 18 or later (how late depends on the installed onnxscript).
         dtype: "as is", or "float32" to export a float32 copy (ONNX Runtime's CPU has few bfloat16 kernels).
         external_data: Put the weights into `<name>.data` beside the file; over 2 GB this is done anyway.
         rtol: Allowed error as a share of an output's largest magnitude; None: 1e-4, float16 1e-2, bfloat16 5e-2.
@@ -122,10 +125,19 @@ def to_onnx(
             style of torch.export (`{"x": {0: "batch"}}`): exactly those, or an error. `STATIC` or `{}`: none.
 
     Raises:
-        ExportError: The model can't be exported, a free dim is fixed by the model's code, ONNX Runtime fails or differs
-            beyond the tolerance, or the file can't be written. No file is left, one that was there stays.
+        ExportError: The model can't be exported or holds NaN or infinite weights, a free dim is fixed by the model's
+            code, ONNX Runtime fails or differs beyond the tolerance, or the file can't be written. No file is left, one
+            that was there stays.
     """
     started = time.perf_counter()
+    check_opset(options.opset)
+    if not isinstance(model, nn.Module):
+        raise ExportError(
+            f"to_onnx takes a torch.nn.Module, not a {type(model).__name__}: give a module with a forward."
+        )
+    for found in not_dense(model):
+        raise ExportError(f"{found[0].upper()}{found[1:]}, which can't be exported: give the model in dense form.")
+    require_finite(model, ExportError)
     target = Path(path)
     record = getattr(model, "depgraph_record", None)
     with onnx_file.staging(target) as draft:
@@ -177,6 +189,7 @@ def _climb_down(job: _Job, dynamic: Any) -> _Result:
 def _export_and_check(job: _Job, dims: Dims) -> _Result:
     examples = enlarged(job.call, dims)
     program, switched = export_program(job.flat, job.call, examples, dims, job.options.opset)
+    check_reached(program, job.options.opset)
     names = name_dims(program, job.call, dims)
     onnx_file.set_names(program.model, job.call.names, job.outputs, "model.")
     onnx_file.sign(program.model, job.record)

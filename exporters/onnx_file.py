@@ -15,6 +15,7 @@ from typing import Any
 import onnx_ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
+from depgraph import interruption
 from depgraph.errors import ExportError
 
 INLINE_LIMIT = 2_000_000_000
@@ -144,6 +145,7 @@ def publish(draft: Path, target: Path) -> int:
     data, old_data, aside = data_path(draft), data_path(target), draft.with_name("before.data")
     has_data = data.exists()
     size = draft.stat().st_size + (data.stat().st_size if has_data else 0)
+    interruption.check()
     with writing(target):
         try:
             if has_data and old_data.exists():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,14 +76,14 @@ def _failure(flat: FlatModel, error: Exception) -> ExportError:
     return Refused(f"torch.onnx.export can't export {owner}{where}: {first_line(cause)}.")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress and deprecation chatter: its failures are raised as errors."""
+    """Without the exporter's progress, deprecations and dumps of unfinished graphs: its failures are raised as errors."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

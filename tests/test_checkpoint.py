@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,62 @@ def test_folders_that_cannot_be_written_or_read(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(CheckpointError, match="No space left"):
         depgraph.save(pruned, tmp_path / "disk")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full"]
+
+
+class Stateful(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": 3}
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning", "ignore:torch.quantize:UserWarning")
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (
+            lambda: torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 3))),
+            "module '0' is quantised, and its",
+        ),
+        (lambda: nn.Sequential(Stateful(4, 3)), "module '0' keeps an extra state, which can't be saved"),
+    ],
+)
+def test_what_could_only_be_saved_in_part_is_refused(tmp_path: Path, model: Callable[[], nn.Module], says: str) -> None:
+    with pytest.raises(CheckpointError, match=says):
+        depgraph.save(model(), tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fails", ["", "config.json"])
+def test_a_folder_where_a_disk_is_mounted_is_filled_file_by_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    rename, mounted = Path.rename, tmp_path / "mounted"
+    pruned = planned("llama_8_4").apply(form="module")
+    depgraph.save(pruned, mounted)
+    before = sorted(mounted.iterdir())
+
+    def guarded(self: Path, target: Path) -> Path:
+        if self == mounted or (self.name == fails and "partial" in self.parent.name):
+            raise OSError(16, "Device or resource busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", guarded)
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == mounted)
+    if fails:
+        with pytest.raises(CheckpointError, match="Device or resource busy"):
+            depgraph.save(pruned, mounted, overwrite="replace")
+    else:
+        depgraph.save(pruned, mounted, overwrite="replace")
+    assert sorted(mounted.iterdir()) == before
+    assert type(depgraph.load(mounted)) is type(pruned)
+
+
+def test_a_config_with_infinity_comes_back(tmp_path: Path) -> None:
+    example = ZOO["llama_8_4"]()
+    example.model.config.limits = [0.0, math.inf, -math.inf]
+    graph = depgraph.trace(example.model, example.args, example.kwargs)
+    pruned = graph.plan(random_scores(graph), depgraph.Target(params=0.8)).apply(form="module")
+    assert depgraph.save(pruned, tmp_path / "saved").format == "depgraph"
+    assert depgraph.load(tmp_path / "saved").config.limits == [0.0, math.inf, -math.inf]
 
 
 def test_a_truncated_file_and_the_wrong_model_are_refused(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,8 @@ from depgraph.errors import CaptureError, ModelError
 from importance.losses import own_loss
 
 from .zoo import ZOO
+
+ROOT = Path(__file__).resolve().parent.parent
 
 MODELS = '''
 import torch
@@ -98,6 +103,23 @@ def literal(): return Literal(), torch.randn(2, 14)
 
 def broken(): return undefined
 def odd(): return 3
+def with_loss():
+    def loss(output, batch):
+        return nn.functional.cross_entropy(output, batch[1])
+    batch = (torch.randn(8, 14), torch.randint(5, (8,)))
+    return {"model": mlp(), "args": (batch[0],), "batches": [batch], "loss": loss}
+
+def without_loss():
+    batch = torch.randn(8, 14)
+    return {"model": mlp(), "args": (batch,), "batches": [batch]}
+
+def wrong_loss(): return {**with_loss(), "loss": 3}
+
+def noisy():
+    import os
+    os.write(1, b"noise")
+    return pair()
+
 def without_inputs(): return {"model": mlp()}
 '''
 
@@ -276,6 +298,13 @@ def test_batches_of_a_function_feed_the_score(run: Run, given: Path, monkeypatch
     assert (done.code, sizes) == (0, [8, 8])
 
 
+def test_a_function_may_bring_the_loss_of_a_classifier(run: Run, given: Path) -> None:
+    wish = ("--keep", "params=0.5", "--dry-run", "--score", "taylor")
+    assert run("prune", f"{given}:with_loss", *wish).code == 0
+    done = run("prune", f"{given}:without_loss", *wish)
+    assert "give loss=callable(output, batch) that returns a scalar (to the score, or in the dict" in done.sentence
+
+
 def test_options_reach_the_plan(run: Run, given: Path) -> None:
     wish = ("prune", f"{given}:pair", "--keep", "params=0.7", "--dry-run", "--json")
     left = {axis["name"]: axis["left"] for axis in run(*wish, "--protect", "0.*", "--round-to", 4).json["axes"]}
@@ -333,6 +362,7 @@ def test_debug_shows_the_traceback(run: Run, given: Path) -> None:
         ("with_nan", 2, r"parameter '0\.weight' .*NaN"),
         ("broken", 2, r"failed with NameError: name 'undefined' is not defined \(at given\.py:\d+\)"),
         ("odd", 2, r"must return \(module, args\).*it returned a int"),
+        ("wrong_loss", 2, r"gives a int as 'loss': give a function of output and batch"),
         ("without_inputs", 2, r"must return .*it returned a dict with 'model'"),
         ("par", 2, r"has no function 'par': did you mean pair"),
     ],
@@ -343,6 +373,15 @@ def test_models_that_cannot_be_pruned(
     done = run("prune", f"{given}:{function}", "--keep", "params=0.5", "--out", "small")
     assert re.search(says, done.sentence), done.sentence
     assert done.code == code
+    assert left_in(tmp_path) == set()
+
+
+def test_weights_that_are_no_numbers_are_never_written(run: Run, given: Path, tmp_path: Path) -> None:
+    says = "parameter '0.weight' holds NaN or infinite values: repair or reload the weights"
+    wish = ("--keep", "params=0.5", "--score", "random", "--out", "small", "--onnx")
+    assert run("prune", f"{given}:with_nan", *wish).sentence == says
+    done = run("export", f"{given}:with_nan", "--out", "m.onnx")
+    assert (done.sentence, done.code) == (says, 6)
     assert left_in(tmp_path) == set()
 
 
@@ -370,6 +409,7 @@ def test_the_api_says_the_same() -> None:
         ("params=most", 2, "'most' is not a number"),
         ("parms=0.5", 2, "give shares such as params=0.7"),
         ("0.5", 2, "give shares such as params=0.7"),
+        ("params=0.5,params=0.6", 2, "gives params twice"),
     ],
 )
 def test_targets_that_cannot_be(run: Run, given: Path, tmp_path: Path, keep: str, code: int, says: str) -> None:
@@ -511,6 +551,39 @@ def test_a_failure_on_the_way_leaves_nothing(  # noqa: PLR0913  (three fixtures,
     assert left_in(tmp_path) == set()
 
 
+def test_errors_name_the_folder_that_was_asked_for(run: Run, given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(loaded: object, plan: object, report: object, folder: Path) -> None:
+        raise depgraph.errors.CheckpointError(f"{folder / 'plan.json'} can't be written")
+
+    monkeypatch.setattr(cli, "_write", fail)
+    done = run("prune", f"{given}:pair", "--keep", "params=0.5", "--out", "small")
+    assert done.sentence == "small/plan.json can't be written"
+
+
+def test_files_can_be_read_by_whom_the_umask_allows(run: Run, given: Path, llama: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        run("prune", f"{given}:pair", "--keep", "params=0.5", "--out", "small")
+        run("prune", llama, "--keep", "params=0.8", "--scope", "uniform", "--out", "plain")
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for folder in ("small", "plain") for path in Path(folder).iterdir()}
+    assert modes == dict.fromkeys(modes, 0o640)
+
+
+def test_weights_that_are_cut_short_or_missing_say_what_to_do(run: Run, given: Path) -> None:
+    run("prune", f"{given}:pair", "--keep", "params=0.5", "--out", "small")
+    weights = Path("small/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    done = run("inspect", "small", "--base", f"{given}:pair")
+    assert done.sentence.endswith("; copy the folder again, or save the model anew")
+    weights.unlink()
+    done = run("inspect", "small", "--base", f"{given}:pair")
+    assert done.sentence.endswith(
+        "can't be read: No such file or directory; copy the folder again, or save the model anew"
+    )
+
+
 @pytest.mark.parametrize("step", ["load_model", "_scorer", "_measured", "_write"])
 def test_an_interruption_leaves_nothing(
     run: Run, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
@@ -522,6 +595,37 @@ def test_an_interruption_leaves_nothing(
     done = run("prune", f"{given}:pair", "--keep", "params=0.5", "--out", "small")
     assert (done.code, done.out, done.err) == (130, "", "interrupted: nothing was written\n")
     assert left_in(tmp_path) == set()
+
+
+def test_without_arguments_there_is_help_and_no_error(run: Run) -> None:
+    done = run()
+    assert "Usage: depgraph" in done.out
+    assert (done.code, done.err) == (2, "")
+
+
+def in_shell(line: str, given: Path) -> subprocess.CompletedProcess[str]:
+    """A line of bash in which $depgraph is the command and $given the file of models."""
+    variables = {"depgraph": f"{sys.executable} -m depgraph", "given": str(given), "PYTHONPATH": str(ROOT)}
+    line = f"set -o pipefail; {line}"
+    return subprocess.run(["bash", "-c", line], env={**os.environ, **variables}, capture_output=True, text=True)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(given: Path) -> None:
+    done = in_shell("$depgraph inspect $given:pair | true", given)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_results_that_cannot_be_printed_are_one_sentence(given: Path) -> None:
+    done = in_shell("$depgraph inspect $given:pair > /dev/full", given)
+    assert done.stderr.startswith("error: the results can't be printed: No space left on device; ")
+    assert (done.returncode, done.stderr.count("\n")) == (7, 1)
+
+
+def test_what_is_written_past_python_stays_out_of_the_json(given: Path) -> None:
+    done = in_shell("$depgraph inspect $given:noisy --json", given)
+    assert json.loads(done.stdout)["model"] == "Sequential"
+    assert done.stderr == "noise"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,9 @@ import torch
 from torch import nn
 
 import depgraph
-from depgraph.errors import CheckpointError, NothingToPrune, PlanError, ScoreError, TargetError
+import importance
+from depgraph.errors import CheckError, CheckpointError, NothingToPrune, PlanError, ScoreError, TargetError
+from depgraph.finite import require_finite
 from tests.test_end_to_end import random_scores
 from tests.zoo import ZOO
 
@@ -43,6 +48,11 @@ def test_a_target_is_a_share_between_0_and_1(share: object) -> None:
 def test_a_target_names_something() -> None:
     with pytest.raises(TargetError, match="at least one"):
         depgraph.Target()
+
+
+@pytest.mark.parametrize("share", [np.float32(0.5), np.float64(0.5), Fraction(1, 2)])
+def test_a_share_may_be_any_real_number(share: Any) -> None:
+    assert depgraph.Target(params=share) == depgraph.Target(params=0.5)
 
 
 @pytest.mark.parametrize("metric", ["params", "macs", "bytes"])
@@ -81,6 +91,16 @@ def test_rounding_keeps_multiples(graph: Graph, scope: str) -> None:
     assert all((graph[n].size - len(g)) % 8 == 0 for n, g in plan.removal.items())
 
 
+def test_rounding_to_the_size_of_an_axis_leaves_it_whole_and_smaller_ones_are_noted(graph: Graph) -> None:
+    first, second = graph.axes
+    plan = graph.plan(random_scores(graph), depgraph.Target(params=0.9), round_to=48, only=second)
+    assert list(plan.removal) == [second.name]
+    assert plan.notes == ("axis '2.weight:0' has fewer than 48 groups, so round_to=48 doesn't hold there",)
+    with pytest.raises(NothingToPrune):
+        graph.plan(random_scores(graph), depgraph.Target(params=0.9), round_to=48, only=first)
+    assert graph.plan(random_scores(graph), depgraph.Target(params=0.6), round_to=8).notes == ()
+
+
 def test_floors_and_the_least_that_can_be_reached(graph: Graph) -> None:
     plan = graph.plan(random_scores(graph), depgraph.Target(params=0.6), floor=0.5)
     assert all(graph[n].size - len(g) >= graph[n].size / 2 for n, g in plan.removal.items())
@@ -96,6 +116,20 @@ def test_protect_and_only(graph: Graph) -> None:
         assert list(graph.plan(scores, target, only=pattern).removal) == [first.name]
     with pytest.raises(NothingToPrune, match="protect"):
         graph.plan(scores, target, protect=[first, second])
+
+
+@pytest.mark.parametrize("option", ["protect", "only"])
+def test_patterns_that_name_no_axis_are_slips(graph: Graph, option: str) -> None:
+    scores, other = (
+        random_scores(graph),
+        depgraph.trace(nn.Sequential(nn.Identity(), *mlp()), torch.randn(2, 8)).axes[0],
+    )
+    for pattern, name in (("nothing.*", "nothing.*"), (["0.*", "0"], "0"), (other, other.name)):
+        with pytest.raises(PlanError, match=re.escape(f"{option}={name!r} names no axis")):
+            graph.plan(scores, depgraph.Target(params=0.8), **{option: pattern})
+    for wrong in (3, [3]):
+        with pytest.raises(PlanError, match="3 names no axis: protect and only take"):
+            graph.plan(scores, depgraph.Target(params=0.8), **{option: wrong})
 
 
 def test_unknown_options_are_refused(graph: Graph) -> None:
@@ -116,10 +150,101 @@ def test_scores_must_fit(graph: Graph) -> None:
         graph.plan({**scores, first: np.full(48, np.nan)}, target)
 
 
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        (["low"] * 48, "aren't an array of real numbers"),
+        (np.ones(48) * 1j, r"aren't an array of real numbers \(they are complex128\)"),
+        ([[1], [1, 2]], "aren't an array of real numbers"),
+        (None, "aren't an array of real numbers"),
+    ],
+)
+def test_scores_are_real_numbers(graph: Graph, scores: object, says: str) -> None:
+    first = graph.axes[0].name
+    with pytest.raises(ScoreError, match=f"the scores of axis '{first}' {says}"):
+        graph.plan({**random_scores(graph), first: scores}, depgraph.Target(params=0.8))
+
+
+@pytest.mark.parametrize(
+    ("scorer", "says"),
+    [
+        ("magnitude", r"'magnitude' is a name, not a scorer: pass importance\.named\('magnitude'\)"),
+        (None, "None is not a scorer"),
+        (importance.Random, "is not a scorer: pass one such as"),
+        (lambda graph: None, "gave a NoneType: it must return a dict"),
+        (lambda graph: [1.0], "gave a list: it must return a dict"),
+    ],
+)
+def test_what_is_no_scorer_is_refused(graph: Graph, scorer: Any, says: str) -> None:
+    with pytest.raises(ScoreError, match=says):
+        graph.plan(scorer, depgraph.Target(params=0.8))
+
+
+def test_scores_may_be_tensors(graph: Graph) -> None:
+    scores, target = random_scores(graph), depgraph.Target(params=0.8)
+    tensors = {name: nn.Parameter(torch.from_numpy(array)) for name, array in scores.items()}
+    assert graph.plan(tensors, target).removal == graph.plan(scores, target).removal
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_no_numbers_are_refused_whatever_the_score_reads(value: float) -> None:
+    model = mlp()
+    with torch.no_grad():
+        model[2].bias[5] = value
+    graph = depgraph.trace(model, torch.randn(2, 8))
+    says = r"parameter '2\.bias' holds NaN or infinite values: repair or reload the weights"
+    with pytest.raises(ScoreError, match=says):
+        graph.plan(importance.Random(), depgraph.Target(params=0.8))
+    plan = graph.cut_plan({graph.axes[0].name: [3]})
+    for apply in (plan.apply, plan.apply_):
+        with pytest.raises(CheckError, match=says):
+            apply()
+
+
+def test_a_mask_may_be_infinite_but_not_nan() -> None:
+    model = nn.BatchNorm1d(4)
+    model.running_mean[1] = -math.inf
+    require_finite(model, ScoreError)
+    model.running_mean[2] = math.inf
+    require_finite(model, ScoreError)
+    model.running_mean[3] = math.nan
+    with pytest.raises(ScoreError, match="buffer 'running_mean' holds NaN: repair"):
+        require_finite(model, ScoreError)
+
+
+def test_large_half_precision_weights_are_finite_though_their_sum_is_not() -> None:
+    model = nn.Linear(64, 64).half()
+    with torch.no_grad():
+        model.weight.fill_(6e4)
+    require_finite(model, ScoreError)
+    require_finite(model.to("meta"), ScoreError)
+
+
 def test_a_module_without_axes_is_refused() -> None:
     graph = depgraph.trace(nn.Linear(4, 3), torch.randn(2, 4))
     with pytest.raises(NothingToPrune, match="Linear has no axis"):
         graph.plan({}, depgraph.Target(params=0.5))
+
+
+@pytest.mark.parametrize("groups", [[1.5], [True], ["1"], 1.7, "12"])
+def test_groups_are_whole_numbers(graph: Graph, groups: Any) -> None:
+    name = graph.axes[0].name
+    data = graph.cut_plan({name: [1]}).to_json()
+    data["axes"][name]["removed"] = groups
+    for make in (
+        lambda: graph.cut_plan({}).with_axis(name, groups),
+        lambda: depgraph.Plan.from_json(graph, data),
+        lambda: graph.cut_plan({name: groups}),
+    ):
+        with pytest.raises(PlanError, match=f"axis '{name}'.*counted from 0"):
+            make()
+
+
+@pytest.mark.parametrize("version", [99, 0, "1", None])
+def test_plans_of_another_format_are_refused(graph: Graph, version: Any) -> None:
+    data = {**graph.cut_plan({}).to_json(), "format": version}
+    with pytest.raises(PlanError, match=f"the plan has format {version!r} and this depgraph reads 1"):
+        depgraph.Plan.from_json(graph, data)
 
 
 def test_plans_are_checked(graph: Graph) -> None:
@@ -232,7 +357,16 @@ def test_scores_that_add_up_are_ranked_by_what_a_group_costs(graph: Graph) -> No
 
 
 @pytest.mark.parametrize(
-    "option", [{"round_to": 0}, {"round_to": 2.5}, {"floor": -0.1}, {"floor": 2}, {"form": "onnx"}]
+    "option",
+    [
+        {"round_to": 0},
+        {"round_to": 2.5},
+        {"round_to": True},
+        {"floor": -0.1},
+        {"floor": "x"},
+        {"floor": 2},
+        {"form": "onnx"},
+    ],
 )
 def test_options_out_of_range_are_refused(graph: Graph, option: dict[str, object]) -> None:
     with pytest.raises(PlanError, match=next(iter(option))):
@@ -272,3 +406,13 @@ def test_a_plan_on_a_full_or_missing_folder_leaves_nothing(graph: Graph, tmp_pat
     with pytest.raises(CheckpointError, match="can't be written"):
         graph.cut_plan({}).save(tmp_path / "missing" / "plan.json")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_on_a_read_only_disk_says_so(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    for method in ("write_text", "unlink"):
+        monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(CheckpointError, match="can't be written to .*: Read-only file system"):
+        graph.cut_plan({}).save(tmp_path / "plan.json")

@@ -21,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHELLS = {"bash", "sh", "shell", "console"}
-COMMAND = "import sys; sys.argv[0] = 'depgraph'; from depgraph.cli import main; sys.exit(main())"
+COMMAND = "import sys; sys.argv[0] = 'depgraph'; from depgraph.__main__ import main; sys.exit(main())"
 _FENCE = re.compile(r"^```([a-z]*)[ \t]*(.*?)[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
@@ -86,7 +86,9 @@ def run_block(
     return lambda block: run_python_block(block) if block.language == "python" else run_shell_block(block)
 
 
-def test_blocks_run_and_print_what_the_readme_says(readme: list[Block], run_block: Callable[[Block], str]) -> None:
+def test_blocks_run_and_print_what_the_readme_says(
+    readme: list[Block], run_block: Callable[[Block], str], workspace: Path
+) -> None:
     printed: str | None = None
     for block in readme:
         if block.language == "python" or block.language in SHELLS:
@@ -94,6 +96,9 @@ def test_blocks_run_and_print_what_the_readme_says(readme: list[Block], run_bloc
         elif block.mark == "output":
             assert printed is not None, f"README.md:{block.line}: no block before this output"
             assert same_text(block.text, printed), f"README.md:{block.line} says otherwise; printed was:\n{printed}"
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    left = {f"/{path.name}{'/' * path.is_dir()}" for path in workspace.iterdir()} - {"/examples/", "/readme.py"}
+    assert left and left <= set(ignored), "what the README writes would be committed"
 
 
 def test_readme_has_python_and_the_two_commands(readme: list[Block]) -> None:

@@ -60,6 +60,18 @@ def test_data_dependent_control_flow_is_named_with_its_place() -> None:
         depgraph.trace(Branching(), torch.randn(2, 5))
 
 
+class Choosing(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)[x[:, 0] > 0]
+
+
+def test_sizes_that_depend_on_values_are_named_with_their_place() -> None:
+    with pytest.raises(
+        CaptureError, match=r"depends on the values of a tensor at tests/test_trace\.py:\d+ .*torch\.where"
+    ):
+        depgraph.trace(Choosing(4, 3), torch.randn(6, 4))
+
+
 def test_sparse_and_packed_parameters_are_refused_by_name() -> None:
     model = nn.Linear(4, 3)
     model.weight = nn.Parameter(torch.eye(3, 4).to_sparse(), requires_grad=False)
@@ -68,6 +80,40 @@ def test_sparse_and_packed_parameters_are_refused_by_name() -> None:
     model.weight = nn.Parameter(torch.zeros(3, 4, dtype=torch.int8), requires_grad=False)
     with pytest.raises(UnsupportedParameter, match="'weight' is quantised"):
         depgraph.trace(model, torch.randn(2, 4))
+
+
+def quantised() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), {nn.Linear})
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning", "ignore:torch.quantize:UserWarning")
+def test_quantised_modules_and_buffers_are_refused_by_name() -> None:
+    with pytest.raises(
+        UnsupportedParameter, match="module '0' is quantised and can't be sliced: prune the model in dense"
+    ):
+        depgraph.trace(quantised(), torch.randn(2, 4))
+    model = Shifting()
+    model.register_buffer("table", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8))
+    with pytest.raises(UnsupportedParameter, match="buffer 'table' is quantised"):
+        depgraph.trace(model, torch.randn(2, 4))
+
+
+class Sparsely(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(4, 8)
+        self.register_buffer("adjacency", torch.eye(2).to_sparse())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sparse.mm(self.adjacency, super().forward(x))
+
+
+def test_a_sparse_buffer_is_no_parameter() -> None:
+    assert list(depgraph.trace(Sparsely(), torch.randn(2, 4)).unknown) == ["aten._sparse_mm.default"]
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(CaptureError, match=r"trace takes a torch\.nn\.Module, not a function"):
+        depgraph.trace(lambda x: x, torch.randn(2, 4))  # type: ignore[arg-type]
 
 
 def test_the_model_is_left_as_it_was() -> None:

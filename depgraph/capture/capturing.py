@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.frames import shown
 from depgraph.capture.lowering import lower
 from depgraph.capture.recording import Recording, record
+from depgraph.dense import form_of, packed_modules
 from depgraph.errors import CaptureError, DepgraphError, UnsupportedParameter
 from depgraph.graph import Program
 
@@ -61,22 +61,20 @@ def ties_of(model: nn.Module) -> dict[str, str]:
 
 
 def check_parameters(model: nn.Module) -> None:
-    """Raise UnsupportedParameter for the first parameter that can't be sliced."""
-    for name, tensor in model.named_parameters():
-        kind = _unsliceable(tensor)
-        if kind:
-            raise UnsupportedParameter(
-                f"parameter {name!r} is {kind} and can't be sliced: prune the model in dense floating-point form first"
-            )
+    """Raise UnsupportedParameter for the first parameter, buffer or module that can't be sliced (buffers may be sparse)."""
+    found = [f"parameter {name!r} is {kind}" for name, p in model.named_parameters() if (kind := _unsliceable(p))]
+    found += [
+        f"buffer {name!r} is {kind}"
+        for name, buffer in model.named_buffers()
+        if (kind := form_of(buffer)) and buffer.layout == torch.strided
+    ]
+    for what in (*found, *packed_modules(model)):
+        raise UnsupportedParameter(f"{what} and can't be sliced: prune the model in dense floating-point form first")
 
 
 def _unsliceable(tensor: torch.Tensor) -> str:
-    if isinstance(tensor, DTensor) or isinstance(tensor.data, DTensor):
-        return "distributed (DTensor)"
-    if tensor.is_quantized:
-        return "quantised"
-    if tensor.layout != torch.strided:
-        return f"sparse ({tensor.layout})"
+    if form := form_of(tensor):
+        return form
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return f"quantised or packed ({tensor.dtype})"
     if tensor.dtype.itemsize == 1:

@@ -60,7 +60,7 @@ class _Lowering:
         if not isinstance(tensor, torch.Tensor):
             return
         kind = _KINDS.get(spec.kind, "constant")
-        value = self._value(node.name, kind, tensor, target=spec.target or "", used=bool(node.users))
+        value = self._value(node, kind, tensor, target=spec.target or "", used=bool(node.users))
         first = (
             self.first_of.setdefault(self.program.ties.get(value.target, value.target), value)
             if value.target
@@ -77,16 +77,16 @@ class _Lowering:
     def _constant(self, node: Node) -> None:
         tensor = node.meta.get("val")
         if isinstance(tensor, torch.Tensor):
-            self._value(node.name, "constant", tensor, target=str(node.target))
+            self._value(node, "constant", tensor, target=str(node.target))
 
     def _remember(self, name: str, target: str | None) -> None:
         tensor = self.exported.constants.get(target or "", self.exported.state_dict.get(target or ""))
         if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu" and tensor.numel() <= _LARGEST_INDEX_TABLE:
             self.constants[name] = tensor.detach().numpy()
 
-    def _value(self, name: str, kind: Any, tensor: torch.Tensor, **more: Any) -> Value:
-        shape = tuple(concrete(s) for s in tensor.shape)
-        return self.program.add(name, kind, shape, itemsize=tensor.dtype.itemsize, **more)
+    def _value(self, node: Node, kind: Any, tensor: torch.Tensor, *, name: str = "", **more: Any) -> Value:
+        shape = tuple(concrete(s, node) for s in tensor.shape)
+        return self.program.add(name or node.name, kind, shape, itemsize=tensor.dtype.itemsize, **more)
 
     def _call(self, node: Node) -> None:
         if node.target is operator.getitem:
@@ -99,7 +99,8 @@ class _Lowering:
         for k, tensor in enumerate(listed):
             name = f"{node.name}:{k}" if many else node.name
             is_tensor = isinstance(tensor, torch.Tensor)
-            outputs.append(self._value(name, "activation", tensor, module=module_path(node)) if is_tensor else None)
+            found = {"name": name, "module": module_path(node)}
+            outputs.append(self._value(node, "activation", tensor, **found) if is_tensor else None)
         op = op_of(node, self)
         if many:
             self.tuples[node.name] = outputs
@@ -152,12 +153,16 @@ class _Lowering:
                 relations.fix(dim, Reason(f"dimension {d} of the model's output {position} ({name})", lift))
 
 
-def concrete(size: int | torch.SymInt) -> int:
-    """A size as a number: that of the example inputs where it is symbolic."""
+def concrete(size: int | torch.SymInt, node: Node) -> int:
+    """A size as a number: that of the example inputs where it is symbolic. `node` is what has it or asks for it."""
     if not isinstance(size, torch.SymInt):
         return int(size)
     if size.node.hint is None:
-        raise CaptureError(f"a size ({size}) depends on the values of a tensor: masks and nonzero can't be followed")
+        where = place(node)
+        raise CaptureError(
+            f"a size depends on the values of a tensor{f' at {where}' if where else ''} ({node.target}): "
+            "write that with torch.where and sizes known beforehand, or take it out of the forward"
+        )
     return int(size.node.hint)
 
 
@@ -184,7 +189,11 @@ def op_of(node: Node, lowering: _Lowering) -> rules.Op:
     def convert(argument: Any) -> Any:
         if isinstance(argument, Node):
             made = argument.meta.get("val")
-            return concrete(made) if isinstance(made, torch.SymInt) else lowering.program.values.get(argument.name)
+            return (
+                concrete(made, argument)
+                if isinstance(made, torch.SymInt)
+                else lowering.program.values.get(argument.name)
+            )
         if isinstance(argument, (list, tuple)):
             return [convert(item) for item in argument]
         return argument

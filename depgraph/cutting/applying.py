@@ -16,6 +16,7 @@ from depgraph.cutting.record import make_record
 from depgraph.cutting.report import Check, CutReport
 from depgraph.cutting.verifying import Verifier, follow_shapes
 from depgraph.errors import CheckError, CutError, PlanError
+from depgraph.finite import require_finite
 
 if TYPE_CHECKING:
     from depgraph.plan import Plan
@@ -43,11 +44,13 @@ def apply(plan: Plan, **options: Any) -> CutReport:
 
     Raises:
         CutError: ``form="module"`` and the module's Python can't express the plan (the message has file and line).
-        CheckError: the result doesn't compute what the zeroed original computes.
+        CheckError: the result doesn't compute what the zeroed original computes, or a weight is NaN or infinite.
         PlanError: the model has changed since it was traced.
     """
     how = _how(options)
     plan.graph.check_unchanged()
+    if how.check != "none":
+        require_finite(plan.graph.model, CheckError)
     why = ""
     if how.form != "graph":
         try:
@@ -64,13 +67,15 @@ def apply_in_place(plan: Plan, **options: Any) -> CutReport:
 
     Raises:
         CutError: the module's Python can't express the plan, or ``form="graph"`` was asked for.
-        CheckError: the result doesn't compute what the zeroed original computes.
+        CheckError: the result doesn't compute what the zeroed original computes, or a weight is NaN or infinite.
         PlanError: the model has changed since it was traced.
     """
     how = _how({"form": "module", **options})
     if how.form == "graph":
         raise CutError("a graph can't be cut in place: use plan.apply(form='graph'), which gives a new module")
     plan.graph.check_unchanged()
+    if how.check != "none":
+        require_finite(plan.graph.model, CheckError)
     graph, verifier = plan.graph, Verifier(plan)
     solution = _expressed(plan)
     dense = numbers_of(graph, graph.model)

@@ -20,6 +20,7 @@ import exporters
 from depgraph.errors import ExportError
 from exporters import OnnxOptions, onnx_check, onnx_file, to_onnx
 from exporters.calls import named_outputs
+from exporters.opsets import supported
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 FORBIDDEN = (b"site-packages", b".py", b"/work", b"/tmp", b"/home", b"/root", os.getcwd().encode())
@@ -295,16 +296,45 @@ def test_dims_in_the_style_of_torch_export(tmp_path: Path, free: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dynamic", "message"), [({"y": {0: "batch"}}, "'y', but the inputs are 'x'"), ({"x": {2: "n"}}, "dim 2 of 'x'")]
+    ("dynamic", "message"),
+    [
+        ({"y": {0: "batch"}}, "'y', but the inputs are 'x'"),
+        ({"x": {2: "n"}}, "dim 2 of 'x'"),
+        (False, r'dynamic=False is no such request: give \{"x"'),
+        ("batch", r"dynamic='batch' is no such request"),
+        ({"x": 3}, "`dynamic` says 3 of 'x', which isn't understood"),
+    ],
 )
 def test_dims_that_do_not_exist(tmp_path: Path, dynamic: Any, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         to_onnx(Affine(), torch.randn(2, 8), tmp_path / "m.onnx", dynamic=dynamic)
 
 
-def test_control_flow_on_values_names_the_line(tmp_path: Path) -> None:
+def test_control_flow_on_values_names_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ExportError, match=r"Branching branches on a tensor's values at .*test_to_onnx.py, line \d+"):
         to_onnx(Branching(), torch.randn(2, 8), tmp_path / "m.onnx")
+    assert os.listdir(tmp_path) == []
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("opset", [3, 17, 99, True, "20", 20.0])
+def test_opsets_that_cannot_be_had_are_refused_at_once(tmp_path: Path, opset: Any) -> None:
+    with pytest.raises(ExportError, match=r"opset .* can't be exported to: give a whole number from 18 to \d+\."):
+        to_onnx(Affine(), torch.randn(2, 8), tmp_path / "m.onnx", options=OnnxOptions(opset=opset))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("opset", supported())
+def test_the_file_has_the_opset_of_the_report(tmp_path: Path, opset: int) -> None:
+    path = tmp_path / "m.onnx"
+    assert to_onnx(Affine(), torch.randn(2, 8), path, options=OnnxOptions(opset=opset)).opset == opset
+    assert onnx_ir.load(path).opset_imports[""] == opset
+
+
+def test_a_conversion_of_the_opset_that_failed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporters.opsets.supported", lambda: (18, 99))
+    with pytest.raises(ExportError, match=r"could not be brought from opset 18 to 99"):
+        to_onnx(Affine(), torch.randn(2, 8), tmp_path / "m.onnx", options=OnnxOptions(opset=99))
     assert os.listdir(tmp_path) == []
 
 
@@ -315,6 +345,38 @@ def test_control_flow_on_values_names_the_line(tmp_path: Path) -> None:
 def test_inputs_that_do_not_fit(tmp_path: Path, args: Any, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         to_onnx(Affine(), args, tmp_path / "m.onnx")
+    assert os.listdir(tmp_path) == []
+
+
+def quantised() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 4)), {nn.Linear})
+
+
+def sparse() -> nn.Module:
+    model = Affine()
+    model.register_buffer("adjacency", torch.eye(4).to_sparse())
+    return model
+
+
+def without_numbers() -> nn.Module:
+    model = Affine()
+    nn.init.constant_(model.inner.bias, float("nan"))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning", "ignore:torch.quantize:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (quantised, "Module '0' is quantised, which can't be exported: give the model in dense form"),
+        (sparse, "Buffer 'adjacency' is sparse"),
+        (without_numbers, r"parameter 'inner\.bias' holds NaN or infinite values"),
+        (lambda: quantised, "to_onnx takes a torch.nn.Module, not a function"),
+    ],
+)
+def test_models_that_cannot_be_exported(tmp_path: Path, make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        to_onnx(make(), torch.randn(2, 8), tmp_path / "m.onnx")
     assert os.listdir(tmp_path) == []
 
 

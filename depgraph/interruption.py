@@ -1,0 +1,53 @@
+"""Ctrl-C leaves a mark: libraries may swallow a KeyboardInterrupt or make another error of it, and the command must still stop.
+
+Only the command listens; without it nothing here does anything. Imports nothing heavy, so that it is ready first.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from typing import Any
+
+CODE = 130
+SENTENCE = "interrupted: nothing was written"
+_ONE_PRESS = 1.0  # seconds: what comes sooner is the same wish, and must not stop the clearing up
+_pressed: list[float] = []
+
+
+def listen() -> None:
+    """From now on Ctrl-C leaves a mark and raises KeyboardInterrupt (not where the caller's shell has it ignored)."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _press)
+        sys.unraisablehook = _unraisable
+
+
+def _press(number: int, frame: Any) -> None:
+    last = _pressed[-1] if _pressed else -_ONE_PRESS
+    _pressed.append(time.monotonic())
+    if _pressed[-1] - last >= _ONE_PRESS:
+        raise KeyboardInterrupt
+
+
+def _unraisable(problem: Any) -> None:
+    """An interruption that arrives in a destructor can't be raised there: its mark is enough."""
+    if not isinstance(problem.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(problem)
+
+
+def happened() -> bool:
+    """Was Ctrl-C pressed since `listen`?"""
+    return bool(_pressed)
+
+
+def check() -> None:
+    """Raise KeyboardInterrupt if one was swallowed: called between steps, and before anything is moved into place."""
+    if _pressed:
+        raise KeyboardInterrupt
+
+
+def finish() -> None:
+    """All is done: Ctrl-C comes too late and changes nothing."""
+    if signal.getsignal(signal.SIGINT) is _press:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
