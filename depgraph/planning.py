@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from depgraph.axes import Axis
+from depgraph.configs import of_library
+from depgraph.configured import Freedom, configured_plan
 from depgraph.coupling import NONE
 from depgraph.cutting.settling import Settler, config_bound, inexpressible
 from depgraph.errors import NothingToPrune, PlanError, TargetError
@@ -37,8 +39,8 @@ class Options:
     """How the budget is spread.
 
     scope: "global" (one ranking of all groups), "axis" (the same share of every axis), "uniform" (the same number of
-        groups in all axes of one kind, so that all layers keep equal widths; attention's query-key width, which code
-        computes scales and rotary tables from when it is built, stays whole).
+        groups in all axes of one kind, so that all layers keep equal widths; of a model of transformers only what some
+        config expresses goes, see `depgraph.moves`, so that it can be saved as a plain directory).
     rank: "score", or "density" (score per cost, for scores that add up, such as Taylor's); "auto" asks the scorer.
     round_to: keep a multiple of this many groups of every axis that has more groups than that.
     floor: the least share of every axis that stays (one group always does).
@@ -158,7 +160,7 @@ class _Choice:
         self.leading: list[str] = []
         pinned = inexpressible(graph) if options.form == "module" else frozenset()
         if options.scope == "uniform":
-            pinned |= config_bound(graph)
+            pinned = frozenset() if of_library(graph.model) else pinned | config_bound(graph)
         open_axes = [a for a in graph.axes if a.name not in pinned and not matches(a, options.protect)]
         stays = _never_empty(graph, scores, [a.name for a in open_axes if a.prunable.any()])
         for axis in open_axes:
@@ -190,6 +192,9 @@ class _Choice:
         self.rank_scores = weighed
 
     def plan(self) -> Plan:
+        if self.options.scope == "uniform" and of_library(self.graph.model):
+            freedom = Freedom(self.order, self.cap, self.leading, self.options.round_to)
+            return configured_plan(self.graph, freedom, self.target)
         ranking = _RANKINGS[self.options.scope](self)
         if not self._meets(ranking, len(ranking)):
             lowest = self.graph.cost(self._removal(self._counts(ranking, len(ranking))))
