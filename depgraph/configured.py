@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
 
 _MOST_TRIES = 400
-_NEAR = 0.05  # as a share of the dense model: a plan that is smaller than wanted by no more is taken as it is
+_NEAR = 0.1  # as a share of the dense model: a plan that is smaller than wanted by no more is taken as it is
 Steps = dict[int, int]  # how many steps of each move, by its number
 
 

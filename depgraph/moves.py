@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from depgraph.configs import Configs, Edits, Place, Shapes
 from depgraph.explaining import Counts, Explainer
-from depgraph.repeating import difference
+from depgraph.repeating import Repeated
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -46,6 +46,8 @@ class Finder:
     explainer: Explainer
     moves: list[Move] = field(default_factory=list)
     pins: Amounts = field(default_factory=dict)
+    _scaling: set[frozenset[str]] = field(default_factory=set)
+    _last: tuple[frozenset[tuple[Place, int]], Repeated] | None = None
     _same: dict[tuple[frozenset[str], frozenset[Place]], bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -74,10 +76,15 @@ class Finder:
         return shapes if shapes is not None and shapes.keys() == self.dense.keys() else None
 
     def same(self, edits: Edits, counts: Counts) -> bool:
-        """Does the model of the edited config compute what the cut computes? Kept for these axes and places."""
-        key = frozenset(counts), frozenset(edits)
+        """Does the model of the edited config compute what the cut computes? Kept for these axes and places.
+
+        Where it computes with other numbers, such as a scale, so it will when further axes are cut as well.
+        """
+        touched = frozenset(counts)
+        key = touched, frozenset(edits)
         if key not in self._same:
-            self._same[key] = not self.why_not(edits, counts)
+            barred = any(axes <= touched for axes in self._scaling)
+            self._same[key] = not barred and not self.why_not(edits, counts)
         return self._same[key]
 
     def why_not(self, edits: Edits, counts: Counts) -> str:
@@ -85,11 +92,21 @@ class Finder:
         kept = self.graph.widths.at(self.explainer.removal(counts))
         if conflicts := self.graph.sizes.solve(kept).conflicts:
             return f"the module's code can't express the cut, {conflicts[0]}"
-        device = "meta" if any(p.is_meta for p in self.graph.model.parameters()) else "cpu"
         try:
-            return difference(self.graph, self.configs.model(edits, device), kept)
+            repeated = self._repeated(edits)
         except Exception as error:
             return f"it can't be built: {error}"
+        if repeated.numbers and not repeated.sizes(self.graph, kept):
+            self._scaling.add(frozenset(counts))
+        return repeated.difference(self.graph, kept)
+
+    def _repeated(self, edits: Edits) -> Repeated:
+        """The captured model of a config; the last one is kept, as several cuts may be compared with it."""
+        key = frozenset(edits.items())
+        if self._last is None or self._last[0] != key:
+            device = "meta" if any(p.is_meta for p in self.graph.model.parameters()) else "cpu"
+            self._last = key, Repeated.of(self.graph, self.configs.model(edits, device))
+        return self._last[1]
 
     def _pin(self) -> None:
         """Find the unset places that hold a size, and the size that the class takes while they are unset."""
@@ -177,19 +194,25 @@ class Finder:
         shapes = self.shapes(edits)
         covered = {axis for move in self.moves for axis in move.counts}
         for counts in self.explainer.solutions(shapes) if shapes else ():
-            if not set(counts) <= covered and self.same(edits, counts):
-                amounts = self._without_idle(amounts, counts)
-                most = min(self.explainer.cap[a] // n for a, n in counts.items())
-                most = min([most, *((self.values[p] - 1) // a for p, a in amounts.items())])
-                move = Move(amounts, counts, most, max(n / self.graph[a].size for a, n in counts.items()))
-                if most and move.share <= coarsest and self._goes_along(move):
-                    self.moves.append(move)
-                    return True
+            if set(counts) <= covered:
+                continue
+            move = self._move(amounts, counts)
+            if move.most and move.share <= coarsest and self._goes_along(move) and self.same(edits, counts):
+                self.moves.append(self._move(self._without_idle(amounts, counts), counts))
+                return True
         return False
 
+    def _move(self, amounts: Amounts, counts: Counts) -> Move:
+        most = min(self.explainer.cap[a] // n for a, n in counts.items())
+        most = min([most, *((self.values[p] - 1) // a for p, a in amounts.items())])
+        return Move(amounts, counts, most, max(n / self.graph[a].size for a, n in counts.items()))
+
     def _goes_along(self, move: Move) -> bool:
-        """Do all moves so far and this one add up?"""
-        steps = [(m, 1) for m in (*self.moves, move)]
+        """Do steps of this move add up, and one with those of all moves so far?"""
+        several = [[(move, n)] for n in (2, 3) if n <= move.most]
+        return all(self._adds_up(steps) for steps in (*several, [(m, 1) for m in (*self.moves, move)]))
+
+    def _adds_up(self, steps: list[tuple[Move, int]]) -> bool:
         shapes = self.shapes(self.edits(steps))
         return shapes is not None and self.explainer.leaves(added(steps), shapes)
 

@@ -8,6 +8,7 @@ the same operators, every activation of the size that the cut leaves, the same n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,24 +26,52 @@ if TYPE_CHECKING:
 _MANY = 1e-6
 
 
-def difference(graph: DependencyGraph, model: nn.Module, kept: Kept) -> str:
-    """In what the program of `model` isn't that of the graph's model cut to `kept`; empty where it is in nothing."""
-    args, kwargs = pytree.tree_map(_on_cpu, (graph.args, graph.kwargs))
-    try:
-        again = capture(model, args, kwargs)
-    except Exception as error:
-        return f"it doesn't run: {error}"
-    before, after = (list(c.exported.graph.nodes) for c in (graph.capture, again))
-    if [(n.op, str(n.target)) for n in before] != [(n.op, str(n.target)) for n in after]:
-        return "it runs other operators"
-    for old, new in zip(before, after, strict=True):
-        value = graph.capture.program.values.get(old.name)
-        shape = getattr(new.meta.get("val"), "shape", None)
-        if value is not None and shape is not None and tuple(shape) != kept.shape(value):
-            return f"{old.name} has shape {tuple(shape)}, the cut leaves {kept.shape(value)}"
-        if list(_numbers(old)) != list(_numbers(new)):
-            return f"{old.name} is given other numbers"
-    return _other_table(graph, model, again, kept)
+@dataclass(frozen=True)
+class Repeated:
+    """A model that was built anew, and its program, or `why` there is none that could be compared.
+
+    `numbers` names the first operator that computes with other numbers than in the original.
+    """
+
+    model: nn.Module
+    capture: Capture | None
+    why: str = ""
+    numbers: str = ""
+
+    @classmethod
+    def of(cls, graph: DependencyGraph, model: nn.Module) -> Repeated:
+        """Capture `model` on the example inputs of the graph."""
+        args, kwargs = pytree.tree_map(_on_cpu, (graph.args, graph.kwargs))
+        try:
+            again = capture(model, args, kwargs)
+        except Exception as error:
+            return cls(model, None, f"it doesn't run: {error}")
+        before, after = (list(c.exported.graph.nodes) for c in (graph.capture, again))
+        if [(n.op, str(n.target)) for n in before] != [(n.op, str(n.target)) for n in after]:
+            return cls(model, None, "it runs other operators")
+        other = (old.name for old, new in zip(before, after, strict=True) if [*_numbers(old)] != [*_numbers(new)])
+        return cls(model, again, "", next(other, ""))
+
+    def difference(self, graph: DependencyGraph, kept: Kept) -> str:
+        """In what the model isn't that of the graph cut to `kept`; empty where it is in nothing."""
+        if self.capture is None:
+            return self.why
+        if why := self.sizes(graph, kept):
+            return why
+        if self.numbers:
+            return f"{self.numbers} is given other numbers"
+        return _other_table(graph, self.model, self.capture, kept)
+
+    def sizes(self, graph: DependencyGraph, kept: Kept) -> str:
+        """The first activation whose size isn't what the cut leaves."""
+        assert self.capture is not None
+        nodes = zip(graph.capture.exported.graph.nodes, self.capture.exported.graph.nodes, strict=True)
+        for old, new in nodes:
+            value = graph.capture.program.values.get(old.name)
+            shape = getattr(new.meta.get("val"), "shape", None)
+            if value is not None and shape is not None and tuple(shape) != kept.shape(value):
+                return f"{old.name} has shape {tuple(shape)}, the cut leaves {kept.shape(value)}"
+        return ""
 
 
 def _on_cpu(item: Any) -> Any:
