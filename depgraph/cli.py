@@ -21,8 +21,8 @@ from depgraph.cli_output import CODES, Steps, check_vacant, new_folder, print_js
 from depgraph.cli_tables import cost_table, graph_json, plan_json, print_axes, widths_table
 from depgraph.cutting.report import CutReport
 from depgraph.errors import CheckpointError, DataError, PlanError
+from depgraph.options import matches
 from depgraph.plan import Plan
-from depgraph.planning import matches
 
 app = typer.Typer(
     name="depgraph",

@@ -128,7 +128,7 @@ class DependencyGraph:
         return self.cost()
 
     def plan(self, scorer: Scorer | Scores, target: Target, **options: Any) -> Plan:
-        """Choose which groups go; see `depgraph.planning.make_plan` for the options."""
+        """Choose which groups go; see `depgraph.options.Options` for the options."""
         from depgraph.planning import make_plan
 
         return make_plan(self, scorer, target, **options)

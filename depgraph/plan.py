@@ -7,7 +7,7 @@ import operator
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,11 +34,16 @@ class Removed(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """Which groups of which axes go (`removal`: axis name -> group numbers, ascending)."""
+    """Which groups of which axes go (`removal`: axis name -> group numbers, ascending).
+
+    `config` holds the integers of a transformers config that make it build the pruned model, by dotted name; only a uniform
+    plan has them, and one that is made from it by leaving out, adding or merging doesn't.
+    """
 
     graph: DependencyGraph = field(repr=False)
     removal: dict[str, tuple[int, ...]]
     notes: tuple[str, ...] = ()
+    config: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: DependencyGraph, removal: Removal, notes: Iterable[str] = ()) -> Plan:
@@ -109,7 +114,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data, with the sizes of the axes so that it can be checked against a graph."""
         axes = {n: {"groups": self.graph[n].size, "removed": list(g)} for n, g in self.removal.items()}
-        return {"format": FORMAT, "axes": axes, "notes": list(self.notes)}
+        return {"format": FORMAT, "axes": axes, "notes": list(self.notes), "config": dict(self.config)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON; raises CheckpointError when the file can't be written."""
@@ -143,7 +148,8 @@ class Plan:
                 raise PlanError(
                     f"the plan was made for {size} groups of axis {name!r}, this graph has {graph[name].size}"
                 )
-        return cls.of(graph, axes, notes)
+        config = {str(name): int(value) for name, value in data.get("config", {}).items()}
+        return replace(cls.of(graph, axes, notes), config=config)
 
     @classmethod
     def load(cls, graph: DependencyGraph, path: str | os.PathLike[str]) -> Plan:

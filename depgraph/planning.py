@@ -1,117 +1,29 @@
-"""Choosing which groups go: scores in order, spread over axes, down to the budget.
-
-Within an axis the lowest scores go first, so a choice is a number of groups for each axis. A *ranking* is one list of
-(axis, how many more) in the order in which they go; the shortest beginning of it that meets the target is found by
-bisection on exact costs, with rounding and ties settled at every step.
-"""
+"""Making a plan: the choice of groups that meets the target, in the way that suits the module best."""
 
 from __future__ import annotations
 
-import fnmatch
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
-from numbers import Real
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from depgraph.axes import Axis
-from depgraph.coupling import NONE
-from depgraph.cutting.expressible import is_expressible
-from depgraph.cutting.settling import Settler, config_bound, inexpressible
-from depgraph.errors import NothingToPrune, PlanError, TargetError
+from depgraph.choosing import Attempt, Choice
+from depgraph.errors import DepgraphError, NothingToPrune, TargetError
+from depgraph.options import Options
 from depgraph.plan import Plan
 from depgraph.report import uncovered
 from depgraph.scoring import Scorer, Scores, checked_scores
 from depgraph.target import Target
-from depgraph.widths import Cost
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
 
-Pattern = str | Axis | Callable[[Axis], bool]
-Counts = dict[str, int]
-Item = tuple[tuple[str, int], ...]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How the budget is spread.
-
-    scope: "global" (one ranking of all groups), "axis" (the same share of every axis), "uniform" (the same number of
-        groups in all axes of one kind, so that all layers keep equal widths; attention's query-key width, which code
-        computes scales and rotary tables from when it is built, stays whole).
-    rank: "score", or "density" (score per cost, for scores that add up, such as Taylor's); "auto" asks the scorer.
-    round_to: keep a multiple of this many groups; axes that have fewer than that to begin with are cut freely, and noted.
-    floor: the least share of every axis that stays (one group always does).
-    protect, only: axes to leave whole, and the only ones to touch: name patterns, axes or callables.
-    form: "module" also leaves whole what the module's Python can't express; "auto" and "graph" don't.
-    """
-
-    scope: str = "global"
-    rank: str = "auto"
-    round_to: int = 1
-    floor: float = 0.0
-    protect: tuple[Pattern, ...] = ()
-    only: tuple[Pattern, ...] = ()
-    form: str = "auto"
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Options:
-        """Options from keywords; raises PlanError for an unknown one or a value out of range."""
-        known = {f.name for f in fields(cls)}
-        for name in given:
-            if name not in known:
-                raise PlanError(f"plan has no option {name!r}; it takes {', '.join(sorted(known))}")
-        listed = {n: _listed(given[n]) for n in ("protect", "only") if n in given}
-        options = cls(**{**given, **listed})
-        for name, allowed in {"scope": tuple(_RANKINGS), "rank": ("auto", "score", "density"), "form": FORMS}.items():
-            if getattr(options, name) not in allowed:
-                raise PlanError(f"plan option {name}={getattr(options, name)!r} is not one of {', '.join(allowed)}")
-        if not isinstance(options.round_to, int) or isinstance(options.round_to, bool) or options.round_to < 1:
-            raise PlanError(f"plan option round_to={options.round_to!r} must be a whole number of groups, 1 or more")
-        if not isinstance(options.floor, Real) or not 0 <= options.floor <= 1:
-            raise PlanError(f"plan option floor={options.floor!r} must be a share between 0 and 1")
-        return options
-
-    def check_patterns(self, graph: DependencyGraph) -> None:
-        """Raise PlanError for a name or axis that is none of the graph's: it is a slip, and would protect nothing."""
-        for option in ("protect", "only"):
-            for pattern in getattr(self, option):
-                named = isinstance(pattern, (str, Axis))
-                if named and not any(matches(axis, (pattern,)) for axis in graph.axes):
-                    name = pattern if isinstance(pattern, str) else pattern.name
-                    raise PlanError(f"{option}={name!r} names no axis and no parameter of one: graph.axes lists them")
-
-
-FORMS = ("auto", "module", "graph")
-_GUESSES = 12
-
-
-def _listed(given: Any) -> tuple[Pattern, ...]:
-    if isinstance(given, (str, Axis)) or callable(given):
-        return (given,)
-    listed = tuple(given) if isinstance(given, Iterable) else (given,)
-    for pattern in listed:
-        if not (isinstance(pattern, (str, Axis)) or callable(pattern)):
-            raise PlanError(f"{pattern!r} names no axis: protect and only take name patterns, axes or callables")
-    return listed
-
-
-def matches(axis: Axis, patterns: Iterable[Pattern]) -> bool:
-    """Does any pattern name the axis, one of its members (shell wildcards), or answer True to it?"""
-    for pattern in patterns:
-        if isinstance(pattern, Axis):
-            if pattern.name == axis.name:
-                return True
-        elif isinstance(pattern, str):
-            names = (axis.name, *(m.target for m in axis.members))
-            if any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names):
-                return True
-        elif pattern(axis):
-            return True
-    return False
+_ATTEMPTS = {
+    "graph": (Attempt(settle=False),),
+    "auto": (Attempt(bold=True), Attempt(), Attempt(settle=False)),
+    "module": (Attempt(bold=True, express=True), Attempt(pin=True)),
+    "uniform": (Attempt(pin=True),),
+}
 
 
 def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, **given: Any) -> Plan:
@@ -121,7 +33,7 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
         NothingToPrune: no axis may lose a group.
         TargetError: the floors and protections don't let the model become that small.
         ScoreError: the scores don't fit the axes or aren't finite.
-        PlanError: an option is unknown or out of range, or a pattern names no axis.
+        PlanError: an option is unknown or out of range, a pattern names no axis, or the model has changed.
     """
     options = Options.of(given)
     if not isinstance(target, Target):
@@ -130,292 +42,38 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
     if not any(axis.prunable.any() for axis in graph.axes):
         raise NothingToPrune(_nothing(graph))
     graph.check_unchanged()
-    scores = checked_scores(graph, scorer)
     by_density = options.rank == "auto" and getattr(scorer, "additive", False) or options.rank == "density"
-    plans = []
+    return _nearest(graph, checked_scores(graph, scorer), target, options, by_density=by_density)
+
+
+def _nearest(
+    graph: DependencyGraph, scores: Mapping[str, np.ndarray], target: Target, options: Options, *, by_density: bool
+) -> Plan:
+    """The plan of the first attempt that comes within one step of the target, else of the one that comes nearest."""
+    found: list[tuple[float, Plan]] = []
+    refusal: DepgraphError = NothingToPrune(_nothing(graph))
     for attempt in _ATTEMPTS["uniform" if options.scope == "uniform" else options.form]:
-        choice = _Choice(graph, scores, target, options, attempt)
+        try:
+            choice = Choice(graph, dict(scores), target, options, attempt)
+        except NothingToPrune as error:
+            refusal = error
+            continue
         if by_density:
             choice.weigh()
         plan = choice.plan()
-        if plan is not None and choice.is_near(choice.slack(plan)):
+        if plan is None:
+            refusal = TargetError(choice.refusal())
+            continue
+        slack = choice.slack(plan)
+        if choice.is_near(slack):
             return plan
-        plans.append((float("inf") if plan is None else choice.slack(plan), plan, choice))
-    _, plan, _ = min(plans, key=lambda entry: entry[0])
-    if plan is None:
-        raise TargetError(choice.refusal())
-    return plan
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """One way to treat sizes that the module's Python ties to one another.
-
-    settle: bend the numbers so that ties hold; bold: leave a tie broken that only giving back all of an axis would mend;
-    pin: leave whole what the module's Python can't express alone; express: take only what it can express in the end.
-    """
-
-    settle: bool = True
-    bold: bool = False
-    pin: bool = False
-    express: bool = False
-
-
-_ATTEMPTS = {
-    "graph": (_Attempt(settle=False),),
-    "auto": (_Attempt(bold=True), _Attempt(), _Attempt(settle=False)),
-    "module": (_Attempt(bold=True, express=True), _Attempt(pin=True)),
-    "uniform": (_Attempt(pin=True),),
-}
+        found.append((slack, plan))
+    if not found:
+        raise refusal
+    return min(found, key=lambda entry: entry[0])[1]
 
 
 def _nothing(graph: DependencyGraph) -> str:
     stay = [axis.why_fixed for axis in graph.axes if axis.reasons] or [dim.reason for dim in uncovered(graph)]
     why = f"each is fixed, the first because of {stay[0]}" if stay else "it has no parameters"
     return f"{type(graph.model).__name__} has no axis that could lose a group: {why}"
-
-
-def _never_empty(graph: DependencyGraph, scores: dict[str, np.ndarray], names: list[str]) -> dict[str, set[int]]:
-    """Groups that stay so that no dim of a parameter loses all its indices to several axes together, by axis.
-
-    Of each dim that the axes `names` could empty, one index stays: that whose lowest place in the order of any is highest.
-    """
-    place = {n: np.argsort(np.argsort(scores[n], kind="stable")) / graph[n].size for n in names}
-    held = [v for v in graph.capture.program.values.values() if v.kind in ("parameter", "buffer")]
-    stays: dict[str, set[int]] = {}
-    for number in dict.fromkeys(graph.widths.class_of(dim) for value in held for dim in value.dims):
-        axes = [graph[n] for n in graph.widths.reaching.get(number, ()) if n in place]
-        labels = [axis.labels[number] for axis in axes]
-        goes = [(found != NONE) & axis.prunable[found] for axis, found in zip(axes, labels, strict=True)]
-        if not axes or not np.logical_or.reduce(goes).all():
-            continue
-        worth = np.min([np.where(g, place[a.name][x], 1.0) for a, x, g in zip(axes, labels, goes, strict=True)], axis=0)
-        best = int(np.argmax(worth))
-        for axis, found, going in zip(axes, labels, goes, strict=True):
-            if going[best] and (len(axes) > 1 or len(np.unique(found)) < axis.size):
-                stays.setdefault(axis.name, set()).add(int(found[best]))
-    return stays
-
-
-class _Choice:
-    """The order in which each axis loses its groups, and the search for how many of each go."""
-
-    def __init__(
-        self,
-        graph: DependencyGraph,
-        scores: dict[str, np.ndarray],
-        target: Target,
-        options: Options,
-        attempt: _Attempt,
-    ) -> None:
-        self.graph = graph
-        self.target = target
-        self.options = options
-        self.attempt = attempt
-        self.rank_scores = scores
-        self.order: dict[str, np.ndarray] = {}
-        self.cap: Counts = {}
-        self.leading: list[str] = []
-        self.lowest: Cost | None = None
-        pinned = inexpressible(graph) if attempt.pin and options.form == "module" else frozenset()
-        if options.scope == "uniform":
-            pinned |= config_bound(graph)
-        open_axes = [a for a in graph.axes if a.name not in pinned and not matches(a, options.protect)]
-        stays = _never_empty(graph, scores, [a.name for a in open_axes if a.prunable.any()])
-        for axis in open_axes:
-            self._order(axis, scores, stays.get(axis.name, set()))
-            if axis.name in self.order and (not options.only or matches(axis, options.only)):
-                self.leading.append(axis.name)
-        if not self.leading:
-            also = " and what the module's Python can't express" if pinned else ""
-            raise NothingToPrune(f"protect, only and floor{also} together leave no group that may go")
-        self.settler: Settler | None = None
-        if attempt.settle:
-            bold = frozenset(self.leading) if attempt.bold else frozenset()
-            self.settler = Settler(graph.sizes, self.order, self.cap, bold)
-
-    def _order(self, axis: Axis, scores: dict[str, np.ndarray], stays: set[int]) -> None:
-        """The groups of an axis that may go, lowest score first, and how many of them at the most."""
-        free = np.setdiff1d(np.flatnonzero(axis.prunable), list(stays))
-        stay = max(1, math.ceil(self.options.floor * axis.size - 1e-9))
-        cap = self._rounded(axis, min(len(free), axis.size - stay))
-        if cap > 0:
-            self.order[axis.name] = free[np.argsort(scores[axis.name][free], kind="stable")]
-            self.cap[axis.name] = cap
-
-    def weigh(self) -> None:
-        """Divide scores by what a group costs, so that the cheapest loss per parameter goes first."""
-        dense = getattr(self.graph.dense_cost, self.target.metric)
-        weighed = {}
-        for name, order in self.order.items():
-            cost = dense - getattr(self.graph.cost({name: order[:1]}), self.target.metric)
-            weighed[name] = self.rank_scores[name] / max(cost, 1)
-        self.rank_scores = weighed
-
-    def plan(self) -> Plan | None:
-        """The plan that meets the target; None where there is none, or it can't be expressed though that was asked."""
-        ranking = _RANKINGS[self.options.scope](self)
-        length = self._shortest(ranking)
-        if length is None:
-            return None
-        counts = self._trimmed(ranking[:length], self._counts(ranking, length))
-        removal = self._removal(counts)
-        plan = Plan.of(self.graph, removal, self._exempt(removal))
-        return None if self.attempt.express and not is_expressible(self.graph, plan.kept()) else plan
-
-    def refusal(self) -> str:
-        """Why there is no plan."""
-        shares = (self.lowest or self.graph.dense_cost).share_of(self.graph.dense_cost)
-        least = ", ".join(f"{m}={shares[m]:.3f}" for m in self.target.shares)
-        return f"a target of {self.target} can't be met: floors, protections and ties allow {least} at the least"
-
-    def slack(self, plan: Plan) -> float:
-        """How far below the target a plan went, in the target's first metric."""
-        metric = self.target.metric
-        return self.target.shares[metric] * getattr(self.graph.dense_cost, metric) - getattr(plan.cost(), metric)
-
-    def is_near(self, slack: float) -> bool:
-        """Is a slack within what one group costs, or one group of each axis of a tie?"""
-        ties = [tie.axes for tie in self.settler.ties] if self.settler is not None else []
-        sets = [(name,) for name in self.leading] + [tuple(a for a in tie if a in self.order) for tie in ties]
-        dense = self._spent({})
-        return slack <= 0 or any(dense - self._spent(dict.fromkeys(names, 1)) >= slack for names in sets)
-
-    def _shortest(self, ranking: list[Item]) -> int | None:
-        """A beginning of the ranking that meets the target by less than its last item; None where all of it doesn't.
-
-        Costs fall nearly linearly, so a guess is where a line through the ends meets the target (the Illinois method: an end
-        that stays counts half), and in the middle where that doesn't close in.
-        """
-        self.lowest = self._cost_at(ranking, len(ranking))
-        above, below = self._over(self.graph.dense_cost), self._over(self.lowest)
-        if above <= 0 or below > 0:
-            return 0 if above <= 0 else None
-        low, high, tries, last = 0, len(ranking), 0, 0.0
-        while high - low > 1:
-            share = above / (above - below) if tries < _GUESSES and above > below else 0.5
-            guess = min(max(low + round((high - low) * share), low + 1), high - 1)
-            over, tries = self._over(self._cost_at(ranking, guess)), tries + 1
-            if over > 0:
-                low, above, below = guess, over, below / 2 if last > 0 else below
-            else:
-                high, below, above = guess, over, above / 2 if last < 0 else above
-                if -over < self._over_without(ranking[guess - 1]):
-                    break
-            last = over
-        return high
-
-    def _over_without(self, item: Item) -> float:
-        """The share of the dense cost that the last item of a beginning saves by itself, in the target's first metric."""
-        dense = self._spent({})
-        return (dense - self._spent(dict(item))) / max(dense, 1)
-
-    def _over(self, cost: Cost) -> float:
-        """By which share of the dense cost a cost is above the target: at most 0 where it is met."""
-        dense = self.graph.dense_cost
-        return max(getattr(cost, m) / max(getattr(dense, m), 1) - share for m, share in self.target.shares.items())
-
-    def _cost_at(self, ranking: list[Item], length: int) -> Cost:
-        return self.graph.cost(self._removal(self._counts(ranking, length)))
-
-    def _exempt(self, removal: Mapping[str, np.ndarray]) -> list[str]:
-        """A note where axes too small for `round_to` lose groups."""
-        step = self.options.round_to
-        small = [name for name in removal if self.graph[name].size < step]
-        if not small:
-            return []
-        more = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
-        return [f"axis {small[0]!r}{more} has fewer than {step} groups, so round_to={step} doesn't hold there"]
-
-    def _trimmed(self, gone: list[Item], counts: Counts) -> Counts:
-        """Settling makes costs jump: what went beyond the target comes back, the last to go first, until nothing can."""
-        if not gone:
-            return counts
-        items = list(dict.fromkeys(reversed(gone)))
-        metric, dense = self.target.metric, getattr(self.graph.dense_cost, self.target.metric)
-        one_group = dense - self._spent({name: 1 for name, _ in items[0]})
-        if self.target.shares[metric] * dense - self._spent(counts) <= one_group:
-            return counts
-        before: Counts = {}
-        while counts != before:
-            before = counts
-            for item in items:
-                counts = self._put_back(item, counts)
-        return counts
-
-    def _put_back(self, item: Item, counts: Counts) -> Counts:
-        """`counts` with one more group of each axis of `item` kept, if the target is still met with less slack."""
-        if not all(counts.get(name) for name, _ in item):
-            return counts
-        fewer = {name: self._rounded(self.graph[name], counts[name] - more) for name, more in item}
-        trial = {**counts, **fewer}
-        if not self._met_by(trial):
-            return counts
-        if self.settler is not None and (not self.attempt.bold or not self.settler.broken(counts)):
-            trial = self.settler.settle(trial)
-        dearer = self._spent(trial) > self._spent(counts)
-        return trial if dearer and self._met_by(trial) else counts
-
-    def _spent(self, counts: Counts) -> int:
-        return int(getattr(self.graph.cost(self._removal(counts)), self.target.metric))
-
-    def _met_by(self, counts: Counts) -> bool:
-        return self.target.met_by(self.graph.cost(self._removal(counts)), self.graph.dense_cost)
-
-    def _counts(self, ranking: list[Item], length: int) -> Counts:
-        counts: Counts = {}
-        for item in ranking[:length]:
-            for name, more in item:
-                counts[name] = counts.get(name, 0) + more
-        for name in counts:
-            counts[name] = self._rounded(self.graph[name], min(counts[name], self.cap[name]))
-        return counts if self.settler is None else self.settler.settle(counts)
-
-    def _rounded(self, axis: Axis, count: int) -> int:
-        """The largest number up to `count` that leaves a multiple of `round_to`."""
-        step = self.options.round_to
-        if axis.size < step:
-            return count
-        stay = math.ceil((axis.size - count) / step) * step
-        return max(axis.size - stay, 0)
-
-    def _removal(self, counts: Counts) -> dict[str, np.ndarray]:
-        return {name: self.order[name][:n] for name, n in counts.items() if n}
-
-
-def _global_ranking(choice: _Choice) -> list[Item]:
-    """All groups of all axes by score; ties by axis and then by position, so that the order is the same everywhere."""
-    entries = []
-    for k, name in enumerate(choice.leading):
-        scores = choice.rank_scores[name][choice.order[name]]
-        entries += [(float(scores[i]), k, i, name) for i in range(choice.cap[name])]
-    return [((name, 1),) for _, _, _, name in sorted(entries)]
-
-
-def _axis_ranking(choice: _Choice) -> list[Item]:
-    """Axes take turns, so that all lose the same share."""
-    entries = []
-    for k, name in enumerate(choice.leading):
-        size = choice.graph[name].size
-        entries += [((i + 1) / size, k, name) for i in range(choice.cap[name])]
-    return [((name, 1),) for _, _, name in sorted(entries)]
-
-
-def _uniform_ranking(choice: _Choice) -> list[Item]:
-    """Kinds of axes take turns; a kind loses one group of each of its axes at once."""
-    kinds: dict[tuple[str, int], list[str]] = {}
-    for name in choice.leading:
-        axis = choice.graph[name]
-        kinds.setdefault((axis.kind, axis.size), []).append(name)
-    entries = []
-    for k, ((_, size), names) in enumerate(kinds.items()):
-        cap = min(choice.cap[n] for n in names)
-        entries += [((i + 1) / size, k, tuple((n, 1) for n in names)) for i in range(cap)]
-    return [item for _, _, item in sorted(entries)]
-
-
-_RANKINGS: dict[str, Callable[[_Choice], list[Item]]] = {
-    "global": _global_ranking,
-    "axis": _axis_ranking,
-    "uniform": _uniform_ranking,
-}

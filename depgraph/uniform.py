@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import quiet
+from depgraph.configs import Place, edited, recorded_edits
 from depgraph.cutting.inputs import make_inputs
 from depgraph.cutting.record import cuts, original_config
 from depgraph.errors import CheckpointError
@@ -25,36 +26,64 @@ from depgraph.errors import CheckpointError
 _MOST_STEPS, _MOST_SECONDS = 12, 60.0
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 Shapes = dict[str, tuple[int, ...]]
-Place = tuple[str, ...]
 Edit = tuple[str, int]
 
 
 def write_plain(model: nn.Module, folder: Path) -> tuple[str, str]:
-    """Write a plain transformers directory; returns why that isn't possible ("" if it was) and which fields were edited.
-
-    Different configs can give the same shapes (8 heads of 9, 6 heads of 12): where one is refused, those that do without
-    one of its edits are tried, as long as that doesn't take a minute.
-    """
+    """Write a plain transformers directory; returns why that isn't possible ("" if it was) and which fields were edited."""
     made = cuts(getattr(model, "depgraph_record", None))
-    start, wanted, became = original_config(model), _shapes(model), sizes(made)
-    banned: list[Edit | None] = [None]  # grows by the edits of the first config found
-    refusals: list[str] = []
+    refusals = []
+    for config, edits in _candidates(model, made):
+        why, rebuilt = _accepted(model, config, made)
+        if not why:
+            rebuilt.save_pretrained(folder)
+            why = _lost(rebuilt, folder)
+            if not why:
+                return "", _names(edits)
+            for file in folder.iterdir():
+                file.unlink()
+        refusals.append(why)
+    none = "no config builds these shapes: layers of unequal widths, or a size that the config doesn't name"
+    return next((why for why in refusals if why), none), ""
+
+
+def _candidates(model: nn.Module, made: list[dict[str, Any]]) -> Iterator[tuple[Any, list[str]]]:
+    """Configs that build the shapes of the model, with the names of their edited integers.
+
+    The plan's own comes first. Different configs can give the same shapes (8 heads of 9, 6 heads of 12): where one is
+    refused, those that do without one of its edits follow, as long as finding them doesn't take a minute.
+    """
+    start, wanted = original_config(model), _shapes(model)
+    planned = recorded_edits(model)
+    config = edited(start, planned)
+    if planned and _distance(type(model), config, wanted) == 0:
+        yield config, [".".join(place) for place in planned]
     late = time.monotonic() + _MOST_SECONDS
+    became = sizes(made)
+    banned: list[Edit | None] = [None]  # grows by the edits of the first config found
     for ban in banned:
         found = _search(type(model), start, wanted, became, ban)
         if found is not None:
-            edited, edits = found
-            why, rebuilt = _accepted(model, edited, made)
-            if not why:
-                rebuilt.save_pretrained(folder)
-                fields = ", ".join(name for name, _ in edits)
-                return "", f"a config edited in {fields} builds it" if fields else "its config builds it as it is"
-            refusals.append(why)
-            banned += edits if ban is None else []
+            banned += found[1] if ban is None else []
+            yield found[0], [name for name, _ in found[1]]
         if time.monotonic() > late:
-            break
-    none = "no config builds these shapes: layers of unequal widths, or a size that the config doesn't name"
-    return refusals[0] if refusals else none, ""
+            return
+
+
+def _lost(model: Any, folder: Path) -> str:
+    """What doesn't come back from a plain directory as it was saved; empty where all does."""
+    library = {"class": type(model).__name__, "attention": model.config._attn_implementation}
+    try:
+        again = read_plain(folder, library).to(model.dtype).state_dict()
+    except CheckpointError as error:
+        return str(error)
+    names = (n for n, t in model.state_dict().items() if n not in again or not torch.equal(t, again[n]))
+    return next((f"transformers doesn't load {name!r} as it was saved" for name in names), "")
+
+
+def _names(edits: list[str]) -> str:
+    fields = ", ".join(edits)
+    return f"a config edited in {fields} builds it" if fields else "its config builds it as it is"
 
 
 def _accepted(model: nn.Module, config: Any, made: list[dict[str, Any]]) -> tuple[str, Any]:

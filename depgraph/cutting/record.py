@@ -27,7 +27,8 @@ def make_record(plan: Plan, form: str, solution: Solution) -> Record:
     """JSON-able: all that is needed to make the same cut again, its costs, and the same of earlier cuts.
 
     `removed` holds removed indices by parameter and dim, `groups` the removed groups by axis, `attributes` the changed
-    integers, `inputs` what the example inputs looked like; a graph form also has what its original was built from.
+    integers, `inputs` what the example inputs looked like, `config` the integers of a config that builds the result (uniform
+    plans only); a graph form also has what its original was built from.
     """
     graph = plan.graph
     earlier = getattr(graph.model, "depgraph_record", None)
@@ -41,6 +42,7 @@ def make_record(plan: Plan, form: str, solution: Solution) -> Record:
         ],
         "axes": {name: [graph[name].size, len(groups)] for name, groups in plan.removal.items()},
         "groups": {name: [int(g) for g in groups] for name, groups in plan.removal.items()},
+        "config": dict(plan.config),
         "free": sorted(graph.free),
         "inputs": describe_inputs(graph.args, graph.kwargs),
         "cost": {"before": asdict(graph.dense_cost), "after": asdict(plan.cost())},

@@ -1,0 +1,167 @@
+"""A uniform plan of a transformers model: only what a config can express, so that the pruned model is one more config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from depgraph.configs import Configs, Edits
+from depgraph.errors import NothingToPrune, TargetError
+from depgraph.explaining import Counts, Explainer
+from depgraph.moves import Finder, Move, added
+from depgraph.plan import Plan
+from depgraph.target import Target
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
+
+_MOST_TRIES = 400
+_NEAR = 0.1  # as a share of the dense model: a plan that is smaller than wanted by no more is taken as it is
+Steps = dict[int, int]  # how many steps of each move, by its number
+
+
+@dataclass(frozen=True)
+class Freedom:
+    """Which groups may go, in their order (`order`, at most `cap` of an axis), and the axes that the user wants narrowed."""
+
+    order: Mapping[str, np.ndarray]
+    cap: Mapping[str, int]
+    leading: list[str]
+    round_to: int
+
+
+def configured_plan(graph: DependencyGraph, freedom: Freedom, target: Target) -> Plan:
+    """The plan that meets `target` by moves that some config expresses; kinds of axes take turns.
+
+    Raises:
+        NothingToPrune: no config expresses any cut.
+        TargetError: what configs express doesn't make the model that small.
+    """
+    search = _Search(graph, freedom, target)
+    steps, edits = search.best()
+    plan = Plan.of(graph, search.removal(steps), search.notes())
+    return replace(plan, config={".".join(place): value for place, value in sorted(edits.items())})
+
+
+class _Search:
+    def __init__(self, graph: DependencyGraph, freedom: Freedom, target: Target) -> None:
+        self.graph, self.freedom, self.target = graph, freedom, target
+        self.explainer = Explainer(graph, freedom.order, freedom.cap)
+        self.finder = Finder(graph, Configs(graph.model), self.explainer)
+        leading = set(freedom.leading)
+        self.moves = [move for move in self.finder.moves if leading & move.counts.keys()]
+        self.name = type(graph.model).__name__
+        if not self.moves:
+            raise NothingToPrune(
+                f"no config of {self.name} expresses a cut that leaves all layers alike: {self._whole()}"
+            )
+
+    def best(self) -> tuple[Steps, Edits]:
+        """Steps that meet the target and that a config expresses, and the edits of that config.
+
+        Moves take turns. Where one whose steps are coarse jumps far past the target, the others are tried without its last
+        step, and what is nearer to the target counts.
+        """
+        limits = [move.most for move in self.moves]
+        chosen = self._fewest(limits)
+        if chosen is None:
+            raise TargetError(self._too_small())
+        while chosen[0] and sum(self.target.shares.values()) - self._spent(chosen[0]) > _NEAR:
+            last = self._last(chosen[0])
+            limits[last] = chosen[0][last] - 1
+            other = self._fewest(limits)
+            if other is None or self._spent(other[0]) <= self._spent(chosen[0]):
+                break
+            chosen = other
+        return chosen
+
+    def _last(self, steps: Steps) -> int:
+        """The move whose step was the last: that which has taken the largest share of its axis."""
+        return max(steps, key=lambda k: (steps[k] * self.moves[k].share, k))
+
+    def _fewest(self, limits: list[int]) -> tuple[Steps, Edits] | None:
+        """The first turns, with at most so many steps of each move, that meet the target and that a config expresses."""
+        ranking = self._ranking(limits)
+        low, high = 0, len(ranking)
+        if not self._met(self._steps(ranking, high)):
+            return None
+        while low < high:
+            middle = (low + high) // 2
+            if self._met(self._steps(ranking, middle)):
+                high = middle
+            else:
+                low = middle + 1
+        for length in range(low, min(len(ranking) + 1, low + _MOST_TRIES)):
+            steps = self._steps(ranking, length)
+            edits = self._expressed(steps)
+            if edits is not None:
+                return steps, edits
+        return None
+
+    def removal(self, steps: Steps) -> dict[str, np.ndarray]:
+        return self.explainer.removal(self._counts(steps))
+
+    def notes(self) -> list[str]:
+        whole = self._whole()
+        return [f"scope='uniform' leaves whole what no config of {self.name} narrows: {whole}"] if whole else []
+
+    def _ranking(self, limits: list[int]) -> list[tuple[float, int, int]]:
+        """All steps of all moves (share of its axis gone, number of the move, steps by then), so that they take turns."""
+        entries = []
+        for k, move in enumerate(self.moves):
+            entries += [(n * move.share, k, n) for n in range(1, limits[k] + 1) if self._is_round(move, n)]
+        return sorted(entries)
+
+    def _is_round(self, move: Move, n: int) -> bool:
+        step = self.freedom.round_to
+        sizes = ((self.graph[a].size, self.graph[a].size - n * gone) for a, gone in move.counts.items())
+        return all(left % step == 0 for size, left in sizes if size > step)
+
+    @staticmethod
+    def _steps(ranking: list[tuple[float, int, int]], length: int) -> Steps:
+        return {k: n for _, k, n in ranking[:length]}
+
+    def _counts(self, steps: Steps) -> Counts:
+        total = added([(self.moves[k], n) for k, n in steps.items()])
+        return {axis: min(n, self.freedom.cap[axis]) for axis, n in total.items()}
+
+    def _met(self, steps: Steps) -> bool:
+        return self.target.met_by(self.graph.cost(self.removal(steps)), self.graph.dense_cost)
+
+    def _spent(self, steps: Steps) -> float:
+        return sum(self.graph.cost(self.removal(steps)).share_of(self.graph.dense_cost)[m] for m in self.target.shares)
+
+    def _expressed(self, steps: Steps) -> Edits | None:
+        """The edits that express so many steps, without the pins that they don't need; None where the class refuses."""
+        edits, counts = self.finder.edits([(self.moves[k], n) for k, n in steps.items()]), self._counts(steps)
+        if not self._leaves(edits, counts):
+            return None
+        shorter = dict(edits)
+        for pin in self.finder.pins:
+            without = {place: value for place, value in shorter.items() if place != pin}
+            pinned = edits[pin] == self.finder.pins[pin]
+            shorter = without if pinned and self._leaves(without, counts) else shorter
+        return next((found for found in (shorter, edits) if not self.finder.why_not(found, counts)), None)
+
+    def _leaves(self, edits: Edits, counts: Counts) -> bool:
+        shapes = self.finder.shapes(edits)
+        return shapes is not None and self.explainer.leaves(counts, shapes)
+
+    def _whole(self) -> str:
+        """The kinds of axes that could lose groups, but in no move."""
+        moved = {axis for move in self.finder.moves for axis in move.counts}
+        return ", ".join(dict.fromkeys(self.graph[name].kind for name in self.freedom.order if name not in moved))
+
+    def _too_small(self) -> str:
+        ranking = self._ranking([move.most for move in self.moves])
+        shares = self.graph.cost(self.removal(self._steps(ranking, len(ranking)))).share_of(self.graph.dense_cost)
+        least = ", ".join(f"{m}={shares[m]:.3f}" for m in self.target.shares)
+        whole = self._whole()
+        stays = f"; no config narrows {whole}" if whole else ""
+        return (
+            f"a target of {self.target} can't be met with scope='uniform': what configs of {self.name} express, floors and "
+            f"protections allow {least} at the least{stays}"
+        )

@@ -1,0 +1,96 @@
+"""How a plan is made: the options of `graph.plan`, and the patterns that name axes."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+from depgraph.axes import Axis
+from depgraph.errors import PlanError
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
+
+Pattern = str | Axis | Callable[[Axis], bool]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the budget is spread.
+
+    scope: "global" (one ranking of all groups), "axis" (the same share of every axis), "uniform" (the same number of
+        groups in all axes of one kind, so that all layers keep equal widths; of a model of transformers only what some
+        config expresses goes, see `depgraph.moves`, so that it can be saved as a plain directory).
+    rank: "score", or "density" (score per cost, for scores that add up, such as Taylor's); "auto" asks the scorer.
+    round_to: keep a multiple of this many groups; axes that have fewer than that to begin with are cut freely, and noted.
+    floor: the least share of every axis that stays (one group always does).
+    protect, only: axes to leave whole, and the only ones to touch: name patterns, axes or callables.
+    form: "module" also leaves whole what the module's Python can't express; "auto" and "graph" don't.
+    """
+
+    scope: str = "global"
+    rank: str = "auto"
+    round_to: int = 1
+    floor: float = 0.0
+    protect: tuple[Pattern, ...] = ()
+    only: tuple[Pattern, ...] = ()
+    form: str = "auto"
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """Options from keywords; raises PlanError for an unknown one or a value out of range."""
+        known = {f.name for f in fields(cls)}
+        for name in given:
+            if name not in known:
+                raise PlanError(f"plan has no option {name!r}; it takes {', '.join(sorted(known))}")
+        listed = {n: _listed(given[n]) for n in ("protect", "only") if n in given}
+        options = cls(**{**given, **listed})
+        for name, allowed in {"scope": SCOPES, "rank": ("auto", "score", "density"), "form": FORMS}.items():
+            if getattr(options, name) not in allowed:
+                raise PlanError(f"plan option {name}={getattr(options, name)!r} is not one of {', '.join(allowed)}")
+        if not isinstance(options.round_to, int) or isinstance(options.round_to, bool) or options.round_to < 1:
+            raise PlanError(f"plan option round_to={options.round_to!r} must be a whole number of groups, 1 or more")
+        if not isinstance(options.floor, Real) or not 0 <= options.floor <= 1:
+            raise PlanError(f"plan option floor={options.floor!r} must be a share between 0 and 1")
+        return options
+
+    def check_patterns(self, graph: DependencyGraph) -> None:
+        """Raise PlanError for a name or axis that is none of the graph's: it is a slip, and would protect nothing."""
+        for option in ("protect", "only"):
+            for pattern in getattr(self, option):
+                named = isinstance(pattern, (str, Axis))
+                if named and not any(matches(axis, (pattern,)) for axis in graph.axes):
+                    name = pattern if isinstance(pattern, str) else pattern.name
+                    raise PlanError(f"{option}={name!r} names no axis and no parameter of one: graph.axes lists them")
+
+
+SCOPES = ("global", "axis", "uniform")
+FORMS = ("auto", "module", "graph")
+
+
+def _listed(given: Any) -> tuple[Pattern, ...]:
+    if isinstance(given, (str, Axis)) or callable(given):
+        return (given,)
+    listed = tuple(given) if isinstance(given, Iterable) else (given,)
+    for pattern in listed:
+        if not (isinstance(pattern, (str, Axis)) or callable(pattern)):
+            raise PlanError(f"{pattern!r} names no axis: protect and only take name patterns, axes or callables")
+    return listed
+
+
+def matches(axis: Axis, patterns: Iterable[Pattern]) -> bool:
+    """Does any pattern name the axis, one of its members (shell wildcards), or answer True to it?"""
+    for pattern in patterns:
+        if isinstance(pattern, Axis):
+            if pattern.name == axis.name:
+                return True
+        elif isinstance(pattern, str):
+            names = (axis.name, *(m.target for m in axis.members))
+            if any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names):
+                return True
+        elif pattern(axis):
+            return True
+    return False
