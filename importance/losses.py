@@ -42,7 +42,7 @@ def next_token(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Te
     return functional.cross_entropy(wide, targets.flatten(), ignore_index=IGNORED)
 
 
-HINT = "give loss=callable(output, batch) that returns a scalar (to the score, or in the dict of the command's file.py:function)"
+HINT = "pass loss=callable(output, batch) that returns a scalar (to the command: as 'loss' in the dict of file.py:function)"
 
 
 def own_loss(output: Any, inputs: Mapping[str, Any]) -> Tensor:

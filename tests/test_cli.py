@@ -302,7 +302,7 @@ def test_a_function_may_bring_the_loss_of_a_classifier(run: Run, given: Path) ->
     wish = ("--keep", "params=0.5", "--dry-run", "--score", "taylor")
     assert run("prune", f"{given}:with_loss", *wish).code == 0
     done = run("prune", f"{given}:without_loss", *wish)
-    assert "give loss=callable(output, batch) that returns a scalar (to the score, or in the dict" in done.sentence
+    assert "returns a scalar (to the command: as 'loss' in the dict of file.py:function)" in done.sentence
 
 
 def test_options_reach_the_plan(run: Run, given: Path) -> None:
