@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ from torch import nn
 
 from depgraph.axes import Axis, build_axes
 from depgraph.capture.capturing import Capture, capture
+from depgraph.collecting import uncollected
 from depgraph.coupling import Classes
 from depgraph.errors import CaptureError, PlanError
 from depgraph.widths import Cost, Removal, Widths
@@ -54,25 +53,13 @@ def trace(
         raise CaptureError(f"trace takes a torch.nn.Module, not a {type(model).__name__}: give a module with a forward")
     args = args if isinstance(args, tuple) else tuple(args) if isinstance(args, list) else (args,)
     free, fixed = tuple(free), tuple(fixed)
-    with _no_collection():
+    with uncollected():
         captured = capture(model, args, kwargs or {}, strict)
         for name in (*free, *fixed):
             if name not in captured.program.outputs:
                 raise PlanError(f"the model has no {name}; it has {', '.join(captured.program.outputs)}")
         lifted = (frozenset(free) | captured.program.by_products) - frozenset(fixed)
         return DependencyGraph(model, args, dict(kwargs or {}), captured, lifted)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without the garbage collector: of the many small objects of a graph nearly all stay, and going through them is dear."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
 
 
 class DependencyGraph:
@@ -131,7 +118,8 @@ class DependencyGraph:
         """Choose which groups go; see `depgraph.options.Options` for the options."""
         from depgraph.planning import make_plan
 
-        return make_plan(self, scorer, target, **options)
+        with uncollected():
+            return make_plan(self, scorer, target, **options)
 
     def cut_plan(self, removal: Removal) -> Plan:
         """A plan that removes just the given groups (axis name -> group numbers)."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from depgraph.collecting import uncollected
 from depgraph.errors import CheckpointError, PlanError
 from depgraph.widths import Cost, Kept, Removal
 
@@ -166,19 +167,22 @@ class Plan:
         """A new, smaller, checked module; the original stays as it is. See `depgraph.cutting.apply` for the options."""
         from depgraph.cutting.applying import apply
 
-        return apply(self, **options).model
+        with uncollected():
+            return apply(self, **options).model
 
     def apply_(self, **options: Any) -> nn.Module:
         """Cut the graph's own model in place, checked, and return it; a failed cut leaves it as it was."""
         from depgraph.cutting.applying import apply_in_place
 
-        return apply_in_place(self, **options).model
+        with uncollected():
+            return apply_in_place(self, **options).model
 
     def apply_with_report(self, **options: Any) -> CutReport:
         """As `apply`, with the report of what was cut and checked beside the model."""
         from depgraph.cutting.applying import apply
 
-        return apply(self, **options)
+        with uncollected():
+            return apply(self, **options)
 
     def __str__(self) -> str:
         from depgraph.report import plan_text
