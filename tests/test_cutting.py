@@ -482,3 +482,15 @@ def test_the_graph_form_trains_and_evaluates() -> None:
     assert again.training
     again(inputs).sum().backward()
     assert all(parameter.grad is not None for parameter in again.parameters())
+
+
+@pytest.mark.parametrize("draw", [lambda h: h + torch.rand(1), lambda h: h + torch.rand(3, 1)])
+def test_random_numbers_of_one_shape_are_drawn_alike_in_both(draw: Any) -> None:
+    report = depgraph.trace(Numbered(draw), torch.randn(3, 12)).cut_plan({"first.weight:0": [0, 1]}).apply_with_report()
+    assert report.check.error < 1e-5
+
+
+def test_a_model_that_is_random_in_eval_mode_is_said_to_be() -> None:
+    graph = depgraph.trace(Numbered(lambda h: F.dropout(h, 0.5, training=True)), torch.randn(3, 12))
+    with pytest.raises(CheckError, match="draws random numbers in eval mode"):
+        graph.cut_plan({"first.weight:0": [0, 1]}).apply()

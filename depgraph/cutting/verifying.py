@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Verifier:
         `follow_calls` is given the torch calls of the pruned model and returns how many it compared.
         """
         graph = self.graph
-        with quiet(model), torch.no_grad():
+        with quiet(model), torch.no_grad(), _same_draws():
             output, calls = replay(model, graph.args, graph.kwargs)
         compared = follow_calls(calls, self.plan.kept()) if follow_calls is not None else 0
         if self.on_meta:
@@ -73,18 +74,32 @@ class Verifier:
         error = difference(got, expected)
         check = Check(error, difference(expected, moved), tolerance, len(self.exact), len(self.mixed), compared)
         if not error <= tolerance:
+            self._require_repeatable(original, tolerance)
             raise CheckError(
                 f"the pruned {type(model).__name__} differs from the zeroed original by {error:.1e} of the largest output "
                 f"(allowed {tolerance:.0e}, the removal itself moved it by {check.sensitivity:.1e}){self._leaks()}"
             )
         return check
 
+    def _require_repeatable(self, original: list[tuple[Value, torch.Tensor]], tolerance: float) -> None:
+        """Raise CheckError when the original doesn't compute the same twice: then no comparison says anything."""
+        empty = self.graph.widths.at({})
+        again = Reference(self.graph.capture.exported, self.graph.capture.program, empty, empty)
+        with torch.no_grad():
+            found = again.run(self.fetch, self.graph.args, self.graph.kwargs)
+        if difference([t for _, t in found], [t for _, t in original]) > tolerance:
+            raise CheckError(
+                f"{type(self.graph.model).__name__} computes something else each time it runs (it draws random numbers in "
+                "eval mode), so that nothing can be compared with it: take that out, or apply with check='none'"
+            )
+
     def _leaks(self) -> str:
         places = list(dict.fromkeys(leak.where for leak in self.graph.capture.recording.leaks))
         return f"; sizes become floats at {', '.join(places[:3])}" if places else ""
 
     def _run(self, reference: Reference) -> list[tuple[Value, torch.Tensor]]:
-        return reference.run(self.fetch, self.graph.args, self.graph.kwargs)
+        with _same_draws():
+            return reference.run(self.fetch, self.graph.args, self.graph.kwargs)
 
     @staticmethod
     def _narrow(outputs: list[tuple[Value, torch.Tensor]], kept: Kept, already: Kept) -> Tensors:
@@ -100,6 +115,14 @@ class Verifier:
                     tensor = tensor.index_select(d, torch.from_numpy(positions).to(tensor.device))
             narrow.append(tensor)
         return narrow
+
+
+@contextlib.contextmanager
+def _same_draws() -> Iterator[None]:
+    """The random numbers drawn within are the same each time; the random state is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def difference(got: Tensors, expected: Tensors) -> float:
