@@ -76,7 +76,15 @@ class _Search:
             if other is None or self._spent(other[0]) <= self._spent(chosen[0]):
                 break
             chosen = other
-        return chosen
+        return self._spared(*chosen)
+
+    def _spared(self, steps: Steps, edits: Edits) -> tuple[Steps, Edits]:
+        """The same without the moves that a coarse step has made needless."""
+        for k in sorted(steps, key=lambda k: self.moves[k].share):
+            fewer = {j: n for j, n in steps.items() if j != k}
+            if fewer and self._met(fewer) and (found := self._expressed(fewer)) is not None:
+                steps, edits = fewer, found
+        return steps, edits
 
     def _last(self, steps: Steps) -> int:
         """The move whose step was the last: that which has taken the largest share of its axis."""
