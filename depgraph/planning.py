@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,7 +38,8 @@ class Options:
 
     scope: "global" (one ranking of all groups), "axis" (the same share of every axis), "uniform" (the same number of
         groups in all axes of one kind, so that all layers keep equal widths; attention's query-key width, which code
-        computes scales and rotary tables from when it is built, stays whole).
+        computes scales and rotary tables from when it is built, stays whole); "auto" is "axis" for a scorer whose
+        attribute `comparable` is False, else "global".
     rank: "score", or "density" (score per cost, for scores that add up, such as Taylor's); "auto" asks the scorer.
     round_to: keep a multiple of this many groups of every axis that has more groups than that.
     floor: the least share of every axis that stays (one group always does).
@@ -46,7 +47,7 @@ class Options:
     form: "module" also leaves whole what the module's Python can't express; "auto" and "graph" don't.
     """
 
-    scope: str = "global"
+    scope: str = "auto"
     rank: str = "auto"
     round_to: int = 1
     floor: float = 0.0
@@ -63,7 +64,11 @@ class Options:
                 raise PlanError(f"plan has no option {name!r}; it takes {', '.join(sorted(known))}")
         listed = {n: _listed(given[n]) for n in ("protect", "only") if n in given}
         options = cls(**{**given, **listed})
-        for name, allowed in {"scope": tuple(_RANKINGS), "rank": ("auto", "score", "density"), "form": FORMS}.items():
+        for name, allowed in {
+            "scope": ("auto", *_RANKINGS),
+            "rank": ("auto", "score", "density"),
+            "form": FORMS,
+        }.items():
             if getattr(options, name) not in allowed:
                 raise PlanError(f"plan option {name}={getattr(options, name)!r} is not one of {', '.join(allowed)}")
         if not isinstance(options.round_to, int) or options.round_to < 1:
@@ -111,6 +116,8 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
         raise TargetError(f"expected a Target such as depgraph.Target(params=0.7), got {target!r}")
     if not any(axis.prunable.any() for axis in graph.axes):
         raise NothingToPrune(_nothing(graph))
+    if options.scope == "auto":
+        options = replace(options, scope="global" if getattr(scorer, "comparable", True) else "axis")
     choice = _Choice(graph, checked_scores(graph, scorer), target, options)
     if options.rank == "auto" and getattr(scorer, "additive", False) or options.rank == "density":
         choice.weigh()
