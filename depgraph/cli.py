@@ -74,7 +74,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
     data: o.Data = None,
     out: o.Out = None,
     onnx: o.Onnx = False,
-    scope: o.Scope = "global",
+    scope: o.Scope = "auto",
     round_to: o.RoundTo = 1,
     floor: o.Floor = 0.0,
     protect: o.Protect = None,

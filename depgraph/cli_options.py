@@ -14,7 +14,7 @@ from depgraph.errors import TargetError
 from depgraph.target import METRICS, Target
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Scopes = Literal["global", "axis", "uniform"]
+Scopes = Literal["auto", "global", "axis", "uniform"]
 Forms = Literal["auto", "module", "graph"]
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="a folder, or file.py:function", show_default=False)]
@@ -33,7 +33,9 @@ Score = Annotated[str, typer.Option(help="what a group is worth: taylor, magnitu
 Data = Annotated[Path | None, typer.Option(help="a text file to score with; its end is held out to measure on")]
 Out = Annotated[Path | None, typer.Option(help="a new folder for the pruned model and its plan")]
 Onnx = Annotated[bool, typer.Option("--onnx", help="write model.onnx there too, and check it")]
-Scope = Annotated[Scopes, typer.Option(help="one ranking, or the same share of each axis or kind of axis")]
+Scope = Annotated[
+    Scopes, typer.Option(help="one ranking, or the same share of each axis or kind of axis; auto: as the score asks")
+]
 RoundTo = Annotated[int, typer.Option(help="keep a multiple of this many groups (not of axes that have fewer)", min=1)]
 Floor = Annotated[float, typer.Option(help="the least share of every axis that stays", min=0, max=1)]
 Protect = Annotated[list[str] | None, typer.Option(help="leave alone axes of this pattern (repeatable)")]

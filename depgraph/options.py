@@ -23,7 +23,8 @@ class Options:
 
     scope: "global" (one ranking of all groups), "axis" (the same share of every axis), "uniform" (the same number of
         groups in all axes of one kind, so that all layers keep equal widths; of a model of transformers only what some
-        config expresses goes, see `depgraph.moves`, so that it can be saved as a plain directory).
+        config expresses goes, see `depgraph.moves`, so that it can be saved as a plain directory); "auto" is "axis" for a
+        scorer whose attribute `comparable` is False, else "global".
     rank: "score", or "density" (score per cost, for scores that add up, such as Taylor's); "auto" asks the scorer.
     round_to: keep a multiple of this many groups; axes that have fewer than that to begin with are cut freely, and noted.
     floor: the least share of every axis that stays (one group always does).
@@ -31,7 +32,7 @@ class Options:
     form: "module" also leaves whole what the module's Python can't express; "auto" and "graph" don't.
     """
 
-    scope: str = "global"
+    scope: str = "auto"
     rank: str = "auto"
     round_to: int = 1
     floor: float = 0.0
@@ -67,7 +68,7 @@ class Options:
                     raise PlanError(f"{option}={name!r} names no axis and no parameter of one: graph.axes lists them")
 
 
-SCOPES = ("global", "axis", "uniform")
+SCOPES = ("auto", "global", "axis", "uniform")
 FORMS = ("auto", "module", "graph")
 
 

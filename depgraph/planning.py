@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,8 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
         PlanError: an option is unknown or out of range, a pattern names no axis, or the model has changed.
     """
     options = Options.of(given)
+    if options.scope == "auto":
+        options = replace(options, scope="global" if getattr(scorer, "comparable", True) else "axis")
     if not isinstance(target, Target):
         raise TargetError(f"expected a Target such as depgraph.Target(params=0.7), got {target!r}")
     options.check_patterns(graph)

@@ -18,7 +18,11 @@ Scores = Mapping[str, np.ndarray]
 
 
 class Scorer(Protocol):
-    """Anything that gives each axis, by name, an array [number of groups]: higher is kept longer."""
+    """Anything that gives each axis, by name, an array [number of groups]: higher is kept longer.
+
+    Two attributes, which a scorer may have, say how a plan spreads its budget unless told otherwise: `comparable` (True if
+    absent) whether scores compare across axes, `additive` (False if absent) whether those of several groups add up.
+    """
 
     def __call__(self, graph: DependencyGraph, /) -> Scores: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ class Magnitude:
     """Group magnitude (METHODS.md 2.4): per tensor the sum of |w|**p over all dims but the axis's own, no root.
 
     Norm scales and biases count as tensors of one dim. By default the tensors of a group are averaged and the scores of
-    each axis divided by their mean, without which a wide axis couldn't be compared with a narrow one.
+    each axis divided by their mean. That brings them to one scale, but not to one meaning: a head at half the mean of its
+    axis isn't worth a neuron at half the mean of its own. So a plan takes the same share of every axis, the local pruning
+    that LLM-Pruner and Torch-Pruning default to, unless it is asked for `scope="global"`.
 
     Args:
         p: the power, above 0.
@@ -29,6 +32,8 @@ class Magnitude:
 
     Raises ScoreError: for `p` out of range or an unknown name; when called, for NaN or infinite weights.
     """
+
+    comparable: ClassVar[bool] = False
 
     p: float = 2.0
     reduction: ReductionSpec = "mean"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -12,7 +13,13 @@ from depgraph import DependencyGraph
 
 @dataclass(frozen=True)
 class Random:
-    """A score for every group, uniform in [0, 1); an axis's scores depend on the seed and its name alone."""
+    """A score for every group, uniform in [0, 1); an axis's scores depend on the seed and its name alone.
+
+    A number drawn for a neuron says nothing beside one drawn for a head sixty times its size: by default a plan takes the
+    same share of every axis.
+    """
+
+    comparable: ClassVar[bool] = False
 
     seed: int = 0
 

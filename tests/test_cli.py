@@ -316,7 +316,8 @@ def test_options_reach_the_plan(run: Run, given: Path) -> None:
 
 
 def test_random_scores_depend_on_the_seed_alone(run: Run, given: Path) -> None:
-    wish = ("prune", f"{given}:pair", "--keep", "params=0.5", "--score", "random", "--dry-run", "--json", "--seed")
+    wish = ("prune", f"{given}:pair", "--keep", "params=0.5", "--score", "random", "--scope", "global")
+    wish += ("--dry-run", "--json", "--seed")
     first, again, other = (run(*wish, seed).json["axes"] for seed in (1, 1, 2))
     assert first == again != other
 

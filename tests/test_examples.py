@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,16 @@ def _scripts() -> list[str]:
 @pytest.mark.parametrize("name", _scripts())
 def test_example_runs_and_prints_something(name: str, run_python: Callable[..., str]) -> None:
     assert run_python(f"examples/{name}.py").strip()
+
+
+@pytest.mark.slow
+def test_the_demo_shows_taylor_before_magnitude_before_random(run_python: Callable[..., str]) -> None:
+    """Held-out perplexities at 80%: the mean of Random's seeds is the worst."""
+    rows = [re.split(r"\s*[│┃]\s*", line) for line in run_python("examples/demo.py").splitlines()]
+    found = {
+        row[1].split(",")[0]: float(row[6].split()[0]) for row in rows if len(row) > 6 and row[2] in ("80%", "100%")
+    }
+    assert found["dense"] < found["taylor"] < found["magnitude"] < found["random"]
 
 
 @pytest.mark.slow

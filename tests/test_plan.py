@@ -356,6 +356,26 @@ def test_scores_that_add_up_are_ranked_by_what_a_group_costs(graph: Graph) -> No
     assert list(graph.plan(Summed(1.2)(graph), target, rank="density").removal) == [second]
 
 
+def test_scores_that_do_not_compare_across_axes_take_the_same_share_of_each(graph: Graph) -> None:
+    class Scored:
+        """Scores of which the first axis's are all lower."""
+
+        def __call__(self, graph: Graph, /) -> dict[str, np.ndarray]:
+            return {axis.name: np.arange(axis.size) + 100.0 * k for k, axis in enumerate(graph.axes)}
+
+    class OfTheAxis(Scored):
+        comparable = False
+
+    first, second = (axis.name for axis in graph.axes)
+    target = depgraph.Target(params=0.6)
+    assert list(graph.plan(Scored(), target).removal) == [first]
+    assert list(graph.plan(Scored()(graph), target).removal) == [first]
+    assert list(graph.plan(OfTheAxis(), target, scope="global").removal) == [first]
+    alike = graph.plan(OfTheAxis(), target)
+    assert alike.to_json() == graph.plan(Scored(), target, scope="axis").to_json()
+    assert list(alike.removal) == [first, second]
+
+
 @pytest.mark.parametrize(
     "option",
     [

@@ -51,6 +51,18 @@ def test_one_tensor_times_c_counts_its_term_times_c_to_the_p() -> None:
     np.testing.assert_allclose(found, [1 + 8 * 27, 9 + 8, 27 + 8, 2])
 
 
+@pytest.mark.parametrize("scorer", [importance.Magnitude(), importance.Random(0)])
+def test_plans_take_the_same_share_of_every_axis(scorer: importance.Magnitude | importance.Random) -> None:
+    """The first layer's rows differ far more than the second's, which says nothing about what either is worth."""
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 3))
+    with torch.no_grad():
+        model[0].weight.mul_(torch.linspace(0.1, 10, 40)[:, None])
+    graph = depgraph.trace(model.eval(), torch.randn(2, 6))
+    removal = graph.plan(scorer, depgraph.Target(params=0.7)).removal
+    shares = [len(removal[axis.name]) / axis.size for axis in graph.axes]
+    assert shares[0] == pytest.approx(shares[1], abs=1 / 20)
+
+
 def test_buffers_have_no_score() -> None:
     model = Weights(o=W_O)
     model.register_buffer("statistics", torch.full((4,), 100.0))
