@@ -9,6 +9,7 @@ import importance
 from benchmarks.measuring import Stopwatch, forward_seconds, parameters, resident, tiny
 from benchmarks.models import Case
 from depgraph.capture.capturing import capture
+from depgraph.collecting import uncollected
 from depgraph.cutting.applying import apply_in_place
 from depgraph.cutting.verifying import Verifier, follow_shapes
 from depgraph.dependency import DependencyGraph
@@ -28,9 +29,9 @@ def prune(case: Case, keep: float) -> dict[str, Any]:
     with watch.phase("plan"):
         plan = graph.plan(importance.Magnitude(), depgraph.Target(params=keep), scope="axis")
     verifier = Verifier(plan)
-    with watch.phase("cut"):
+    with uncollected(), watch.phase("cut"):
         report = apply_in_place(plan, check="none")
-    with watch.phase("check"):
+    with uncollected(), watch.phase("check"):
         found = verifier.check(report.model, follow_shapes(graph))
     result = {"forward": forward, "base": base, "kept": parameters(case.model) / dense, "axes": len(graph.axes)}
     return {**result, "phases": watch.phases, "error": found.error, "runs": True}
@@ -44,8 +45,10 @@ def axes(case: Case) -> dict[str, Any]:
 
 
 def _trace(case: Case, watch: Stopwatch) -> DependencyGraph:
-    with watch.phase("capture"):
-        captured = capture(case.model, case.args, {})
-    with watch.phase("coupling"):
-        graph = DependencyGraph(case.model, case.args, {}, captured, frozenset())
+    """`depgraph.trace` in two phases."""
+    with uncollected():
+        with watch.phase("capture"):
+            captured = capture(case.model, case.args, {})
+        with watch.phase("coupling"):
+            graph = DependencyGraph(case.model, case.args, {}, captured, frozenset(captured.program.by_products))
     return graph

@@ -163,7 +163,7 @@ class _Writer(proxies.OperatorMode):
         def run() -> Any:
             return proxies.at_once(func, args, kwargs)
 
-        if traits.changes_inputs or traits.makes_from_nothing or traits.random:
+        if traits.changes_inputs or traits.makes_from_nothing:
             return run()
         return proxies.at_once(self.remembered, (func, args, kwargs, run), {})
 

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from depgraph.capture.recording import Comparison, Site, current
 from depgraph.capture.sizes import Attr, Const, Expr, Op, ShapeOf, attributes, describe, evaluate
-from depgraph.cutting.rewriting import Sized, call_arguments, rewrite
+from depgraph.cutting.rewriting import Prepared, Sized, call_arguments, prepare, rewritten
 from depgraph.widths import Kept
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class SizeRules:
             if isinstance(site.expr, Attr) and site.node in self.nodes and isinstance(site.value, int):
                 self.users.setdefault(site.expr, []).append(site)
         self._now: dict[Attr, int] = {}
+        self._prepared: dict[str, Prepared | None] = {}
 
     def now(self, attr: Attr) -> int:
         """The value of an attribute in the uncut model."""
@@ -92,7 +93,9 @@ class SizeRules:
         return [self.values[f"{node.name}:{k}"] for k in range(count) if f"{node.name}:{k}" in self.values]
 
     def rewritten(self, name: str, kept: Kept) -> Sized | None:
-        return rewrite(self.nodes[name], self.values, kept)
+        if name not in self._prepared:
+            self._prepared[name] = prepare(self.nodes[name], self.values)
+        return rewritten(self._prepared[name], kept)
 
     def needed(self, site: Site, kept: Kept) -> Any:
         """What the number at `site` must be after the cut; None where the operator itself would have to change."""

@@ -6,8 +6,9 @@ where removed groups would feed the rest. With nothing sliced, this is the origi
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from depgraph.graph import Program, Value
 from depgraph.widths import Kept
 
 Fetch = Callable[[str], torch.Tensor]
+Outputs = list[tuple[Value, torch.Tensor]]
 _PRODUCTS = frozenset(["linear", "addmm", "mm", "matmul", "conv1d", "conv2d", "conv3d", "embedding"])
 _HEAVIER = 8  # from this ratio on it costs less to fit what a weight is multiplied with to the weight than to slice it
 
@@ -42,6 +44,7 @@ class Reference:
         self.sliced = sliced
         self.masks = self._masks(zeroed)
         self.last_use = _last_uses(exported)
+        self.random_state: torch.Tensor | None = None
 
     def _masks(self, zeroed: Kept) -> dict[str, dict[str, list[tuple[int, np.ndarray]]]]:
         """For each operator and operand, the positions to fill with zeros, after slicing.
@@ -53,7 +56,7 @@ class Reference:
             value = self.program.values[c.operand]
             axes = frozenset(zeroed.widths.axes_of(value.dim(c.dim))) & zeroed.masks.keys()
             if axes:
-                size = int(np.prod(value.shape))
+                size = math.prod(value.shape)
                 found.setdefault(c.op, []).append((size, value, c.dim, axes))
         masks: dict[str, dict[str, list[tuple[int, np.ndarray]]]] = {}
         for op, operands in found.items():
@@ -71,8 +74,13 @@ class Reference:
         here = np.arange(value.shape[dim]) if here is None else here
         return np.flatnonzero(~np.isin(here, here if stays is None else stays))
 
-    def run(self, fetch: Fetch, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[Value, torch.Tensor]]:
+    def run(self, fetch: Fetch, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Outputs:
         """The program's tensor outputs with their values; `fetch` gives a tensor of the original by name."""
+        (found,) = run_together([self], fetch, args, kwargs)
+        return found
+
+    def _steps(self, fetch: Fetch, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Generator[None, None, Outputs]:
+        """Run the program, a node a step."""
         given = iter(pytree.tree_leaves((args, dict(kwargs))))
         specs = {spec.arg.name: spec for spec in self.exported.graph_signature.input_specs}
         env: dict[Node, Any] = {}
@@ -84,13 +92,24 @@ class Reference:
             elif node.op == "get_attr":
                 env[node] = getattr(self.exported.graph_module, str(node.target))
             elif node.op == "call_function":
-                env[node] = self._call(node, env, fetch)
+                env[node] = self._drawn(node, env, fetch) if _draws(node) else self._call(node, env, fetch)
             else:
                 found = [n for n in pytree.tree_leaves(node.args) if isinstance(n, Node)]
                 outputs = [(n, self._cut(n, env, fetch)) for n in found]
             for dead in self.last_use.get(node, ()):
                 env.pop(dead, None)
+            yield
         return [(self.program.values[n.name], o) for n, o in outputs if isinstance(o, torch.Tensor)]
+
+    def _drawn(self, node: Node, env: Mapping[Node, Any], fetch: Fetch) -> Any:
+        """A node that draws random numbers: from a state of this run's own."""
+        outside = torch.get_rng_state()
+        if self.random_state is not None:
+            torch.set_rng_state(self.random_state)
+        made = self._call(node, env, fetch)
+        self.random_state = torch.get_rng_state()
+        torch.set_rng_state(outside)
+        return made
 
     def _cut(self, node: Node, env: Mapping[Node, Any], fetch: Fetch) -> Any:
         """What a node made; a tensor of the original narrowed as the plan says."""
@@ -139,14 +158,33 @@ class Reference:
         values = [self.program.values[n.name] for n in node.all_input_nodes]
         stored = [v for n, v in zip(node.all_input_nodes, values, strict=True) if isinstance(env[n], _Stored)]
         moving = [*(v for v in values if v not in stored), self.program.values[node.name]]
-        large = max(stored, key=lambda v: int(np.prod(v.shape)), default=None)
+        large = max(stored, key=lambda v: math.prod(v.shape), default=None)
         if large is None or self.sliced.shape(large) == large.shape:
             return False
-        return int(np.prod(large.shape)) > _HEAVIER * sum(int(np.prod(v.shape)) for v in moving)
+        return math.prod(large.shape) > _HEAVIER * sum(math.prod(v.shape) for v in moving)
 
     def _unsliced(self, value: Value, dim: int, at: np.ndarray) -> np.ndarray:
         here = self.sliced.of(value, dim)
         return at if here is None else here[at]
+
+
+def run_together(
+    references: list[Reference], fetch: Fetch, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[Outputs]:
+    """Run several side by side, node by node, so that a weight is read from memory once; the outputs of each."""
+    runs = [reference._steps(fetch, args, kwargs) for reference in references]
+    results: dict[int, Outputs] = {}
+    while len(results) < len(runs):
+        for number, steps in enumerate(runs):
+            try:
+                next(steps)
+            except StopIteration as end:
+                results[number] = end.value
+    return [results[number] for number in range(len(runs))]
+
+
+def _draws(node: Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _name(node: Node) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -69,8 +69,18 @@ def _rewrites(*names: str) -> Callable[[Rewrite], Rewrite]:
     return register
 
 
-def rewrite(node: Node, values: dict[str, Value], kept: Kept, actual: Node | None = None) -> Sized | None:
-    """What the operator of `node` must be called with after the cut; None when it stays as it is.
+class Prepared(NamedTuple):
+    """All that is known of an operator before a cut: what says what changes, and its tensors."""
+
+    node: Node
+    function: Rewrite
+    arguments: dict[str, Any]
+    source: Value | None
+    outputs: list[Value]
+
+
+def prepare(node: Node, values: dict[str, Value], actual: Node | None = None) -> Prepared | None:
+    """Look an operator up; None where none of its arguments depends on a size.
 
     `actual` is the same operator in another capture (with symbolic sizes): its arguments are the ones to change.
     """
@@ -78,14 +88,27 @@ def rewrite(node: Node, values: dict[str, Value], kept: Kept, actual: Node | Non
     function = _TABLE.get(target) or _TABLE.get(target.rsplit(".", 1)[0])
     if function is None:
         return None
-    arguments = by_name(actual or node)
-    tensors = [a for a in by_name(node).values() if isinstance(a, Node)]
-    source = values.get(tensors[0].name) if tensors else None
+    arguments = by_name(node)
+    first = next((a for a in arguments.values() if isinstance(a, Node)), None)
+    source = values.get(first.name) if first is not None else None
     many = isinstance(node.meta.get("val"), (tuple, list))
     names = [f"{node.name}:{k}" for k in range(len(node.meta["val"]))] if many else [node.name]
-    sized = Sized(node, arguments, source, [values[n] for n in names if n in values], kept)
-    function(sized)
+    outputs = [values[n] for n in names if n in values]
+    return Prepared(node, function, by_name(actual) if actual is not None else arguments, source, outputs)
+
+
+def rewritten(prepared: Prepared | None, kept: Kept) -> Sized | None:
+    """What an operator must be called with after a cut; None when it stays as it is."""
+    if prepared is None:
+        return None
+    sized = Sized(prepared.node, prepared.arguments, prepared.source, prepared.outputs, kept)
+    prepared.function(sized)
     return sized if sized.changes or sized.target is not None else None
+
+
+def rewrite(node: Node, values: dict[str, Value], kept: Kept, actual: Node | None = None) -> Sized | None:
+    """`rewritten` of what `prepare` finds."""
+    return rewritten(prepare(node, values, actual), kept)
 
 
 def by_name(node: Node) -> dict[str, Any]:

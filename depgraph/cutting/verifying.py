@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import quiet
 from depgraph.capture.recording import Call, replay
-from depgraph.cutting.reference import Reference
+from depgraph.cutting.reference import Outputs, Reference, run_together
 from depgraph.cutting.report import Check
 from depgraph.errors import CheckError
 from depgraph.graph import Value
@@ -64,10 +64,8 @@ class Verifier:
         widths, empty = graph.widths, graph.widths.at({})
         sliced, zeroed = widths.at(self.mixed), widths.at(self.exact)
         with torch.no_grad():
-            expected = self._narrow(
-                self._run(Reference(graph.capture.exported, graph.capture.program, sliced, zeroed)), zeroed, sliced
-            )
-            original = self._run(Reference(graph.capture.exported, graph.capture.program, empty, empty))
+            reference, original = self._run((sliced, zeroed), (empty, empty))
+            expected = self._narrow(reference, zeroed, sliced)
         moved = self._narrow(original, self.plan.kept(), empty)
         got = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
         tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for _, t in original if t.is_floating_point()), default=1e-4)
@@ -85,7 +83,7 @@ class Verifier:
         """Raise CheckError when the original doesn't compute the same twice: then no comparison says anything."""
         empty = self.graph.widths.at({})
         again = Reference(self.graph.capture.exported, self.graph.capture.program, empty, empty)
-        with torch.no_grad():
+        with torch.no_grad():  # with other random numbers
             found = again.run(self.fetch, self.graph.args, self.graph.kwargs)
         if difference([t for _, t in found], [t for _, t in original]) > tolerance:
             raise CheckError(
@@ -97,9 +95,12 @@ class Verifier:
         places = list(dict.fromkeys(leak.where for leak in self.graph.capture.recording.leaks))
         return f"; sizes become floats at {', '.join(places[:3])}" if places else ""
 
-    def _run(self, reference: Reference) -> list[tuple[Value, torch.Tensor]]:
+    def _run(self, *cuts: tuple[Kept, Kept]) -> list[Outputs]:
+        """The outputs of the captured program with some axes sliced and others zeroed, for each of `cuts`."""
+        exported, program = self.graph.capture.exported, self.graph.capture.program
+        references = [Reference(exported, program, sliced, zeroed) for sliced, zeroed in cuts]
         with _same_draws():
-            return reference.run(self.fetch, self.graph.args, self.graph.kwargs)
+            return run_together(references, self.fetch, self.graph.args, self.graph.kwargs)
 
     @staticmethod
     def _narrow(outputs: list[tuple[Value, torch.Tensor]], kept: Kept, already: Kept) -> Tensors:
