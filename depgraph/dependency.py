@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch
 from torch import nn
 
@@ -18,6 +17,8 @@ from depgraph.errors import CaptureError, PlanError
 from depgraph.widths import Cost, Removal, Widths
 
 if TYPE_CHECKING:
+    import networkx as nx
+
     from depgraph.cutting.expressing import SizeRules
     from depgraph.plan import Plan
     from depgraph.scoring import Scorer, Scores
@@ -135,7 +136,9 @@ class DependencyGraph:
 
     def to_networkx(self) -> nx.Graph:
         """A bipartite graph of axes and the parameter dims they reach; write it with networkx for Graphviz."""
-        found = nx.Graph()
+        import networkx
+
+        found = networkx.Graph()
         for axis in self.axes:
             found.add_node(
                 axis.name, kind="axis", groups=axis.size, exact=axis.exact, prunable=int(axis.prunable.sum())

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from depgraph import DependencyGraph
@@ -109,6 +107,9 @@ class Taylor:
     def _shown(self) -> Iterable[Any]:
         if not self.progress:
             return self.batches
+        from rich.console import Console
+        from rich.progress import track
+
         return track(self.batches, "scoring with gradients", console=Console(stderr=True), transient=True)
 
 
