@@ -1,13 +1,15 @@
 """Choosing which groups go: scores in order, spread over axes, down to the budget.
 
 Within an axis the lowest scores go first, so a choice is a number of groups for each axis. A *ranking* is one list of
-(axis, how many more) in the order in which they go; the beginning of it that just meets the target is found on exact costs,
-with rounding and ties settled at every step.
+axes (of one, or of several at once), each of which loses one more group, in the order in which they do; the beginning of it
+that just meets the target is found on exact costs, with rounding and ties settled at every step.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
 
 Counts = dict[str, int]
-Item = tuple[tuple[str, int], ...]
+Item = tuple[str, ...]
 _GUESSES = 12
 
 
@@ -184,7 +186,7 @@ class Choice:
     def _over_without(self, item: Item) -> float:
         """The share of the dense cost that the last item of a beginning saves by itself, in the target's first metric."""
         dense = self._spent({})
-        return (dense - self._spent(dict(item))) / max(dense, 1)
+        return (dense - self._spent(dict.fromkeys(item, 1))) / max(dense, 1)
 
     def _over(self, cost: Cost) -> float:
         """By which share of the dense cost a cost is above the target: at most 0 where it is met."""
@@ -209,7 +211,7 @@ class Choice:
             return counts
         items = list(dict.fromkeys(reversed(gone)))
         metric, dense = self.target.metric, getattr(self.graph.dense_cost, self.target.metric)
-        one_group = dense - self._spent({name: 1 for name, _ in items[0]})
+        one_group = dense - self._spent(dict.fromkeys(items[0], 1))
         if self.target.shares[metric] * dense - self._spent(counts) <= one_group:
             return counts
         before: Counts = {}
@@ -221,9 +223,9 @@ class Choice:
 
     def _put_back(self, item: Item, counts: Counts) -> Counts:
         """`counts` with one more group of each axis of `item` kept, if the target is still met with less slack."""
-        if not all(counts.get(name) for name, _ in item):
+        if not all(counts.get(name) for name in item):
             return counts
-        fewer = {name: self._rounded(self.graph[name], counts[name] - more) for name, more in item}
+        fewer = {name: self._rounded(self.graph[name], counts[name] - 1) for name in item}
         trial = {**counts, **fewer}
         if not self._met_by(trial):
             return counts
@@ -239,12 +241,8 @@ class Choice:
         return self.target.met_by(self.graph.cost(self._removal(counts)), self.graph.dense_cost)
 
     def _counts(self, ranking: list[Item], length: int) -> Counts:
-        counts: Counts = {}
-        for item in ranking[:length]:
-            for name, more in item:
-                counts[name] = counts.get(name, 0) + more
-        for name in counts:
-            counts[name] = self._rounded(self.graph[name], min(counts[name], self.cap[name]))
+        gone = Counter(itertools.chain.from_iterable(ranking[:length]))
+        counts = {name: self._rounded(self.graph[name], min(n, self.cap[name])) for name, n in gone.items()}
         return counts if self.settler is None else self.settler.settle(counts)
 
     def _rounded(self, axis: Axis, count: int) -> int:
@@ -265,7 +263,7 @@ def _global_ranking(choice: Choice) -> list[Item]:
     for k, name in enumerate(choice.leading):
         scores = choice.rank_scores[name][choice.order[name]]
         entries += [(float(scores[i]), k, i, name) for i in range(choice.cap[name])]
-    return [((name, 1),) for _, _, _, name in sorted(entries)]
+    return [(name,) for _, _, _, name in sorted(entries)]
 
 
 def _axis_ranking(choice: Choice) -> list[Item]:
@@ -274,7 +272,7 @@ def _axis_ranking(choice: Choice) -> list[Item]:
     for k, name in enumerate(choice.leading):
         size = choice.graph[name].size
         entries += [((i + 1) / size, k, name) for i in range(choice.cap[name])]
-    return [((name, 1),) for _, _, name in sorted(entries)]
+    return [(name,) for _, _, name in sorted(entries)]
 
 
 def _uniform_ranking(choice: Choice) -> list[Item]:
@@ -286,7 +284,7 @@ def _uniform_ranking(choice: Choice) -> list[Item]:
     entries = []
     for k, ((_, size), names) in enumerate(kinds.items()):
         cap = min(choice.cap[n] for n in names)
-        entries += [((i + 1) / size, k, tuple((n, 1) for n in names)) for i in range(cap)]
+        entries += [((i + 1) / size, k, tuple(names)) for i in range(cap)]
     return [item for _, _, item in sorted(entries)]
 
 
