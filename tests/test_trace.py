@@ -194,6 +194,15 @@ def test_by_products_do_not_fix_and_unread_parameters_make_no_axis() -> None:
     )
 
 
+def test_a_tied_parameter_is_read_under_any_of_its_names() -> None:
+    model = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5), nn.Linear(5, 3))
+    model[2].weight = model[0].weight
+    graph = depgraph.trace(model, torch.randn(2, 5), free=["output 0"])
+    assert graph.cut_plan({"3.weight:0": [1]}).apply_with_report().notes == (
+        "output 0 now has shape (2, 2), it had (2, 3)",
+    )
+
+
 def test_a_by_product_can_be_kept_by_name() -> None:
     graph = depgraph.trace(ByProduct(), torch.randn(2, 4), fixed=["output 0"])
     assert not any(axis.prunable.any() for axis in graph.axes)

@@ -161,7 +161,9 @@ def _surprises(plan: Plan) -> list[str]:
         for name, value in program.outputs.items()
         if kept.shape(value) != value.shape
     ]
-    unread = [v.target for v in program.values.values() if v.kind == "parameter" and not v.used]
+    parameters = [v for v in program.values.values() if v.kind == "parameter"]
+    read = {program.ties.get(v.target, v.target) for v in parameters if v.used}
+    unread = [v.target for v in parameters if program.ties.get(v.target, v.target) not in read]
     if unread:
         more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
         notes.append(f"left as they were, since the traced forward doesn't read them: {', '.join(unread[:3])}{more}")
