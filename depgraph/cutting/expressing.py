@@ -104,7 +104,9 @@ class SizeRules:
             return site.value
         if changed.target is not None:
             return None
-        return _leaf(call_arguments(changed), site.path, site.value)
+        where, key, *rest = site.path
+        name = key if where == "kwargs" else changed.node.target._schema.arguments[key].name  # type: ignore[union-attr]
+        return _within(changed.changes[name], rest, site.value) if name in changed.changes else site.value
 
     def solve(self, kept: Kept) -> Solution:
         """Find the attributes that make the module compute the cut, and whatever conflicts remain."""
@@ -235,7 +237,11 @@ class SizeRules:
 
 
 def _leaf(call: tuple[Any, Any], path: tuple[Any, ...], default: Any) -> Any:
-    item: Any = {"args": call[0], "kwargs": call[1]}
+    return _within({"args": call[0], "kwargs": call[1]}, path, default)
+
+
+def _within(item: Any, path: Iterable[Any], default: Any) -> Any:
+    """What stands at the end of a path of keys; `default` where it leads nowhere."""
     try:
         for key in path:
             item = item[key]
