@@ -20,6 +20,7 @@ from depgraph.axes import Axis
 from depgraph.configs import of_library
 from depgraph.configured import Freedom, configured_plan
 from depgraph.coupling import NONE
+from depgraph.crossing import crossing
 from depgraph.cutting.expressible import is_expressible
 from depgraph.cutting.settling import Settler, config_bound, inexpressible
 from depgraph.errors import NothingToPrune
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 Counts = dict[str, int]
 Item = tuple[str, ...]
-_GUESSES = 12
 
 
 @dataclass(frozen=True)
@@ -162,26 +162,24 @@ class Choice:
     def _shortest(self, ranking: list[Item]) -> int | None:
         """A beginning of the ranking that meets the target by less than its last item; None where all of it doesn't.
 
-        Costs fall nearly linearly, so a guess is where a line through the ends meets the target (the Illinois method: an end
-        that stays counts half), and in the middle where that doesn't close in.
+        Settling costs time, so the search begins with where the target is met without.
         """
-        self.lowest = self._cost_at(ranking, len(ranking))
-        above, below = self._over(self.graph.dense_cost), self._over(self.lowest)
+        everything = self._removal(self._counts(ranking, len(ranking)))
+        lowest = self.graph.cost(everything)
+        if not self.attempt.express or is_expressible(self.graph, self.graph.widths.at(everything)):
+            self.lowest = lowest
+        above, below = self._over(self.graph.dense_cost), self._over(lowest)
         if above <= 0 or below > 0:
             return 0 if above <= 0 else None
-        low, high, tries, last = 0, len(ranking), 0, 0.0
-        while high - low > 1:
-            share = above / (above - below) if tries < _GUESSES and above > below else 0.5
-            guess = min(max(low + round((high - low) * share), low + 1), high - 1)
-            over, tries = self._over(self._cost_at(ranking, guess)), tries + 1
-            if over > 0:
-                low, above, below = guess, over, below / 2 if last > 0 else below
-            else:
-                high, below, above = guess, over, above / 2 if last < 0 else above
-                if -over < self._over_without(ranking[guess - 1]):
-                    break
-            last = over
-        return high
+        ends, first = (len(ranking), above, below), None
+        if self.settler is not None:
+            first = crossing(lambda n: self._over_at(self._unsettled(ranking, n)), lambda n: 0.0, ends)
+        return crossing(
+            lambda n: self._over_at(self._counts(ranking, n)), lambda n: self._over_without(ranking[n - 1]), ends, first
+        )
+
+    def _over_at(self, counts: Counts) -> float:
+        return self._over(self.graph.cost(self._removal(counts)))
 
     def _over_without(self, item: Item) -> float:
         """The share of the dense cost that the last item of a beginning saves by itself, in the target's first metric."""
@@ -192,9 +190,6 @@ class Choice:
         """By which share of the dense cost a cost is above the target: at most 0 where it is met."""
         dense = self.graph.dense_cost
         return max(getattr(cost, m) / max(getattr(dense, m), 1) - share for m, share in self.target.shares.items())
-
-    def _cost_at(self, ranking: list[Item], length: int) -> Cost:
-        return self.graph.cost(self._removal(self._counts(ranking, length)))
 
     def _exempt(self, removal: Mapping[str, np.ndarray]) -> list[str]:
         """A note where axes too small for `round_to` lose groups."""
@@ -240,9 +235,14 @@ class Choice:
     def _met_by(self, counts: Counts) -> bool:
         return self.target.met_by(self.graph.cost(self._removal(counts)), self.graph.dense_cost)
 
-    def _counts(self, ranking: list[Item], length: int) -> Counts:
+    def _unsettled(self, ranking: list[Item], length: int) -> Counts:
+        """How many groups of each axis a beginning of the ranking takes."""
         gone = Counter(itertools.chain.from_iterable(ranking[:length]))
-        counts = {name: self._rounded(self.graph[name], min(n, self.cap[name])) for name, n in gone.items()}
+        return {name: self._rounded(self.graph[name], min(n, self.cap[name])) for name, n in gone.items()}
+
+    def _counts(self, ranking: list[Item], length: int) -> Counts:
+        """The same, settled."""
+        counts = self._unsettled(ranking, length)
         return counts if self.settler is None else self.settler.settle(counts)
 
     def _rounded(self, axis: Axis, count: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -54,25 +55,26 @@ def _nearest(
 ) -> Plan:
     """The plan of the first attempt that comes within one step of the target, else of the one that comes nearest."""
     found: list[tuple[float, Plan]] = []
-    refusal: DepgraphError = NothingToPrune(_nothing(graph))
+    refusals: list[tuple[float, DepgraphError]] = []
     for attempt in _ATTEMPTS["uniform" if options.scope == "uniform" else options.form]:
         try:
             choice = Choice(graph, dict(scores), target, options, attempt)
         except NothingToPrune as error:
-            refusal = error
+            refusals.append((math.inf, error))
             continue
         if by_density:
             choice.weigh()
         plan = choice.plan()
         if plan is None:
-            refusal = TargetError(choice.refusal())
+            least = getattr(choice.lowest or graph.dense_cost, target.metric)
+            refusals.append((least, TargetError(choice.refusal())))
             continue
         slack = choice.slack(plan)
         if choice.is_near(slack):
             return plan
         found.append((slack, plan))
     if not found:
-        raise refusal
+        raise min(refusals, key=lambda entry: entry[0])[1]
     return min(found, key=lambda entry: entry[0])[1]
 
 

@@ -7,7 +7,7 @@ keeps its group.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,14 +115,28 @@ class Kept:
         """The shape of a value after the removal."""
         return tuple(self.size(dim) for dim in value.dims)
 
-    def cost(self) -> Cost:
-        """Exact cost of what remains."""
+    def shapes(self, values: Iterable[Value]) -> Iterator[tuple[int, ...]]:
+        """The shapes of many values after the removal."""
+        sizes = self._class_sizes()[self.widths.classes.of_dim].tolist()
+        return (tuple(sizes[value.dims.start : value.dims.stop]) for value in values)
+
+    def smaller(self) -> list[Value]:
+        """The values of the program that the removal makes smaller."""
+        values = self.widths.program.values.values()
+        return [value for value, shape in zip(values, self.shapes(values), strict=True) if shape != value.shape]
+
+    def _class_sizes(self) -> np.ndarray:
+        """The sizes of all classes of dims, followed by a 1."""
         sizes = np.array([*self.widths.classes.size, 1], dtype=np.int64)
         for number in {n for name in self.masks for n in self.widths.axes[name].labels}:
             kept = self.of_class(number)
             if kept is not None:
                 sizes[number] = len(kept)
-        return self.widths.cost(sizes)
+        return sizes
+
+    def cost(self) -> Cost:
+        """Exact cost of what remains."""
+        return self.widths.cost(self._class_sizes())
 
 
 def stored_values(program: Program) -> list[Value]:

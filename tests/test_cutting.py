@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import depgraph
+import importance
 from depgraph.cutting.verifying import Verifier
 from depgraph.errors import CheckError, CutError, PlanError
 from tests.test_end_to_end import random_scores, zeroed
@@ -494,3 +495,41 @@ def test_a_model_that_is_random_in_eval_mode_is_said_to_be() -> None:
     graph = depgraph.trace(Numbered(lambda h: F.dropout(h, 0.5, training=True)), torch.randn(3, 12))
     with pytest.raises(CheckError, match="draws random numbers in eval mode"):
         graph.cut_plan({"first.weight:0": [0, 1]}).apply()
+
+
+class WritesToItsInput(nn.Module):
+    """Counts its calls and adds to what it is given, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 16), nn.Linear(16, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x.add_(1)
+        self.calls += 1
+        return self.second(torch.relu(self.first(x))) * self.calls
+
+
+class WritesToAView(nn.Module):
+    """Adds what is cut to a part of a tensor that both sides of the check begin with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros(x.shape[0], 8)
+        total[:, :4].add_(self.second(torch.relu(self.first(x))))
+        return total.mul_(2)
+
+
+@pytest.mark.parametrize("model", [WritesToItsInput, WritesToAView])
+def test_a_model_that_writes_in_place_is_checked_and_left_as_it_was(model: type[nn.Module]) -> None:
+    x = torch.randn(2, 4)
+    net, given = model().eval(), x.clone()
+    report = depgraph.trace(net, (x,)).plan(importance.Magnitude(), depgraph.Target(params=0.6)).apply_with_report()
+    assert report.check is not None
+    assert report.check.sensitivity > 0
+    assert torch.equal(x, given)
+    assert all(not buffer.any() for module in (net, report.model) for buffer in module.buffers())

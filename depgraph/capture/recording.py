@@ -29,7 +29,7 @@ from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.expressions import renamed
 from depgraph.capture.matching import EXPRESSION, IMPLICIT, UNKNOWN, Path, Source, slots
 from depgraph.capture.sizes import Expr, plain
-from depgraph.capture.watching import Log, SeenCall, watched
+from depgraph.capture.watching import Call, Log, watched
 
 __all__ = [
     "Call",
@@ -64,22 +64,6 @@ class Site:
     expr: Expr | None
     where: str
     origin: str = UNKNOWN
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A torch call that returned tensors: the nodes made in it, the node and the shape of each returned tensor.
-
-    Nodes are missing, and outputs None, where dead code was eliminated and in a replay, which doesn't say where either. A
-    replay also lists `numbers`: the floats that the call was given, and its result if that is a single number.
-    """
-
-    function: str
-    nodes: tuple[str, ...]
-    outputs: tuple[str | None, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    where: str
-    numbers: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +149,7 @@ def replay(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | Non
     log = Log()
     with torch.no_grad(), proxies.exporting_flags(), watched(model, log, lambda tracer: None):
         output = model(*args, **(kwargs or {}))
-    return output, [Call(seen.function, (), seen.outputs, seen.shapes, seen.where, seen.numbers) for seen in log.calls]
+    return output, log.calls
 
 
 def _tag_nodes(tracer: Any) -> None:
@@ -224,7 +208,7 @@ class _Settled:
             self._exprs[expr] = renamed(expr, self._final.get)
         return self._exprs[expr]
 
-    def call(self, seen: SeenCall) -> Call:
+    def call(self, seen: Call) -> Call:
         nodes = tuple(self._final[name] for name in seen.nodes if name in self._final)
         outputs = tuple(None if name is None else self._final.get(name) for name in seen.outputs)
         return Call(seen.function, nodes, outputs, seen.shapes, seen.where)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx
@@ -26,15 +26,18 @@ _names: dict[Any, str] = {}
 _CONSTANT_MAKERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor})
 
 
-@dataclass
-class SeenCall:
-    """One call as it was seen: nodes by the names they had during the capture."""
+class Call(NamedTuple):
+    """A torch call that returned tensors: the nodes made in it, the node and the shape of each returned tensor, the line.
+
+    Nodes are missing, and outputs None, where dead code was eliminated and in a replay, which doesn't say where either. A
+    replay also lists `numbers`: the floats that the call was given, and its result if that is a single number.
+    """
 
     function: str
-    where: str
     nodes: tuple[str, ...]
     outputs: tuple[str | None, ...]
     shapes: tuple[tuple[int, ...], ...]
+    where: str
     numbers: tuple[float, ...] = ()
 
 
@@ -42,7 +45,7 @@ class SeenCall:
 class Log:
     """What a watched forward did; the observer of its sizes (`sizes.Observer`)."""
 
-    calls: list[SeenCall] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     sources: dict[str, dict[Path, Source]] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     comparisons: dict[tuple[Expr, Expr, bool, str], None] = field(default_factory=dict)
@@ -89,7 +92,7 @@ class Watch(TorchFunctionMode):
         tracer = self.log.tracer
         if tracer is None:
             result = func(*args, **kwargs)
-            self._record(func, result, [], _numbers(args, kwargs, result))
+            self._follow(func, args, kwargs, result)
             return result
         query = _QUERIES.get(func)
         if query is not None:
@@ -102,20 +105,28 @@ class Watch(TorchFunctionMode):
             self._find_sources(made, func, args, kwargs)
         return result
 
-    def _record(self, func: Any, result: Any, made: list[torch.fx.Node], numbers: tuple[float, ...] = ()) -> None:
-        tensors = (result,) if isinstance(result, Tensor) else tuple(_tensors(result))
+    def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Write down a call of a replay: what it made, and the numbers in it."""
+        if isinstance(result, Tensor):
+            shapes: tuple[tuple[int, ...], ...] = (tuple(result.shape),)
+        else:
+            shapes = tuple(tuple(one.shape) for one in _tensors(result))
+        if shapes:
+            numbers = _numbers(args, kwargs, result)
+            self.log.calls.append(Call(_name(func), (), (None,) * len(shapes), shapes, "", numbers))
+
+    def _record(self, func: Any, result: Any, made: list[torch.fx.Node]) -> None:
+        tensors = tuple(_tensors(result))
         if not tensors:
             return
-        tracer = self.log.tracer
-        nodes = (None,) * len(tensors) if tracer is None else tuple(proxies.node_of(one, tracer) for one in tensors)
+        nodes = tuple(proxies.node_of(one, self.log.tracer) for one in tensors)
         self.log.calls.append(
-            SeenCall(
+            Call(
                 function=_name(func),
-                where="" if tracer is None else where(),
+                where=where(),
                 nodes=tuple(node.name for node in made),
                 outputs=tuple(None if node is None else node.name for node in nodes),
                 shapes=tuple(tuple(map(proxies.size_hint, one.shape)) for one in tensors),
-                numbers=numbers,
             )
         )
 
@@ -192,7 +203,7 @@ def _builtin_extremes() -> Iterator[None]:
 def _numbers(args: Any, kwargs: Any, result: Any) -> tuple[float, ...]:
     """The floats that a call was given, and what it made if that is a single number."""
     given = [a for a in (*args, *kwargs.values()) if type(a) is float]
-    if isinstance(result, Tensor) and result.ndim == 0 and result.is_floating_point() and result.device.type == "cpu":
+    if isinstance(result, Tensor) and not result.ndim and result.is_floating_point() and result.device.type == "cpu":
         given.append(result.item())
     return tuple(given)
 

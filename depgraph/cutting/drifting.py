@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 from torch.fx import Node
 
-from depgraph.capture.capturing import quiet
-from depgraph.capture.recording import Call, replay
+from depgraph.capture.recording import Call
 from depgraph.cutting.expressing import Drift
+from depgraph.cutting.rerunning import rerun
 from depgraph.errors import CutError
 
 if TYPE_CHECKING:
@@ -26,10 +25,7 @@ _FACTORS = {"mul": -1, "div": 1, "scaled_dot_product_attention": -1}
 
 def numbers_of(graph: DependencyGraph, model: nn.Module) -> list[Call]:
     """The torch calls of one forward, with their numbers; empty where no size became a float."""
-    if not graph.capture.recording.leaks:
-        return []
-    with quiet(model), torch.no_grad():
-        return replay(model, graph.args, graph.kwargs)[1]
+    return rerun(graph, model)[1] if graph.capture.recording.leaks else []
 
 
 def new_drifts(graph: DependencyGraph, before: list[Call], after: list[Call], known: list[Drift]) -> list[Drift]:

@@ -18,4 +18,4 @@ def is_expressible(graph: DependencyGraph, kept: Kept) -> bool:
     if solution.conflicts or not can_absorb(graph, solution.drifts):
         return False
     held = graph.tensors()
-    return all(v.target in held or plain_tensor(graph, v) is not None for v in narrowed(graph, kept))
+    return all(v.target in held or plain_tensor(graph, v) is not None for v in narrowed(kept))

@@ -23,12 +23,9 @@ if TYPE_CHECKING:
 Undo = Callable[[], None]
 
 
-def narrowed(graph: DependencyGraph, kept: Kept) -> list[Value]:
+def narrowed(kept: Kept) -> list[Value]:
     """Parameters, buffers and constants that the cut makes smaller."""
-    held = (
-        v for v in graph.capture.program.values.values() if v.kind in ("parameter", "buffer", "constant") and v.target
-    )
-    return [v for v in held if kept.shape(v) != v.shape]
+    return [v for v in kept.smaller() if v.kind in ("parameter", "buffer", "constant") and v.target]
 
 
 def new_tensor(old: torch.Tensor, kept: Kept, value: Value) -> torch.Tensor:
@@ -110,7 +107,7 @@ def _replacements(graph: DependencyGraph, kept: Kept) -> dict[int, tuple[torch.T
     """For each tensor object that gets smaller: itself and its successor."""
     tensors = graph.tensors()
     found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    for value in narrowed(graph, kept):
+    for value in narrowed(kept):
         old = tensors.get(value.target)
         if old is None:
             old = plain_tensor(graph, value)

@@ -1,200 +1,144 @@
 """The captured program run on the original weights, as if a plan were applied: the other side of the check.
 
-Axes in `sliced` are cut, axes in `zeroed` stay and are filled with zeros where an operator contracts over them, which is
-where removed groups would feed the rest. With nothing sliced, this is the original with the consumers' columns zeroed.
+A program is run on several *sides* at once, an operator at a time. On each side some axes are cut and others stay, filled
+with zeros where an operator contracts over them, which is where removed groups would feed the rest. With nothing cut,
+that is the original with the consumers' columns zeroed; with nothing zeroed either, the original itself.
 """
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Callable, Generator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
 
-import numpy as np
 import torch
 from torch.fx import Node
-from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.exported import CapturedProgram
-from depgraph.cutting.rewriting import call_arguments, rewrite
-from depgraph.cutting.slicing import sliced_tensor, widened
+from depgraph.cutting.mutating import writes
+from depgraph.cutting.sides import Called, Side, SideRun, operator_name
+from depgraph.cutting.slicing import sliced_tensor
 from depgraph.graph import Program, Value
-from depgraph.widths import Kept
 
 Fetch = Callable[[str], torch.Tensor]
 Outputs = list[tuple[Value, torch.Tensor]]
-_PRODUCTS = frozenset(["linear", "addmm", "mm", "matmul", "conv1d", "conv2d", "conv3d", "embedding"])
-_HEAVIER = 8  # from this ratio on it costs less to fit what a weight is multiplied with to the weight than to slice it
-
-
-class _Stored(NamedTuple):
-    """A tensor of the original, by name: it is fetched, and sliced, where it is used."""
-
-    target: str
+_ROWS = {"linear": 0, "mm": 0, "matmul": 0, "addmm": 1}  # products, and which operand is taken row by row
 
 
 class Reference:
-    """A captured program that can be run with some axes sliced and others zeroed."""
+    """A captured program that can be run with some axes sliced and others zeroed.
 
-    def __init__(self, exported: CapturedProgram, program: Program, sliced: Kept, zeroed: Kept) -> None:
+    What is the same on all sides is computed once, and one weight times the rows of several sides is one product, so
+    that weights are read from memory once.
+    """
+
+    def __init__(self, exported: CapturedProgram, program: Program, sides: Sequence[Side]) -> None:
         self.exported = exported
         self.program = program
-        self.sliced = sliced
-        self.masks = self._masks(zeroed)
-        self.last_use = _last_uses(exported)
-        self.random_state: torch.Tensor | None = None
+        self.nodes = list(exported.graph.nodes)
+        self.sides = [SideRun(side, program, self.nodes) for side in sides]
+        self.writes = writes(self.nodes)
+        self.apart = self._apart()
 
-    def _masks(self, zeroed: Kept) -> dict[str, dict[str, list[tuple[int, np.ndarray]]]]:
-        """For each operator and operand, the positions to fill with zeros, after slicing.
-
-        One operand of a product is enough, the smallest one: what zeros are multiplied with doesn't matter.
-        """
-        found: dict[str, list[tuple[int, Value, int, frozenset[str]]]] = {}
-        for c in self.program.relations.contractions:
-            value = self.program.values[c.operand]
-            axes = frozenset(zeroed.widths.axes_of(value.dim(c.dim))) & zeroed.masks.keys()
-            if axes:
-                size = math.prod(value.shape)
-                found.setdefault(c.op, []).append((size, value, c.dim, axes))
-        masks: dict[str, dict[str, list[tuple[int, np.ndarray]]]] = {}
-        for op, operands in found.items():
-            covered: frozenset[str] = frozenset()
-            for _, value, dim, axes in sorted(operands, key=lambda entry: entry[0]):
-                gone = self._gone(zeroed, value, dim)
-                if len(gone) and not axes <= covered:
-                    masks.setdefault(op, {}).setdefault(value.name, []).append((dim, gone))
-                    covered |= axes
-        return masks
-
-    def _gone(self, zeroed: Kept, value: Value, dim: int) -> np.ndarray:
-        """Where in the sliced dim the indices stand that are zeroed."""
-        stays, here = zeroed.of(value, dim), self.sliced.of(value, dim)
-        here = np.arange(value.shape[dim]) if here is None else here
-        return np.flatnonzero(~np.isin(here, here if stays is None else stays))
-
-    def run(self, fetch: Fetch, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Outputs:
-        """The program's tensor outputs with their values; `fetch` gives a tensor of the original by name."""
-        (found,) = run_together([self], fetch, args, kwargs)
+    def _apart(self) -> set[Node]:
+        """The nodes that the sides don't share: what differs between them, and memory that such a node writes to."""
+        found = {node for node in self.nodes if any(side.differs(node) for side in self.sides)}
+        size = -1
+        while size < len(found):
+            size = len(found)
+            for node in self.nodes:
+                if node in found:
+                    found.update(node.users)
+            found.update(write.root for write in self.writes if write.writer in found)
         return found
 
-    def _steps(self, fetch: Fetch, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Generator[None, None, Outputs]:
-        """Run the program, a node a step."""
+    def run(self, fetch: Fetch, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Outputs]:
+        """The program's tensor outputs with their values, for each side; `fetch` gives a tensor of the original by name."""
         given = iter(pytree.tree_leaves((args, dict(kwargs))))
-        specs = {spec.arg.name: spec for spec in self.exported.graph_signature.input_specs}
-        env: dict[Node, Any] = {}
-        outputs: list[tuple[Node, Any]] = []
-        for node in self.exported.graph.nodes:
+        targets = {spec.arg.name: spec.target for spec in self.exported.graph_signature.input_specs}
+        last_use = _last_uses(self.nodes)
+        outputs: list[Outputs] = [[] for _ in self.sides]
+        for node in self.nodes:
             if node.op == "placeholder":
-                target = specs[node.name].target
-                env[node] = next(given) if target is None else _Stored(target)
+                target = targets[node.name]
+                self._hold(node, next(given) if target is None else fetch(target), target is not None)
             elif node.op == "get_attr":
-                env[node] = getattr(self.exported.graph_module, str(node.target))
+                self._put(node, getattr(self.exported.graph_module, str(node.target)))
             elif node.op == "call_function":
-                env[node] = self._drawn(node, env, fetch) if _draws(node) else self._call(node, env, fetch)
+                self._run(node)
             else:
                 found = [n for n in pytree.tree_leaves(node.args) if isinstance(n, Node)]
-                outputs = [(n, self._cut(n, env, fetch)) for n in found]
-            for dead in self.last_use.get(node, ()):
-                env.pop(dead, None)
-            yield
-        return [(self.program.values[n.name], o) for n, o in outputs if isinstance(o, torch.Tensor)]
+                outputs = [self._outputs(found, side) for side in self.sides]
+            for side in self.sides:
+                for dead in last_use.get(node, ()):
+                    del side.env[dead]
+        return outputs
 
-    def _drawn(self, node: Node, env: Mapping[Node, Any], fetch: Fetch) -> Any:
-        """A node that draws random numbers: from a state of this run's own."""
-        outside = torch.get_rng_state()
-        if self.random_state is not None:
-            torch.set_rng_state(self.random_state)
-        made = self._call(node, env, fetch)
-        self.random_state = torch.get_rng_state()
-        torch.set_rng_state(outside)
-        return made
+    def _outputs(self, nodes: list[Node], side: SideRun) -> Outputs:
+        found = [(n, side.cut(n)) for n in nodes]
+        return [(self.program.values[n.name], made) for n, made in found if isinstance(made, torch.Tensor)]
 
-    def _cut(self, node: Node, env: Mapping[Node, Any], fetch: Fetch) -> Any:
-        """What a node made; a tensor of the original narrowed as the plan says."""
-        made = env[node]
-        if not isinstance(made, _Stored):
-            return made
-        return sliced_tensor(fetch(made.target), self.sliced, self.program.values[node.name])
+    def _hold(self, node: Node, tensor: Any, stored: bool) -> None:
+        """Give a tensor from outside to all sides: a copy if it is written to, one for each where they don't share it."""
+        written = any(write.root is node for write in self.writes)
+        self._put(node, tensor.clone() if written else tensor)
+        for side in self.sides:
+            if written and node in self.apart:
+                side.env[node] = tensor.clone()
+            if stored:
+                side.stored.add(node)
 
-    def _whole(self, node: Node, env: Mapping[Node, Any], fetch: Fetch) -> Any:
-        """What a node made, at its full size."""
-        made = env[node]
-        if isinstance(made, _Stored):
-            return fetch(made.target)
-        return widened(made, self.sliced, self.program.values[node.name]) if isinstance(made, torch.Tensor) else made
+    def _put(self, node: Node, made: Any) -> None:
+        """The same on all sides."""
+        for side in self.sides:
+            side.env[node] = made
 
-    def _call(self, node: Node, env: Mapping[Node, Any], fetch: Fetch) -> Any:
-        target, args, kwargs = node.target, node.args, node.kwargs
-        whole = self._is_heavy(node, env)
-        if self.sliced.masks and not whole and target is not operator.getitem:
-            changed = rewrite(node, self.program.values, self.sliced)
-            if changed is not None:
-                target = changed.target or target
-                args, kwargs = call_arguments(changed)
-        masks = self.masks.get(node.name)
-
-        def load(item: Node) -> Any:
-            made = self._whole(item, env, fetch) if whole else self._cut(item, env, fetch)
-            if masks is not None:
-                value = self.program.values.get(item.name)
-                for dim, gone in masks.get(value.name, ()) if value is not None else ():
-                    at = gone if not whole else self._unsliced(value, dim, gone)  # type: ignore[arg-type]
-                    made = made.index_fill(dim, torch.from_numpy(at).to(made.device), 0)
-            return made
-
-        made = target(*map_arg(args, load), **map_arg(kwargs, load))  # type: ignore[operator]
-        return sliced_tensor(made, self.sliced, self.program.values[node.name]) if whole else made
-
-    def _is_heavy(self, node: Node, env: Mapping[Node, Any]) -> bool:
-        """Is a weight that would be sliced far larger than what it is multiplied with and what comes out?
-
-        Then the product is taken with the whole weight: zeros where indices had gone add nothing, and what comes out for
-        such is dropped.
-        """
-        if not self.sliced.masks or _name(node) not in _PRODUCTS:
-            return False
-        values = [self.program.values[n.name] for n in node.all_input_nodes]
-        stored = [v for n, v in zip(node.all_input_nodes, values, strict=True) if isinstance(env[n], _Stored)]
-        moving = [*(v for v in values if v not in stored), self.program.values[node.name]]
-        large = max(stored, key=lambda v: math.prod(v.shape), default=None)
-        if large is None or self.sliced.shape(large) == large.shape:
-            return False
-        return math.prod(large.shape) > _HEAVIER * sum(math.prod(v.shape) for v in moving)
-
-    def _unsliced(self, value: Value, dim: int, at: np.ndarray) -> np.ndarray:
-        here = self.sliced.of(value, dim)
-        return at if here is None else here[at]
+    def _run(self, node: Node) -> None:
+        if node not in self.apart:
+            self._put(node, self.sides[0].call(node).make())
+            return
+        calls = [side.call(node) for side in self.sides]
+        made = _drawn(calls) if _draws(node.target) else _in_one_product(operator_name(node.target), calls)
+        for call, side, result in zip(calls, self.sides, made, strict=True):
+            side.env[node] = (
+                sliced_tensor(result, side.sliced, self.program.values[node.name]) if call.whole else result
+            )
 
 
-def run_together(
-    references: list[Reference], fetch: Fetch, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> list[Outputs]:
-    """Run several side by side, node by node, so that a weight is read from memory once; the outputs of each."""
-    runs = [reference._steps(fetch, args, kwargs) for reference in references]
-    results: dict[int, Outputs] = {}
-    while len(results) < len(runs):
-        for number, steps in enumerate(runs):
-            try:
-                next(steps)
-            except StopIteration as end:
-                results[number] = end.value
-    return [results[number] for number in range(len(runs))]
+def _drawn(calls: list[Called]) -> list[Any]:
+    """What operators make that draw random numbers: the same ones on each side."""
+    before, made = torch.get_rng_state(), []
+    for call in calls:
+        torch.set_rng_state(before)
+        made.append(call.make())
+    return made
 
 
-def _draws(node: Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+def _in_one_product(name: str, calls: list[Called]) -> Sequence[Any]:
+    """What `calls` make; the rows of all sides at once where they are multiplied with the same weight."""
+    at, first = _ROWS.get(name), calls[0]
+    if at is None or any(len(call.args) <= at for call in calls):
+        return [call.make() for call in calls]
+    rows = [call.args[at] for call in calls]
+    others = [[*call.args[:at], *call.args[at + 1 :], *call.kwargs.values()] for call in calls]
+    same = all(len(o) == len(others[0]) and all(a is b for a, b in zip(o, others[0], strict=True)) for o in others)
+    weight = first.args[at + 1]
+    if not same or weight.ndim != 2 or any(r.ndim < 2 or r.shape[1:] != rows[0].shape[1:] for r in rows):
+        return [call.make() for call in calls]
+    joined = first._replace(args=(*first.args[:at], torch.cat(rows), *first.args[at + 1 :]))
+    return joined.make().split([len(r) for r in rows])
 
 
-def _name(node: Node) -> str:
-    return str(node.target).split(".")[1] if str(node.target).startswith("aten.") else ""
+@cache
+def _draws(target: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
 
 
-def _last_uses(exported: CapturedProgram) -> dict[Node, list[Node]]:
+def _last_uses(nodes: Iterable[Node]) -> dict[Node, list[Node]]:
     """After which node each value can be let go."""
     last: dict[Node, Node] = {}
-    for node in exported.graph.nodes:
+    for node in nodes:
         for parent in node.all_input_nodes:
             last[parent] = node
     dead: dict[Node, list[Node]] = {}

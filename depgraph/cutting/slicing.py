@@ -48,6 +48,6 @@ def widened(tensor: torch.Tensor, kept: Kept, value: Value) -> torch.Tensor:
     return tensor
 
 
-def positions(here: np.ndarray | None, stays: np.ndarray, size: int) -> np.ndarray:
-    """Where the indices `stays` of a dim of `size` stand once it has been narrowed to `here` (None: not narrowed)."""
+def positions(here: np.ndarray | None, stays: np.ndarray) -> np.ndarray:
+    """Where the indices `stays` of a dim stand once it has been narrowed to `here` (None: not narrowed)."""
     return stays if here is None else np.flatnonzero(np.isin(here, stays))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from depgraph.capture.capturing import quiet
-from depgraph.capture.recording import Call, replay
-from depgraph.cutting.reference import Outputs, Reference, run_together
+from depgraph.capture.recording import Call
+from depgraph.cutting.reference import Outputs, Reference
 from depgraph.cutting.report import Check
+from depgraph.cutting.rerunning import rerun
+from depgraph.cutting.sides import Side
+from depgraph.cutting.slicing import positions
 from depgraph.errors import CheckError
 from depgraph.graph import Value
 from depgraph.widths import Kept
@@ -56,15 +57,15 @@ class Verifier:
         `follow_calls` is given the torch calls of the pruned model and returns how many it compared.
         """
         graph = self.graph
-        with quiet(model), torch.no_grad(), _same_draws():
-            output, calls = replay(model, graph.args, graph.kwargs)
+        with _same_draws():
+            output, calls = rerun(graph, model)
         compared = follow_calls(calls, self.plan.kept()) if follow_calls is not None else 0
         if self.on_meta:
             return Check(0, 0, 0, len(self.exact), len(self.mixed), compared, "the model is on the meta device")
         widths, empty = graph.widths, graph.widths.at({})
         sliced, zeroed = widths.at(self.mixed), widths.at(self.exact)
         with torch.no_grad():
-            reference, original = self._run((sliced, zeroed), (empty, empty))
+            reference, original = self._run(Side(sliced, zeroed), Side(empty, empty))
             expected = self._narrow(reference, zeroed, sliced)
         moved = self._narrow(original, self.plan.kept(), empty)
         got = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
@@ -82,9 +83,9 @@ class Verifier:
     def _require_repeatable(self, original: list[tuple[Value, torch.Tensor]], tolerance: float) -> None:
         """Raise CheckError when the original doesn't compute the same twice: then no comparison says anything."""
         empty = self.graph.widths.at({})
-        again = Reference(self.graph.capture.exported, self.graph.capture.program, empty, empty)
+        again = Reference(self.graph.capture.exported, self.graph.capture.program, [Side(empty, empty)])
         with torch.no_grad():  # with other random numbers
-            found = again.run(self.fetch, self.graph.args, self.graph.kwargs)
+            (found,) = again.run(self.fetch, self.graph.args, self.graph.kwargs)
         if difference([t for _, t in found], [t for _, t in original]) > tolerance:
             raise CheckError(
                 f"{type(self.graph.model).__name__} computes something else each time it runs (it draws random numbers in "
@@ -95,12 +96,11 @@ class Verifier:
         places = list(dict.fromkeys(leak.where for leak in self.graph.capture.recording.leaks))
         return f"; sizes become floats at {', '.join(places[:3])}" if places else ""
 
-    def _run(self, *cuts: tuple[Kept, Kept]) -> list[Outputs]:
-        """The outputs of the captured program with some axes sliced and others zeroed, for each of `cuts`."""
-        exported, program = self.graph.capture.exported, self.graph.capture.program
-        references = [Reference(exported, program, sliced, zeroed) for sliced, zeroed in cuts]
+    def _run(self, *sides: Side) -> list[Outputs]:
+        """The outputs of the captured program on each of `sides`."""
+        reference = Reference(self.graph.capture.exported, self.graph.capture.program, sides)
         with _same_draws():
-            return run_together(references, self.fetch, self.graph.args, self.graph.kwargs)
+            return reference.run(self.fetch, self.graph.args, self.graph.kwargs)
 
     @staticmethod
     def _narrow(outputs: list[tuple[Value, torch.Tensor]], kept: Kept, already: Kept) -> Tensors:
@@ -110,10 +110,8 @@ class Verifier:
             for d in range(len(value.shape)):
                 stays = kept.of(value, d)
                 if stays is not None:
-                    here = already.of(value, d)
-                    here = np.arange(value.shape[d]) if here is None else here
-                    positions = np.flatnonzero(np.isin(here, stays))
-                    tensor = tensor.index_select(d, torch.from_numpy(positions).to(tensor.device))
+                    at = torch.from_numpy(positions(already.of(value, d), stays))
+                    tensor = tensor.index_select(d, at.to(tensor.device))
             narrow.append(tensor)
         return narrow
 
@@ -164,20 +162,18 @@ def follow_shapes(graph: DependencyGraph) -> Callable[[list[Call], Kept], int]:
     """Compares the shape of every torch call of a cut module with the prediction; a mismatch raises CheckError."""
 
     def compare(calls: list[Call], kept: Kept) -> int:
-        recorded: list[Any] = list(graph.capture.recording.calls)
+        recorded, values = graph.capture.recording.calls, graph.capture.program.values
         if [c.function for c in recorded] != [c.function for c in calls]:
             return 0
-        compared = 0
-        for before, after in zip(recorded, calls, strict=True):
-            for name, shape in zip(before.outputs, after.shapes, strict=False):
-                value = graph.capture.program.values.get(name or "")
-                if value is not None and len(value.shape) == len(shape):
-                    compared += 1
-                    wanted = kept.shape(value)
-                    if tuple(shape) != wanted:
-                        raise CheckError(
-                            f"{after.function} at {before.where} gives shape {tuple(shape)}, predicted was {wanted}"
-                        )
-        return compared
+        seen = [
+            (values[name], shape, before)
+            for before, after in zip(recorded, calls, strict=True)
+            for name, shape in zip(before.outputs, after.shapes, strict=False)
+            if name in values and len(values[name].shape) == len(shape)
+        ]
+        for (_, shape, call), wanted in zip(seen, kept.shapes(value for value, _, _ in seen), strict=True):
+            if shape != wanted:
+                raise CheckError(f"{call.function} at {call.where} gives shape {shape}, predicted was {wanted}")
+        return len(seen)
 
     return compare

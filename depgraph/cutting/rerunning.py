@@ -1,0 +1,45 @@
+"""Running the model that was traced, or its cut copy, on the example inputs, and leaving no trace of that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from depgraph.capture.capturing import quiet
+from depgraph.capture.recording import Call, replay
+from depgraph.cutting.mutating import writes
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
+
+
+def rerun(graph: DependencyGraph, model: nn.Module) -> tuple[Any, list[Call]]:
+    """The output and the torch calls of one forward; inputs and buffers that it writes to are put back."""
+    exported = graph.capture.exported
+    placeholders = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs}
+    written = {placeholders[w.root.name] for w in writes(exported.graph.nodes) if w.root.name in placeholders}
+    args, kwargs = graph.args, graph.kwargs
+    if None in written:
+        args, kwargs = pytree.tree_map(_copied, (args, kwargs))
+    with quiet(model), torch.no_grad(), _kept(model, {name for name in written if name}):
+        return replay(model, args, kwargs)
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
+
+
+@contextmanager
+def _kept(model: nn.Module, names: set[str]) -> Iterator[None]:
+    """Buffers of these names have their values again afterwards."""
+    before = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers() if name in names}
+    try:
+        yield
+    finally:
+        for buffer, value in before.values():
+            buffer.copy_(value)
