@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Counts = dict[str, int]
 Item = tuple[str, ...]
+_HALVINGS, _ROUNDS = 6, 2
 
 
 @dataclass(frozen=True)
@@ -201,19 +202,37 @@ class Choice:
         return [f"axis {small[0]!r}{more} has fewer than {step} groups, so round_to={step} doesn't hold there"]
 
     def _trimmed(self, gone: list[Item], counts: Counts) -> Counts:
-        """Settling makes costs jump: what went beyond the target comes back, the last to go first, until nothing can."""
-        if not gone:
-            return counts
+        """Settling makes costs jump: what went beyond the target comes back, the same share of every axis first.
+
+        Then single groups, the last to go first, so that the number of trials grows with the axes, not with their groups.
+        """
         items = list(dict.fromkeys(reversed(gone)))
+        if not items or self._is_trimmed(items, counts):
+            return counts
+        counts = self._share_put_back(counts)
+        for item in items * _ROUNDS:
+            if self._is_trimmed(items, counts):
+                break
+            counts = self._put_back(item, counts)
+        return counts
+
+    def _is_trimmed(self, items: list[Item], counts: Counts) -> bool:
+        """Is the target met by less than the first of `items` saves by itself?"""
         metric, dense = self.target.metric, getattr(self.graph.dense_cost, self.target.metric)
         one_group = dense - self._spent(dict.fromkeys(items[0], 1))
-        if self.target.shares[metric] * dense - self._spent(counts) <= one_group:
-            return counts
-        before: Counts = {}
-        while counts != before:
-            before = counts
-            for item in items:
-                counts = self._put_back(item, counts)
+        return self.target.shares[metric] * dense - self._spent(counts) <= one_group
+
+    def _share_put_back(self, counts: Counts) -> Counts:
+        """`counts` with the largest share of them kept, the same for all axes, that still meets the target."""
+        least, most = 0.0, 1.0
+        for _ in range(_HALVINGS):
+            share = (least + most) / 2
+            fewer = {name: self._rounded(self.graph[name], round(n * (1 - share))) for name, n in counts.items()}
+            trial = self._trial(counts, fewer)
+            if trial is None:
+                most = share
+            else:
+                counts, least, most = trial, 0.0, (most - share) / (1 - share)
         return counts
 
     def _put_back(self, item: Item, counts: Counts) -> Counts:
@@ -221,13 +240,16 @@ class Choice:
         if not all(counts.get(name) for name in item):
             return counts
         fewer = {name: self._rounded(self.graph[name], counts[name] - 1) for name in item}
-        trial = {**counts, **fewer}
-        if not self._met_by(trial):
-            return counts
+        return self._trial(counts, {**counts, **fewer}) or counts
+
+    def _trial(self, counts: Counts, fewer: Counts) -> Counts | None:
+        """`fewer`, settled as `counts` are, where that meets the target with less slack."""
+        if not self._met_by(fewer):
+            return None
         if self.settler is not None and (not self.attempt.bold or not self.settler.broken(counts)):
-            trial = self.settler.settle(trial)
-        dearer = self._spent(trial) > self._spent(counts)
-        return trial if dearer and self._met_by(trial) else counts
+            fewer = self.settler.settle(fewer)
+        dearer = self._spent(fewer) > self._spent(counts)
+        return fewer if dearer and self._met_by(fewer) else None
 
     def _spent(self, counts: Counts) -> int:
         return int(getattr(self.graph.cost(self._removal(counts)), self.target.metric))
