@@ -79,11 +79,15 @@ class Traced(proxies.Tracer):
             return value
         stand_in = self.stand_ins.get(id(value))
         if stand_in is None:
-            stand_in = self.stand_ins[id(value)] = _without_data(value)
+            stand_in = self.stand_ins[id(value)] = self.stand_in_for(value)
         node.meta["val"] = stand_in
         self.alive.append(value)
         self.follow(stand_in, node, value.device)
         return stand_in
+
+    def stand_in_for(self, value: Tensor) -> Tensor:
+        """What the code is given for a tensor of the model or an input: one without data."""
+        return _without_data(value)
 
     def follow(self, tensor: Tensor, node: torch.fx.Node, device: torch.device) -> None:
         """From now on `node` stands for `tensor`."""
@@ -109,11 +113,15 @@ class Traced(proxies.Tracer):
             return found
         if id(tensor) in self.nodes:
             return tensor
-        original = self.from_nothing.get(proxies.storage_key(tensor)) if tensor.is_meta else None
+        original = self.from_nothing.get(proxies.storage_key(tensor)) if self.may_be_copy(tensor) else None
         if original is not None:
             self.follow(tensor, self.nodes[id(original)], self.devices[id(original)])
             return tensor
         return None
+
+    def may_be_copy(self, tensor: Tensor) -> bool:
+        """Could a tensor that wasn't seen be the shallow copy of one?"""
+        return tensor.is_meta
 
     def _constant(self, tensor: Tensor) -> Tensor:
         if tensor.is_meta and not self.names.on_meta:
@@ -299,7 +307,7 @@ def capture_directly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     without_cudnn = torch.backends.cudnn.flags(
         enabled=False
     )  # as under torch.export: it stands in operators' arguments
-    with proxies.exporting_flags(), without_cudnn, _module_paths(model, traced), _Writer(traced):
+    with proxies.exporting_flags(), without_cudnn, module_paths(model, traced), _Writer(traced):
         output = model(*run_args, **run_kwargs)
     if buffers != {name: id(tensor) for name, tensor in model.named_buffers(remove_duplicate=False)}:
         raise Unusual("the forward replaces a buffer")
@@ -316,7 +324,7 @@ def capture_directly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 @contextmanager
-def _module_paths(model: nn.Module, traced: Traced) -> Iterator[None]:
+def module_paths(model: nn.Module, traced: Traced) -> Iterator[None]:
     """Keep `traced.stack` at the path of the module whose forward runs."""
     paths = {id(module): path for path, module in model.named_modules()}
 

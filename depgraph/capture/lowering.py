@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from depgraph import rules
-from depgraph.capture.exported import CapturedProgram
+from depgraph.capture.exported import CapturedProgram, decisions_of
 from depgraph.capture.places import module_path, place
 from depgraph.errors import CaptureError, UnsupportedOperator
 from depgraph.graph import Program, Reason, Value
@@ -23,6 +24,7 @@ _KINDS = {
     InputKind.CONSTANT_TENSOR: "constant",
     InputKind.USER_INPUT: "input",
 }
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 _LARGEST_INDEX_TABLE = 1 << 20
 
 
@@ -53,7 +55,23 @@ class _Lowering:
             elif node.op == "call_function":
                 self._call(node)
         self._outputs()
+        if decisions_of(self.exported) is not None:
+            self._unread()
         return self.program
+
+    def _unread(self) -> None:
+        """Parameters that the decisions of the example passed by have the dims of their like in the same list of modules."""
+        read: dict[tuple[str, tuple[int, ...]], Value] = {}
+        held = [v for v in self.program.values.values() if v.kind in ("parameter", "buffer") and v.target]
+        for value in held:
+            if value.used:
+                read.setdefault((_NUMBER.sub("#", value.target), value.shape), value)
+        for value in held:
+            like = read.get((_NUMBER.sub("#", value.target), value.shape))
+            if not value.used and like is not None:
+                value.used = True
+                for mine, theirs in zip(value.dims, like.dims, strict=True):
+                    self.program.relations.align(mine, theirs)
 
     def _placeholder(self, node: Node, spec: Any) -> None:
         tensor = node.meta.get("val")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from depgraph.capture.deciding import at_places
+from depgraph.capture.exported import decisions_of
 from depgraph.cutting.absorbing import absorb
 from depgraph.cutting.drifting import new_drifts, numbers_of
 from depgraph.cutting.expressing import Conflict, Solution
@@ -56,7 +58,7 @@ def apply(plan: Plan, **options: Any) -> CutReport:
         try:
             return _module(plan, how)
         except (CutError, CheckError) as error:
-            if how.form == "module":
+            if how.form == "module" or decisions_of(plan.graph.capture.exported) is not None:
                 raise
             why = str(error)
     return _graph(plan, how, why)
@@ -167,4 +169,10 @@ def _surprises(plan: Plan) -> list[str]:
     if unread:
         more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
         notes.append(f"left as they were, since the traced forward doesn't read them: {', '.join(unread[:3])}{more}")
+    decisions = decisions_of(plan.graph.capture.exported)
+    if decisions is not None:
+        notes.append(
+            f"captured on the values of the example, as the code depends on values{at_places(decisions)}: the cut is checked for "
+            "the way that the example takes"
+        )
     return notes

@@ -19,6 +19,8 @@ from torch.utils import _pytree as pytree
 
 from depgraph.axes import build_axes
 from depgraph.capture.capturing import quiet, ties_of
+from depgraph.capture.deciding import at_places
+from depgraph.capture.exported import decisions_of
 from depgraph.capture.lowering import lower
 from depgraph.coupling import Classes
 from depgraph.cutting.modes import follow_modes
@@ -47,6 +49,12 @@ def cut_program(plan: Plan) -> tuple[GraphModule, tuple[str, ...]]:
 
     Raises CutError where torch.export captures something else than was planned on.
     """
+    decisions = decisions_of(plan.graph.capture.exported)
+    if decisions is not None:
+        raise CutError(
+            f"{type(plan.graph.model).__name__} has no graph form, as its code depends on values{at_places(decisions)}: use "
+            "form='module', or plan with form='module'"
+        )
     inputs = plan.graph.args, plan.graph.kwargs
     captured = _captured(plan, _two_of_each(inputs), _open_dims)
     notes: tuple[str, ...] = ()

@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import quiet
+from depgraph.capture.deciding import following
+from depgraph.capture.exported import decisions_of
 from depgraph.capture.recording import Call, replay
 from depgraph.cutting.mutating import writes
 
@@ -18,16 +20,23 @@ if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
 
 
-def rerun(graph: DependencyGraph, model: nn.Module) -> tuple[Any, list[Call]]:
-    """The output and the torch calls of one forward; inputs and buffers that it writes to are put back."""
+def rerun(graph: DependencyGraph, model: nn.Module) -> tuple[list[torch.Tensor], list[Call]]:
+    """The output tensors and the torch calls of one forward that decides as the traced one did.
+
+    After the outputs come the floating tensors that it decides by.
+
+    Inputs and buffers that it writes to are put back.
+    """
     exported = graph.capture.exported
     placeholders = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs}
     written = {placeholders[w.root.name] for w in writes(exported.graph.nodes) if w.root.name in placeholders}
     args, kwargs = graph.args, graph.kwargs
     if None in written:
         args, kwargs = pytree.tree_map(_copied, (args, kwargs))
-    with quiet(model), torch.no_grad(), _kept(model, {name for name in written if name}):
-        return replay(model, args, kwargs)
+    names = {name for name in written if name}
+    with quiet(model), torch.no_grad(), _kept(model, names), following(decisions_of(exported)) as given:
+        output, calls = replay(model, args, kwargs)
+    return [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)] + given, calls
 
 
 def _copied(leaf: Any) -> Any:

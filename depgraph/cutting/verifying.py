@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from depgraph.capture.recording import Call
 from depgraph.cutting.reference import Outputs, Reference
@@ -58,7 +57,7 @@ class Verifier:
         """
         graph = self.graph
         with _same_draws():
-            output, calls = rerun(graph, model)
+            got, calls = rerun(graph, model)
         compared = follow_calls(calls, self.plan.kept()) if follow_calls is not None else 0
         if self.on_meta:
             return Check(0, 0, 0, len(self.exact), len(self.mixed), compared, "the model is on the meta device")
@@ -68,7 +67,6 @@ class Verifier:
             reference, original = self._run(Side(sliced, zeroed), Side(empty, empty))
             expected = self._narrow(reference, zeroed, sliced)
         moved = self._narrow(original, self.plan.kept(), empty)
-        got = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
         tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for _, t in original if t.is_floating_point()), default=1e-4)
         error = difference(got, expected)
         check = Check(error, difference(expected, moved), tolerance, len(self.exact), len(self.mixed), compared)
