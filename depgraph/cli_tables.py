@@ -90,6 +90,7 @@ def graph_json(graph: DependencyGraph) -> dict[str, Any]:
         "axes": [_axis_json(graph, axis) for axis in graph.axes],
         "unknown_operators": graph.unknown,
         "fixed_dims": [asdict(dim) for dim in left],
+        "note": graph.note,
     }
 
 

@@ -11,6 +11,8 @@ from torch import nn
 
 from depgraph.axes import Axis, build_axes
 from depgraph.capture.capturing import Capture, capture
+from depgraph.capture.deciding import at_places
+from depgraph.capture.exported import decisions_of
 from depgraph.collecting import uncollected
 from depgraph.coupling import Classes
 from depgraph.errors import CaptureError, PlanError
@@ -86,6 +88,17 @@ class DependencyGraph:
     def unknown(self) -> dict[str, list[str]]:
         """Operators without a rule, and the places in the code where they stand."""
         return self.capture.program.unknown
+
+    @property
+    def note(self) -> str:
+        """What to know of how the model was captured: a sentence, empty where there is nothing to say."""
+        decisions = decisions_of(self.capture.exported)
+        if decisions is None:
+            return ""
+        return (
+            f"captured on the values of the example, as the code depends on values{at_places(decisions)}: a cut is checked "
+            "for the way that the example takes"
+        )
 
     def check_unchanged(self) -> None:
         """Raise PlanError when the model's tensors are no longer what they were when it was traced."""

@@ -6,6 +6,7 @@ from the original on inputs like the recorded ones, and cut by the recorded grou
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from depgraph.capture.recording import assign, current
 from depgraph.cutting.descriptors import follow
 from depgraph.cutting.inputs import make_inputs
 from depgraph.cutting.module import take_back
-from depgraph.cutting.program import cut_program
+from depgraph.cutting.program import cut_programs
 from depgraph.cutting.record import Record, attr_of
 from depgraph.dependency import trace
 from depgraph.errors import CheckpointError, CutError, DepgraphError
@@ -237,7 +238,7 @@ def _cut_graph(model: nn.Module, cut: Record, device: torch.device | str) -> nn.
         raise CheckpointError(
             f"cutting {name} again narrows {differing[0]!r} differently: is it the model that was cut?"
         )
-    return cut_program(plan)[0]
+    return next(itertools.islice(cut_programs(plan), cut.get("way", 0), None))[0]
 
 
 def fill(model: nn.Module, table: Table, tensors: Mapping[str, torch.Tensor], undo: list[Undo]) -> None:

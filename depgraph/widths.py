@@ -120,10 +120,11 @@ class Kept:
         sizes = self._class_sizes()[self.widths.classes.of_dim].tolist()
         return (tuple(sizes[value.dims.start : value.dims.stop]) for value in values)
 
-    def smaller(self) -> list[Value]:
-        """The values of the program that the removal makes smaller."""
-        values = self.widths.program.values.values()
-        return [value for value, shape in zip(values, self.shapes(values), strict=True) if shape != value.shape]
+    def smaller(self) -> dict[str, Value]:
+        """The values of the program, by all names that they have in the graph, that the removal makes smaller."""
+        values = self.widths.program.values
+        shapes = self.shapes(values.values())
+        return {n: value for (n, value), shape in zip(values.items(), shapes, strict=True) if shape != value.shape}
 
     def _class_sizes(self) -> np.ndarray:
         """The sizes of all classes of dims, followed by a 1."""

@@ -138,7 +138,8 @@ def capture_decided(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     traced.graph.output((*outputs, *recorder.decided_by))
     signature = signature_of(names, traced.graph, outputs)
     integers = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor) and not t.is_floating_point()}
-    return DirectProgram(traced.graph, signature, names.constants, integers, recorder.decisions)
+    spec = pytree.tree_structure(output)
+    return DirectProgram(traced.graph, signature, names.constants, integers, spec, recorder.decisions)
 
 
 def _shape_of(tensor: Tensor) -> Tensor:

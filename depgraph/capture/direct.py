@@ -320,7 +320,7 @@ def capture_directly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         raise Unusual("an operator makes a tensor on the device of the tensors that stand in")
     signature = signature_of(names, traced.graph, outputs)
     integers = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor) and not t.is_floating_point()}
-    return DirectProgram(traced.graph, signature, names.constants, integers)
+    return DirectProgram(traced.graph, signature, names.constants, integers, pytree.tree_structure(output))
 
 
 @contextmanager

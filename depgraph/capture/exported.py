@@ -50,6 +50,7 @@ class DirectProgram:
     graph_signature: ExportGraphSignature
     constants: dict[str, Any]
     state_dict: dict[str, Any]
+    output_spec: Any
     decisions: Decisions | None = None
     graph_module: torch.fx.GraphModule = field(init=False)
 

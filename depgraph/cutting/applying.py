@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from depgraph.capture.deciding import at_places
 from depgraph.capture.exported import decisions_of
 from depgraph.cutting.absorbing import absorb
 from depgraph.cutting.drifting import new_drifts, numbers_of
 from depgraph.cutting.expressing import Conflict, Solution
 from depgraph.cutting.module import cut_copy, cut_in_place
-from depgraph.cutting.program import cut_program
+from depgraph.cutting.program import cut_programs
 from depgraph.cutting.record import make_record
 from depgraph.cutting.report import Check, CutReport
 from depgraph.cutting.verifying import Verifier, follow_shapes
@@ -125,11 +124,19 @@ def _module(plan: Plan, how: How) -> CutReport:
 
 
 def _graph(plan: Plan, how: How, why: str) -> CutReport:
-    model, notes = cut_program(plan)
-    check = _check(Verifier(plan), model, how, None)
-    if why:
-        notes = (f"cut as a graph because {why}", *notes)
-    return _report(plan, model, "graph", check, Solution(), notes)
+    failure: CheckError | None = None
+    for way, (model, notes) in enumerate(cut_programs(plan)):
+        try:
+            check = _check(Verifier(plan), model, how, None)
+        except CheckError as error:
+            failure = failure or error
+            continue
+        reason = (f"cut as a graph because {why}",) if why else ()
+        report = _report(plan, model, "graph", check, Solution(), (*reason, *notes))
+        report.record["way"] = way
+        return report
+    assert failure is not None
+    raise failure
 
 
 def _check(verifier: Verifier, model: nn.Module, how: How, follow: Any) -> Check | None:
@@ -169,10 +176,4 @@ def _surprises(plan: Plan) -> list[str]:
     if unread:
         more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
         notes.append(f"left as they were, since the traced forward doesn't read them: {', '.join(unread[:3])}{more}")
-    decisions = decisions_of(plan.graph.capture.exported)
-    if decisions is not None:
-        notes.append(
-            f"captured on the values of the example, as the code depends on values{at_places(decisions)}: the cut is checked for "
-            "the way that the example takes"
-        )
-    return notes
+    return [*notes, plan.graph.note] if plan.graph.note else notes

@@ -25,7 +25,7 @@ Undo = Callable[[], None]
 
 def narrowed(kept: Kept) -> list[Value]:
     """Parameters, buffers and constants that the cut makes smaller."""
-    return [v for v in kept.smaller() if v.kind in ("parameter", "buffer", "constant") and v.target]
+    return [v for v in kept.smaller().values() if v.kind in ("parameter", "buffer", "constant") and v.target]
 
 
 def new_tensor(old: torch.Tensor, kept: Kept, value: Value) -> torch.Tensor:

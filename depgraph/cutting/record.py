@@ -28,7 +28,7 @@ def make_record(plan: Plan, form: str, solution: Solution) -> Record:
 
     `removed` holds removed indices by parameter and dim, `groups` the removed groups by axis, `attributes` the changed
     integers, `inputs` what the example inputs looked like, `config` the integers of a config that builds the result (uniform
-    plans only); a graph form also has what its original was built from.
+    plans only); a graph form also has what its original was built from, and in its `way` which of `cut_programs` it is.
     """
     graph = plan.graph
     earlier = getattr(graph.model, "depgraph_record", None)

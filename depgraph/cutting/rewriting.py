@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,13 @@ from depgraph.widths import Kept
 
 _aten = torch.ops.aten
 _LAST = 2**63 - 1
+
+
+class Share(NamedTuple):
+    """A size that the graph computes, times what is left of it."""
+
+    size: Node
+    left: Fraction
 
 
 @dataclass
@@ -49,11 +57,16 @@ class Sized:
         old = list(self.arguments[name])
         offset = len(value.shape) - len(old)
         new = [
-            size if size == -1 or not self.narrowed(value, d + offset) else self.shape(value)[d + offset]
+            size if size == -1 or not self.narrowed(value, d + offset) else self.size(size, value, d + offset)
             for d, size in enumerate(old)
         ]
         if new != old:
             self.changes[name] = new
+
+    def size(self, size: Any, value: Value, d: int) -> Any:
+        """The size of a dim after the cut; of one that holds the batch too (a size that is computed), the share that stays."""
+        after, before = self.shape(value)[d], value.shape[d]
+        return Share(size, Fraction(after, before)) if isinstance(size, Node) else after
 
 
 Rewrite = Callable[[Sized], None]
@@ -133,7 +146,8 @@ def _unflatten(op: Sized) -> None:
     assert op.source is not None
     first = op.arguments["dim"] % len(op.source.shape)
     old = list(op.arguments["sizes"])
-    new = [s if s == -1 else op.shape(op.outputs[0])[first + k] for k, s in enumerate(old)]
+    made = op.outputs[0]
+    new = [s if s == -1 or not op.narrowed(made, first + k) else op.size(s, made, first + k) for k, s in enumerate(old)]
     if new != old:
         op.changes["sizes"] = new
 

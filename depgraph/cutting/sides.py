@@ -65,8 +65,8 @@ class Side:
         return self._gone[number]
 
     def narrowed(self) -> frozenset[str]:
-        """Names of the values that are smaller than in the original."""
-        return frozenset(value.name for value in self.sliced.smaller()) if self.sliced.masks else frozenset()
+        """Names in the graph of the values that are smaller than in the original."""
+        return frozenset(self.sliced.smaller()) if self.sliced.masks else frozenset()
 
 
 class Called(NamedTuple):
