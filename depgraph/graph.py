@@ -81,11 +81,15 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
-    """Operand `operand` (a value) of operator `op` is summed over its dimension `dim`: zeros there add nothing."""
+    """Operand `operand` (a value) of operator `op` is summed over its dimension `dim`: zeros there add nothing.
+
+    `product` tells apart the products that one operator takes; the operands of one product meet in it.
+    """
 
     op: str
     operand: str
     dim: int
+    product: int = 0
 
 
 @dataclass(frozen=True, slots=True)

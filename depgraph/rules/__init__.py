@@ -9,6 +9,7 @@ from depgraph.rules import (  # noqa: F401
     aten_left_alone,
     aten_move,
     aten_norm,
+    aten_recurrent,
     aten_reduce,
     aten_space,
 )

@@ -77,9 +77,9 @@ class Op:
             if d != along % len(a.shape):
                 self.relations.align(a.dim(d), b.dim(d))
 
-    def contract(self, operand: Value, dim: int) -> None:
-        """This operator sums `operand` over dimension `dim`."""
-        self.relations.contractions.append(Contraction(self.name, operand.name, dim % len(operand.shape)))
+    def contract(self, operand: Value, dim: int, product: int = 0) -> None:
+        """This operator sums `operand` over dimension `dim`, in the `product`-th of the products that it takes."""
+        self.relations.contractions.append(Contraction(self.name, operand.name, dim % len(operand.shape), product))
 
     def relate(self, equation: str, *inputs: Value | None, work: str = "", **sizes: int) -> None:
         """State an axis equation over `inputs` (the operator's tensors by default; None skips a term) and its outputs.

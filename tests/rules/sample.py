@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-Fill = Literal["normal", "positive", "share", "complex", "bool", "int"]
+Fill = Literal["normal", "positive", "share", "complex", "bool", "int", "twos"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class T:
     def make(self) -> torch.Tensor:
         if self.fill == "bool":
             return torch.arange(self.numel).reshape(self.shape) % 3 != 1
+        if self.fill == "twos":
+            return torch.full(self.shape, 2)
         if self.fill == "int":
             return (torch.arange(self.numel) * 5 + 1).reshape(self.shape) % self.high
         if self.fill == "complex":
@@ -82,7 +84,8 @@ class Sample:
 
     `tied` gives, for dims whose indices can't all be told apart, how many can: ``out.1:4``. `cut` gives the arguments
     that change with kept sizes where the graph form (`depgraph.cutting.rewriting`) isn't what computes them; `gap` says
-    what is still missing elsewhere for the sample to pass.
+    what is still missing elsewhere for the sample to pass. `poison` is what removed indices hold (no NaN where the
+    operator multiplies what it made of them with zeros).
     """
 
     target: str
@@ -92,6 +95,7 @@ class Sample:
     mixed: str = ""
     tied: str = ""
     gap: str = ""
+    poison: float = float("nan")
     cut: Callable[[Callable[[str], tuple[int, ...]]], dict[str, Any]] | None = None
 
     @property
@@ -109,5 +113,5 @@ class Sample:
 
 def sample(target: str, *args: Any, **more: Any) -> Sample:
     """A sample; keywords that aren't fields of `Sample` are the operator's own."""
-    own = {name: more.pop(name) for name in ("fixed", "mixed", "tied", "gap", "cut") if name in more}
+    own = {name: more.pop(name) for name in ("fixed", "mixed", "tied", "gap", "poison", "cut") if name in more}
     return Sample(f"aten.{target}", args, more, **own)

@@ -14,6 +14,7 @@ from tests.rules import (
     samples_left_alone,
     samples_move,
     samples_norm,
+    samples_recurrent,
     samples_reduce,
     samples_space,
 )
@@ -27,6 +28,7 @@ _MODULES = (
     samples_left_alone,
     samples_move,
     samples_norm,
+    samples_recurrent,
     samples_reduce,
     samples_space,
 )
