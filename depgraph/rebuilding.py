@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from depgraph.capture.recording import assign, current
-from depgraph.cutting.descriptors import follow
+from depgraph.cutting.descriptors import flatten, follow
 from depgraph.cutting.inputs import make_inputs
 from depgraph.cutting.module import take_back
 from depgraph.cutting.program import cut_program
@@ -199,12 +199,14 @@ def as_kind(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 
 
 def _replace(model: nn.Module, successor: Callable[[str, torch.Tensor], torch.Tensor], undo: list[Undo]) -> None:
+    undo.append(lambda: flatten(model))
     for name, _, store, key in list(_slots(model)):
         old = store[key]
         new = successor(name, old)
         if new is not old:
             store[key] = new
             undo.append(lambda store=store, key=key, old=old: store.__setitem__(key, old))  # type: ignore[misc]
+    flatten(model)
 
 
 def _as_before(model: nn.Module, cut: Record, device: torch.device | str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from depgraph.capture.recording import assign
-from depgraph.cutting.descriptors import follow
+from depgraph.cutting.descriptors import flatten, follow
 from depgraph.cutting.expressing import Solution
 from depgraph.cutting.slicing import sliced_tensor
 from depgraph.errors import CutError
@@ -69,13 +69,14 @@ def cut_copy(graph: DependencyGraph, kept: Kept, solution: Solution) -> nn.Modul
     for attr, value in solution.attributes.items():
         assign(model, attr, value)
     follow(model)
+    flatten(model)
     return model
 
 
 def cut_in_place(graph: DependencyGraph, kept: Kept, solution: Solution) -> Undo:
     """Narrow the graph's own model; the function returned takes everything back."""
     model = graph.model
-    undo: list[Undo] = []
+    undo: list[Undo] = [lambda: flatten(model)]
     by_id = {id(old): new for old, new in _replacements(graph, kept).values()}
     try:
         for module in model.modules():
@@ -84,6 +85,7 @@ def cut_in_place(graph: DependencyGraph, kept: Kept, solution: Solution) -> Undo
         for attr, value in solution.attributes.items():
             undo.append(assign(model, attr, value))
         undo.extend(follow(model))
+        flatten(model)
     except BaseException:
         take_back(undo)
         raise
@@ -96,11 +98,18 @@ def take_back(undo: list[Undo]) -> None:
         undo.pop()()
 
 
-def _swap(holder: dict[str, Any], by_id: dict[int, torch.Tensor], undo: list[Undo]) -> None:
-    for name, old in list(holder.items()):
+def _swap(holder: Any, by_id: dict[int, torch.Tensor], undo: list[Undo]) -> None:
+    """Replace the tensors in a dict or list that a module holds, and in those within."""
+    for key, old in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
         if isinstance(old, torch.Tensor) and id(old) in by_id:
-            holder[name] = by_id[id(old)]
-            undo.append(lambda name=name, old=old: holder.__setitem__(name, old))  # type: ignore[misc]
+            holder[key] = by_id[id(old)]
+            undo.append(lambda key=key, old=old: holder.__setitem__(key, old))  # type: ignore[misc]
+        elif type(old) in (list, dict) and any(isinstance(o, torch.Tensor) for o in _items(old)):
+            _swap(old, by_id, undo)
+
+
+def _items(held: dict[Any, Any] | list[Any]) -> Any:
+    return held.values() if isinstance(held, dict) else held
 
 
 def _replacements(graph: DependencyGraph, kept: Kept) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:

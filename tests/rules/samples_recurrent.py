@@ -60,7 +60,9 @@ def _cell(name: str, *biases: T) -> Sample:
     gates = _GATES[name.removesuffix("_cell")]
     states = [t(2, _H), t(2, _H)] if name == "lstm_cell" else t(2, _H)
     tied = [f"{label}.0:{_H}" for label in ("w_ih", "w_hh", "b_ih", "b_hh")[: 2 + len(biases)] if gates > 1]
-    return sample(name, t(2, _I), states, t(gates * _H, _I), t(gates * _H, _H), *biases, tied=" ".join(tied), poison=9.0)
+    return sample(
+        name, t(2, _I), states, t(gates * _H, _I), t(gates * _H, _H), *biases, tied=" ".join(tied), poison=9.0
+    )
 
 
 SAMPLES = [
