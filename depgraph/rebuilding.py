@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from depgraph.capture.recording import assign, current
+from depgraph.cutting.computed import compute_again
 from depgraph.cutting.descriptors import flatten, follow
 from depgraph.cutting.inputs import make_inputs
 from depgraph.cutting.module import take_back
@@ -182,6 +183,7 @@ def _narrow(model: nn.Module, cut: Record, undo: list[Undo]) -> None:
     _replace(model, lambda name, old: fresh.get(id(old), old), undo)
     for change in cut["attributes"]:
         undo.append(assign(model, attr_of(change), change["after"]))
+    compute_again(model)
     undo.extend(follow(model))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from depgraph.capture.recording import assign
+from depgraph.cutting.computed import compute_again, without_history
 from depgraph.cutting.descriptors import flatten, follow
 from depgraph.cutting.expressing import Solution
 from depgraph.cutting.slicing import sliced_tensor
@@ -56,7 +57,8 @@ def _alike(old: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) ->
 
 def cut_copy(graph: DependencyGraph, kept: Kept, solution: Solution) -> nn.Module:
     """A new module with narrowed tensors; weights are copied once, and already cut."""
-    memo = {id(old): new for old, new in _replacements(graph, kept).values()}
+    memo = without_history(graph.model)
+    memo |= {id(old): new for old, new in _replacements(graph, kept).values()}
     for tensor in graph.tensors().values():
         if id(tensor) not in memo:
             memo[id(tensor)] = _alike(tensor, lambda same: same)
@@ -68,6 +70,7 @@ def cut_copy(graph: DependencyGraph, kept: Kept, solution: Solution) -> nn.Modul
         ) from error
     for attr, value in solution.attributes.items():
         assign(model, attr, value)
+    compute_again(model)
     follow(model)
     flatten(model)
     return model
@@ -76,7 +79,7 @@ def cut_copy(graph: DependencyGraph, kept: Kept, solution: Solution) -> nn.Modul
 def cut_in_place(graph: DependencyGraph, kept: Kept, solution: Solution) -> Undo:
     """Narrow the graph's own model; the function returned takes everything back."""
     model = graph.model
-    undo: list[Undo] = [lambda: flatten(model)]
+    undo: list[Undo] = [lambda: flatten(model), lambda: compute_again(model)]
     by_id = {id(old): new for old, new in _replacements(graph, kept).values()}
     try:
         for module in model.modules():
@@ -84,6 +87,7 @@ def cut_in_place(graph: DependencyGraph, kept: Kept, solution: Solution) -> Undo
                 _swap(holder, by_id, undo)
         for attr, value in solution.attributes.items():
             undo.append(assign(model, attr, value))
+        compute_again(model)
         undo.extend(follow(model))
         flatten(model)
     except BaseException:
