@@ -45,6 +45,15 @@ def prelu(op: Op) -> None:
         op.align_elementwise([source, weight, op.output] if "kernel" in op.target else [source, op.output])
 
 
+@rule("aten.fake_quantize_per_tensor_affine", "aten.fake_quantize_per_channel_affine")
+def fake_quantize(op: Op) -> None:
+    """Rounded in its place; each channel may have its own scale."""
+    source = op["self"]
+    op.align_elementwise([source, op.output])
+    for value in op.inputs[1:] if "axis" in op.arguments else ():
+        op.relations.align(value.dim(0), source.dim(op["axis"]))
+
+
 @rule("aten.glu")
 def glu(op: Op) -> None:
     """The first half of `dim` times the sigmoid of its second half: [half, size] in one."""
@@ -99,7 +108,7 @@ _ALIKE = aten("""
 _WITHOUT_RESULT = aten("""
     _assert_tensor_metadata _assert_async _assert_scalar _local_scalar_dense item is_nonzero equal allclose is_same_size
     result_type size sym_size sym_numel sym_stride sym_storage_offset sym_constrain_range sym_constrain_range_for_size
-    is_floating_point is_complex
+    is_floating_point is_complex _is_all_true _is_any_true
 """)
 
 

@@ -19,6 +19,14 @@ def embedding_bag(op: Op) -> None:
             op.relations.fix(dim, op.reason("it says which rows make a bag"))
 
 
+@rule("aten.embedding_renorm_")
+def embedding_renorm(op: Op) -> None:
+    """Rows of the table are scaled by their norms."""
+    op.relate("v! c~ -> v c", op["self"])
+    for dim in op["indices"].dims:
+        op.relations.fix(dim, op.reason("it says which rows are scaled"))
+
+
 @rule("aten.index_select")
 def index_select(op: Op) -> None:
     """The values of the index would have to change with the source, so it is fixed even where they are known."""

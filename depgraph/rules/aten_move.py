@@ -204,3 +204,15 @@ def unfold(op: Op) -> None:
     op.align_beside(source, op.output, along)
     for value, d in ((source, along), (op.output, along), (op.output, -1)):
         op.fix(value, d, "windows slide along it")
+
+
+@rule("aten.rot90")
+def rotate(op: Op) -> None:
+    """Two dims change places and directions."""
+    source, turned = op.inputs[0], {d % len(op.output.shape) for d in op["dims"]}
+    for d in range(len(source.shape)):
+        if d not in turned:
+            op.relations.align(source.dim(d), op.output.dim(d))
+            continue
+        op.fix(source, d, "it is rotated")
+        op.fix(op.output, d, "it is rotated")

@@ -104,10 +104,11 @@ class _Relating:
             self._plain(term, value)
         for term, value in bound:
             self._brackets(term, value)
+        products = sorted(equation.contracted)
         for term, value in operands:
             for token, dim in _spread(term, value):
-                if set(token.letters) & equation.contracted:
-                    self.op.contract(value, dim - value.first)
+                for letter in sorted(set(token.letters) & equation.contracted)[:1]:
+                    self.op.contract(value, dim - value.first, products.index(letter))
         if work:
             dims = [self.letters[w] for w in work.split() if w != "..."] + (self.run_dims if "..." in work else [])
             self.op.relations.work.append(Work(self.op.name, tuple(dims)))

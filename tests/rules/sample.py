@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-Fill = Literal["normal", "positive", "share", "complex", "bool", "int", "twos"]
+Fill = Literal["normal", "positive", "share", "complex", "bool", "int", "twos", "twos32"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class T:
     def make(self) -> torch.Tensor:
         if self.fill == "bool":
             return torch.arange(self.numel).reshape(self.shape) % 3 != 1
-        if self.fill == "twos":
-            return torch.full(self.shape, 2)
+        if self.fill in ("twos", "twos32"):
+            return torch.full(self.shape, 2, dtype=torch.int64 if self.fill == "twos" else torch.int32)
         if self.fill == "int":
             return (torch.arange(self.numel) * 5 + 1).reshape(self.shape) % self.high
         if self.fill == "complex":

@@ -81,6 +81,7 @@ SAMPLES = [
     sample("take", t(3, 4), ints(12, 2, 5), fixed="self.0 self.1"),
     sample("masked_select", t(3, 4), bools(3, 4), fixed="*"),
     sample("repeat_interleave.Tensor", ints(4, 3), fixed="*"),
+    sample("embedding_renorm_", t(5, 4), ints(5, 3), 0.5, 2.0, fixed="self.0 indices.0 out.0", mixed="self.1 out.1"),
 ]  # fmt: skip
 
 UNSAMPLED = {"aten.multinomial": "its values are drawn at random; all its dims are fixed"}

@@ -128,4 +128,6 @@ SAMPLES = [
     sample("unsafe_split.Tensor", t(2, 6), 3, 1),
     sample("unsafe_chunk", t(2, 6), 3, 1),
     sample("unsafe_split_with_sizes", t(2, 6), [2, 4], 1),
+    sample("rot90", t(3, 4, 2), 1, [0, 1], fixed="self.0 self.1 out.0 out.1"),
+    sample("rot90", t(3, 4, 2), 2, [1, 2], fixed="self.1 self.2 out.1 out.2"),
 ]  # fmt: skip
