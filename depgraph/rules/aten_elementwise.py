@@ -108,7 +108,7 @@ _ALIKE = aten("""
 _WITHOUT_RESULT = aten("""
     _assert_tensor_metadata _assert_async _assert_scalar _local_scalar_dense item is_nonzero equal allclose is_same_size
     result_type size sym_size sym_numel sym_stride sym_storage_offset sym_constrain_range sym_constrain_range_for_size
-    is_floating_point is_complex _is_all_true _is_any_true
+    is_floating_point is_complex
 """)
 
 

@@ -67,13 +67,12 @@ def matrix_norm(op: Op) -> None:
 
 @rule("aten.linalg_cross", "aten.cross")
 def cross(op: Op) -> None:
-    """A product of vectors of three; which dim they lie along may be found by its size."""
+    """Products of vectors of three; without `dim` they lie along the first dim of that size, whichever it is."""
+    if op["dim"] is None:
+        op.fix_all("the first dim of size 3 is looked for")
+        return
     op.align_elementwise([*op.inputs, op.output])
-    along = op["dim"]
-    for value in (*op.inputs, op.output):
-        for d, size in enumerate(value.shape):
-            if size == 3 if along is None else d == along % len(value.shape):
-                op.fix(value, d, "vectors lie along it")
+    op.fix(op.output, op["dim"], "vectors lie along it")
 
 
 @rule("aten.diagonal", "aten.linalg_diagonal")

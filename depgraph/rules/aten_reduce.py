@@ -36,7 +36,7 @@ def total(op: Op) -> None:
 
 
 _STATISTICS = aten("""
-    all amax amin any logsumexp special_logsumexp linalg_vector_norm linalg_norm frobenius_norm
+    all _is_all_true _is_any_true amax amin any logsumexp special_logsumexp linalg_vector_norm linalg_norm frobenius_norm
     max mean nanmean median nanmedian min norm prod std std_mean var var_mean aminmax
 """)
 _NUMBERS_ITS_PICKS = {"aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.nanmedian.dim"}

@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 import torch
 
-Fill = Literal["normal", "positive", "share", "complex", "bool", "int", "twos", "twos32"]
+Fill = Literal["normal", "positive", "share", "complex", "bool", "int", "twos", "twos32", "threes"]
+
+_SAME = {"twos": (2, torch.int64), "twos32": (2, torch.int32), "threes": (3, torch.int64)}
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class T:
     def make(self) -> torch.Tensor:
         if self.fill == "bool":
             return torch.arange(self.numel).reshape(self.shape) % 3 != 1
-        if self.fill in ("twos", "twos32"):
-            return torch.full(self.shape, 2, dtype=torch.int64 if self.fill == "twos" else torch.int32)
+        if self.fill in _SAME:
+            number, dtype = _SAME[self.fill]
+            return torch.full(self.shape, number, dtype=dtype)
         if self.fill == "int":
             return (torch.arange(self.numel) * 5 + 1).reshape(self.shape) % self.high
         if self.fill == "complex":

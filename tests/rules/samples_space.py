@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.rules.sample import ints, sample, t
+from tests.rules.sample import cplx, ints, pos, sample, share, t
 
 SAMPLES = [
     *(sample(name, t(2, 3, 8), *args, fixed="self.2 out.2") for name, args in {
