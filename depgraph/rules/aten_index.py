@@ -157,11 +157,11 @@ def index_put(op: Op) -> None:
     together = used == list(range(used[0], used[-1] + 1))
     front = sum(d < ends[0][0] for d in rest) if together else 0
     picked: list[int | None] = [*rest[:front], *[None] * rank, *rest[front:]]
-    for k, d in enumerate(reversed(picked[-len(written.shape) :] if written.shape else []), 1):
-        if d is None:
+    for k, place in enumerate(reversed(picked[-len(written.shape) :] if written.shape else []), 1):
+        if place is None:
             op.fix(written, -k, "it is written where an index tensor points")
         else:
-            op.relations.align(written.dim(-k), target.dim(d))
+            op.relations.align(written.dim(-k), target.dim(place))
 
 
 def _covered(indices: list[Value | None]) -> tuple[list[tuple[int, int]], list[int]]:

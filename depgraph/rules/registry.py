@@ -187,19 +187,24 @@ def _tensors(argument: Any) -> list[Value]:
 
 
 def rule(*targets: str, equation: str = "", work: str = "") -> Callable[[Rule], Rule]:
-    """Register a rule for the operators `targets` (such as ``aten.linear.default``); overloads may be left out.
+    """A row of the library's own table: a rule for `targets` (such as ``aten.linear``); overloads may be left out.
 
-    With `equation` the decorated function isn't needed: ``rule("my.op", equation="n c -> n c")`` registers at once.
+    With `equation` the decorated function isn't needed. Users' rules are checked by `depgraph.rules.custom`.
     """
 
-    def register(function: Rule) -> Rule:
-        for target in targets:
-            _TABLE[target] = function
+    def decorate(function: Rule) -> Rule:
+        register(targets, function)
         return function
 
     if equation:
-        register(lambda op: op.relate(equation, work=work))
-    return register
+        decorate(lambda op: op.relate(equation, work=work))
+    return decorate
+
+
+def register(targets: Iterable[str], function: Rule) -> None:
+    """Put a rule into the table, in the place of any that was there."""
+    for target in targets:
+        _TABLE[target] = function
 
 
 def aten(names: str) -> list[str]:
