@@ -67,7 +67,7 @@ class SizeRules:
         self.users: dict[Attr, list[Site]] = {}
         read = _read(self.nodes.values())
         for site in graph.capture.recording.sites:
-            if site.node not in read:
+            if site.node not in read or _without_meaning(self.nodes[site.node], site):
                 continue
             self.sites.setdefault(site.node, []).append(site)
             if isinstance(site.expr, Attr) and isinstance(site.value, int):
@@ -235,6 +235,11 @@ class SizeRules:
         if left is not None and right is not None and left != right:
             text = f"the code asks whether {describe(c.left)} == {describe(c.right)}, which would be {left} and {right}"
             solution.conflicts.append(Conflict(text, c.where))
+
+
+def _without_meaning(node: Node, site: Site) -> bool:
+    """Is this a size that the operator is given and doesn't use? A grid is made for a picture of any number of channels."""
+    return str(node.target) == "aten.affine_grid_generator.default" and site.path == ("args", 1, 1)
 
 
 def _read(nodes: Iterable[Node]) -> frozenset[str]:

@@ -148,16 +148,3 @@ def attention(op: Op) -> None:
             op.relations.align(mask.dim(-d), op.output.dim(-d))
         op.relations.align(mask.dim(-1), key.dim(-2))
         op.relations.align(mask.dim(-2), query.dim(-2))
-
-
-@rule("aten._grouped_mm")
-def grouped_product(op: Op) -> None:
-    """Rows that are sorted by group, each group with its own matrix: x [rows, k], W [groups, k, n] -> [rows, n]."""
-    left, right = op["self"], op["mat2"]
-    if op.get("bias") is not None or len(right.shape) != 3:
-        op.fix_all("rows of several groups stand in it")
-        return
-    rows = "r!" if len(left.shape) == 2 else "g! r"
-    op.relate(f"{rows} k, g! k n -> {rows} n", left, right, work=f"{rows} k n".replace("!", "").replace("g r", "g r"))
-    if op.get("offs") is not None:
-        op.fix(op["offs"], 0, "it says where groups end")

@@ -124,5 +124,3 @@ SAMPLES = [
     sample("dist", t(3, 4), t(4), mixed="self.0 self.1 other.0"),
     sample("sum", pos(3, 4)),
 ]  # fmt: skip
-
-UNSAMPLED = {"aten._grouped_mm": "it takes single precision only"}

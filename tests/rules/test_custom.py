@@ -102,7 +102,7 @@ def test_what_is_no_rule_is_refused_in_one_sentence(arguments: tuple[str, ...], 
     before = dict(registry._TABLE)
     with pytest.raises(RuleError, match=complaint):
         depgraph.rule(*arguments)
-    assert registry._TABLE == before
+    assert before == registry._TABLE
 
 
 def test_keywords_are_checked() -> None:
