@@ -110,3 +110,20 @@ def test_states_that_are_given_or_taken_belong_to_the_hidden_units(layer: type[n
     assert [a.size for a in graph.axes] == [8]
     report = graph.cut_plan({graph.axes[0].name: [0, 5]}).apply_with_report(form=form)
     assert report.check is not None and not report.check.vacuous
+
+
+def test_the_dropout_between_layers_follows_the_mode_of_a_cut_graph() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.GRU(6, 8, num_layers=2, dropout=0.5), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.layer(x)[0])
+
+    inputs = torch.randn(5, 2, 6)
+    graph = depgraph.trace(Dropping(), inputs)
+    pruned = graph.cut_plan({graph.axes[0].name: [0, 5]}).apply(form="graph").train()
+    assert not torch.equal(pruned(inputs), pruned(inputs))
+    pruned.eval()
+    assert torch.equal(pruned(inputs), pruned(inputs))
