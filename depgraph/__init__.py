@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from depgraph.checkpoint import SaveReport, load, save
     from depgraph.dependency import DependencyGraph, trace
     from depgraph.plan import Plan
-    from depgraph.rules.registry import rule
+    from depgraph.rules.custom import rule
     from depgraph.target import Target
     from depgraph.widths import Cost
 
@@ -45,7 +45,7 @@ _HOMES = {
     "SaveReport": "checkpoint",
     "Target": "target",
     "load": "checkpoint",
-    "rule": "rules.registry",
+    "rule": "rules.custom",
     "save": "checkpoint",
     "trace": "dependency",
 }

@@ -81,11 +81,15 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
-    """Operand `operand` (a value) of operator `op` is summed over its dimension `dim`: zeros there add nothing."""
+    """Operand `operand` (a value) of operator `op` is summed over its dimension `dim`: zeros there add nothing.
+
+    `product` tells apart the products that one operator takes; the operands of one product meet in it.
+    """
 
     op: str
     operand: str
     dim: int
+    product: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,8 @@ class Relations:
     mixed: list[tuple[int, str]] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
+    constant: set[int] = field(default_factory=set)
+    """Dims along which their value is the same at every index, as far as rules know (it was expanded from size 1)."""
 
     def new_dim(self, size: int) -> int:
         """A further dim of `size`; those that belong to no value are the letters inside brackets."""

@@ -146,6 +146,8 @@ class _Lowering:
                 op.fix_all(f"its rule doesn't fit this use of it: {error}")
                 self.program.unknown.setdefault(op.target, []).append(op.where)
             return
+        if not op.inputs and not op.outputs:  # it computes with numbers
+            return
         if self.strict:
             raise UnsupportedOperator(
                 f"operator {op.target} at {op.where or 'an unknown place'} has no rule; "

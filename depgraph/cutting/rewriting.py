@@ -179,6 +179,21 @@ def _split_at(op: Sized) -> None:
         op.changes = {"self": op.arguments["self"], "split_sizes": sizes, "dim": along}
 
 
+@_rewrites("hsplit", "vsplit", "dsplit")
+def _split_in_runs(op: Sized) -> None:
+    assert op.source is not None
+    along = {"h": 1, "v": 0, "d": 2}[str(op.node.target).split(".")[1][0]]
+    along = min(along, len(op.source.shape) - 1)
+    sizes = [op.shape(v)[along] for v in op.outputs]
+    if sizes == [v.shape[along] for v in op.outputs]:
+        return
+    if isinstance(op.arguments.get("indices"), list):
+        op.changes["indices"] = np.cumsum(sizes)[:-1].tolist()
+    elif len(set(sizes)) > 1:
+        op.target = _aten.split_with_sizes.default
+        op.changes = {"self": op.arguments["self"], "split_sizes": sizes, "dim": along}
+
+
 @_rewrites("narrow")
 def _narrow(op: Sized) -> None:
     assert op.source is not None

@@ -157,17 +157,20 @@ def _where_finite(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
 
 
 def follow_shapes(graph: DependencyGraph) -> Callable[[list[Call], Kept], int]:
-    """Compares the shape of every torch call of a cut module with the prediction; a mismatch raises CheckError."""
+    """Compares the shape of all that torch calls of a cut module made, and something reads, with the prediction.
+
+    A mismatch raises CheckError. What nothing reads may be laid out otherwise on meta tensors.
+    """
 
     def compare(calls: list[Call], kept: Kept) -> int:
-        recorded, values = graph.capture.recording.calls, graph.capture.program.values
+        recorded, values, nodes = graph.capture.recording.calls, graph.capture.program.values, graph.sizes.nodes
         if [c.function for c in recorded] != [c.function for c in calls]:
             return 0
         seen = [
             (values[name], shape, before)
             for before, after in zip(recorded, calls, strict=True)
             for name, shape in zip(before.outputs, after.shapes, strict=False)
-            if name in values and len(values[name].shape) == len(shape)
+            if name in values and nodes[name].users and len(values[name].shape) == len(shape)
         ]
         for (_, shape, call), wanted in zip(seen, kept.shapes(value for value, _, _ in seen), strict=True):
             if shape != wanted:

@@ -15,7 +15,6 @@ rule("aten.outer", "aten.ger", equation="a, b -> a b", work="a b")
 rule("aten.mm", equation="a k, k b -> a b", work="a k b")
 rule("aten.bmm", equation="n a k, n k b -> n a b", work="n a k b")
 rule("aten.bilinear", equation="... i, ... j, o i j, o -> ... o", work="... i j o")
-rule("aten.cdist", "aten._cdist_forward", equation="... a k, ... b k -> ... a b", work="... a b k")
 
 _ADDED = {
     "aten.addmm": ("a k, k b -> a b", "a k b"),
@@ -100,6 +99,19 @@ def kron(op: Op) -> None:
         op.relations.fold(op.output.dim(-d), parts)
 
 
+@rule("aten.cdist", "aten._cdist_forward")
+def pairs_of_distances(op: Op) -> None:
+    """A sum over the differences of two vectors: neither may have what the other lost."""
+    op.relate("... a k, ... b k -> ... a b", work="... a b k")
+    _each_alone(op, -1)
+
+
+def _each_alone(op: Op, along: int) -> None:
+    """Zeros in one operand aren't enough: both are summed by themselves too."""
+    for k, value in enumerate(op.inputs):
+        op.contract(value, along, product=k + 1)
+
+
 @rule("aten.cosine_similarity")
 def cosine_similarity(op: Op) -> None:
     """The products and both norms are sums over `dim`."""
@@ -109,6 +121,7 @@ def cosine_similarity(op: Op) -> None:
     terms = [" ".join(names[rank - len(value.shape) :]) for value in op.inputs]
     rest = [name for d, name in enumerate(names) if d != along]
     op.relate(f"{', '.join(terms)} -> {' '.join(rest)}")
+    _each_alone(op, along - rank)
 
 
 @rule("aten.scaled_dot_product_attention")

@@ -19,6 +19,14 @@ def embedding_bag(op: Op) -> None:
             op.relations.fix(dim, op.reason("it says which rows make a bag"))
 
 
+@rule("aten.embedding_renorm_")
+def embedding_renorm(op: Op) -> None:
+    """Rows of the table are scaled by their norms."""
+    op.relate("v! c~ -> v c", op["self"])
+    for dim in op["indices"].dims:
+        op.relations.fix(dim, op.reason("it says which rows are scaled"))
+
+
 @rule("aten.index_select")
 def index_select(op: Op) -> None:
     """The values of the index would have to change with the source, so it is fixed even where they are known."""
@@ -132,16 +140,103 @@ def scatter(op: Op) -> None:
                 op.relations.align_at(value.dim(d), known, target.dim(d), known)
 
 
-_WRITES = aten("index_put _unsafe_index_put masked_scatter put")
+@rule("aten.index_put", "aten._unsafe_index_put")
+def index_put(op: Op) -> None:
+    """x[i, j, ...] = v: indexed dims and the indices' own are fixed, the others stay; v broadcasts to what x[i, j, ...] is."""
+    target, indices, written = op["self"], list(op["indices"]), op["values"]
+    op.align_elementwise([target, op.output])
+    ends, used = _covered(indices)
+    for value in (i for i in indices if i is not None):
+        for dim in value.dims:
+            op.relations.fix(dim, op.reason("it says what is written where"))
+    for d in (d for begin, end in ends for d in range(begin, end)):
+        op.fix(target, d, "values are written where an index tensor points")
+    rank = max((1 if _is_mask(i) else len(i.shape) for i in indices if i is not None), default=0)
+    inside = {d for begin, end in ends for d in range(begin, end)}
+    rest = [d for d in range(len(target.shape)) if d not in inside]
+    together = used == list(range(used[0], used[-1] + 1))
+    front = sum(d < ends[0][0] for d in rest) if together else 0
+    picked: list[int | None] = [*rest[:front], *[None] * rank, *rest[front:]]
+    for k, place in enumerate(reversed(picked[-len(written.shape) :] if written.shape else []), 1):
+        if place is None:
+            op.fix(written, -k, "it is written where an index tensor points")
+        else:
+            op.relations.align(written.dim(-k), target.dim(place))
+
+
+def _covered(indices: list[Value | None]) -> tuple[list[tuple[int, int]], list[int]]:
+    """The runs of dims that each index covers (a mask may cover several), and the positions of the indices."""
+    ends, used, at = [], [], 0
+    for position, value in enumerate(indices):
+        width = len(value.shape) if value is not None and _is_mask(value) else 1
+        if value is not None:
+            ends.append((at, at + width))
+            used.append(position)
+        at += width
+    return ends, used
+
+
+@rule("aten.masked_scatter")
+def masked_scatter(op: Op) -> None:
+    """The source's elements go where the mask is true, in order: whole rows where the mask is the same along the last dims."""
+    target, mask, source = op["self"], op["mask"], op["source"]
+    op.align_elementwise([mask, target, op.output])
+    rows = 0
+    while rows < min(len(target.shape), len(source.shape)) and _alike_along(op, mask, rows + 1):
+        if source.shape[-rows - 1] != target.shape[-rows - 1]:
+            break
+        rows += 1
+        op.relations.align(source.dim(-rows), target.dim(-rows))
+    for value in (target, source, mask):
+        for d in range(rows + 1, len(value.shape) + 1):
+            op.fix(value, -d, "which elements are written is known at run time only")
+
+
+def _alike_along(op: Op, mask: Value, d: int) -> bool:
+    """Is the mask the same at every index of its dim `-d`?"""
+    return d > len(mask.shape) or mask.shape[-d] == 1 or mask.dim(-d) in op.relations.constant
+
+
+@rule("aten.put")
+def put(op: Op) -> None:
+    op.fix_all("values are written at positions known at run time only")
+
+
+@rule("aten.take")
+def take(op: Op) -> None:
+    """Elements of the flattened source, one for each index."""
+    op.align_elementwise([op["index"], op.output])
+    for dim in op["self"].dims:
+        op.relations.fix(dim, op.reason("an index tensor points into it"))
+
+
+@rule("aten.one_hot")
+def one_hot(op: Op) -> None:
+    """A further, last dim counts the classes."""
+    for a, b in zip(op["self"].dims, op.output.dims, strict=False):
+        op.relations.align(a, b)
+    op.fix(op.output, -1, "it counts the classes")
+
+
+@rule("aten.searchsorted")
+def searchsorted(op: Op) -> None:
+    """Values are looked up one by one, each row of them in a row of its own or all in the only one."""
+    known, values = op["sorted_sequence"], op.get("self")
+    op.fix(known, -1, "values are looked up in it")
+    sorter = op.get("sorter")
+    if isinstance(sorter, Value):
+        op.align_elementwise([sorter, known])
+    if not isinstance(values, Value):
+        return
+    op.align_elementwise([values, op.output])
+    for d in range(2, len(known.shape) + 1):
+        op.relations.align(known.dim(-d), values.dim(-d))
+
+
 _COUNTS = aten("""
-    one_hot bincount nonzero nonzero_numpy argwhere histc unique_consecutive unique_dim _unique2 searchsorted take
+    bincount nonzero nonzero_numpy argwhere histc unique_consecutive unique_dim _unique2
     masked_select multinomial repeat_interleave.Tensor where.default
 """)
-
-
-@rule(*_WRITES)
-def written(op: Op) -> None:
-    op.fix_all("values are written at positions known at run time only")
 
 
 @rule(*_COUNTS)

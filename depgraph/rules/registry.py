@@ -77,9 +77,9 @@ class Op:
             if d != along % len(a.shape):
                 self.relations.align(a.dim(d), b.dim(d))
 
-    def contract(self, operand: Value, dim: int) -> None:
-        """This operator sums `operand` over dimension `dim`."""
-        self.relations.contractions.append(Contraction(self.name, operand.name, dim % len(operand.shape)))
+    def contract(self, operand: Value, dim: int, product: int = 0) -> None:
+        """This operator sums `operand` over dimension `dim`, in the `product`-th of the products that it takes."""
+        self.relations.contractions.append(Contraction(self.name, operand.name, dim % len(operand.shape), product))
 
     def relate(self, equation: str, *inputs: Value | None, work: str = "", **sizes: int) -> None:
         """State an axis equation over `inputs` (the operator's tensors by default; None skips a term) and its outputs.
@@ -104,10 +104,11 @@ class _Relating:
             self._plain(term, value)
         for term, value in bound:
             self._brackets(term, value)
+        products = sorted(equation.contracted)
         for term, value in operands:
             for token, dim in _spread(term, value):
-                if set(token.letters) & equation.contracted:
-                    self.op.contract(value, dim - value.first)
+                for letter in sorted(set(token.letters) & equation.contracted)[:1]:
+                    self.op.contract(value, dim - value.first, products.index(letter))
         if work:
             dims = [self.letters[w] for w in work.split() if w != "..."] + (self.run_dims if "..." in work else [])
             self.op.relations.work.append(Work(self.op.name, tuple(dims)))
@@ -186,19 +187,24 @@ def _tensors(argument: Any) -> list[Value]:
 
 
 def rule(*targets: str, equation: str = "", work: str = "") -> Callable[[Rule], Rule]:
-    """Register a rule for the operators `targets` (such as ``aten.linear.default``); overloads may be left out.
+    """A row of the library's own table: a rule for `targets` (such as ``aten.linear``); overloads may be left out.
 
-    With `equation` the decorated function isn't needed: ``rule("my.op", equation="n c -> n c")`` registers at once.
+    With `equation` the decorated function isn't needed. Users' rules are checked by `depgraph.rules.custom`.
     """
 
-    def register(function: Rule) -> Rule:
-        for target in targets:
-            _TABLE[target] = function
+    def decorate(function: Rule) -> Rule:
+        register(targets, function)
         return function
 
     if equation:
-        register(lambda op: op.relate(equation, work=work))
-    return register
+        decorate(lambda op: op.relate(equation, work=work))
+    return decorate
+
+
+def register(targets: Iterable[str], function: Rule) -> None:
+    """Put a rule into the table, in the place of any that was there."""
+    for target in targets:
+        _TABLE[target] = function
 
 
 def aten(names: str) -> list[str]:

@@ -205,7 +205,7 @@ def _narrowed(tensor: torch.Tensor, value: Value, kept: Kept) -> torch.Tensor:
 
 
 def _poisoned(tried: Tried, tensor: torch.Tensor, value: Value, kept: Kept) -> torch.Tensor:
-    """NaN at the removed indices; zeros instead along the dims that the operator sums."""
+    """The sample's poison, NaN by default, at the removed indices; zeros instead along the dims that the operator sums."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
     summed = {c.dim for c in tried.program.relations.contractions if c.operand == value.name}
@@ -214,7 +214,7 @@ def _poisoned(tried: Tried, tensor: torch.Tensor, value: Value, kept: Kept) -> t
             indices = kept.of(value, d)
             if indices is not None and (d in summed) is zeroed:
                 gone = np.setdiff1d(np.arange(value.shape[d]), indices)
-                tensor = tensor.index_fill(d, torch.from_numpy(gone), 0.0 if zeroed else float("nan"))
+                tensor = tensor.index_fill(d, torch.from_numpy(gone), 0.0 if zeroed else tried.sample.poison)
     return tensor
 
 
