@@ -53,12 +53,31 @@ class Experts(nn.Module):
         return self.after(x + total)
 
 
+class Masked(nn.Module):
+    """Writes what each expert makes of its tokens where a mask says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.router, self.after = nn.Linear(6, 12), nn.Linear(12, 3), nn.Linear(12, 5)
+        self.experts = nn.ModuleList(nn.Linear(12, 12) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        weights, chosen = self.router(x).softmax(-1).topk(1)
+        made = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            mask = (chosen == number).any(-1)
+            if mask.any():
+                made[mask] = expert(x[mask]) * weights[mask]
+        return self.after(made)
+
+
 def pruned(model: nn.Module, inputs: Tensor) -> tuple[depgraph.DependencyGraph, depgraph.CutReport]:
     graph = depgraph.trace(model, inputs)
     return graph, graph.plan(importance.Magnitude(), depgraph.Target(params=0.7)).apply_with_report()
 
 
-@pytest.mark.parametrize("model", [Detector, Experts])
+@pytest.mark.parametrize("model", [Detector, Experts, Masked])
 def test_what_depends_on_values_is_cut_checked_and_said(model: type[nn.Module]) -> None:
     torch.manual_seed(0)
     net, inputs = model().eval(), torch.randn(1, 3, 32, 32) if model is Detector else torch.randn(9, 6)
