@@ -161,6 +161,11 @@ def _surprises(plan: Plan) -> list[str]:
         for name, value in program.outputs.items()
         if kept.shape(value) != value.shape
     ]
+    odd = [s for s in program.relations.steps if kept.size(s.dim) % s.size]
+    if odd:
+        notes.append(
+            f"a dimension now has {kept.size(odd[0].dim)} indices, no multiple of {odd[0].size}: {odd[0].reason}"
+        )
     parameters = [v for v in program.values.values() if v.kind == "parameter"]
     read = {program.ties.get(v.target, v.target) for v in parameters if v.used}
     unread = [v.target for v in parameters if program.ties.get(v.target, v.target) not in read]

@@ -307,6 +307,28 @@ def _attention_scale(op: Sized) -> None:
         op.changes["scale"] = op.source.shape[-1] ** -0.5
 
 
+@_rewrites("one_hot")
+def _places(op: Sized) -> None:
+    """How many numbers there are places for."""
+    if op.arguments["num_classes"] != (count := op.shape(op.outputs[0])[-1]):
+        op.changes["num_classes"] = count
+
+
+@_rewrites("histc")
+def _bins(op: Sized) -> None:
+    """A bin for each number from 0 on."""
+    if op.arguments["bins"] != (count := op.shape(op.outputs[0])[0]):
+        op.changes |= {"bins": count, "max": count - 1}
+
+
+def counts_indices(node: Node) -> bool:
+    """Is this a histogram with a bin for each number from 0 on, so that its largest number follows from how many there are?"""
+    if not str(node.target).startswith("aten.histc"):
+        return False
+    given = by_name(node)
+    return bool(given["min"] == 0 and given["max"] == given["bins"] - 1)
+
+
 def call_arguments(sized: Sized, actual: Node | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The new arguments in call form, in the layout of the node's own where the operator is still the same."""
     if sized.target is not None:
