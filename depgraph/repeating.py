@@ -17,7 +17,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import Capture, capture
-from depgraph.cutting.rewriting import counts_indices
+from depgraph.cutting.recounting import counts_indices
 from depgraph.cutting.slicing import sliced_tensor
 from depgraph.widths import Kept
 

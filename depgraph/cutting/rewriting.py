@@ -60,7 +60,9 @@ Rewrite = Callable[[Sized], None]
 _TABLE: dict[str, Rewrite] = {}
 
 
-def _rewrites(*names: str) -> Callable[[Rewrite], Rewrite]:
+def rewrites(*names: str) -> Callable[[Rewrite], Rewrite]:
+    """Put a function into the table, for ATen operators of these names."""
+
     def register(function: Rewrite) -> Rewrite:
         for name in names:
             _TABLE[f"aten.{name}"] = function
@@ -121,14 +123,14 @@ def by_name(node: Node) -> dict[str, Any]:
     return named
 
 
-@_rewrites("view", "reshape", "_unsafe_view", "expand", "broadcast_to", "zeros", "ones", "full", "empty", "rand", "randn",
+@rewrites("view", "reshape", "_unsafe_view", "expand", "broadcast_to", "zeros", "ones", "full", "empty", "rand", "randn",
            "new_zeros", "new_ones", "new_full", "new_empty", "empty_strided", "_reshape_alias", "view_copy")  # fmt: skip
 def _whole_shape(op: Sized) -> None:
     name = "size" if "size" in op.arguments else "shape"
     op.set_sizes(name, op.outputs[0])
 
 
-@_rewrites("unflatten")
+@rewrites("unflatten")
 def _unflatten(op: Sized) -> None:
     assert op.source is not None
     first = op.arguments["dim"] % len(op.source.shape)
@@ -138,12 +140,12 @@ def _unflatten(op: Sized) -> None:
         op.changes["sizes"] = new
 
 
-@_rewrites("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
+@rewrites("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
 def _normalized_shape(op: Sized) -> None:
     op.set_sizes("normalized_shape", op.outputs[0])
 
 
-@_rewrites("split_with_sizes", "unsafe_split_with_sizes", "split.sizes")
+@rewrites("split_with_sizes", "unsafe_split_with_sizes", "split.sizes")
 def _split_sizes(op: Sized) -> None:
     along = op.arguments["dim"]
     name = "split_size" if "split_size" in op.arguments else "split_sizes"
@@ -152,7 +154,7 @@ def _split_sizes(op: Sized) -> None:
         op.changes[name] = new
 
 
-@_rewrites("tensor_split")
+@rewrites("tensor_split")
 def _split_at(op: Sized) -> None:
     along = op.arguments["dim"]
     sizes = [op.shape(v)[along] for v in op.outputs]
@@ -165,7 +167,7 @@ def _split_at(op: Sized) -> None:
         op.changes = {"self": op.arguments["self"], "split_sizes": sizes, "dim": along}
 
 
-@_rewrites("narrow")
+@rewrites("narrow")
 def _narrow(op: Sized) -> None:
     assert op.source is not None
     along = op.arguments["dim"] % len(op.source.shape)
@@ -180,7 +182,7 @@ def _narrow(op: Sized) -> None:
         op.changes["length"] = length
 
 
-@_rewrites("split.Tensor", "chunk", "unsafe_split", "unsafe_chunk")
+@rewrites("split.Tensor", "chunk", "unsafe_split", "unsafe_chunk")
 def _split_evenly(op: Sized) -> None:
     assert op.source is not None
     along = op.arguments["dim"]
@@ -208,7 +210,7 @@ def chunk_sizes(total: int, count: int) -> list[int]:
     return [min(step, total - start) for start in range(0, total, step)] if step else []
 
 
-@_rewrites("slice.Tensor")
+@rewrites("slice.Tensor")
 def _slice(op: Sized) -> None:
     assert op.source is not None
     along = op.arguments["dim"] % len(op.source.shape)
@@ -232,7 +234,7 @@ def _slice(op: Sized) -> None:
     op.changes = {"self": op.arguments["self"], "dim": along, "index": torch.from_numpy(wanted)}
 
 
-@_rewrites("repeat", "tile")
+@rewrites("repeat", "tile")
 def _repeat(op: Sized) -> None:
     assert op.source is not None
     old = list(op.arguments.get("repeats") or op.arguments["dims"])
@@ -243,7 +245,7 @@ def _repeat(op: Sized) -> None:
         op.changes["repeats" if "repeats" in op.arguments else "dims"] = new
 
 
-@_rewrites("repeat_interleave.self_int")
+@rewrites("repeat_interleave.self_int")
 def _repeat_interleave(op: Sized) -> None:
     assert op.source is not None
     if op.arguments["dim"] is None:
@@ -254,7 +256,7 @@ def _repeat_interleave(op: Sized) -> None:
         op.changes["repeats"] = new
 
 
-@_rewrites("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@rewrites("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _groups(op: Sized) -> None:
     assert op.source is not None
     groups = op.arguments["groups"]
@@ -263,13 +265,13 @@ def _groups(op: Sized) -> None:
         _count_blocks(op, "groups", d, op.source.shape[d] // groups)
 
 
-@_rewrites("group_norm")
+@rewrites("group_norm")
 def _num_groups(op: Sized) -> None:
     assert op.source is not None
     _count_blocks(op, "num_groups", 1, op.source.shape[1] // op.arguments["num_groups"])
 
 
-@_rewrites("channel_shuffle", "native_channel_shuffle")
+@rewrites("channel_shuffle", "native_channel_shuffle")
 def _shuffle_groups(op: Sized) -> None:
     assert op.source is not None
     _count_blocks(op, "groups", 1, op.source.shape[1] // op.arguments["groups"])
@@ -283,7 +285,7 @@ def _count_blocks(op: Sized, name: str, d: int, block: int) -> None:
         op.changes[name] = left
 
 
-@_rewrites("constant_pad_nd", "pad")
+@rewrites("constant_pad_nd", "pad")
 def _pad(op: Sized) -> None:
     assert op.source is not None
     old = list(op.arguments["pad"])
@@ -299,34 +301,12 @@ def _pad(op: Sized) -> None:
         op.changes["pad"] = new
 
 
-@_rewrites("scaled_dot_product_attention")
+@rewrites("scaled_dot_product_attention")
 def _attention_scale(op: Sized) -> None:
     """Without an explicit scale, attention takes it from the width of the query: it stays what it was."""
     assert op.source is not None
     if op.arguments.get("scale") is None and op.narrowed(op.source, len(op.source.shape) - 1):
         op.changes["scale"] = op.source.shape[-1] ** -0.5
-
-
-@_rewrites("one_hot")
-def _places(op: Sized) -> None:
-    """How many numbers there are places for."""
-    if op.arguments["num_classes"] != (count := op.shape(op.outputs[0])[-1]):
-        op.changes["num_classes"] = count
-
-
-@_rewrites("histc")
-def _bins(op: Sized) -> None:
-    """A bin for each number from 0 on."""
-    if op.arguments["bins"] != (count := op.shape(op.outputs[0])[0]):
-        op.changes |= {"bins": count, "max": count - 1}
-
-
-def counts_indices(node: Node) -> bool:
-    """Is this a histogram with a bin for each number from 0 on, so that its largest number follows from how many there are?"""
-    if not str(node.target).startswith("aten.histc"):
-        return False
-    given = by_name(node)
-    return bool(given["min"] == 0 and given["max"] == given["bins"] - 1)
 
 
 def call_arguments(sized: Sized, actual: Node | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:

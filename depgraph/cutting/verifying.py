@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 from depgraph.capture.recording import Call
 from depgraph.cutting.reference import Outputs, Reference
 from depgraph.cutting.report import Check
-from depgraph.cutting.rerunning import rerun
+from depgraph.cutting.rerunning import Inputs, inputs_at, inputs_of_others, rerun
 from depgraph.cutting.sides import Side
 from depgraph.cutting.slicing import positions
 from depgraph.errors import CheckError
@@ -58,20 +59,22 @@ class Verifier:
         """
         graph = self.graph
         with _same_draws():
-            output, calls = rerun(graph, model)
+            output, calls = rerun(graph, model, inputs_at(graph, self.plan.kept()))
         compared = follow_calls(calls, self.plan.kept()) if follow_calls is not None else 0
         if self.on_meta:
             return Check(0, 0, 0, len(self.exact), len(self.mixed), compared, "the model is on the meta device")
         widths, empty = graph.widths, graph.widths.at({})
         sliced, zeroed = widths.at(self.mixed), widths.at(self.exact)
         with torch.no_grad():
-            reference, original = self._run(Side(sliced, zeroed), Side(empty, empty))
+            reference, original = self._references(Side(sliced, zeroed), Side(empty, empty))
             expected = self._narrow(reference, zeroed, sliced)
         moved = self._narrow(original, self.plan.kept(), empty)
         got = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
         tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for _, t in original if t.is_floating_point()), default=1e-4)
         error = difference(got, expected)
         check = Check(error, difference(expected, moved), tolerance, len(self.exact), len(self.mixed), compared)
+        if graph.words is not None:
+            check = replace(check, moved_by="other tokens")
         if not error <= tolerance:
             self._require_repeatable(original, tolerance)
             raise CheckError(
@@ -85,7 +88,7 @@ class Verifier:
         empty = self.graph.widths.at({})
         again = Reference(self.graph.capture.exported, self.graph.capture.program, [Side(empty, empty)])
         with torch.no_grad():  # with other random numbers
-            (found,) = again.run(self.fetch, self.graph.args, self.graph.kwargs)
+            (found,) = again.run(self.fetch, *inputs_of_others(self.graph, self.plan.kept()))
         if difference([t for _, t in found], [t for _, t in original]) > tolerance:
             raise CheckError(
                 f"{type(self.graph.model).__name__} computes something else each time it runs (it draws random numbers in "
@@ -96,11 +99,18 @@ class Verifier:
         places = list(dict.fromkeys(leak.where for leak in self.graph.capture.recording.leaks))
         return f"; sizes become floats at {', '.join(places[:3])}" if places else ""
 
-    def _run(self, *sides: Side) -> list[Outputs]:
+    def _references(self, cut: Side, whole: Side) -> list[Outputs]:
+        """The outputs of the captured program on both sides, together where they take the same inputs."""
+        if self.graph.words is None:
+            return self._run((self.graph.args, self.graph.kwargs), cut, whole)
+        others = inputs_of_others(self.graph, self.plan.kept())
+        return [*self._run(inputs_at(self.graph, cut.sliced), cut), *self._run(others, whole)]
+
+    def _run(self, inputs: Inputs, *sides: Side) -> list[Outputs]:
         """The outputs of the captured program on each of `sides`."""
         reference = Reference(self.graph.capture.exported, self.graph.capture.program, sides)
         with _same_draws():
-            return reference.run(self.fetch, self.graph.args, self.graph.kwargs)
+            return reference.run(self.fetch, *inputs)
 
     @staticmethod
     def _narrow(outputs: list[tuple[Value, torch.Tensor]], kept: Kept, already: Kept) -> Tensors:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from depgraph.graph import Value
 from depgraph.rules.registry import Op, aten
 
-_MOVES = frozenset(
+MOVES = frozenset(
     aten("""
     view reshape _unsafe_view flatten unflatten ravel _reshape_alias squeeze unsqueeze atleast_1d atleast_2d atleast_3d
     view_as reshape_as permute transpose swapaxes swapdims t numpy_T mT movedim moveaxis expand expand_as broadcast_to
@@ -19,7 +19,7 @@ _MOVES = frozenset(
     index _unsafe_index index_select gather take_along_dim sort
     """)
 )
-_LOOKS_AT_SHAPES = frozenset(
+LOOKS_AT_SHAPES = frozenset(
     aten("""
     empty_like full_like ones_like zeros_like rand_like randn_like new_empty new_full new_ones new_zeros
     _assert_tensor_metadata size sym_size sym_numel sym_stride
@@ -33,14 +33,14 @@ _JOINS = frozenset(aten("cat concat concatenate stack hstack vstack dstack row_s
 def follow(op: Op) -> None:
     """Give the results their domain after the operator's rule has run; fix the domains that it doesn't respect."""
     name = ".".join(op.target.split(".")[:2])
-    moved = op.inputs if name in _JOINS else op.inputs[:1] if name in _MOVES else []
+    moved = op.inputs if name in _JOINS else op.inputs[:1] if name in MOVES else []
     domains = {None if value.domain is None else op.relations.find(value.domain) for value in moved}
     if len(domains) == 1 and moved[0].domain is not None:
         for output in op.outputs[:1] if name == "aten.sort" else op.outputs:
             output.domain = moved[0].domain
         op.followed.update(value.name for value in moved)
     for value in op.inputs:
-        if value.domain is not None and value.name not in op.followed and name not in _LOOKS_AT_SHAPES:
+        if value.domain is not None and value.name not in op.followed and name not in LOOKS_AT_SHAPES:
             keep_whole(op, value)
 
 

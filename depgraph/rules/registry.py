@@ -93,7 +93,8 @@ class Op:
             self.relations.align(source.dim(dim), domain)
             self.followed.add(index.name)
         else:
-            self.fix(source, dim, "an index tensor points into it")
+            text = self.reason("an index tensor points into it").text
+            self.relations.fix(source.dim(dim), Reason(text, f"index {self.name}"))
 
     def contract(self, operand: Value, dim: int) -> None:
         """This operator sums `operand` over dimension `dim`."""
