@@ -12,7 +12,9 @@ from torch.overrides import TorchFunctionMode
 
 import depgraph
 from depgraph.axes import Axis
-from depgraph.errors import PlanError
+from depgraph.cutting.choices import chosen_alike
+from depgraph.cutting.verifying import Verifier
+from depgraph.errors import CheckError, PlanError
 from tests.test_end_to_end import random_scores
 from tests.zoo import ZOO
 
@@ -199,3 +201,29 @@ def test_a_uniform_plan_takes_experts_by_the_config() -> None:
     only = [a for a in graph.axes if any("mlp.gate" in m.target and m.dim == 0 for m in a.members)]
     plan = graph.plan(random_scores(graph), depgraph.Target(params=0.8), scope="uniform", only=only)
     assert plan.config == {"num_local_experts": 4}
+
+
+@pytest.mark.parametrize(
+    ("operator", "args"), [("topk.default", (1,)), ("max.dim", (1,)), ("argmax.default", (1, True))]
+)
+def test_the_reference_chooses_alike_where_only_rounding_decides(operator: str, args: tuple[object, ...]) -> None:
+    name, overload = operator.split(".")
+    target = getattr(getattr(torch.ops.aten, name), overload)
+    source = torch.tensor([[0.5, 0.5000001, 0.1]] * 2)
+    made = target(source, *args)
+    theirs = torch.tensor([[0], [2]]).reshape((made if name == "argmax" else made[1]).shape)
+    followed = chosen_alike(target, ((source, *args), {}), made, theirs, 1e-4)
+    values, indices = (None, followed) if name == "argmax" else followed
+    assert indices.flatten().tolist() == [0, 1]
+    assert values is None or torch.equal(values.flatten(), source[0, :2])
+
+
+def test_wrong_choices_are_seen() -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(Stacked().eval(), torch.randn(50, WIDTH))
+    plan = graph.cut_plan({experts(graph, "router.weight").name: [1]})
+    pruned = plan.apply()
+    with torch.no_grad():
+        pruned.router.weight.copy_(pruned.router.weight[[1, 0, 2, 3, 4]])
+    with pytest.raises(CheckError, match="differs"):
+        Verifier(plan).check(pruned)

@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.recording import Call
-from depgraph.cutting.reference import Outputs, Reference
+from depgraph.cutting.choices import Chosen
+from depgraph.cutting.reference import Following, Outputs, Reference
 from depgraph.cutting.report import Check
 from depgraph.cutting.rerunning import Inputs, inputs_at, inputs_of_others, rerun
 from depgraph.cutting.sides import Side
@@ -58,19 +59,21 @@ class Verifier:
         `follow_calls` is given the torch calls of the pruned model and returns how many it compared.
         """
         graph = self.graph
-        with _same_draws():
+        chosen = Chosen()
+        with _same_draws(), chosen if graph.capture.program.relations.least else contextlib.nullcontext():
             output, calls = rerun(graph, model, inputs_at(graph, self.plan.kept()))
         compared = follow_calls(calls, self.plan.kept()) if follow_calls is not None else 0
         if self.on_meta:
             return Check(0, 0, 0, len(self.exact), len(self.mixed), compared, "the model is on the meta device")
         widths, empty = graph.widths, graph.widths.at({})
         sliced, zeroed = widths.at(self.mixed), widths.at(self.exact)
+        got = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+        tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for t in got if t.is_floating_point()), default=1e-4)
+        follow = Following(chosen.picks(graph.capture.exported.graph.nodes), tolerance)
         with torch.no_grad():
-            reference, original = self._references(Side(sliced, zeroed), Side(empty, empty))
+            reference, original = self._references(Side(sliced, zeroed), Side(empty, empty), follow)
             expected = self._narrow(reference, zeroed, sliced)
         moved = self._narrow(original, self.plan.kept(), empty)
-        got = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
-        tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for _, t in original if t.is_floating_point()), default=1e-4)
         error = difference(got, expected)
         check = Check(error, difference(expected, moved), tolerance, len(self.exact), len(self.mixed), compared)
         if graph.words is not None:
@@ -99,16 +102,16 @@ class Verifier:
         places = list(dict.fromkeys(leak.where for leak in self.graph.capture.recording.leaks))
         return f"; sizes become floats at {', '.join(places[:3])}" if places else ""
 
-    def _references(self, cut: Side, whole: Side) -> list[Outputs]:
+    def _references(self, cut: Side, whole: Side, follow: Following) -> list[Outputs]:
         """The outputs of the captured program on both sides, together where they take the same inputs."""
         if self.graph.words is None:
-            return self._run((self.graph.args, self.graph.kwargs), cut, whole)
+            return self._run((self.graph.args, self.graph.kwargs), follow, cut, whole)
         others = inputs_of_others(self.graph, self.plan.kept())
-        return [*self._run(inputs_at(self.graph, cut.sliced), cut), *self._run(others, whole)]
+        return [*self._run(inputs_at(self.graph, cut.sliced), follow, cut), *self._run(others, None, whole)]
 
-    def _run(self, inputs: Inputs, *sides: Side) -> list[Outputs]:
+    def _run(self, inputs: Inputs, follow: Following | None, *sides: Side) -> list[Outputs]:
         """The outputs of the captured program on each of `sides`."""
-        reference = Reference(self.graph.capture.exported, self.graph.capture.program, sides)
+        reference = Reference(self.graph.capture.exported, self.graph.capture.program, sides, follow)
         with _same_draws():
             return reference.run(self.fetch, *inputs)
 
