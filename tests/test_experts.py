@@ -65,6 +65,18 @@ class Scattered(Dense):
         return self.out((made * weights.t().unsqueeze(-1)).sum(0))
 
 
+class Sorted(Stacked):
+    """Pairs of tokens and experts are laid out by expert, in the order of an argsort, and put back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares, index = self.picked(x)
+        order = index.flatten().argsort()
+        expert, token = index.flatten()[order], order // PICKED
+        inner = F.silu(torch.einsum("niw,nw->ni", self.up[expert], x[token]))
+        made = torch.einsum("nwi,ni->nw", self.down[expert], inner) + self.bias.index_select(0, expert)
+        return self.out(torch.zeros_like(x).index_add(0, token, made * shares.flatten()[order].unsqueeze(-1)))
+
+
 class Barred(TorchFunctionMode):
     """The logits of a router of some experts are minus infinity."""
 
@@ -84,7 +96,7 @@ def experts(graph: depgraph.DependencyGraph, target: str) -> Axis:
     return next(a for a in graph.axes if any((m.target, m.dim) == (target, 0) for m in a.members))
 
 
-@pytest.mark.parametrize("kind", [Stacked, Dense, Scattered])
+@pytest.mark.parametrize("kind", [Stacked, Dense, Scattered, Sorted])
 def test_experts_go_with_the_rows_of_their_router(kind: type[Stacked]) -> None:
     torch.manual_seed(0)
     model, x = kind().eval(), torch.randn(9, WIDTH)

@@ -27,14 +27,20 @@ LOOKS_AT_SHAPES = frozenset(
 )
 
 
+_ORDERS = {
+    "aten.argsort": 1,
+    **dict.fromkeys(aten("eq ne lt le gt ge"), 2),
+}  # of so many tensors of one domain: order stays
 _JOINS = frozenset(aten("cat concat concatenate stack hstack vstack dstack row_stack column_stack"))
 
 
 def follow(op: Op) -> None:
     """Give the results their domain after the operator's rule has run; fix the domains that it doesn't respect."""
     name = ".".join(op.target.split(".")[:2])
+    if len(op.inputs) == _ORDERS.get(name) and len({_domain_of(op, value) for value in op.inputs}) == 1:
+        op.followed.update(value.name for value in op.inputs)
     moved = op.inputs if name in _JOINS else op.inputs[:1] if name in MOVES else []
-    domains = {None if value.domain is None else op.relations.find(value.domain) for value in moved}
+    domains = {_domain_of(op, value) for value in moved}
     if len(domains) == 1 and moved[0].domain is not None:
         for output in op.outputs[:1] if name == "aten.sort" else op.outputs:
             output.domain = moved[0].domain
@@ -42,6 +48,10 @@ def follow(op: Op) -> None:
     for value in op.inputs:
         if value.domain is not None and value.name not in op.followed and name not in LOOKS_AT_SHAPES:
             keep_whole(op, value)
+
+
+def _domain_of(op: Op, value: Value) -> int | None:
+    return None if value.domain is None else op.relations.find(value.domain)
 
 
 def keep_whole(op: Op, index: Value) -> None:
