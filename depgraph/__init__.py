@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from depgraph.plan import Plan
     from depgraph.rules.custom import rule
     from depgraph.target import Target
+    from depgraph.tokens import TokenMap
     from depgraph.widths import Cost
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "Plan",
     "SaveReport",
     "Target",
+    "TokenMap",
     "errors",
     "load",
     "rule",
@@ -44,6 +46,7 @@ _HOMES = {
     "Plan": "plan",
     "SaveReport": "checkpoint",
     "Target": "target",
+    "TokenMap": "tokens",
     "load": "checkpoint",
     "rule": "rules.custom",
     "save": "checkpoint",

@@ -17,6 +17,7 @@ from depgraph.capture.exported import CapturedProgram, decisions_of
 from depgraph.capture.places import module_path, place
 from depgraph.errors import CaptureError, UnsupportedOperator
 from depgraph.graph import Program, Reason, Value
+from depgraph.rules import domains
 
 _KINDS = {
     InputKind.PARAMETER: "parameter",
@@ -145,6 +146,7 @@ class _Lowering:
             except ValueError as error:
                 op.fix_all(f"its rule doesn't fit this use of it: {error}")
                 self.program.unknown.setdefault(op.target, []).append(op.where)
+            domains.follow(op)
             return
         if not op.inputs and not op.outputs:  # it computes with numbers
             return
@@ -155,6 +157,7 @@ class _Lowering:
             )
         self.program.unknown.setdefault(op.target, []).append(op.where)
         op.fix_all("no rule knows what this operator does with it")
+        domains.follow(op)
 
     def _outputs(self) -> None:
         """Fix what the model gives back, by name, and know what it only shows on the way to another output."""
@@ -171,6 +174,8 @@ class _Lowering:
                 self.program.by_products.add(lift)
             for d, dim in enumerate(value.dims):
                 relations.fix(dim, Reason(f"dimension {d} of the model's output {position} ({name})", lift))
+            if value.domain is not None:
+                relations.fix(value.domain, Reason(f"the model's output {position} ({name}) gives its indices"))
 
 
 def concrete(size: int | torch.SymInt, node: Node) -> int:

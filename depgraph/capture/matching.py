@@ -25,7 +25,9 @@ UNKNOWN = "unknown"
 
 _INT_MAX = 2**63 - 1
 _INDEXING = frozenset({Tensor.__getitem__, Tensor.__setitem__})
-_FITTED = frozenset(["view", "reshape", "_unsafe_view", "expand"])  # how torch fits what is written to where it is written
+_FITTED = frozenset(
+    ["view", "reshape", "_unsafe_view", "expand"]
+)  # how torch fits what is written to where it is written
 _SLICE_ARGUMENTS = ("start", "end", "step")
 _SLICE_DEFAULTS = (0, _INT_MAX, 1)
 

@@ -73,7 +73,9 @@ Rewrite = Callable[[Sized], None]
 _TABLE: dict[str, Rewrite] = {}
 
 
-def _rewrites(*names: str) -> Callable[[Rewrite], Rewrite]:
+def rewrites(*names: str) -> Callable[[Rewrite], Rewrite]:
+    """Put a function into the table, for ATen operators of these names."""
+
     def register(function: Rewrite) -> Rewrite:
         for name in names:
             _TABLE[f"aten.{name}"] = function
@@ -134,14 +136,14 @@ def by_name(node: Node) -> dict[str, Any]:
     return named
 
 
-@_rewrites("view", "reshape", "_unsafe_view", "expand", "broadcast_to", "zeros", "ones", "full", "empty", "rand", "randn",
+@rewrites("view", "reshape", "_unsafe_view", "expand", "broadcast_to", "zeros", "ones", "full", "empty", "rand", "randn",
            "new_zeros", "new_ones", "new_full", "new_empty", "empty_strided", "_reshape_alias", "view_copy")  # fmt: skip
 def _whole_shape(op: Sized) -> None:
     name = "size" if "size" in op.arguments else "shape"
     op.set_sizes(name, op.outputs[0])
 
 
-@_rewrites("unflatten")
+@rewrites("unflatten")
 def _unflatten(op: Sized) -> None:
     assert op.source is not None
     first = op.arguments["dim"] % len(op.source.shape)
@@ -152,12 +154,12 @@ def _unflatten(op: Sized) -> None:
         op.changes["sizes"] = new
 
 
-@_rewrites("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
+@rewrites("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
 def _normalized_shape(op: Sized) -> None:
     op.set_sizes("normalized_shape", op.outputs[0])
 
 
-@_rewrites("split_with_sizes", "unsafe_split_with_sizes", "split.sizes")
+@rewrites("split_with_sizes", "unsafe_split_with_sizes", "split.sizes")
 def _split_sizes(op: Sized) -> None:
     along = op.arguments["dim"]
     name = "split_size" if "split_size" in op.arguments else "split_sizes"
@@ -166,7 +168,7 @@ def _split_sizes(op: Sized) -> None:
         op.changes[name] = new
 
 
-@_rewrites("tensor_split")
+@rewrites("tensor_split")
 def _split_at(op: Sized) -> None:
     along = op.arguments["dim"]
     sizes = [op.shape(v)[along] for v in op.outputs]
@@ -179,7 +181,7 @@ def _split_at(op: Sized) -> None:
         op.changes = {"self": op.arguments["self"], "split_sizes": sizes, "dim": along}
 
 
-@_rewrites("hsplit", "vsplit", "dsplit")
+@rewrites("hsplit", "vsplit", "dsplit")
 def _split_in_runs(op: Sized) -> None:
     assert op.source is not None
     along = {"h": 1, "v": 0, "d": 2}[str(op.node.target).split(".")[1][0]]
@@ -194,7 +196,7 @@ def _split_in_runs(op: Sized) -> None:
         op.changes = {"self": op.arguments["self"], "split_sizes": sizes, "dim": along}
 
 
-@_rewrites("narrow")
+@rewrites("narrow")
 def _narrow(op: Sized) -> None:
     assert op.source is not None
     along = op.arguments["dim"] % len(op.source.shape)
@@ -209,7 +211,7 @@ def _narrow(op: Sized) -> None:
         op.changes["length"] = length
 
 
-@_rewrites("split.Tensor", "chunk", "unsafe_split", "unsafe_chunk")
+@rewrites("split.Tensor", "chunk", "unsafe_split", "unsafe_chunk")
 def _split_evenly(op: Sized) -> None:
     assert op.source is not None
     along = op.arguments["dim"]
@@ -237,7 +239,7 @@ def chunk_sizes(total: int, count: int) -> list[int]:
     return [min(step, total - start) for start in range(0, total, step)] if step else []
 
 
-@_rewrites("slice.Tensor")
+@rewrites("slice.Tensor")
 def _slice(op: Sized) -> None:
     assert op.source is not None
     along = op.arguments["dim"] % len(op.source.shape)
@@ -261,7 +263,7 @@ def _slice(op: Sized) -> None:
     op.changes = {"self": op.arguments["self"], "dim": along, "index": torch.from_numpy(wanted)}
 
 
-@_rewrites("repeat", "tile")
+@rewrites("repeat", "tile")
 def _repeat(op: Sized) -> None:
     assert op.source is not None
     old = list(op.arguments.get("repeats") or op.arguments["dims"])
@@ -272,7 +274,7 @@ def _repeat(op: Sized) -> None:
         op.changes["repeats" if "repeats" in op.arguments else "dims"] = new
 
 
-@_rewrites("repeat_interleave.self_int")
+@rewrites("repeat_interleave.self_int")
 def _repeat_interleave(op: Sized) -> None:
     assert op.source is not None
     if op.arguments["dim"] is None:
@@ -283,7 +285,7 @@ def _repeat_interleave(op: Sized) -> None:
         op.changes["repeats"] = new
 
 
-@_rewrites("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@rewrites("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _groups(op: Sized) -> None:
     assert op.source is not None
     groups = op.arguments["groups"]
@@ -292,13 +294,13 @@ def _groups(op: Sized) -> None:
         _count_blocks(op, "groups", d, op.source.shape[d] // groups)
 
 
-@_rewrites("group_norm")
+@rewrites("group_norm")
 def _num_groups(op: Sized) -> None:
     assert op.source is not None
     _count_blocks(op, "num_groups", 1, op.source.shape[1] // op.arguments["num_groups"])
 
 
-@_rewrites("channel_shuffle", "native_channel_shuffle")
+@rewrites("channel_shuffle", "native_channel_shuffle")
 def _shuffle_groups(op: Sized) -> None:
     assert op.source is not None
     _count_blocks(op, "groups", 1, op.source.shape[1] // op.arguments["groups"])
@@ -312,7 +314,7 @@ def _count_blocks(op: Sized, name: str, d: int, block: int) -> None:
         op.changes[name] = left
 
 
-@_rewrites("constant_pad_nd", "pad")
+@rewrites("constant_pad_nd", "pad")
 def _pad(op: Sized) -> None:
     assert op.source is not None
     old = list(op.arguments["pad"])
@@ -328,7 +330,7 @@ def _pad(op: Sized) -> None:
         op.changes["pad"] = new
 
 
-@_rewrites("scaled_dot_product_attention")
+@rewrites("scaled_dot_product_attention")
 def _attention_scale(op: Sized) -> None:
     """Without an explicit scale, attention takes it from the width of the query: it stays what it was."""
     assert op.source is not None

@@ -7,7 +7,11 @@ import numpy as np
 from depgraph.graph import Value
 from depgraph.rules.registry import Op, aten, rule
 
-rule("aten.embedding", equation="v! c, ... -> ... c")
+
+@rule("aten.embedding")
+def embedding(op: Op) -> None:
+    op.relate("v c, ... -> ... c")
+    op.point(op["weight"], 0, op["indices"])
 
 
 @rule("aten.embedding_bag", "aten._embedding_bag", "aten._embedding_bag_forward_only")
@@ -29,26 +33,26 @@ def embedding_renorm(op: Op) -> None:
 
 @rule("aten.index_select")
 def index_select(op: Op) -> None:
-    """The values of the index would have to change with the source, so it is fixed even where they are known."""
+    """Constant values of the index would have to change with the source, so it is fixed even where they are known."""
     source, index, along = op["self"], op["index"], op["dim"]
     if not source.shape:
         return
     op.align_beside(source, op.output, along)
-    op.fix(source, along, "an index tensor points into it")
+    op.point(source, along, index)
     if index.shape:
         op.relations.align(index.dim(0), op.output.dim(along))
 
 
 @rule("aten.index", "aten._unsafe_index")
 def index(op: Op) -> None:
-    """x[i, j, ...]: indexed dims are fixed, the indices' own dims take their place, the others stay."""
+    """x[i, j, ...]: indexed dims are pointed into, the indices' own dims take their place, the others stay."""
     source, indices = op["self"], list(op["indices"])
     used = [d for d, i in enumerate(indices) if i is not None]
     if any(_is_mask(indices[d]) for d in used):
         _mask_index(op, source, indices, used)
         return
     for d in used:
-        op.fix(source, d, "an index tensor points into it")
+        op.point(source, d, indices[d])
     rank = max((len(indices[d].shape) for d in used), default=0)
     together = used == list(range(used[0], used[-1] + 1)) if used else True
     begin = used[0] if used and together else 0
@@ -92,7 +96,7 @@ def gather(op: Op) -> None:
     op.align_elementwise([picks, op.output])
     for d, size in enumerate(op.output.shape):
         if d == along:
-            op.fix(source, d, "an index tensor points into it")
+            op.point(source, d, picks)
         elif op.target.startswith("aten.take_along_dim"):
             op.relations.align(source.dim(d), op.output.dim(d))
         else:
@@ -117,7 +121,7 @@ def write_rows(op: Op) -> None:
     op.align_elementwise([target, op.output])
     if not target.shape:
         return
-    op.fix(target, along, "an index tensor points into it")
+    op.point(target, along, op["index"])
     if rows is not None and len(rows.shape) == len(target.shape):
         op.align_beside(rows, target, along)
         op.fix(rows, along, "its rows are put where an index tensor points")
@@ -133,7 +137,7 @@ def scatter(op: Op) -> None:
     for value in (op["index"], op.get("src")):
         for d in range(len(value.shape) if isinstance(value, Value) else 0):
             if d == along % len(target.shape):
-                op.fix(target, d, "an index tensor points into it")
+                op.point(target, d, op["index"])
                 op.fix(value, d, "it says what goes where")
             else:
                 known = np.arange(op["index"].shape[d])
@@ -210,8 +214,7 @@ def take(op: Op) -> None:
         op.relations.fix(dim, op.reason("an index tensor points into it"))
 
 
-@rule("aten.one_hot")
-def one_hot(op: Op) -> None:
+def _classes(op: Op) -> None:
     """A further, last dim counts the classes."""
     for a, b in zip(op["self"].dims, op.output.dims, strict=False):
         op.relations.align(a, b)
@@ -234,7 +237,7 @@ def searchsorted(op: Op) -> None:
 
 
 _COUNTS = aten("""
-    bincount nonzero nonzero_numpy argwhere histc unique_consecutive unique_dim _unique2
+    bincount nonzero nonzero_numpy argwhere unique_consecutive unique_dim _unique2
     masked_select multinomial repeat_interleave.Tensor where.default
 """)
 
@@ -242,3 +245,22 @@ _COUNTS = aten("""
 @rule(*_COUNTS)
 def counted(op: Op) -> None:
     op.fix_all("what comes out depends on the data")
+
+
+@rule("aten.one_hot", "aten.histc")
+def counted_by_index(op: Op) -> None:
+    """Each index that was chosen among a dim has a place of its own in the last dim of what comes out."""
+    chosen, places = op["self"], op.output.shape[-1]
+    size = 0 if chosen.domain is None else op.relations.sizes[chosen.domain]
+    whole = op.target.startswith("aten.one_hot") or (op["min"], op["max"]) == (0, places - 1)
+    if not size or places < size or not whole:
+        (_classes if op.target.startswith("aten.one_hot") else counted)(op)
+        return
+    for d, dim in enumerate(chosen.dims):
+        if op.target.startswith("aten.one_hot"):
+            op.relations.align(dim, op.output.dim(d))
+        else:
+            op.fix(chosen, d, "what comes out counts its elements")
+    op.relations.align_at(chosen.domain, np.arange(size), op.output.dim(-1), np.arange(size))
+    op.relations.fix(op.output.dim(-1), op.reason("no index has this place"), np.arange(size, places))
+    op.followed.add(chosen.name)

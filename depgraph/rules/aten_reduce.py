@@ -39,7 +39,8 @@ _STATISTICS = aten("""
     all _is_all_true _is_any_true amax amin any logsumexp special_logsumexp linalg_vector_norm linalg_norm frobenius_norm
     max mean nanmean median nanmedian min norm prod std std_mean var var_mean aminmax
 """)
-_NUMBERS_ITS_PICKS = {"aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.nanmedian.dim"}
+_NUMBERS_ITS_PICKS = {"aten.median.dim", "aten.nanmedian.dim"}
+_CHOOSES = {"aten.max.dim", "aten.min.dim"}
 
 
 @rule(*_STATISTICS)
@@ -55,11 +56,24 @@ def statistic(op: Op) -> None:
         _align_kept(op, reduced, output)
     for d in reduced:
         op.relations.mix(op.inputs[0].dim(d), f"{name} is taken over it")
+        if op.target in _CHOOSES:
+            op.choose(op.inputs[0], d, op.outputs[1], 1)
         if op.target in _NUMBERS_ITS_PICKS and 1 not in op.unread:
             op.fix(op.inputs[0], d, "its indices are what the operator returns")
 
 
-@rule("aten.argmax", "aten.argmin", "aten.kthvalue", "aten.mode")
+@rule("aten.argmax", "aten.argmin")
+def largest(op: Op) -> None:
+    """Which index has the extreme value; without a dim, the index counts through all of them."""
+    reduced = _given_dims(op, "dim")
+    if len(reduced) != 1:
+        position(op)
+        return
+    _align_kept(op, reduced, op.output)
+    op.choose(op.inputs[0], reduced[0], op.output, 1)
+
+
+@rule("aten.kthvalue", "aten.mode")
 def position(op: Op) -> None:
     reduced = _given_dims(op, "dim")
     for output in op.outputs:
@@ -86,7 +100,15 @@ def pairwise_distance(op: Op) -> None:
         op.relations.mix(value.dim(-1), "a distance is taken over it")
 
 
-_ORDERED = aten("cumsum cumprod cummax cummin logcumsumexp roll sort argsort")
+@rule("aten.cumsum")
+def running_total(op: Op) -> None:
+    """Zeros add nothing to what comes after them."""
+    op.align_elementwise([op.inputs[0], op.output])
+    if op.output.shape:
+        op.contract(op.inputs[0], op["dim"])
+
+
+_ORDERED = aten("cumprod cummax cummin logcumsumexp roll sort argsort")
 
 
 @rule(*_ORDERED)
@@ -133,10 +155,13 @@ def flip(op: Op) -> None:
 
 @rule("aten.topk")
 def selected(op: Op) -> None:
+    """What is left of `dim` is chosen among, as long as `k` indices are."""
+    if not op["self"].shape:
+        return
     for output in op.outputs:
         op.align_beside(op["self"], output, op["dim"])
         op.fix(output, op["dim"], "it counts the values picked")
-    op.fix(op["self"], op["dim"], "its indices are what the operator returns")
+    op.choose(op["self"], op["dim"], op.outputs[1], op["k"])
 
 
 @rule("aten.msort")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from depgraph.graph import Contraction, Program, Reason, Relations, Value, Work
+from depgraph.graph import Contraction, Least, Program, Reason, Relations, Value, Work
 from depgraph.rules.equation import Term, Token, parse
 
 Rule = Callable[["Op"], None]
@@ -19,7 +19,8 @@ _TABLE: dict[str, Rule] = {}
 class Op:
     """One operator of a captured graph: its arguments by schema name (tensors as `Value`s) and its results.
 
-    `unread` are the positions of results that nothing reads.
+    `unread` are the positions of results that nothing reads, `followed` the names of inputs whose numbers are indices and
+    whose rule knows what becomes of them when their domain gets smaller (see `depgraph.rules.domains`).
     """
 
     name: str
@@ -30,6 +31,7 @@ class Op:
     where: str = ""
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     unread: frozenset[int] = frozenset()
+    followed: set[str] = field(default_factory=set)
 
     @property
     def relations(self) -> Relations:
@@ -76,6 +78,23 @@ class Op:
         for d in range(len(a.shape)):
             if d != along % len(a.shape):
                 self.relations.align(a.dim(d), b.dim(d))
+
+    def choose(self, source: Value, dim: int, picks: Value, count: int) -> None:
+        """The numbers in `picks` are indices of `dim`, chosen by what is in `source`: `count` of them at once."""
+        chosen = source.dim(dim)
+        self.relations.mix(chosen, f"{self.target.split('.')[1]} chooses among its indices")
+        self.relations.least.append(Least(chosen, count, self.reason(f"{count} of its indices are chosen")))
+        picks.domain = chosen
+
+    def point(self, source: Value, dim: int, index: Value | None) -> None:
+        """The numbers in `index` are indices of `dim`, which is fixed unless they were chosen among a dim of this size."""
+        domain = None if index is None else index.domain
+        if index is not None and domain is not None and self.relations.sizes[domain] == source.shape[dim]:
+            self.relations.align(source.dim(dim), domain)
+            self.followed.add(index.name)
+        else:
+            text = self.reason("an index tensor points into it").text
+            self.relations.fix(source.dim(dim), Reason(text, f"index {self.name}"))
 
     def contract(self, operand: Value, dim: int, product: int = 0) -> None:
         """This operator sums `operand` over dimension `dim`, in the `product`-th of the products that it takes."""

@@ -233,6 +233,10 @@ def check_exchange(tried: Tried, axis: Axis) -> None:
             orders[value.name, d] = torch.from_numpy(order)
 
     def exchanged(tensor: torch.Tensor, value: Value) -> torch.Tensor:
+        labels = None if value.domain is None else axis.labels.get(int(tried.classes.of_dim[value.domain]))
+        if labels is not None:  # numbers that are indices of the axis: the two change places among them too
+            first, last = np.flatnonzero(labels == a)[0], np.flatnonzero(labels == b)[0]
+            tensor = torch.where(tensor == first, last, torch.where(tensor == last, first, tensor))
         for d in range(tensor.ndim):
             if (value.name, d) in orders:
                 tensor = tensor.index_select(d, orders[value.name, d])
