@@ -20,10 +20,10 @@ from torch.utils import _pytree as pytree
 
 from depgraph.capture import proxies
 from depgraph.capture.deciding import Deciding, Decision, Decisions
-from depgraph.capture.direct import Traced, Unusual, module_paths
 from depgraph.capture.exported import DirectProgram
 from depgraph.capture.frames import where
-from depgraph.capture.signature import Names, signature_of
+from depgraph.capture.signature import Names
+from depgraph.capture.traced import Traced, Unusual, module_paths
 
 _aten = torch.ops.aten
 
@@ -122,24 +122,15 @@ def capture_decided(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     Raises:
         Unusual: the model can't be captured like that; so it may with any other exception.
     """
-    names = Names(model)
-    traced = _RealTraced(names)
-    for name, tensor in names.held():
-        traced.placeholder(tensor, name)
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    own = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    given = [traced.placeholder(leaf, name) for leaf, name in zip(own, names.inputs(args, kwargs), strict=True)]
-    traced.first_input = next((n for n in list(traced.graph.nodes)[len(leaves) and -len(leaves) :]), None)
-    run_args, run_kwargs = pytree.tree_unflatten(given, spec)
+    traced = _RealTraced(Names(model))
+    copies = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+    run_args, run_kwargs = traced.begin(*copies)
     recorder = _Recorder(traced)
     with proxies.exporting_flags(), module_paths(model, traced), recorder:
         output = model(*run_args, **run_kwargs)
-    outputs = [traced.nodes[id(traced.stand_in(o))] if isinstance(o, Tensor) else o for o in pytree.tree_leaves(output)]
+    outputs = traced.leaves_of(output)
     traced.graph.output((*outputs, *recorder.decided_by))
-    signature = signature_of(names, traced.graph, outputs)
-    integers = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor) and not t.is_floating_point()}
-    spec = pytree.tree_structure(output)
-    return DirectProgram(traced.graph, signature, names.constants, integers, spec, recorder.decisions)
+    return traced.program(output, outputs, recorder.decisions)
 
 
 def _shape_of(tensor: Tensor) -> Tensor:

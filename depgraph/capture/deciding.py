@@ -144,7 +144,7 @@ class Deciding(proxies.OperatorMode):
         return (values if kept else self.write(_aten.squeeze.dim, (values, dim), {})), index
 
 
-class Following(Deciding):
+class _Following(Deciding):
     """Decides as `decisions` say. `given` are the floating tensors that it was asked to decide by."""
 
     def __init__(self, decisions: Decisions) -> None:
@@ -184,7 +184,7 @@ def following(decisions: Decisions | None) -> Iterator[list[Tensor]]:
     if decisions is None:
         yield []
         return
-    mode = Following(decisions)
+    mode = _Following(decisions)
     with mode:
         yield mode.given
     if mode.left:
