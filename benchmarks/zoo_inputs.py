@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 BATCH, TOKENS, FRAMES, SIDE, SAMPLES, GRID = 2, 16, 64, 64, 6400, 4
 BANDS = (
@@ -72,17 +74,18 @@ class Maker:
 
     def spectra(self) -> list[Tensor]:
         """[batch, bands, frames] and [batch, frames, bands]."""
-        bands = self.number(BANDS, 80, "audio")
         frames = 2 * self.number(("max_source_positions",), FRAMES // 2, "audio")
-        upright, lying = self.floats(BATCH, bands, frames), self.floats(BATCH, frames, bands)
-        return [upright, lying] if self.find(("max_source_positions",), "audio") else [lying, upright]
+        known = dict.fromkeys(v for n in BANDS if type(v := self.find((n,), "audio")) is int)
+        upright = [self.floats(BATCH, bands, frames) for bands in known or [80]]
+        lying = [t.transpose(1, 2).contiguous() for t in upright]
+        return [*upright, *lying] if self.find(("max_source_positions",), "audio") else [*lying, *upright]
 
     def sound(self) -> list[Tensor]:
         """A waveform, one with a channel, or spectra in a row where the config says how many frames."""
         bands, frames = self.find(("num_mel_bins",), "audio"), self.find(("max_length",), "audio")
         spectra = [self.floats(BATCH, frames, bands)] if type(bands) is type(frames) is int else []
         channels = self.number(("audio_channels",), 1, "audio")
-        return [*spectra, self.floats(BATCH, SAMPLES), self.floats(BATCH, channels, SAMPLES)]
+        return [*spectra, self.floats(BATCH, SAMPLES), self.floats(BATCH, channels, SAMPLES), self.floats(BATCH, 1, SAMPLES)]
 
     def series(self) -> list[Tensor]:
         """Past values of a time series: [batch, time, channels] or [batch, time]."""
@@ -157,29 +160,42 @@ CORE = ("input_ids", "pixel_values", "input_features", "input_values", "decoder_
 SIDES = ("bbox", "image", "qformer_input_ids", "pixel_values_videos", "image_grid_thw", "input_features_mask")
 
 
-def candidates(model: nn.Module, seed: int = 0) -> Iterator[dict[str, Tensor]]:
-    """Keyword arguments to try, likely ones first: the main input and required ones, then with whatever else can be made.
+def candidates(model: nn.Module, seed: int = 0) -> Iterator[Callable[[], dict[str, Tensor]]]:
+    """Makers of keyword arguments to try, likely ones first: the main input and required ones, then with what else can be made.
 
-    Raises LookupError, after all others, for a required input of a name that `MAKERS` lacks.
+    Raises LookupError for a required input of a name that `MAKERS` lacks.
     """
     signature = inspect.signature(model.forward).parameters
     plain = [p for n, p in signature.items() if n != "kwargs" and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     required = [p.name for p in plain if p.default is p.empty]
     takes = frozenset(p.name for p in plain)
-    config = model.config
     missing = [name for name in required if name not in MAKERS]
     if missing:
         raise LookupError(f"the zoo can't make up the input {missing[0]!r}")
     for names in _sets(model, required, takes):
-        tried: set[tuple[Any, ...]] = set()
-        for variant in range(4):
-            maker = Maker(config, torch.Generator().manual_seed(seed), takes)
-            shapes = {name: MAKERS[name](maker) for name in names}
+        shapes = _shapes(model, names, takes, seed)
+        for variant in range(max(len(found) for found in shapes.values())):
             made = {name: found[min(variant, len(found) - 1)] for name, found in shapes.items()}
-            key = tuple(tuple(t.shape) for t in made.values())
-            if key not in tried:
-                tried.add(key)
-                yield made
+            yield partial(dict, made)
+            if {"input_ids", "pixel_values"} <= made.keys() and hasattr(model, "get_image_features"):
+                yield partial(with_image_tokens, model, made)
+
+
+def _shapes(model: nn.Module, names: list[str], takes: frozenset[str], seed: int) -> dict[str, list[Tensor]]:
+    maker = Maker(model.config, torch.Generator().manual_seed(seed), takes)
+    return {name: MAKERS[name](maker) for name in names}
+
+
+def with_image_tokens(model: nn.Module, made: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same, where the words begin with as many image tokens as the model makes features of an image."""
+    token = next(v for name in ("image_token_id", "image_token_index") if (v := getattr(model.config, name, None)) is not None)
+    grid = {name: made[name] for name in ("image_grid_thw",) if name in made}
+    with torch.no_grad():
+        found = model.get_image_features(pixel_values=made["pixel_values"], **grid)
+    found = getattr(found, "pooler_output", found)
+    leaves = [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
+    count = sum(leaf.numel() // leaf.shape[-1] for leaf in leaves) // BATCH
+    return {**made, "input_ids": torch.cat([torch.full((BATCH, count), token), made["input_ids"]], dim=1)}
 
 
 def _sets(model: nn.Module, required: list[str], takes: frozenset[str]) -> list[list[str]]:
