@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 BATCH, TOKENS, FRAMES, SIDE, SAMPLES, GRID = 2, 16, 64, 64, 6400, 4
+MOST = 12  # shapes tried of one set of names
 BANDS = (
     "num_mel_bins",
     "feature_size",
@@ -41,7 +43,8 @@ class Maker:
         free = [w for w in range(4, words) if w not in set(_special(self.config))] or [0]
         length = min(TOKENS, max(limit - 2, 2))
         chosen = torch.tensor(free)[torch.randint(0, len(free), (BATCH, length), generator=self.random)]
-        return [chosen, chosen[:, None].repeat(1, self.number(("num_codebooks",), 4), 1)]
+        books = self.number(("num_codebooks",), 0)
+        return [chosen, *([chosen[:, None].repeat(1, books, 1), chosen[..., None].repeat(1, 1, books)] if books else [])]
 
     def pixels(self) -> list[Tensor]:
         """Images, films, or patches in a row where the model takes a grid beside them."""
@@ -78,6 +81,7 @@ class Maker:
         known = dict.fromkeys(v for n in BANDS if type(v := self.find((n,), "audio")) is int)
         upright = [self.floats(BATCH, bands, frames) for bands in known or [80]]
         lying = [t.transpose(1, 2).contiguous() for t in upright]
+        lying += [t[:, None] for t in lying[:1]]
         return [*upright, *lying] if self.find(("max_source_positions",), "audio") else [*lying, *upright]
 
     def sound(self) -> list[Tensor]:
@@ -174,8 +178,8 @@ def candidates(model: nn.Module, seed: int = 0) -> Iterator[Callable[[], dict[st
         raise LookupError(f"the zoo can't make up the input {missing[0]!r}")
     for names in _sets(model, required, takes):
         shapes = _shapes(model, names, takes, seed)
-        for variant in range(max(len(found) for found in shapes.values())):
-            made = {name: found[min(variant, len(found) - 1)] for name, found in shapes.items()}
+        for chosen in itertools.islice(itertools.product(*shapes.values()), MOST):
+            made = dict(zip(shapes, chosen, strict=True))
             yield partial(dict, made)
             if {"input_ids", "pixel_values"} <= made.keys() and hasattr(model, "get_image_features"):
                 yield partial(with_image_tokens, model, made)

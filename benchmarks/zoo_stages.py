@@ -138,7 +138,7 @@ def lively(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            wide = parameter.ndim > 1 and parameter.shape[-1] > 1
+            wide = parameter.ndim > 1 and parameter.shape[-1] > 1 and parameter.numel()
             parameter.add_(noise * (0.5 / parameter[0].numel() ** 0.5 if wide else 0.2))
     return model
 
