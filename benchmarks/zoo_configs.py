@@ -69,6 +69,8 @@ class Shrinker:
         made = {name: self.value(name, value, values, chosen) for name, value in values.items()}
         defaults = {f.name: f.default for f in fields(config)}
         given = {n: v for n, v in made.items() if n in defaults and self._is_given(n, defaults[n], values[n])}
+        if vars(config).get("_out_indices") is not None and len(config.stage_names) != self.depth + 1:
+            given["out_indices"] = list(config.out_indices)
         for name in _sub_configs(config):
             given[name] = self.shrunk(getattr(config, name))
         self.main, self.depth = before

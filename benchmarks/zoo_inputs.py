@@ -54,10 +54,12 @@ class Maker:
         film = self.number(("num_frames", "frames_per_clip"), 2, "vision")
         image, frames = self.floats(BATCH, channels, height, width), self.floats(BATCH, film, channels, height, width)
         found = [image, frames, self.floats(BATCH, 1, channels, height, width)]
+        if "spatial_shapes" in self.takes:
+            found.insert(0, self.patches().reshape(BATCH, GRID * GRID, -1))
         return [self.patches(), *found] if any(name.endswith("grid_thw") for name in self.takes) else found
 
     def films(self) -> list[Tensor]:
-        image = self.pixels()[-3]
+        image = self.pixels()[-3]  # images come before films
         length = self.number(("num_frames", "frames_per_clip"), 2, "vision")
         return [image[:, None].repeat(1, length, 1, 1, 1)]
 
@@ -155,9 +157,11 @@ MAKERS: dict[str, Callable[[Maker], list[Tensor]]] = {
     "inputs_embeds": lambda maker: maker.hidden()[1:],
     "query_embeds": lambda maker: maker.hidden()[1:],
     "latents": lambda maker: [maker.hidden()[1].transpose(1, 2)],
+    "pixel_attention_mask": lambda maker: [torch.ones(BATCH, GRID * GRID, dtype=torch.long)],
+    "spatial_shapes": lambda maker: [torch.tensor([[GRID, GRID]] * BATCH)],
     "prompt_pixel_values": Maker.pixels,
     "prompt_masks": Maker.pixels,
-    "inputs": Maker.text,
+    "inputs": lambda maker: [*maker.text(), *maker.sound(), *maker.pixels()],
     "input": Maker.text,
 }
 CORE = ("input_ids", "pixel_values", "input_features", "input_values", "decoder_input_ids")

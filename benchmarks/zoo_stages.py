@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import re
 import tempfile
@@ -261,9 +262,11 @@ def _cut(held: dict[str, Any]) -> dict[str, Any]:
 
 
 def _save(held: dict[str, Any]) -> dict[str, Any]:
+    """Save and load; a class that transformers doesn't export, part of another model, is given to `load` unpruned."""
     pruned, inputs = held["pruned"], held["built"].inputs
     saved = depgraph.save(pruned, held["folder"] / "saved")
-    loaded = depgraph.load(held["folder"] / "saved")
+    exported = hasattr(transformers, type(held["built"].model).__name__)
+    loaded = depgraph.load(held["folder"] / "saved", None if exported else copy.deepcopy(held["built"].model))
     for a, b in zip(run(loaded, inputs), run(pruned, inputs), strict=True):
         if not torch.equal(a, b) and not torch.allclose(a, b, rtol=1e-5, atol=1e-6):
             raise ValueError(f"the loaded model differs by {float((a - b).abs().max()):.2g}")
@@ -289,8 +292,9 @@ def reason(error: BaseException) -> str:
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    text = " ".join(text.replace(str(Path.home()), "~").replace(str(ROOT) + "/", "").split())
-    text = re.sub(r"\S*/site-packages/", "", text)
+    """A text without line breaks and paths of this machine."""
+    text = " ".join(text.replace(str(ROOT) + "/", "").replace(str(Path.home()), "~").split())
+    text = re.sub(r"\S*/(site-packages|tmp\w+)/", "", text)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
