@@ -12,22 +12,22 @@ import os
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import math  # noqa: E402
-import multiprocessing  # noqa: E402
-import random  # noqa: E402
-import re  # noqa: E402
-import resource  # noqa: E402
-import signal  # noqa: E402
-import sys  # noqa: E402
-import threading  # noqa: E402
-import time  # noqa: E402
-from concurrent.futures import ThreadPoolExecutor  # noqa: E402
-from contextlib import suppress  # noqa: E402
-from multiprocessing.connection import Connection  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+import json
+import math
+import multiprocessing
+import random
+import re
+import resource
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -35,9 +35,31 @@ os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], os.environ.get("PYTHO
 
 import zoo_report  # noqa: E402
 import zoo_stages  # noqa: E402
+
 MEMORY, WALL = 10 << 30, 4
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "depgraph" / "zoo.jsonl"
-SAMPLE = ("llama",)
+SAMPLE = (
+    "albert",
+    "bart",
+    "bit",
+    "clip",
+    "convnext",
+    "deepseek_v3",
+    "gemma3_text",
+    "gpt2",
+    "hubert",
+    "layoutlmv3",
+    "llama",
+    "llava",
+    "mamba",
+    "qwen3_moe",
+    "segformer",
+    "swin",
+    "t5",
+    "videomae",
+    "vit",
+    "whisper",
+)
 
 
 def work(model_type: str, with_onnx: bool, limit: float, pipe: Connection) -> None:
@@ -117,7 +139,9 @@ def run(types: list[str], given: argparse.Namespace) -> dict[str, dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="PATTERN", help="regular expression that a type's name must match")
+    parser.add_argument(
+        "--only", default="", metavar="PATTERN", help="regular expression that a type's name must match"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="types at once")
     parser.add_argument("--limit", type=float, default=60, help="seconds for one type")
     parser.add_argument("--no-onnx", action="store_true", help="leave the export out")

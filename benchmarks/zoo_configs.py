@@ -109,7 +109,10 @@ class Shrinker:
         if whole and re.search(r"ind(ex|ice)|idx|(_layers|_blocks|_layer)$", name) and self.depth > 2:
             return sorted({e * len(chosen) // self.depth if e >= 0 else max(e, -len(chosen)) for e in entries})
         if whole and "section" in name:
-            return [max(1, e * 8 // sum(entries)) if not self.level.divisor else max(1, e // self.level.divisor) for e in entries]
+            return [
+                max(1, e * 8 // sum(entries)) if not self.level.divisor else max(1, e // self.level.divisor)
+                for e in entries
+            ]
         if whole and re.search(r"depths|num_blocks|blocks_per_stage|_repeats|of_layers", name):
             return [min(e, self.level.layers) for e in entries]
         if whole and re.search(r"size|dim|channels|width|embed|hidden|filters|planes", name):
@@ -172,7 +175,10 @@ RULES: tuple[tuple[re.Pattern[str], Any], ...] = tuple(
     (re.compile(pattern), rule)
     for pattern, rule in (
         (r"_token_id$|_token_index$|_token$|(bos|eos|pad|sep|cls|unk|mask)_(token_)?id|_id$", Shrinker.token),
-        (r"vocab(ulary)?(_size)?|codebook_size|num_embeddings|num_codevectors_per_group|entry_size|hash_size", at_most(WORDS)),
+        (
+            r"vocab(ulary)?(_size)?|codebook_size|num_embeddings|num_codevectors_per_group|entry_size|hash_size",
+            at_most(WORDS),
+        ),
         (r"kv_shared_layers|first_k_dense|layer_id$|start_layer|_at$", Shrinker.share_of_layers),
         (r"sparse_step|interval|frequency$|every_n|_every", at_most(2)),
         (r"per_tok|top_?k$|topk$|num_selected", at_most(2)),
@@ -182,7 +188,10 @@ RULES: tuple[tuple[re.Pattern[str], Any], ...] = tuple(
         (r"queries|detection_tokens|proposals|num_denoising|latents$", at_most(8)),
         (r"codebooks|quantizers", at_most(4)),
         (r"max_source_positions", at_most(SOURCE_POSITIONS)),
-        (r"positions?(_embeddings)?$|max_length|context_length|n_ctx|^block_size|max_\w*(tokens|length)", at_most(POSITIONS)),
+        (
+            r"positions?(_embeddings)?$|max_length|context_length|n_ctx|^block_size|max_\w*(tokens|length)",
+            at_most(POSITIONS),
+        ),
         (r"(image|img|input)_size$|^spatial_size", Shrinker.side),
         (r"sliding_window|^local_attention$", at_most(8)),
         (r"^window_size$|window_sizes?$", Shrinker.window),
@@ -192,7 +201,10 @@ RULES: tuple[tuple[re.Pattern[str], Any], ...] = tuple(
         (r"head_dim|dim_head|d_kv|head_size|rotary_dim|head_width", Shrinker.head_width),
         (r"heads?$|n_heads|num_heads|num_attention_heads", Shrinker.heads),
         (LAYERS.pattern, Shrinker.depth_of),
-        (r"patch|kernel|window|stride|pad|chunk|bins|num_channels|in_channels|groups|mel|factor|rate|ratio|steps?$", at_most(1 << 40)),
+        (
+            r"patch|kernel|window|stride|pad|chunk|bins|num_channels|in_channels|groups|mel|factor|rate|ratio|steps?$",
+            at_most(1 << 40),
+        ),
         (
             r"size|dim|channel|width|d_model|d_ff|ffn|inner|rank|filters|n_embd|embd|units|proj|hidden|planes|intermediate",
             Shrinker.width,

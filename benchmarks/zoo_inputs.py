@@ -44,7 +44,10 @@ class Maker:
         length = min(TOKENS, max(limit - 2, 2))
         chosen = torch.tensor(free)[torch.randint(0, len(free), (BATCH, length), generator=self.random)]
         books = self.number(("num_codebooks",), 0)
-        return [chosen, *([chosen[:, None].repeat(1, books, 1), chosen[..., None].repeat(1, 1, books)] if books else [])]
+        return [
+            chosen,
+            *([chosen[:, None].repeat(1, books, 1), chosen[..., None].repeat(1, 1, books)] if books else []),
+        ]
 
     def pixels(self) -> list[Tensor]:
         """Images, films, or patches in a row where the model takes a grid beside them."""
@@ -91,7 +94,12 @@ class Maker:
         bands, frames = self.find(("num_mel_bins",), "audio"), self.find(("max_length",), "audio")
         spectra = [self.floats(BATCH, frames, bands)] if type(bands) is type(frames) is int else []
         channels = self.number(("audio_channels",), 1, "audio")
-        return [*spectra, self.floats(BATCH, SAMPLES), self.floats(BATCH, channels, SAMPLES), self.floats(BATCH, 1, SAMPLES)]
+        return [
+            *spectra,
+            self.floats(BATCH, SAMPLES),
+            self.floats(BATCH, channels, SAMPLES),
+            self.floats(BATCH, 1, SAMPLES),
+        ]
 
     def series(self) -> list[Tensor]:
         """Past values of a time series: [batch, time, channels] or [batch, time]."""
@@ -196,7 +204,9 @@ def _shapes(model: nn.Module, names: list[str], takes: frozenset[str], seed: int
 
 def with_image_tokens(model: nn.Module, made: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same, where the words begin with as many image tokens as the model makes features of an image."""
-    token = next(v for name in ("image_token_id", "image_token_index") if (v := getattr(model.config, name, None)) is not None)
+    token = next(
+        v for name in ("image_token_id", "image_token_index") if (v := getattr(model.config, name, None)) is not None
+    )
     grid = {name: made[name] for name in ("image_grid_thw",) if name in made}
     with torch.no_grad():
         found = model.get_image_features(pixel_values=made["pixel_values"], **grid)

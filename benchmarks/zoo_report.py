@@ -69,19 +69,23 @@ def markdown(records: dict[str, Record]) -> str:
 
 
 def _head() -> str:
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "onnxruntime"))
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "onnxruntime")
+    )
     return (
         "# Every model type of transformers\n\n"
         f"Written by `python benchmarks/zoo.py --report benchmarks/zoo.md` ({versions}). Every type that transformers registers is\n"
         "built with random weights from a tiny config that one rule over the names of fields makes; of every axis at once a\n"
-        "quarter of the groups goes, ties between sizes permitting, with `form=\"auto\"`. Shares are of those whose own forward runs."
+        'quarter of the groups goes, ties between sizes permitting, with `form="auto"`. Shares are of those whose own forward runs.'
     )
 
 
 def _times(records: list[Record]) -> str:
     traced = reached(records, "trace")
     slow = sorted(traced, key=lambda r: -r["trace_s"])[:SLOWEST]
-    rows = [(r["type"], str(r["operators"]), f"{r['trace_s']:.2f}", f"{r.get('cut_s', float('nan')):.2f}") for r in slow]
+    rows = [
+        (r["type"], str(r["operators"]), f"{r['trace_s']:.2f}", f"{r.get('cut_s', float('nan')):.2f}") for r in slow
+    ]
     forms = Counter(r["form"] for r in reached(records, "cut"))
     text = (
         f"Processor seconds of `trace` grow as operators to the power {exponent(traced):.2f}. "
@@ -101,12 +105,18 @@ def _failures(records: list[Record]) -> str:
         (stage, ", ".join(r["type"] for r in found), _cell(found[0]["reason"]), found[0].get("where", ""))
         for (stage, _), found in ordered
     ]
-    return f"## Failures\n\n{len(failed)} types.\n\n" + _table(("stage", "types", "reason (of the first)", "where"), rows)
+    return f"## Failures\n\n{len(failed)} types.\n\n" + _table(
+        ("stage", "types", "reason (of the first)", "where"), rows
+    )
 
 
 def _alike(record: Record) -> str:
     """A reason without what differs from model to model."""
-    text = re.sub(r"transformers/models/\S+|'[^']*'|\b[A-Z]\w+[a-z]\w*[A-Z]\w*\b|\([^)]*\)|[\d.e+-]*\d[\d.e%+-]*", "*", record["reason"])
+    text = re.sub(
+        r"transformers/models/\S+|'[^']*'|\b[A-Z]\w+[a-z]\w*[A-Z]\w*\b|\([^)]*\)|[\d.e+-]*\d[\d.e%+-]*",
+        "*",
+        record["reason"],
+    )
     return f"{record.get('where', '')} {text[:90]}"
 
 
@@ -118,9 +128,7 @@ def _little(records: list[Record]) -> str:
 
 
 def _apart(records: list[Record]) -> str:
-    rows = [
-        (r["type"], APART[r["failed"]], _cell(r["reason"])) for r in records if r.get("failed") in APART
-    ]
+    rows = [(r["type"], APART[r["failed"]], _cell(r["reason"])) for r in records if r.get("failed") in APART]
     return "## Apart: not built, or its own forward doesn't run\n\n" + _table(("type", "how", "reason"), rows)
 
 

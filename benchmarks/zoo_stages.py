@@ -245,7 +245,9 @@ def _cut(held: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"nothing can be pruned: {why}")
     report = plan.apply_with_report(form="auto")
     held["pruned"] = report.model
-    removed = sum(p.numel() for p in held["built"].model.parameters()) - sum(p.numel() for p in report.model.parameters())
+    removed = sum(p.numel() for p in held["built"].model.parameters()) - sum(
+        p.numel() for p in report.model.parameters()
+    )
     share = removed / max(reached_parameters(graph), 1)
     prunable = prunable_share(graph)
     if share < min(LEAST_REMOVED, NO_OP * prunable):

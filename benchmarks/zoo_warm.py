@@ -21,7 +21,12 @@ warnings.filterwarnings("ignore")
 def warm() -> None:
     """Trace, cut, save and export a language model of two thousand parameters."""
     config = LlamaConfig(
-        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
     )
     with tempfile.TemporaryDirectory() as folder:
         built = zoo_stages.Built(LlamaForCausalLM(config).eval(), {"input_ids": torch.ones(2, 4, dtype=torch.long)}, 0)
