@@ -44,6 +44,8 @@ def counts(records: Sequence[Record]) -> list[tuple[str, str]]:
     ]
     if asked:
         rows.append((f"exported, ONNX Runtime equal (of {len(asked)} tried)", _of(reached(asked, "onnx"), asked)))
+    else:
+        rows.append(("exported", "not tried (--no-onnx)"))
     return rows
 
 

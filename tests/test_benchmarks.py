@@ -51,14 +51,30 @@ def test_sub_configs_become_tiny_together_and_images_keep_whole_patches() -> Non
     assert len(tiny.vision_config.to_dict()) == len(transformers.CLIPConfig().vision_config.to_dict())
 
 
-def test_one_type_goes_through_the_zoo(workspace: Path, run_python: Callable[..., str]) -> None:
+def test_one_type_goes_through_all_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    told: list[dict] = []
+    benchmark("zoo_stages").cut_type("vit", told.append, with_onnx=False)
+    known = {name: value for record in told for name, value in record.items() if name != "done"}
+    assert [stage for record in told for stage in record.get("done", [])] == [
+        "construct",
+        "forward",
+        "trace",
+        "cut",
+        "save",
+    ]
+    assert known["class"] == "ViTForImageClassification"
+    assert known["after"] < 0.8 * known["params"]
+    assert "failed" not in known
+
+
+@pytest.mark.slow
+def test_the_zoo_keeps_its_results_and_goes_on(workspace: Path, run_python: Callable[..., str]) -> None:
     printed = run_python(
         str(ROOT / "benchmarks/zoo.py"), "--only", "^vit$", "--no-onnx", "--results", "r.jsonl", "--report", "r.md"
     )
     record = json.loads((workspace / "r.jsonl").read_text())
     assert record["done"] == ["construct", "forward", "trace", "cut", "save"]
-    assert record["class"] == "ViTForImageClassification"
-    assert record["after"] < 0.8 * record["params"]
     assert "saved and loaded: 1 (100.0%)" in printed
     assert "| own forward runs | 1 |" in (workspace / "r.md").read_text()
     again = run_python(str(ROOT / "benchmarks/zoo.py"), "--only", "^vit$", "--no-onnx", "--results", "r.jsonl")
