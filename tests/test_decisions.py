@@ -99,6 +99,33 @@ def test_experts_that_the_example_passed_by_are_cut_like_the_others() -> None:
     assert report.model.before.out_features < 12
 
 
+class Counting(nn.Module):
+    """Counts its calls in a buffer and keeps a row of what it saw last, each through a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 4)
+        self.calls: Tensor
+        self.seen: Tensor
+        self.register_buffer("calls", torch.zeros(3))
+        self.register_buffer("seen", torch.zeros(2, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls[:1] += 1
+        hidden = self.first(x).relu()
+        self.seen[0].copy_(hidden[0])
+        return self.last(hidden * 2 if hidden.sum() > 0 else hidden)
+
+
+def test_buffers_that_the_forward_writes_are_as_they_were() -> None:
+    net = Counting().eval()
+    _, report = pruned(net, torch.randn(2, 4))
+    for model in (net, report.model):
+        assert not model.calls.any()
+        assert not model.seen.any()
+    assert report.model.seen.shape[1] == report.model.last.in_features < 16
+
+
 def test_a_wrong_cut_is_seen() -> None:
     net, inputs = Detector().eval(), torch.randn(1, 3, 32, 32)
     graph = depgraph.trace(net, inputs)

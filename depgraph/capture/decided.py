@@ -9,7 +9,8 @@ following the same decisions.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,8 @@ class _Recorder(Deciding):
         self.traced = traced
         self.decisions = Decisions()
         self.decided_by: list[torch.fx.Node] = []
-        self.held = set(traced.stand_ins)
+        model = traced.names.model
+        self.parameters = {proxies.storage_key(parameter) for parameter in model.parameters()}
 
     def write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A node for `func`, and what it makes."""
@@ -60,8 +62,8 @@ class _Recorder(Deciding):
             raise Unusual(f"{func} is a higher-order operator, or runs under autocast or a transform")
         if func is _aten.lift_fresh.default:
             func = _aten.lift_fresh_copy.default
-        if func._schema.is_mutable and id(args[0]) in self.held:
-            raise Unusual(f"{func} writes to a parameter, a buffer or an input")
+        if func._schema.is_mutable and any(proxies.storage_key(t) in self.parameters for t in _written(func, args)):
+            raise Unusual(f"{func} writes to a parameter")
         node = self._node(func, args, kwargs)
         made = proxies.at_once(func, args, kwargs)
         if isinstance(made, Tensor):
@@ -117,7 +119,8 @@ class _Recorder(Deciding):
 def capture_decided(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DirectProgram:
     """Capture `model`, which must not need gradients now, on the values of the example inputs.
 
-    After the outputs that its signature names, the graph gives the floating tensors that are decided by, in order.
+    After the outputs that its signature names, the graph gives the floating tensors that are decided by, in order. What the
+    forward writes to buffers, whole or through a view, is put back.
 
     Raises:
         Unusual: the model can't be captured like that; so it may with any other exception.
@@ -126,11 +129,35 @@ def capture_decided(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     copies = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
     run_args, run_kwargs = traced.begin(*copies)
     recorder = _Recorder(traced)
-    with proxies.exporting_flags(), module_paths(model, traced), recorder:
+    with proxies.exporting_flags(), module_paths(model, traced), _buffers_kept(model), recorder:
         output = model(*run_args, **run_kwargs)
     outputs = traced.leaves_of(output)
     traced.graph.output((*outputs, *recorder.decided_by))
     return traced.program(output, outputs, recorder.decisions)
+
+
+def _written(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors among positional arguments that the operator writes to."""
+    pairs = zip(func._schema.arguments, args, strict=False)
+    return [
+        tensor
+        for argument, value in pairs
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for tensor in pytree.tree_leaves(value)
+        if isinstance(tensor, Tensor)
+    ]
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """The storages of the model's buffers hold the same bytes afterwards."""
+    storages = {proxies.storage_key(buffer): buffer.untyped_storage() for buffer in model.buffers()}
+    before = {key: storage.clone() for key, storage in storages.items()}
+    try:
+        yield
+    finally:
+        for key, storage in storages.items():
+            storage.copy_(before[key])
 
 
 def _shape_of(tensor: Tensor) -> Tensor:
