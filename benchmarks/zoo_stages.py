@@ -26,6 +26,7 @@ import depgraph
 import exporters
 from depgraph.capture.capturing import quiet
 from depgraph.cutting.settling import Settler
+from depgraph.errors import ExportError
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARE, LEAST_REMOVED, CLASSES, LARGEST = 0.25, 0.10, 4, 30_000_000
@@ -276,7 +277,15 @@ def _save(held: dict[str, Any]) -> dict[str, Any]:
 
 
 def _onnx(held: dict[str, Any]) -> dict[str, Any]:
-    report = exporters.to_onnx(held["pruned"], (), held["folder"] / "small.onnx", kwargs=held["built"].inputs)
+    inputs, path = held["built"].inputs, held["folder"] / "small.onnx"
+    try:
+        report = exporters.to_onnx(held["pruned"], (), path, kwargs=inputs)
+    except ExportError as error:
+        constants = getattr(error, "constants", ())
+        if not constants:
+            raise
+        options = exporters.OnnxOptions(constants=constants)
+        report = exporters.to_onnx(held["pruned"], (), path, kwargs=inputs, options=options)
     return {"onnx_error": report.max_rel_error, "onnx_notes": [one_line(note) for note in report.notes]}
 
 

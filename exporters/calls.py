@@ -65,6 +65,31 @@ def flatten_call(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) 
     return Call(tuple(names), tuple(tensors), arguments, slotted_args, slotted_kwargs)
 
 
+def built_in(call: Call, names: Sequence[str]) -> Call:
+    """The same call with the tensors of these names as constants in the arguments.
+
+    Raises:
+        ExportError: No tensor of the call has one of these names, or none is left.
+    """
+    unknown = sorted(set(names) - set(call.names))
+    if unknown:
+        raise ExportError(
+            f"`constants` names {', '.join(map(repr, unknown))}, but the inputs are {', '.join(call.names)}."
+        )
+    left = [i for i, name in enumerate(call.names) if name not in names]
+    if not left:
+        raise ExportError("`constants` names every input, so there is nothing left to feed the exported model with.")
+    slots = [call.tensors[i] if i not in left else Slot(left.index(i)) for i in range(len(call.names))]
+    return dataclasses.replace(
+        call,
+        names=tuple(call.names[i] for i in left),
+        tensors=tuple(call.tensors[i] for i in left),
+        arguments=_fill(dict(call.arguments), slots),
+        args=_fill(call.args, slots),
+        kwargs=_fill(dict(call.kwargs), slots),
+    )
+
+
 def _parameter_names(model: nn.Module, count: int) -> list[str]:
     parameters = list(inspect.signature(model.forward).parameters.values())
     plain = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
@@ -89,7 +114,7 @@ def _strip(value: Any, name: str, found: list[tuple[str, Tensor]]) -> Any:
     return value
 
 
-def _fill(value: Any, tensors: Sequence[Tensor]) -> Any:
+def _fill(value: Any, tensors: Sequence[Any]) -> Any:
     if isinstance(value, Slot):
         return tensors[value.index]
     if isinstance(value, dict):

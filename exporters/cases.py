@@ -112,6 +112,12 @@ def example_case(flat: FlatModel, inputs: Sequence[Tensor]) -> Case:
     return Case("the example", tuple(inputs), _run_torch(flat, inputs))
 
 
+def other_values(subject: Subject) -> list[Case]:
+    """A case of the example's sizes with random values, where PyTorch takes them."""
+    case = _case(subject, _sizes(subject), _random_like)
+    return [] if case is None else [Case("other values", case.inputs, case.expected)]
+
+
 def _run_torch(flat: FlatModel, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(t.detach().cpu() for t in flat(*(t.clone() for t in inputs)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,10 @@ from depgraph.errors import ExportError
 from depgraph.finite import require_finite
 from exporters import cases as check_cases
 from exporters import onnx_check, onnx_file
-from exporters.calls import Call, FlatModel, flatten_call, lowest_precision, output_names
+from exporters.calls import Call, FlatModel, built_in, flatten_call, lowest_precision, output_names
 from exporters.dynamic import Dims, Specialised, enlarged, ladder
 from exporters.model_state import preserved, without_cache
-from exporters.onnx_program import Refused, export_program, name_dims, rename_dims
+from exporters.onnx_program import Branches, Refused, export_frozen, export_program, name_dims, rename_dims
 from exporters.opsets import check_opset, check_reached
 
 
@@ -35,6 +35,8 @@ class OnnxOptions:
         external_data: Put the weights into `<name>.data` beside the file; over 2 GB this is done anyway.
         rtol: Allowed error as a share of an output's largest magnitude; None: 1e-4, float16 1e-2, bfloat16 5e-2.
         atol: Allowed error on top of that; None: 1e-5, float16 1e-3, bfloat16 1e-2.
+        constants: Inputs (by the names of the file's inputs) whose example values are built in, so that the file doesn't
+            take them: image grids and other sizes given as tensors, by whose values the code branches.
     """
 
     opset: int = 20
@@ -42,6 +44,7 @@ class OnnxOptions:
     external_data: bool = False
     rtol: float | None = None
     atol: float | None = None
+    constants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,9 +128,9 @@ def to_onnx(
             style of torch.export (`{"x": {0: "batch"}}`): exactly those, or an error. `STATIC` or `{}`: none.
 
     Raises:
-        ExportError: The model can't be exported or holds NaN or infinite weights, a free dim is fixed by the model's
-            code, ONNX Runtime fails or differs beyond the tolerance, or the file can't be written. No file is left, one
-            that was there stays.
+        ExportError: The model can't be exported (it branches on values, say) or holds NaN or infinite weights, a free
+            dim is fixed by the model's code, ONNX Runtime fails or differs beyond the tolerance, or the file can't be
+            written. No file is left, one that was there stays.
     """
     started = time.perf_counter()
     check_opset(options.opset)
@@ -141,7 +144,8 @@ def to_onnx(
     target = Path(path)
     record = getattr(model, "depgraph_record", None)
     with onnx_file.staging(target) as draft:
-        subject, call = _prepared(model, flatten_call(model, args, kwargs), options)
+        call = built_in(flatten_call(model, args, kwargs), options.constants)
+        subject, call = _prepared(model, call, options)
         with preserved(subject), torch.no_grad():
             subject.eval()
             without_cache(subject)
@@ -179,6 +183,10 @@ def _climb_down(job: _Job, dynamic: Any) -> _Result:
     for rung, following in zip(rungs, (*rungs[1:], None), strict=True):
         try:
             return _export_and_check(job, rung.dims)
+        except Branches as error:
+            if dynamic:
+                raise
+            return _export_at_example(job, error)
         except (Refused, Specialised) as error:
             if following is None:
                 raise
@@ -186,9 +194,34 @@ def _climb_down(job: _Job, dynamic: Any) -> _Result:
     raise AssertionError("a ladder has at least one rung")
 
 
+def _export_at_example(job: _Job, failure: Branches) -> _Result:
+    """Export a model that branches on values, where none of its inputs decides anything at these sizes."""
+    try:
+        program, note = export_frozen(job.flat, job.call, job.options.opset)
+    except ExportError:
+        raise
+    except Exception as error:
+        raise failure from error
+    job.notes.append(note)
+    subject = check_cases.Subject(job.flat, job.call.names, job.outputs, job.call.tensors, {})
+    return _checked(job, program, job.call.tensors, {}, check_cases.other_values(subject))
+
+
 def _export_and_check(job: _Job, dims: Dims) -> _Result:
     examples = enlarged(job.call, dims)
     program, switched = export_program(job.flat, job.call, examples, dims, job.options.opset)
+    result = _checked(job, program, examples, dims)
+    job.notes.extend(switched)
+    return result
+
+
+def _checked(
+    job: _Job,
+    program: torch.onnx.ONNXProgram,
+    examples: tuple[Tensor, ...],
+    dims: Dims,
+    further: Sequence[check_cases.Case] = (),
+) -> _Result:
     check_reached(program, job.options.opset)
     names = name_dims(program, job.call, dims)
     onnx_file.set_names(program.model, job.call.names, job.outputs, "model.")
@@ -202,11 +235,10 @@ def _export_and_check(job: _Job, dims: Dims) -> _Result:
             f"{type(job.flat.model).__name__} runs at no other size of {', '.join(unproved)} than the example's; "
             "leave it out of `dynamic`, or make the model accept other sizes."
         )
-    cases = [check_cases.example_case(job.flat, _example(job.call, examples, names)), *unseen]
+    cases = [check_cases.example_case(job.flat, _example(job.call, examples, names)), *unseen, *further]
     onnx_file.write(program.model, job.draft, external_data=job.options.external_data)
     tolerance = onnx_check.tolerance_for(lowest_precision(job.flat, job.call), job.options.rtol, job.options.atol)
     difference = onnx_check.check_file(job.draft, subject, cases, tolerance)
-    job.notes.extend(switched)
     return _Result(difference, check_cases.describe_cases(cases, job.call.names), names)
 
 

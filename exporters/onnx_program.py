@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from depgraph.capture.frozen import frozen
 from depgraph.errors import ExportError
 from exporters.calls import Call, FlatModel, first_line
 from exporters.cases import NamedDims
@@ -24,6 +25,17 @@ class Refused(ExportError):
     """The model can't be exported, or not be run, with these sizes free; with fewer it may."""
 
 
+class Branches(ExportError):
+    """The way through the model's code depends on the values of tensors.
+
+    `constants` are the inputs that, built into the file, would settle it; empty where that is no way out, or not known.
+    """
+
+    def __init__(self, message: str, constants: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.constants = constants
+
+
 def export_program(
     flat: FlatModel, call: Call, examples: tuple[Tensor, ...], dims: Dims, opset: int
 ) -> tuple[torch.onnx.ONNXProgram, list[str]]:
@@ -32,14 +44,14 @@ def export_program(
     Raises:
         Specialised: A size that was to stay free is a constant of the model's code.
         Refused: torch can't export the model.
-        ExportError: It never will (control flow that depends on values).
+        Branches: Its control flow depends on values.
     """
     switched: list[str] = []
     with preserved(flat.model):
         attempts = alternatives(flat.model)
         while True:
             try:
-                return _export(flat, call, examples, dims, opset), switched
+                return _export(flat, type(flat.model).__name__, call, examples, dims, opset), switched
             except Refused:
                 note = next(attempts, None)
                 if note is None:
@@ -47,30 +59,54 @@ def export_program(
                 switched.append(note)
 
 
+def export_frozen(flat: FlatModel, call: Call, opset: int) -> tuple[torch.onnx.ONNXProgram, str]:
+    """The program of a model that branches on values, at the example's sizes, and a note; it holds for all values of its inputs.
+
+    Raises:
+        Branches: It would hold for some values of an input only.
+        Refused: torch can't export it.
+    """
+    owner = type(flat.model).__name__
+    with preserved(flat.model):
+        found = frozen(flat, call.tensors, {})
+    if found.inputs:
+        raise _branches(owner, [call.names[i] for i in found.inputs], call, found.places)
+    note = f"the example's sizes are built into the file, as the code depends on values{found.places}"
+    return _export(found.module, owner, call, call.tensors, {}, opset), note
+
+
+def _branches(owner: str, names: list[str], call: Call, places: str) -> Branches:
+    said = f"{owner} branches on the values of {', '.join(map(repr, names))}{places}, which a graph can't; use torch.where "
+    numbers = all(not t.is_floating_point() for n, t in zip(call.names, call.tensors, strict=True) if n in names)
+    if not numbers or len(names) == len(call.names):
+        return Branches(f"{said}or torch.cond there.")
+    way = f"or build the example's values into the file with options=OnnxOptions(constants={tuple(names)!r})"
+    return Branches(f"{said}or torch.cond there, {way}.", tuple(names))
+
+
 def _export(
-    flat: FlatModel, call: Call, examples: tuple[Tensor, ...], dims: Dims, opset: int
+    module: nn.Module, owner: str, call: Call, examples: tuple[Tensor, ...], dims: Dims, opset: int
 ) -> torch.onnx.ONNXProgram:
     shapes = for_torch(call, dims)
     try:
         with _quiet():
             program = torch.onnx.export(
-                flat.eval(), examples, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=shapes
+                module.eval(), examples, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=shapes
             )
     except Exception as error:
-        raise (specialised(error, call, dims) or _failure(flat, error)) from error
+        raise (specialised(error, call, dims) or _failure(owner, error)) from error
     if program is None:
         raise Refused("torch.onnx.export returned nothing; use a torch whose exporter has dynamo=True.")
     return program
 
 
-def _failure(flat: FlatModel, error: Exception) -> ExportError:
+def _failure(owner: str, error: Exception) -> ExportError:
     """What torch's exporter says, with the place in the model's code where it gives one."""
     cause = error.__cause__ or error
-    owner = type(flat.model).__name__
     places = re.findall(r'File "([^"]+)", line (\d+)', str(cause))
     where = f" at {places[-1][0]}, line {places[-1][1]}" if places else ""
     if "data-dependent" in str(cause):
-        return ExportError(
+        return Branches(
             f"{owner} branches on a tensor's values{where}, which a graph can't; use torch.where or torch.cond there."
         )
     return Refused(f"torch.onnx.export can't export {owner}{where}: {first_line(cause)}.")
@@ -79,15 +115,14 @@ def _failure(flat: FlatModel, error: Exception) -> ExportError:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's progress, deprecations and dumps of unfinished graphs: its failures are raised as errors."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
 
 
 def name_dims(program: torch.onnx.ONNXProgram, call: Call, dims: Dims) -> dict[str, dict[int, str]]:

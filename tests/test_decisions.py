@@ -99,6 +99,29 @@ def test_experts_that_the_example_passed_by_are_cut_like_the_others() -> None:
     assert report.model.before.out_features < 12
 
 
+class Listing(nn.Module):
+    """Takes a list and an array from values: numbers by which the first rows are scaled, and where to cut them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = nn.Linear(6, 16), nn.Linear(16, 2), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
+        hidden = self.first(x)
+        scales = self.gate(hidden).mean(0).tolist()
+        ends = sizes.numpy().cumsum()
+        return self.last(torch.cat([hidden[: ends[0]] * scales[0], hidden[ends[0] : ends[1]].relu() * scales[1]]))
+
+
+def test_lists_and_arrays_are_decisions_too() -> None:
+    torch.manual_seed(0)
+    net, inputs = Listing().eval(), (torch.randn(7, 6), torch.tensor([3, 4]))
+    graph = depgraph.trace(net, inputs)
+    assert "tests/test_decisions.py:" in graph.note
+    report = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7)).apply_with_report()
+    assert report.check.error <= report.check.tolerance < report.check.sensitivity
+
+
 class Counting(nn.Module):
     """Counts its calls in a buffer and keeps a row of what it saw last, each through a view."""
 

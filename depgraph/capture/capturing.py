@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 import sys
 import sysconfig
@@ -117,10 +118,14 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _dumps_dropped() -> Iterator[None]:
-    """Holds back what is written to stderr: torch dumps its unfinished graph there when a capture fails."""
-    held = io.StringIO()
-    with contextlib.redirect_stderr(held):
-        yield
+    """Holds back what is written to stderr, and the log: torch dumps its unfinished graph there when a capture fails."""
+    held, before = io.StringIO(), logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(held):
+            yield
+    finally:
+        logging.disable(before)
     sys.stderr.write(held.getvalue())
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from depgraph.capture import proxies
-from depgraph.capture.deciding import Deciding, Decision, Decisions
+from depgraph.capture.deciding import Deciding, Decision, Decisions, Reading, copied
 from depgraph.capture.exported import DirectProgram
 from depgraph.capture.frames import where
 from depgraph.capture.signature import Names
@@ -53,6 +53,7 @@ class _Recorder(Deciding):
         self.traced = traced
         self.decisions = Decisions()
         self.decided_by: list[torch.fx.Node] = []
+        self.inputs: dict[int, frozenset[int]] = {}
         model = traced.names.model
         self.parameters = {proxies.storage_key(parameter) for parameter in model.parameters()}
 
@@ -66,6 +67,7 @@ class _Recorder(Deciding):
             raise Unusual(f"{func} writes to a parameter")
         node = self._node(func, args, kwargs)
         made = proxies.at_once(func, args, kwargs)
+        self._mark((made, _written(func, args)), self.follows_from((args, kwargs)))
         if isinstance(made, Tensor):
             node.meta["val"] = _shape_of(made)
             self._follow(made, node)
@@ -84,18 +86,33 @@ class _Recorder(Deciding):
         made = proxies.at_once(func, args, kwargs)
         tensors = [t for t in pytree.tree_leaves(made) if isinstance(t, Tensor)]
         if tensors and not any(t.is_floating_point() or t.is_complex() for t in tensors):
-            return self.decide(func, lambda: made)
+            return self.decide(func, (args, kwargs), lambda: made)
         return self.write(func, args, kwargs)
+
+    def give(self, run_args: tuple[Any, ...], run_kwargs: dict[str, Any]) -> None:
+        """These are the model's inputs."""
+        for position, leaf in enumerate(pytree.tree_leaves((run_args, run_kwargs))):
+            self._mark(leaf, frozenset([position]))
+
+    def follows_from(self, operands: Any) -> frozenset[int]:
+        """The positions of the inputs that tensors depend on; views and what is written through them are told by storage."""
+        tensors = (t for t in pytree.tree_leaves(operands) if isinstance(t, Tensor))
+        return frozenset().union(*(self.inputs.get(proxies.storage_key(t), frozenset()) for t in tensors))
+
+    def _mark(self, made: Any, inputs: frozenset[int]) -> None:
+        for tensor in pytree.tree_leaves(made):
+            if isinstance(tensor, Tensor) and inputs:
+                key = proxies.storage_key(tensor)
+                self.inputs[key] = self.inputs.get(key, frozenset()) | inputs
 
     def notice(self, tensor: Tensor) -> None:
         """Let the graph give it."""
         self.decided_by.append(self.traced.nodes[id(self.traced.stand_in(tensor))])
 
-    def decide(self, func: Any, compute: Callable[[], Any]) -> Any:
+    def decide(self, func: Any, operands: Any, compute: Callable[[], Any]) -> Any:
         """Write down what `compute` gives; tensors are constants of the graph."""
         result = compute()
-        kept = pytree.tree_map_only(Tensor, lambda t: proxies.at_once(Tensor.clone, (t,), {}), result)
-        self.decisions.made.append(Decision(str(func), where(), kept))
+        self.decisions.made.append(Decision(str(func), where(), copied(result), self.follows_from(operands)))
         for tensor in pytree.tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self.traced.stand_in(tensor)
@@ -129,7 +146,8 @@ def capture_decided(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     copies = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
     run_args, run_kwargs = traced.begin(*copies)
     recorder = _Recorder(traced)
-    with proxies.exporting_flags(), module_paths(model, traced), _buffers_kept(model), recorder:
+    recorder.give(run_args, run_kwargs)
+    with proxies.exporting_flags(), module_paths(model, traced), _buffers_kept(model), recorder, Reading(recorder):
         output = model(*run_args, **run_kwargs)
     outputs = traced.leaves_of(output)
     traced.graph.output((*outputs, *recorder.decided_by))

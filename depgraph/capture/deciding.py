@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from depgraph.capture import proxies
@@ -48,6 +50,7 @@ _TAKEN_APART = frozenset(
         _aten.repeat_interleave.self_Tensor,
     ]
 )
+_HANDED_OVER = frozenset([Tensor.tolist, Tensor.numpy, Tensor.__array__])
 _TORCH = ("aten", "prims", "prim")
 
 
@@ -57,11 +60,12 @@ class NotFollowed(CheckError):
 
 @dataclass(frozen=True)
 class Decision:
-    """What an operator gave: a number, a tensor, or several."""
+    """What an operator gave: a number, a tensor, or several; `inputs` are the positions of the model's inputs it depends on."""
 
     operator: str
     where: str
     result: Any
+    inputs: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -85,8 +89,8 @@ class Deciding(proxies.OperatorMode):
         """Run an operator whose result has a size known beforehand."""
         raise NotImplementedError
 
-    def decide(self, func: Any, compute: Callable[[], Any]) -> Any:
-        """The decision that `compute` makes."""
+    def decide(self, func: Any, operands: Any, compute: Callable[[], Any]) -> Any:
+        """The decision that `compute` makes by the values of `operands`."""
         raise NotImplementedError
 
     def notice(self, tensor: Tensor) -> None:
@@ -118,7 +122,7 @@ class Deciding(proxies.OperatorMode):
         if getattr(func, "namespace", "aten") not in _TORCH:
             return self.foreign(func, args, kwargs)
         if not _BY_VALUES.isdisjoint(tags) or name in _INDICES:
-            return self.decide(func, lambda: proxies.at_once(func, args, kwargs))
+            return self.decide(func, (args, kwargs), lambda: proxies.at_once(func, args, kwargs))
         return self.write(func, args, kwargs)
 
     def _indices(self, func: Any, indices: Any) -> list[Any]:
@@ -126,7 +130,7 @@ class Deciding(proxies.OperatorMode):
         found: list[Any] = []
         for index in indices:
             if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
-                found += self.decide(func, partial(proxies.at_once, _positions, (index,), {}))
+                found += self.decide(func, index, partial(proxies.at_once, _positions, (index,), {}))
             else:
                 found.append(index)
         return found
@@ -136,12 +140,34 @@ class Deciding(proxies.OperatorMode):
         named = _named(func, args, kwargs)
         self.notice(named["self"])
         given, dim, kept = named["self"], named.get("dim", -1), named.get("keepdim", True)
-        index = self.decide(func, lambda: proxies.at_once(func, args, kwargs)[1])
+        index = self.decide(func, given, lambda: proxies.at_once(func, args, kwargs)[1])
         if given.ndim == 0:
             return given, index
         wide = index if kept else self.write(_aten.unsqueeze.default, (index, dim), {})
         values = self.write(_aten.gather.default, (given, dim, wide), {})
         return (values if kept else self.write(_aten.squeeze.dim, (values, dim), {})), index
+
+
+class Reading(TorchFunctionMode):
+    """Within, what torch hands over without an operator (lists, arrays) is decided by `deciding` too."""
+
+    def __init__(self, deciding: Deciding) -> None:
+        super().__init__()
+        self.deciding = deciding
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one function."""
+        if func not in _HANDED_OVER:
+            return func(*args, **(kwargs or {}))
+        if args[0].is_floating_point():
+            self.deciding.notice(args[0])
+        return self.deciding.decide(func.__name__, args[0], lambda: func(*args, **(kwargs or {})))
+
+
+def copied(result: Any) -> Any:
+    """A decision's result, with tensors and arrays of its own."""
+    own = pytree.tree_map_only(Tensor, lambda t: proxies.at_once(Tensor.clone, (t,), {}), result)
+    return pytree.tree_map_only(np.ndarray, np.copy, own)
 
 
 class _Following(Deciding):
@@ -159,18 +185,18 @@ class _Following(Deciding):
     def foreign(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Decided before, or run."""
         decides = self.left and self.left[-1].operator == str(func)
-        return self.decide(func, lambda: None) if decides else self.write(func, args, kwargs)
+        return self.decide(func, (), lambda: None) if decides else self.write(func, args, kwargs)
 
     def notice(self, tensor: Tensor) -> None:
         """Remember it."""
         self.given.append(tensor)
 
-    def decide(self, func: Any, compute: Callable[[], Any]) -> Any:
+    def decide(self, func: Any, operands: Any, compute: Callable[[], Any]) -> Any:
         """What was decided before."""
         if not self.left or self.left[-1].operator != str(func):
             expected = self.left[-1].operator if self.left else "nothing"
             raise NotFollowed(f"at {where()} {func} depends on values where the traced forward asks for {expected}")
-        return pytree.tree_map_only(Tensor, Tensor.clone, self.left.pop().result)
+        return copied(self.left.pop().result)
 
 
 @contextmanager
@@ -185,7 +211,7 @@ def following(decisions: Decisions | None) -> Iterator[list[Tensor]]:
         yield []
         return
     mode = _Following(decisions)
-    with mode:
+    with mode, Reading(mode):
         yield mode.given
     if mode.left:
         raise NotFollowed(f"{mode.left[-1].operator} at {mode.left[-1].where} is not asked for any more")

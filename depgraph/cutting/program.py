@@ -24,11 +24,11 @@ from depgraph.capture.capturing import quiet, ties_of
 from depgraph.capture.deciding import at_places
 from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_of
 from depgraph.capture.lowering import lower
+from depgraph.capture.unlifting import module_of
 from depgraph.coupling import Classes
 from depgraph.cutting.modes import follow_modes
 from depgraph.cutting.module import new_tensor
 from depgraph.cutting.rewriting import Share, call_arguments, rewrite
-from depgraph.cutting.unlifting import module_of
 from depgraph.errors import CutError
 from depgraph.graph import Program
 from depgraph.widths import Kept, Widths

@@ -85,6 +85,7 @@ SAMPLES = [
     sample("tile", t(4), [5, 2]),
     sample("repeat_interleave.self_int", t(3, 4), 2, 1),
     sample("repeat_interleave.self_int", t(3, 4), 2, -2),
+    sample("repeat_interleave.self_int", t(3, 4), 2, 1, output_size=8),
     sample("repeat_interleave.self_int", t(3, 4), 2, tied="out.0:12"),
     sample("repeat_interleave.self_Tensor", t(3, 4), ints(3, 4), 1, fixed="self.1 repeats.0 out.1"),
     sample("repeat_interleave.self_Tensor", t(3, 4), ints(3, 12), fixed="*"),
