@@ -17,12 +17,26 @@ from depgraph import cli_options as o
 from depgraph import interruption
 from depgraph.cli_data import Amount, TextData, perplexity, read_text, text_data
 from depgraph.cli_models import Loaded, Loading, load_model
-from depgraph.cli_output import CODES, Steps, check_vacant, new_folder, print_json, printing, say, show_error, showing
+from depgraph.cli_output import (
+    CODES,
+    Steps,
+    check_new_file,
+    check_vacant,
+    new_folder,
+    print_json,
+    printing,
+    say,
+    show_error,
+    showing,
+)
 from depgraph.cli_tables import cost_table, graph_json, plan_json, print_axes, widths_table
 from depgraph.cutting.report import CutReport
-from depgraph.errors import CheckpointError, DataError, PlanError
+from depgraph.errors import DataError, PlanError
+from depgraph.inspecting import Inspection
 from depgraph.options import matches
+from depgraph.page import html_page
 from depgraph.plan import Plan
+from depgraph.storage import written
 
 app = typer.Typer(
     name="depgraph",
@@ -47,23 +61,31 @@ def inspect(  # noqa: PLR0913  (the options of a command)
     dtype: o.Dtype = "auto",
     seed: o.Seed = 0,
     base: o.Base = "",
+    html: o.HtmlFile = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
     """Show the axes of a model: what can be removed together, what it would save, what is fixed."""
+    if html is not None:
+        check_new_file(html, "--html")
     with printing(as_json) as out:
         steps = Steps()
         with steps("loading"):
             loaded = load_model(model, Loading(device, dtype, seed, base))
         with steps("tracing"):
             graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs, strict=strict)
+        with steps("describing"):
+            found = Inspection(graph)
+            page = html_page(found) if html is not None else ""
+        if html is not None:
+            written(html, page)
     with showing():
         if as_json:
-            print_json(graph_json(graph), out)
+            print_json(graph_json(found), out)
         elif long:
             out.print(graph.show(), markup=False, highlight=False, soft_wrap=True)
         else:
-            print_axes(graph, out)
+            print_axes(found, out)
 
 
 @app.command()
@@ -119,8 +141,7 @@ def export(  # noqa: PLR0913  (the options of a command)
     if out is None and not Path(model).is_dir():
         raise typer.BadParameter("--out FILE says where the ONNX file goes")
     file = out or Path(model) / "model.onnx"
-    if file.exists():
-        raise CheckpointError(f"{file} exists: name another file with --out")
+    check_new_file(file, "--out")
     with printing(as_json) as console:
         steps = Steps()
         with steps("loading"):

@@ -246,6 +246,7 @@ class Uncovered:
     size: int
     indices: int
     reason: str
+    why: str
 
 
 def uncovered(graph: DependencyGraph) -> list[Uncovered]:
@@ -258,24 +259,25 @@ def uncovered(graph: DependencyGraph) -> list[Uncovered]:
                 for name in graph.widths.axes_of(dim):
                     left &= graph[name].labels[number] == NONE
                 if left.any():
-                    why = _why(graph.classes, number, np.flatnonzero(left))
-                    found.append(Uncovered(value.target, d, value.shape[d], int(left.sum()), why))
+                    because = why_fixed(graph.classes, number, np.flatnonzero(left))
+                    said = _worded(because), because.why or because.text
+                    found.append(Uncovered(value.target, d, value.shape[d], int(left.sum()), *said))
     return found
 
 
-def _why(classes: Classes, number: int, indices: np.ndarray) -> str:
+def why_fixed(classes: Classes, number: int, indices: np.ndarray) -> Reason:
     """The reason that fixes indices of a class of dims: their own, or that of what they are aligned with, the nearest."""
     queue, seen = [(number, indices)], {number}
     for here, those in queue:
         some = classes.fixed.get(here, {})
         reason = classes.fixed_whole.get(here) or next((some[i] for i in map(int, those) if i in some), None)
         if reason is not None:
-            return _worded(reason)
+            return reason
         for other, there in _beside(classes, here, those):
             if other not in seen and len(there):
                 seen.add(other)
                 queue.append((other, there))
-    return ONLY_TOGETHER
+    return Reason(ONLY_TOGETHER)
 
 
 def _beside(classes: Classes, number: int, indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -211,8 +211,12 @@ def test_inspect_prints_a_line_for_axes_alike(run: Run, llama: Path) -> None:
     done = run("inspect", llama)
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("LlamaForCausalLM: ")
-    (line,) = (line for line in done.out.splitlines() if "gate_proj" in line)
-    assert line.split()[:3] == ["model.layers.{0-1}.mlp.gate_proj.weight:0", "48", "48"]
+    lines = done.out.splitlines()
+    (k,) = (k for k, line in enumerate(lines) if "gate_proj" in line)
+    assert lines[k].strip() == "model.layers.{0-1}.mlp.gate_proj.weight:0"
+    what, rest = lines[k - 1].split(", made by 2 layers")
+    assert (what, rest.split()[:3]) == ("neurons of model.layers.{0-1}.mlp", ["2", "48", "48"])
+    assert len(lines) < 30
 
 
 def test_inspect_long_is_the_graph_as_text(run: Run, given: Path) -> None:

@@ -13,6 +13,7 @@ from depgraph.rules.equation import Term, Token, parse
 
 Rule = Callable[["Op"], None]
 _TABLE: dict[str, Rule] = {}
+MARKED = "the rule of an operator fixes it"
 
 
 @dataclass
@@ -50,18 +51,18 @@ class Op:
     def get(self, name: str, default: Any = None) -> Any:
         return self.arguments.get(name, default)
 
-    def reason(self, text: str) -> Reason:
-        return Reason(f"{text} ({self.target}{', ' + self.where if self.where else ''})")
+    def reason(self, text: str, why: str = "") -> Reason:
+        return Reason(f"{text} ({self.target}{', ' + self.where if self.where else ''})", why=why or text)
 
     def fix(self, value: Value, dim: int, text: str) -> None:
         """Fix one dimension of one value."""
         self.relations.fix(value.dim(dim), self.reason(text))
 
-    def fix_all(self, text: str) -> None:
+    def fix_all(self, text: str, why: str = "") -> None:
         """Fix every dimension of every tensor of this operator."""
         for value in [*self.inputs, *self.outputs]:
             for dim in value.dims:
-                self.relations.fix(dim, self.reason(text))
+                self.relations.fix(dim, self.reason(text, why))
 
     def align_elementwise(self, values: Iterable[Value]) -> None:
         """Align dims from the right, with broadcasting."""
@@ -81,18 +82,20 @@ class Op:
         """This operator sums `operand` over dimension `dim`."""
         self.relations.contractions.append(Contraction(self.name, operand.name, dim % len(operand.shape)))
 
-    def relate(self, equation: str, *inputs: Value | None, work: str = "", **sizes: int) -> None:
+    def relate(self, equation: str, *inputs: Value | None, work: str = "", why: str = "", **sizes: int) -> None:
         """State an axis equation over `inputs` (the operator's tensors by default; None skips a term) and its outputs.
 
-        `sizes` gives letters that stand in brackets only; `work` names the letters whose sizes multiply to the MACs.
+        `sizes` gives letters that stand in brackets only; `work` names the letters whose sizes multiply to the MACs;
+        `why` says in plain words what fixes the dims marked ``!``.
         """
-        _Relating(self, sizes).run(equation, inputs or tuple(self.inputs), work)
+        _Relating(self, sizes, why).run(equation, inputs or tuple(self.inputs), work)
 
 
 @dataclass
 class _Relating:
     op: Op
     sizes: dict[str, int]
+    why: str = ""
     letters: dict[str, int] = field(default_factory=dict)
     run_dims: list[int] = field(default_factory=list)
 
@@ -122,7 +125,9 @@ class _Relating:
             if len(token.letters) == 1:
                 self._bind(token.letters[0], dim)
             if token.mark == "!":
-                relations.fix(dim, self.op.reason(f"dimension {token.letters[0]!r} can't be narrowed"))
+                relations.fix(
+                    dim, self.op.reason(f"dimension {token.letters[0]!r} can't be narrowed", self.why or MARKED)
+                )
             elif token.mark == "~":
                 relations.mix(dim, f"{self.op.target} mixes it")
         for a, b in zip(reversed(self.run_dims), reversed(run), strict=False):
