@@ -17,18 +17,7 @@ from depgraph import cli_options as o
 from depgraph import interruption
 from depgraph.cli_data import Amount, TextData, perplexity, read_text, text_data
 from depgraph.cli_models import Loaded, Loading, load_model
-from depgraph.cli_output import (
-    CODES,
-    Steps,
-    check_new_file,
-    check_vacant,
-    new_folder,
-    print_json,
-    printing,
-    say,
-    show_error,
-    showing,
-)
+from depgraph.cli_output import CODES, Steps, check_vacant, new_folder, print_json, printing, say, show_error, showing
 from depgraph.cli_tables import cost_table, graph_json, plan_json, print_axes, widths_table
 from depgraph.cutting.report import CutReport
 from depgraph.errors import DataError, PlanError
@@ -36,7 +25,7 @@ from depgraph.inspecting import Inspection
 from depgraph.options import matches
 from depgraph.page import html_page
 from depgraph.plan import Plan
-from depgraph.storage import written
+from depgraph.storage import check_free, written
 
 app = typer.Typer(
     name="depgraph",
@@ -67,18 +56,17 @@ def inspect(  # noqa: PLR0913  (the options of a command)
 ) -> None:
     """Show the axes of a model: what can be removed together, what it would save, what is fixed."""
     if html is not None:
-        check_new_file(html, "--html")
+        check_free(html, "--html")
     with printing(as_json) as out:
         steps = Steps()
         with steps("loading"):
             loaded = load_model(model, Loading(device, dtype, seed, base))
         with steps("tracing"):
             graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs, strict=strict)
-        with steps("describing"):
             found = Inspection(graph)
-            page = html_page(found) if html is not None else ""
         if html is not None:
-            written(html, page)
+            with steps("drawing"):
+                written(html, html_page(found))
     with showing():
         if as_json:
             print_json(graph_json(found), out)
@@ -141,7 +129,7 @@ def export(  # noqa: PLR0913  (the options of a command)
     if out is None and not Path(model).is_dir():
         raise typer.BadParameter("--out FILE says where the ONNX file goes")
     file = out or Path(model) / "model.onnx"
-    check_new_file(file, "--out")
+    check_free(file, "--out")
     with printing(as_json) as console:
         steps = Steps()
         with steps("loading"):

@@ -173,12 +173,6 @@ def check_vacant(folder: Path) -> None:
         raise errors.CheckpointError(f"{folder} is a file: name a folder with --out")
 
 
-def check_new_file(file: Path, option: str) -> None:
-    """Raise CheckpointError where something is there already."""
-    if file.exists():
-        raise errors.CheckpointError(f"{file} exists: name another file with {option}")
-
-
 @contextlib.contextmanager
 def new_folder(out: Path | None) -> Iterator[Path | None]:
     """A folder that takes the name `out` at the end, or none without a name; errors speak of it by that name."""

@@ -6,7 +6,7 @@ The words come from the graph's structure (`layers.Anatomy`), tried in the order
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from depgraph.axes import Axis
 from depgraph.coupling import NONE
 from depgraph.layers import Anatomy, Attention, Layer
+from depgraph.report import counted
 
 
 @dataclass(frozen=True)
@@ -73,46 +74,67 @@ def _shared(use: _Use) -> str:
     layers = (*use.writers, *use.readers)
     begin = f"from {layers[0].name} on, " if layers else ""
     word = "channels" if 2 * sum(layer.convolves for layer in layers) > len(layers) else "hidden width"
-    return f"{word} {begin}shared by {len({layer.name for layer in layers})} layers"
+    shared = f"{word} {begin}shared by {len({layer.name for layer in layers})} layers"
+    return _remarks(shared, _at_a_time(use, layers[:1]))
 
 
 def _heads(use: _Use) -> Description | None:
-    for attention in use.anatomy.attentions:
-        for dim in attention.lead:
-            groups = use.labels(dim) if use.anatomy.size(dim) > 1 else None
-            if groups is not None:
-                return Description(*_kind_of_heads(use, attention, groups))
-    return None
+    sites = [
+        (a, dim, groups) for a in use.anatomy.attentions for dim in a.lead if (groups := _groups(use, dim)) is not None
+    ]
+    if not sites:
+        return None
+    role, note = _kind_of_heads(use, *sites[0])
+    return _of_attentions(role, [attention for attention, _, _ in sites], note)
 
 
-def _kind_of_heads(use: _Use, attention: Attention, groups: np.ndarray) -> tuple[str, str, str]:
-    where, share = attention.module, len(groups) // max(len(np.unique(groups)), 1)
+def _kind_of_heads(use: _Use, attention: Attention, dim: int, groups: np.ndarray) -> tuple[str, str]:
+    """The words for a set of heads, and a remark: by how the groups lie along the dim, and whether keys have them."""
+    share, in_order = _share(groups), bool((np.diff(groups) >= 0).all())
     reaches_keys = any(layer.target in attention.keys for layer in use.writers)
-    in_order = bool((np.diff(groups) >= 0).all())
-    if not reaches_keys and attention.keys:
-        return ("query heads per KV head" if share > 1 else "query heads that share one KV head"), where, ""
-    if in_order and share > 1:
-        return "KV heads", where, f"with {share} query heads each"
-    return "attention heads", where, ""
+    crossed = share > 1 and not in_order and len(use.anatomy.graph.widths.axes_of(dim)) > 1
+    if crossed or (attention.keys and not reaches_keys):
+        return "query heads per KV head" if share > 1 else "query heads that share one KV head", ""
+    return ("KV heads", f"with {share} query heads each") if in_order and share > 1 else ("attention heads", "")
 
 
 def _head_width(use: _Use) -> Description | None:
-    sites = [(a, a.width, a.values) for a in use.anatomy.attentions]
-    found = [(a, use.labels(width), use.labels(values)) for a, width, values in sites]
-    scored = [(a, groups) for a, groups, _ in found if groups is not None]
-    carried = [a for a, _, values in found if values is not None]
-    if not scored and not carried:
+    scored = [(a, groups) for a in use.anatomy.attentions if (groups := _groups(use, a.width)) is not None]
+    carried = [a for a in use.anatomy.attentions if _groups(use, a.values) is not None]
+    attentions = [*(a for a, _ in scored), *carried]
+    if not attentions:
         return None
-    modules = list(dict.fromkeys(a.module for a in (*(a for a, _ in scored), *carried)))
-    where, note = common(modules), f"the same in {len(modules)} attentions" if len(modules) > 1 else ""
     if not scored:
-        return Description("head width of the values", where, note)
-    groups = scored[0][1]
-    if len(groups) == 2 * len(np.unique(groups)) and use.anatomy.turned & use.axis.labels.keys():
-        return Description("rotary pairs of queries and keys", where, note)
-    return Description(
-        "head width of queries, keys and values" if carried else "head width of queries and keys", where, note
-    )
+        return _of_attentions("head width of the values", attentions)
+    share = _share(scored[0][1])
+    if share == 2 and use.anatomy.turned & use.axis.labels.keys():
+        return _of_attentions("rotary pairs of queries and keys", attentions)
+    role = "head width of queries, keys and values" if carried else "head width of queries and keys"
+    return _of_attentions(role, attentions, _times(share))
+
+
+def _of_attentions(role: str, attentions: list[Attention], note: str = "") -> Description:
+    modules = list(dict.fromkeys(attention.module for attention in attentions))
+    several = f"the same in {len(modules)} attentions" if len(modules) > 1 else ""
+    return Description(role, common(modules), _remarks(note, several))
+
+
+def _groups(use: _Use, dim: int) -> np.ndarray | None:
+    """The groups along a dim that is wider than one, where the axis reaches it."""
+    return use.labels(dim) if use.anatomy.size(dim) > 1 else None
+
+
+def _share(groups: np.ndarray | None) -> int:
+    """How many indices of a dim go with one group."""
+    return 1 if groups is None else len(groups) // max(len(np.unique(groups)), 1)
+
+
+def _times(share: int) -> str:
+    return f"{share} at a time" if share > 1 else ""
+
+
+def _remarks(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
 
 
 def _grouped(use: _Use) -> Description | None:
@@ -138,15 +160,14 @@ def _made(use: _Use) -> Description | None:
     noun = "embedding width" if all("embedding" in layer.op for layer in full) else noun
     parents = {layer.name.rpartition(".")[0] for layer in full}
     if len(full) > 1 and len(parents) == 1 and "" not in parents:
-        return Description(noun, parents.pop(), f"made by {len(full)} layers")
-    more = f"and of {len(full) - 1} more layer{'s'[: len(full) - 2]}" if len(full) > 1 else _at_a_time(use, full[0])
-    return Description(noun, full[0].name, more)
+        return Description(noun, parents.pop(), _remarks(f"made by {len(full)} layers", _at_a_time(use, full)))
+    more = f"and of {counted(len(full) - 1, 'more layer', 'more layers')}" if len(full) > 1 else ""
+    return Description(noun, full[0].name, _remarks(more, _at_a_time(use, full)))
 
 
-def _at_a_time(use: _Use, layer: Layer) -> str:
-    groups = use.labels(layer.out) if layer.out is not None else None
-    share = 1 if groups is None else len(groups) // max(len(np.unique(groups)), 1)
-    return f"{share} at a time" if share > 1 else ""
+def _at_a_time(use: _Use, layers: Sequence[Layer]) -> str:
+    out = layers[0].out if layers else None
+    return _times(_share(use.labels(out)) if out is not None else 1)
 
 
 def _read(use: _Use) -> Description | None:
