@@ -106,16 +106,13 @@ class Inspection:
         """What no axis reaches, by reason."""
         found: dict[str, dict[str, set[int]]] = {}
         for left in uncovered(self.graph):
-            heading = HEADINGS.get(left.why, left.why)
-            if "lift with " in left.reason:
-                heading += f" (lift with {left.reason.rpartition('lift with ')[2]})"
-            found.setdefault(heading, {}).setdefault(left.target, set()).add(left.dim)
+            found.setdefault(_heading(left.why, left.lift), {}).setdefault(left.target, set()).add(left.dim)
         return [_fixed(heading, dims) for heading, dims in found.items()]
 
     def why(self, dim: int) -> str:
         """Why no axis reaches a dim, in plain words."""
         reason = why_fixed(self.graph.classes, self.anatomy.class_of(dim), np.arange(self.anatomy.size(dim)))
-        return HEADINGS.get(reason.why or reason.text, reason.text)
+        return _heading(reason.why or reason.text, reason.lift)
 
     def _family(self, axes: list[Axis]) -> Family:
         said = [str(self.descriptions[axis.name]) for axis in axes]
@@ -125,6 +122,10 @@ class Inspection:
         dense, going = self.graph.dense_cost, np.flatnonzero(axis.prunable)[: max(axis.size - 1, 0)]
         left = self.graph.cost({axis.name: going[:1]}) if len(going) else dense
         return Cost(dense.params - left.params, dense.macs - left.macs, dense.bytes - left.bytes)
+
+
+def _heading(why: str, lift: str) -> str:
+    return f"{HEADINGS.get(why, why)}{f' (lift with free=[{lift!r}])' if lift else ''}"
 
 
 def share_range(dense: Cost, costs: Iterable[Cost]) -> str:

@@ -94,7 +94,7 @@ class _Page:
         sizes = f"{self._size(layer.out)} ← {self._size(layer.into)}"
         tip = f"{layer.name}: {layer.op}, {layer.params:,} parameters, {layer.macs:,} MACs"
         main = self._main(layer)
-        attributes = f' data-a="{main}"' if main is not None else f' data-why="{escape(self._why(layer))}"'
+        attributes = f' data-a="{main}"' if main is not None else ""
         return (
             f'<li class="layer" tabindex="-1"{attributes} title="{escape(tip)}"><span class="n">{_broken(name)}</span>'
             f'<span class="bars">{out}{into}</span><span class="w">{sizes}</span></li>\n'
@@ -108,8 +108,9 @@ class _Page:
         lanes = _lanes(self._parts(dim))
         drawn = "".join(self._part(part, k, len(lanes)) for k, lane in enumerate(lanes) for part in lane)
         long = " long" if size > self._widest else ""
+        why = "" if lanes else f' data-why="{escape(self.found.why(dim))}"'
         width = max(100 * min(size / self._widest, 1), 1)
-        return f'<span class="bar {side}{long}" style="width:{width:.3g}%">{drawn}</span>'
+        return f'<span class="bar {side}{long}" style="width:{width:.3g}%"{why}>{drawn}</span>'
 
     def _part(self, part: _Part, lane: int, lanes: int) -> str:
         place = "" if lanes == 1 else f"top:{100 * lane / lanes:.3g}%;height:{100 / lanes:.3g}%;"
@@ -140,9 +141,6 @@ class _Page:
             if parts:
                 return parts[0].axis
         return None
-
-    def _why(self, layer: Layer) -> str:
-        return self.found.why(layer.out) if layer.out is not None else "it has no outputs of its own"
 
     def _size(self, dim: int | None) -> str:
         return "–" if dim is None else f"{self.found.anatomy.size(dim):,}"

@@ -247,6 +247,7 @@ class Uncovered:
     indices: int
     reason: str
     why: str
+    lift: str = ""
 
 
 def uncovered(graph: DependencyGraph) -> list[Uncovered]:
@@ -260,7 +261,7 @@ def uncovered(graph: DependencyGraph) -> list[Uncovered]:
                     left &= graph[name].labels[number] == NONE
                 if left.any():
                     because = why_fixed(graph.classes, number, np.flatnonzero(left))
-                    said = _worded(because), because.why or because.text
+                    said = _worded(because), because.why or because.text, because.lift
                     found.append(Uncovered(value.target, d, value.shape[d], int(left.sum()), *said))
     return found
 
