@@ -19,6 +19,8 @@ from depgraph.widths import Cost
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
 
+_BY_DATA = "decided by the data: which indices are used is known at run time only"
+_BY_PLACE = "places count: the operator depends on where an index stands"
 HEADINGS = {
     "the model's inputs have this size": "inputs: what the model is fed has this size",
     "the model's outputs have this size": "outputs: who calls the model counts on their size",
@@ -27,6 +29,15 @@ HEADINGS = {
     "an index tensor points into it": "picked by index: numbers in a tensor point into it",
     "single indices of it are picked": "picked by index: the code takes single positions of it",
     "no rule knows what this operator does with it": "operators without a rule: what they do isn't known",
+    "its indices are what the operator returns": _BY_DATA,
+    "what comes out depends on the data": _BY_DATA,
+    "a mask picks from it": _BY_DATA,
+    "values are written at positions known at run time only": _BY_DATA,
+    "how often an index is repeated is known at run time only": _BY_DATA,
+    "the order of its indices matters": _BY_PLACE,
+    "neighbouring indices are subtracted": _BY_PLACE,
+    "its values are counted from the dimension's size": _BY_PLACE,
+    "it is padded from within": _BY_PLACE,
     ONLY_TOGETHER: "all or nothing: its indices can only go all at once",
 }
 

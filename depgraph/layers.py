@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import Node
@@ -143,7 +143,7 @@ class Anatomy:
         rows = [d for d in outer if d not in shown]
         into = next((dim for dim, of_data in sums if of_data), None) if sums else next(iter(rows), None)
         target, cost = self._known_as(node, weight.target), (prod(weight.shape), self._macs[node.name])
-        return Layer(self._called(target), target, _name(node), out, into, *cost, _argument(node, "groups"))
+        return Layer(self._called(target), target, _name(node), out, into, *cost, _given(node, "groups", 1))
 
     def _called(self, target: str) -> str:
         """The name of a layer: its module's where that holds but this weight and no other modules."""
@@ -185,17 +185,17 @@ class Anatomy:
         if value is None or len(value.shape) < 2:
             return
         if "scaled_dot_product" in str(node.target):
-            q, k, v = (n for n in node.args[:3] if isinstance(n, Node))
-            query, values = self._value(q), self._value(v)
-            if query is not None and values is not None:
+            q, k, v = (_given(node, name, None) for name in ("query", "key", "value"))
+            if isinstance(q, Node) and isinstance(k, Node) and isinstance(v, Node):
+                query, values = self.program.values[q.name], self.program.values[v.name]
                 lead = tuple(query.dims[:-2])
                 yield Attention(self._module(node), lead, query.dim(-1), values.dim(-1), self._keys(k))
-        elif _is(node, "softmax", "special_softmax"):
+        elif _is(node, "softmax", "special_softmax", "safe_softmax"):
             yield from self._by_hand(node, value)
 
     def _by_hand(self, node: Node, scores: Value) -> Iterator[Attention]:
         """An attention as a product, a softmax over one of its dims and a product that sums over the same."""
-        along = self.class_of(scores.dim(-1))
+        along = self.class_of(scores.dim(_given(node, "dim", -1)))
         before, after = self._product(node, along, up=True), self._product(node, along, up=False)
         if before is None or after is None:
             return
@@ -246,10 +246,9 @@ def _is(node: Node, *names: str) -> bool:
     return node.op == "call_function" and _name(node) in names
 
 
-def _argument(node: Node, wanted: str) -> int:
-    """An integer argument by its schema name; 1 where there is none."""
+def _given(node: Node, wanted: str, otherwise: Any) -> Any:
+    """An argument by its schema name."""
     schema = getattr(node.target, "_schema", None)
     names = [argument.name for argument in schema.arguments] if schema is not None else []
     k = names.index(wanted) if wanted in names else len(node.args)
-    given = node.args[k] if k < len(node.args) else node.kwargs.get(wanted, 1)
-    return given if isinstance(given, int) else 1
+    return node.args[k] if k < len(node.args) else node.kwargs.get(wanted, otherwise)

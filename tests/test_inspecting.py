@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import depgraph
 from depgraph.describing import describe
-from depgraph.inspecting import Inspection, merged, share_range, starred
+from depgraph.inspecting import HEADINGS, Inspection, merged, share_range, starred
 from depgraph.layers import Anatomy
 from depgraph.widths import Cost
 
@@ -32,6 +34,14 @@ KINDS = {
     "llama_8_1": {
         (56, "residual stream"),
         (8, "query heads that share one KV head"),
+        (6, "rotary pairs of queries and keys"),
+        (12, "head width of the values"),
+        (80, "neurons"),
+    },
+    "phi3": {
+        (96, "residual stream"),
+        (4, "KV heads"),
+        (2, "query heads per KV head"),
         (6, "rotary pairs of queries and keys"),
         (12, "head width of the values"),
         (80, "neurons"),
@@ -133,6 +143,30 @@ def test_what_stays_is_said_in_plain_words(nameless: depgraph.DependencyGraph) -
             ("3.weight[0]", "3.bias[0]"),
         ),
     ]
+
+
+class Chosen(nn.Module):
+    """Multiplies by the greatest entries of a parameter, wherever they stand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.table, self.last = nn.Linear(6, 8), nn.Parameter(torch.randn(9, 8)), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x) * self.table.topk(1, dim=0).values)
+
+
+def test_what_the_data_decide_is_said_so() -> None:
+    fixed = {
+        dim: each.heading for each in Inspection(depgraph.trace(Chosen(), torch.randn(2, 6))).fixed for dim in each.dims
+    }
+    assert fixed["table[0]"].startswith("decided by the data")
+
+
+def test_headings_are_of_reasons_that_rules_give() -> None:
+    package = Path(depgraph.__file__).parent
+    code = "".join(file.read_text(encoding="utf-8") for file in package.rglob("*.py") if file.stem != "inspecting")
+    assert [why for why in HEADINGS if f'"{why}"' not in code] == []
 
 
 def test_one_group_and_all_groups_are_priced(nameless: depgraph.DependencyGraph) -> None:
