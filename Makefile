@@ -11,11 +11,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --
 
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test test-all lint bench
+.PHONY: help demo test test-all lint bench zoo
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | test-all | lint | bench"
+	@echo "make demo | test | test-all | lint | bench | zoo"
 
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python examples/demo.py $(ARGS)
@@ -33,6 +33,9 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/speed.py $(ARGS)
+
+zoo: $(VENV)/.installed
+	$(BIN)/python benchmarks/zoo.py $(ARGS)
 
 # torch first and pinned, so that pip settles on the CPU build where it can find one.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from depgraph.checkpoint import SaveReport, load, save
     from depgraph.dependency import DependencyGraph, trace
     from depgraph.plan import Plan
-    from depgraph.rules.registry import rule
+    from depgraph.rules.custom import rule
     from depgraph.target import Target
+    from depgraph.tokens import TokenMap
     from depgraph.widths import Cost
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "Plan",
     "SaveReport",
     "Target",
+    "TokenMap",
     "errors",
     "load",
     "rule",
@@ -44,8 +46,9 @@ _HOMES = {
     "Plan": "plan",
     "SaveReport": "checkpoint",
     "Target": "target",
+    "TokenMap": "tokens",
     "load": "checkpoint",
-    "rule": "rules.registry",
+    "rule": "rules.custom",
     "save": "checkpoint",
     "trace": "dependency",
 }

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from depgraph.configs import attention_of
 from depgraph.cutting.record import Record, cuts, is_pretrained, library_class, original_config
 from depgraph.dense import form_of, packed_modules
 from depgraph.errors import CheckpointError
@@ -130,7 +131,9 @@ def _manifest(model: nn.Module, kind: str) -> dict[str, Any]:
         "format": FORMAT,
         "kind": kind,
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
-        "library": {"class": library_class(model), "attention": _attention(model)} if library_class(model) else {},
+        "library": {"class": library_class(model), "attention": attention_of(model.config)}
+        if library_class(model)
+        else {},
         "record": getattr(model, "depgraph_record", None),
         "training": {
             "root": model.training,
@@ -138,10 +141,6 @@ def _manifest(model: nn.Module, kind: str) -> dict[str, Any]:
         },
         "tensors": tensor_table(model),
     }
-
-
-def _attention(model: nn.Module) -> str | None:
-    return getattr(model.config, "_attn_implementation", None)
 
 
 def _write_configs(model: nn.Module, folder: Path) -> None:

@@ -113,7 +113,8 @@ class Choice:
     def _order(self, axis: Axis, scores: dict[str, np.ndarray], stays: set[int]) -> None:
         """The groups of an axis that may go, lowest score first, and how many of them at the most."""
         free = np.setdiff1d(np.flatnonzero(axis.prunable), list(stays))
-        stay = max(1, math.ceil(self.options.floor * axis.size - 1e-9))
+        least = self.graph.widths.least(axis.name)
+        stay = max(least, math.ceil(self.options.floor * axis.size - 1e-9))
         cap = self._rounded(axis, min(len(free), axis.size - stay))
         if cap > 0:
             self.order[axis.name] = free[np.argsort(scores[axis.name][free], kind="stable")]
@@ -269,7 +270,7 @@ class Choice:
 
     def _rounded(self, axis: Axis, count: int) -> int:
         """The largest number up to `count` that leaves a multiple of `round_to`."""
-        step = self.options.round_to
+        step = math.lcm(self.options.round_to, self.graph.widths.step(axis.name))
         if axis.size < step:
             return count
         stay = math.ceil((axis.size - count) / step) * step

@@ -74,6 +74,8 @@ def inspect(  # noqa: PLR0913  (the options of a command)
             out.print(graph.show(), markup=False, highlight=False, soft_wrap=True)
         else:
             print_axes(found, out)
+            if graph.note:
+                out.print(graph.note, markup=False, highlight=False)
 
 
 @app.command()

@@ -111,6 +111,7 @@ def graph_json(found: Inspection) -> dict[str, Any]:
         "unknown_operators": graph.unknown,
         "fixed": [asdict(fixed) for fixed in found.fixed],
         "fixed_dims": [asdict(dim) for dim in uncovered(graph)],
+        "note": graph.note,
     }
 
 

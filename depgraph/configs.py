@@ -22,6 +22,7 @@ from depgraph.cutting.record import cuts, library_class, original_config
 Place = tuple[str, ...]
 Edits = Mapping[Place, int]
 Shapes = dict[str, tuple[int, ...]]
+Attention = str | dict[str, Any] | None
 
 
 class Configs:
@@ -33,7 +34,7 @@ class Configs:
 
     def __init__(self, model: nn.Module) -> None:
         self.kind = type(model)
-        self.attention = getattr(model.config, "_attn_implementation", None)
+        self.attention = attention_of(model.config)
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         self.config = edited(original_config(model), recorded_edits(model))
         self.integers: dict[Place, int] = {}
@@ -90,6 +91,14 @@ class Configs:
         return {name for name in asked if not name.startswith("_")}
 
 
+def attention_of(config: Any) -> Attention:
+    """The kind of attention that a config asks for; where its parts may differ, each by its name and the config's own by ""."""
+    own: str | None = getattr(config, "_attn_implementation", None)
+    parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", None) or ()}
+    kinds = {name: attention_of(part) for name, part in parts.items() if part is not None}
+    return {"": own, **kinds} if kinds else own
+
+
 def recorded_edits(model: nn.Module) -> dict[Place, int]:
     """What the plans of earlier cuts changed in the config of a model."""
     found: dict[Place, int] = {}
@@ -129,14 +138,14 @@ def _as_list(config: Any, place: Place) -> list[int]:
     return values
 
 
-def built(kind: type, config: Any, attention: str | None, device: str, dtype: torch.dtype) -> nn.Module:
+def built(kind: type, config: Any, attention: Attention, device: str, dtype: torch.dtype) -> nn.Module:
     """The model of a config as it comes back from its JSON; raises whatever the config or the class refuses it with."""
     with _undisturbed(device, dtype):
         again = type(config).from_dict(json.loads(config.to_json_string(use_diff=True)))
         return _checked(kind, again, attention)
 
 
-def _checked(kind: type, config: Any, attention: str | None) -> nn.Module:
+def _checked(kind: type, config: Any, attention: Attention) -> nn.Module:
     getattr(config, "validate", lambda: None)()
     if attention:
         config._attn_implementation = attention

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -124,9 +125,11 @@ class _Search:
         return sorted(entries)
 
     def _is_round(self, move: Move, n: int) -> bool:
-        step = self.freedom.round_to
-        sizes = ((self.graph[a].size, self.graph[a].size - n * gone) for a, gone in move.counts.items())
-        return all(left % step == 0 for size, left in sizes if size > step)
+        for name, gone in move.counts.items():
+            step, size = math.lcm(self.freedom.round_to, self.graph.widths.step(name)), self.graph[name].size
+            if size > step and (size - n * gone) % step:
+                return False
+        return True
 
     @staticmethod
     def _steps(ranking: list[tuple[float, int, int]], length: int) -> Steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from torch import nn
 
 from depgraph.axes import Axis, build_axes
 from depgraph.capture.capturing import Capture, capture
+from depgraph.capture.deciding import at_places
+from depgraph.capture.exported import decisions_of
 from depgraph.collecting import uncollected
 from depgraph.coupling import Classes
 from depgraph.errors import CaptureError, PlanError
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from depgraph.plan import Plan
     from depgraph.scoring import Scorer, Scores
     from depgraph.target import Target
+    from depgraph.vocabulary import Vocabulary, Words
 
 
 def trace(
@@ -74,9 +78,35 @@ class DependencyGraph:
         self.kwargs = kwargs
         self.capture = captured
         self.free = free
+        self.words: Words | None = None
         self.classes = Classes.of(captured.program, free)
         self.axes: list[Axis] = build_axes(captured.program, self.classes)
         self.widths = Widths(captured.program, self.classes, self.axes)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The model's only vocabulary; raises PlanError when there is none, or several, see `vocabularies`."""
+        from depgraph.vocabulary import only_one
+
+        return only_one(self.vocabularies)
+
+    @cached_property
+    def vocabularies(self) -> dict[str, Vocabulary]:
+        """Every table that integer inputs point into, by the name of the (first) input."""
+        from depgraph.vocabulary import find_vocabularies
+
+        return find_vocabularies(self)
+
+    def opened(self, words: Words, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> DependencyGraph:
+        """The same model with the axis of a vocabulary free, on other example inputs."""
+        program = self.capture.program
+        relations = replace(program.relations, parent=list(program.relations.parent))
+        for dim in words.logits:
+            relations.align(words.dim, dim)
+        captured = replace(self.capture, program=replace(program, relations=relations))
+        graph = DependencyGraph(self.model, *inputs, captured, self.free | words.lifts)
+        graph.words = words
+        return graph
 
     def __getitem__(self, name: str) -> Axis:
         """The axis of that name; raises KeyError."""
@@ -86,6 +116,17 @@ class DependencyGraph:
     def unknown(self) -> dict[str, list[str]]:
         """Operators without a rule, and the places in the code where they stand."""
         return self.capture.program.unknown
+
+    @property
+    def note(self) -> str:
+        """What to know of how the model was captured: a sentence, empty where there is nothing to say."""
+        decisions = decisions_of(self.capture.exported)
+        if decisions is None:
+            return ""
+        return (
+            f"captured on the values of the example, as the code depends on values{at_places(decisions)}: a cut is checked "
+            "for the way that the example takes"
+        )
 
     def check_unchanged(self) -> None:
         """Raise PlanError when the model's tensors are no longer what they were when it was traced."""

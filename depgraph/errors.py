@@ -13,6 +13,10 @@ class UnsupportedOperator(DepgraphError):
     """An operator has no rule and the caller asked for `strict=True`."""
 
 
+class RuleError(DepgraphError):
+    """A rule for an operator can't be read, or doesn't fit the tensors that the operator is called with."""
+
+
 class UnsupportedParameter(DepgraphError):
     """A parameter is quantised, sparse or distributed and can't be sliced."""
 

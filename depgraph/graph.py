@@ -26,7 +26,8 @@ Kind = Literal["parameter", "buffer", "constant", "input", "activation"]
 class Value:
     """One tensor of the captured graph. `first` is the id of its first dim; the others follow.
 
-    A value that is not `used` is held by the model, but the captured forward never reads it.
+    A value that is not `used` is held by the model, but the captured forward never reads it. Where its numbers are indices
+    of some dim, that dim is its `domain`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Value:
     module: str = ""
     where: str = ""
     used: bool = True
+    domain: int | None = None
 
     @property
     def dims(self) -> range:
@@ -85,11 +87,15 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
-    """Operand `operand` (a value) of operator `op` is summed over its dimension `dim`: zeros there add nothing."""
+    """Operand `operand` (a value) of operator `op` is summed over its dimension `dim`: zeros there add nothing.
+
+    `product` tells apart the products that one operator takes; the operands of one product meet in it.
+    """
 
     op: str
     operand: str
     dim: int
+    product: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +104,24 @@ class Work:
 
     op: str
     dims: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Least:
+    """An operator picks `count` of the indices of `dim`, so that many must stay."""
+
+    dim: int
+    count: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An operator's kernel takes only sizes of `dim` that are a multiple of `size`."""
+
+    dim: int
+    size: int
+    reason: Reason
 
 
 @dataclass
@@ -112,6 +136,10 @@ class Relations:
     mixed: list[tuple[int, str]] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
+    constant: set[int] = field(default_factory=set)
+    """Dims along which their value is the same at every index, as far as rules know (it was expanded from size 1)."""
+    least: list[Least] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
 
     def new_dim(self, size: int) -> int:
         """A further dim of `size`; those that belong to no value are the letters inside brackets."""

@@ -60,6 +60,7 @@ class Plan:
                 checked[name] = numbers
         plan = cls(graph, checked, tuple(notes))
         plan._check_not_empty()
+        plan._check_enough_to_pick()
         return plan
 
     def _check_not_empty(self) -> None:
@@ -68,6 +69,15 @@ class Plan:
             if value.kind in ("parameter", "buffer") and 0 in kept.shape(value) and 0 not in value.shape:
                 raise PlanError(
                     f"the plan leaves nothing of {value.target!r}: its axes together remove all of a dimension"
+                )
+
+    def _check_enough_to_pick(self) -> None:
+        kept = self.kept()
+        for least in self.graph.capture.program.relations.least:
+            if kept.size(least.dim) < least.count:
+                axes = " and ".join(repr(a) for a in self.graph.widths.axes_of(least.dim) if a in self.removal)
+                raise PlanError(
+                    f"the plan leaves {kept.size(least.dim)} indices of a dimension of axis {axes}, but {least.reason}"
                 )
 
     def kept(self) -> Kept:

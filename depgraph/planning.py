@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from depgraph.capture.exported import decisions_of
 from depgraph.choosing import Attempt, Choice
 from depgraph.errors import DepgraphError, NothingToPrune, TargetError
 from depgraph.options import Options
@@ -40,6 +41,8 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
     options = Options.of(given)
     if options.scope == "auto":
         options = replace(options, scope="global" if getattr(scorer, "comparable", True) else "axis")
+    if options.form == "auto" and decisions_of(graph.capture.exported) is not None:
+        options = replace(options, form="module")
     if not isinstance(target, Target):
         raise TargetError(f"expected a Target such as depgraph.Target(params=0.7), got {target!r}")
     options.check_patterns(graph)

@@ -6,6 +6,7 @@ from the original on inputs like the recorded ones, and cut by the recorded grou
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ import torch
 from torch import nn
 
 from depgraph.capture.recording import assign, current
-from depgraph.cutting.descriptors import follow
+from depgraph.cutting.computed import compute_again
+from depgraph.cutting.descriptors import flatten, follow
 from depgraph.cutting.inputs import make_inputs
 from depgraph.cutting.module import take_back
-from depgraph.cutting.program import cut_program
+from depgraph.cutting.program import cut_programs
 from depgraph.cutting.record import Record, attr_of
 from depgraph.dependency import trace
 from depgraph.errors import CheckpointError, CutError, DepgraphError
@@ -182,6 +184,7 @@ def _narrow(model: nn.Module, cut: Record, undo: list[Undo]) -> None:
     _replace(model, lambda name, old: fresh.get(id(old), old), undo)
     for change in cut["attributes"]:
         undo.append(assign(model, attr_of(change), change["after"]))
+    compute_again(model)
     undo.extend(follow(model))
 
 
@@ -199,12 +202,14 @@ def as_kind(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 
 
 def _replace(model: nn.Module, successor: Callable[[str, torch.Tensor], torch.Tensor], undo: list[Undo]) -> None:
+    undo.append(lambda: flatten(model))
     for name, _, store, key in list(_slots(model)):
         old = store[key]
         new = successor(name, old)
         if new is not old:
             store[key] = new
             undo.append(lambda store=store, key=key, old=old: store.__setitem__(key, old))  # type: ignore[misc]
+    flatten(model)
 
 
 def _as_before(model: nn.Module, cut: Record, device: torch.device | str) -> None:
@@ -237,7 +242,7 @@ def _cut_graph(model: nn.Module, cut: Record, device: torch.device | str) -> nn.
         raise CheckpointError(
             f"cutting {name} again narrows {differing[0]!r} differently: is it the model that was cut?"
         )
-    return cut_program(plan)[0]
+    return next(itertools.islice(cut_programs(plan), cut.get("way", 0), None))[0]
 
 
 def fill(model: nn.Module, table: Table, tensors: Mapping[str, torch.Tensor], undo: list[Undo]) -> None:

@@ -17,6 +17,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import Capture, capture
+from depgraph.cutting.recounting import counts_indices
 from depgraph.cutting.slicing import sliced_tensor
 from depgraph.widths import Kept
 
@@ -85,6 +86,8 @@ def _numbers(node: Node) -> Iterator[Any]:
         return
     for k, argument in enumerate(schema.arguments):
         given = node.args[k] if k < len(node.args) else node.kwargs.get(argument.name)
+        if argument.name == "max" and counts_indices(node):
+            continue
         kind = str(argument.type).removeprefix("Optional[").removesuffix("]")
         if kind in ("Tensor", "Scalar", "number", "float") and isinstance(given, (int, float, complex)):
             yield given

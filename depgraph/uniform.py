@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import quiet
-from depgraph.configs import Place, edited, recorded_edits
+from depgraph.configs import Place, attention_of, edited, recorded_edits
 from depgraph.cutting.inputs import make_inputs
 from depgraph.cutting.record import cuts, original_config
 from depgraph.errors import CheckpointError
 
-_MOST_STEPS, _MOST_SECONDS = 12, 60.0
+_MOST_STEPS, _MOST_SECONDS = 12, 20.0
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 Shapes = dict[str, tuple[int, ...]]
 Edit = tuple[str, int]
@@ -51,7 +52,7 @@ def _candidates(model: nn.Module, made: list[dict[str, Any]]) -> Iterator[tuple[
     """Configs that build the shapes of the model, with the names of their edited integers.
 
     The plan's own comes first. Different configs can give the same shapes (8 heads of 9, 6 heads of 12): where one is
-    refused, those that do without one of its edits follow, as long as finding them doesn't take a minute.
+    refused, those that do without one of its edits follow, as long as all searching takes less than 20 s.
     """
     start, wanted = original_config(model), _shapes(model)
     planned = recorded_edits(model)
@@ -62,7 +63,7 @@ def _candidates(model: nn.Module, made: list[dict[str, Any]]) -> Iterator[tuple[
     became = sizes(made)
     banned: list[Edit | None] = [None]  # grows by the edits of the first config found
     for ban in banned:
-        found = _search(type(model), start, wanted, became, ban)
+        found = _search(Search(type(model), wanted, became, late), start, ban)
         if found is not None:
             banned += found[1] if ban is None else []
             yield found[0], [name for name, _ in found[1]]
@@ -72,7 +73,7 @@ def _candidates(model: nn.Module, made: list[dict[str, Any]]) -> Iterator[tuple[
 
 def _lost(model: Any, folder: Path) -> str:
     """What doesn't come back from a plain directory as it was saved; empty where all does."""
-    library = {"class": type(model).__name__, "attention": model.config._attn_implementation}
+    library = {"class": type(model).__name__, "attention": attention_of(model.config)}
     try:
         again = read_plain(folder, library).to(model.dtype).state_dict()
     except CheckpointError as error:
@@ -129,17 +130,32 @@ def sizes(made: list[dict[str, Any]]) -> dict[int, set[int]]:
     return found
 
 
-def _search(
-    kind: type, config: Any, wanted: Shapes, became: dict[int, set[int]], ban: Edit | None
-) -> tuple[Any, list[Edit]] | None:
+@dataclass(frozen=True)
+class Search:
+    """For a config by which `kind` builds the shapes `wanted`; `became` says what sizes became, `late` when to give up."""
+
+    kind: type
+    wanted: Shapes
+    became: dict[int, set[int]]
+    late: float
+
+    def trials(self, config: Any, ban: Edit | None) -> Iterator[tuple[float, Edit, Any]]:
+        """Every config with one more edit than `config`, and how far from the wanted shapes it is."""
+        for edit, trial in _edits(config, self.became):
+            if time.monotonic() > self.late:
+                return
+            if edit != ban:
+                yield _distance(self.kind, trial, self.wanted), edit, trial
+
+
+def _search(search: Search, config: Any, ban: Edit | None) -> tuple[Any, list[Edit]] | None:
     """The config whose model has the wanted shapes, by steps that each bring it nearer; `ban` is none of them."""
-    apart = _distance(kind, config, wanted)
+    apart = _distance(search.kind, config, search.wanted)
     edits: list[Edit] = []
     for _ in range(_MOST_STEPS):
         if apart == 0:
             return config, edits
-        trials = ((_distance(kind, t, wanted), edit, t) for edit, t in _edits(config, became) if edit != ban)
-        best, edit, trial = min(trials, key=lambda t: t[0], default=(apart, ("", 0), config))
+        best, edit, trial = min(search.trials(config, ban), key=lambda t: t[0], default=(apart, ("", 0), config))
         if best is None or best >= apart:
             return None
         config, apart = trial, best
@@ -158,7 +174,10 @@ def _edits(config: Any, became: dict[int, set[int]]) -> Iterator[tuple[Edit, Any
             holder = trial
             for name in place[:-1]:
                 holder = getattr(holder, name)
-            setattr(holder, place[-1], new)
+            try:
+                setattr(holder, place[-1], new)
+            except Exception:  # the config's own validation, of whatever kind: no such config
+                continue
             yield (".".join(place), new), trial
 
 
@@ -192,10 +211,12 @@ def _distance(kind: type, config: Any, wanted: Shapes) -> float:
 
 def _rebuilt(model: nn.Module, config: Any, made: list[dict[str, Any]]) -> tuple[str, Any]:
     """The model that the config builds, with the pruned weights, and why it doesn't compute the same ("" if it does)."""
-    config._attn_implementation = getattr(model.config, "_attn_implementation", None)
-    rebuilt: Any = type(model)(config)
-    rebuilt = rebuilt.to(next(model.parameters()).dtype).eval()
-    rebuilt.load_state_dict({k: v.detach().cpu() for k, v in model.state_dict().items()})
+    config._attn_implementation = attention_of(model.config)
+    try:
+        rebuilt: Any = type(model)(config).to(next(model.parameters()).dtype).eval()
+        rebuilt.load_state_dict({k: v.detach().cpu() for k, v in model.state_dict().items()})
+    except Exception as error:
+        return f"a plain reload doesn't take the weights: {type(error).__name__}: {error}", None
     if hasattr(model, "generation_config"):
         rebuilt.generation_config = copy.deepcopy(model.generation_config)
     if not made:
@@ -207,7 +228,10 @@ def _rebuilt(model: nn.Module, config: Any, made: list[dict[str, Any]]) -> tuple
     here = next(model.parameters()).device
     with torch.no_grad(), quiet(model), quiet(rebuilt):
         mine = model(*pytree.tree_map(lambda t: _to(t, here), args), **pytree.tree_map(lambda t: _to(t, here), kwargs))
-        theirs = rebuilt(*args, **kwargs)
+        try:
+            theirs = rebuilt(*args, **kwargs)
+        except Exception as error:
+            return f"a plain reload doesn't run on the example: {type(error).__name__}: {error}", rebuilt
     if not _alike(mine, theirs):
         return "a plain reload would compute something else (buffers or scales that the config decides differ)", rebuilt
     return "", rebuilt

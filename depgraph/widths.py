@@ -6,6 +6,7 @@ keeps its group.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class Widths:
         self.program = program
         self.classes = classes
         self.axes = {axis.name: axis for axis in axes}
+        self._steps: dict[str, int] = {}
         self.reaching: dict[int, list[str]] = defaultdict(list)
         for axis in axes:
             for number in axis.labels:
@@ -48,6 +50,36 @@ class Widths:
         self._itemsizes = np.array([value.itemsize for value in stored], dtype=np.int64)
         self._is_parameter = np.array([value.kind == "parameter" for value in stored], dtype=bool)
         self._work = self._table([work.dims for work in program.relations.work])
+
+    def least(self, name: str) -> int:
+        """How many groups of an axis must stay for operators that pick some of its indices, if each axis does its share."""
+        axis, stay = self.axes[name], 1
+        for least in self.program.relations.least:
+            number = self.class_of(least.dim)
+            if number not in axis.labels:
+                continue
+            labels, size = axis.labels[number], self.classes.size[number]
+            share = (least.count / size) ** (1 / len(self.reaching[number]))
+            counts = np.cumsum(np.sort(np.bincount(labels[labels != NONE], minlength=axis.size)))
+            needed = math.ceil(share * size - 1e-9) - int((labels == NONE).sum())
+            stay = max(stay, int(np.searchsorted(counts, needed)) + 1)
+        return min(stay, axis.size)
+
+    def step(self, name: str) -> int:
+        """Of how many groups of an axis a multiple must stay, for operators that take only some sizes."""
+        if name not in self._steps:
+            self._steps[name] = self._step(self.axes[name])
+        return self._steps[name]
+
+    def _step(self, axis: Axis) -> int:
+        found = 1
+        for step in self.program.relations.steps:
+            number = self.class_of(step.dim)
+            if number in axis.labels and len(self.reaching[number]) == 1:
+                counts = np.bincount(axis.labels[number][axis.labels[number] != NONE], minlength=axis.size)
+                if (counts == counts[0]).all():
+                    found = math.lcm(found, step.size // math.gcd(step.size, int(counts[0])))
+        return found
 
     def _table(self, runs: list[Sequence[int]]) -> np.ndarray:
         """The classes of some runs of dims, a row each, filled up with the number of a class of size 1."""
@@ -120,10 +152,11 @@ class Kept:
         sizes = self._class_sizes()[self.widths.classes.of_dim].tolist()
         return (tuple(sizes[value.dims.start : value.dims.stop]) for value in values)
 
-    def smaller(self) -> list[Value]:
-        """The values of the program that the removal makes smaller."""
-        values = self.widths.program.values.values()
-        return [value for value, shape in zip(values, self.shapes(values), strict=True) if shape != value.shape]
+    def smaller(self) -> dict[str, Value]:
+        """The values of the program, by all names that they have in the graph, that the removal makes smaller."""
+        values = self.widths.program.values
+        shapes = self.shapes(values.values())
+        return {n: value for (n, value), shape in zip(values.items(), shapes, strict=True) if shape != value.shape}
 
     def _class_sizes(self) -> np.ndarray:
         """The sizes of all classes of dims, followed by a 1."""

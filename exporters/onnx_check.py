@@ -14,6 +14,7 @@ from torch import Tensor
 from depgraph.errors import ExportError
 from exporters.calls import first_line
 from exporters.cases import Case, Subject
+from exporters.onnx_program import Refused
 
 _DEFAULT_TOLERANCES = {torch.float16: (1e-2, 1e-3), torch.bfloat16: (5e-2, 1e-2)}
 
@@ -81,7 +82,7 @@ def _run_onnx(session: onnxruntime.InferenceSession, subject: Subject, case: Cas
     try:
         return session.run(list(subject.outputs), feeds)
     except Exception as error:
-        raise ExportError(
+        raise Refused(
             f"ONNX Runtime fails at {case.label}, where PyTorch doesn't ({first_line(error)}); "
             "nothing was written: leave that dim out of `dynamic`."
         ) from error

@@ -423,9 +423,12 @@ def test_weights_that_are_no_numbers_are_never_written(run: Run, given: Path, tm
 
 def test_data_dependent_control_flow_is_named_with_its_line(run: Run, given: Path) -> None:
     line = 1 + MODELS.splitlines().index("        if y.sum() > 0:  # here")
-    done = run("inspect", f"{given}:branching")
+    done = run("inspect", f"{given}:branching", "--strict")
     assert done.code == 3
     assert f"control flow depends on the values of a tensor at given.py:{line}" in done.sentence
+    done = run("inspect", f"{given}:branching")
+    assert done.code == 0
+    assert f"as the code depends on values at given.py:{line}" in " ".join(done.out.split())
 
 
 def test_the_api_says_the_same() -> None:

@@ -533,3 +533,27 @@ def test_a_model_that_writes_in_place_is_checked_and_left_as_it_was(model: type[
     assert report.check.sensitivity > 0
     assert torch.equal(x, given)
     assert all(not buffer.any() for module in (net, report.model) for buffer in module.buffers())
+
+
+class Registers(nn.Module):
+    """Learned tokens in front of the others, which attention leaves out of what it does to positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.randn(1, 4, 8))
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.register_buffer("positions", torch.randn(6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.tokens.expand(x.shape[0], -1, -1), x], dim=1)
+        q, k, v = self.qkv(x).reshape(x.shape[0], -1, 3, 8).unbind(2)
+        q = torch.cat([q[:, :4], q[:, 4:] * self.positions], dim=1)
+        return self.out(F.scaled_dot_product_attention(q, k, v))[:, 4:]
+
+
+def test_a_mixed_axis_is_followed_through_operators_of_several_results() -> None:
+    graph = depgraph.trace(Registers(), torch.randn(2, 6, 8))
+    report = graph.cut_plan({"tokens:1": [1]}).apply_with_report(form="graph")
+    assert not graph["tokens:1"].exact
+    assert report.check.sensitivity > 1e-3
+    assert report.model(torch.randn(2, 6, 8)).shape == (2, 6, 8)

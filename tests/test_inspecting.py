@@ -146,14 +146,14 @@ def test_what_stays_is_said_in_plain_words(nameless: depgraph.DependencyGraph) -
 
 
 class Chosen(nn.Module):
-    """Multiplies by the greatest entries of a parameter, wherever they stand."""
+    """Multiplies by the second least entries of a parameter, wherever they stand."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.table, self.last = nn.Linear(6, 8), nn.Parameter(torch.randn(9, 8)), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.first(x) * self.table.topk(1, dim=0).values)
+        return self.last(self.first(x) * self.table.kthvalue(2, dim=0).values)
 
 
 def test_what_the_data_decide_is_said_so() -> None:

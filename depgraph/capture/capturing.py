@@ -18,9 +18,9 @@ from torch import nn
 from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.frames import shown
 from depgraph.capture.lowering import lower
-from depgraph.capture.recording import Recording, record
+from depgraph.capture.recording import Recording, record, record_decided
 from depgraph.dense import form_of, packed_modules
-from depgraph.errors import CaptureError, DepgraphError, UnsupportedParameter
+from depgraph.errors import CaptureError, DepgraphError, UnsupportedOperator, UnsupportedParameter
 from depgraph.graph import Program
 
 
@@ -36,20 +36,34 @@ class Capture:
 def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], strict: bool = False) -> Capture:
     """Capture `model` on example inputs as torch.export does, in eval mode and without gradients.
 
+    Where that fails, and not `strict`, the forward is captured as it runs on the values of the example inputs.
+
     Raises:
         UnsupportedParameter: a parameter is quantised, sparse or distributed.
-        CaptureError: the inputs don't fit, or the control flow depends on the data.
+        CaptureError: the inputs don't fit; or `strict`, and the control flow depends on the data.
         UnsupportedOperator: `strict`, and an operator has no rule.
     """
     check_parameters(model)
+    given = (model, args, dict(kwargs))
     with quiet(model), torch.no_grad():
         try:
             with _dumps_dropped():
-                exported, recording = record(model, args, dict(kwargs))
-        except DepgraphError:
+                return _lowered(model, record(*given), strict)
+        except UnsupportedOperator:
             raise
         except Exception as error:
-            raise CaptureError(_explain(model, args, kwargs, error)) from error
+            failure = error
+        if not strict:
+            with contextlib.suppress(Exception):
+                return _lowered(model, record_decided(*given), strict)
+    if isinstance(failure, DepgraphError):
+        raise failure
+    with quiet(model), torch.no_grad():
+        raise CaptureError(_explain(model, args, kwargs, failure)) from failure
+
+
+def _lowered(model: nn.Module, captured: tuple[CapturedProgram, Recording], strict: bool) -> Capture:
+    exported, recording = captured
     return Capture(exported, lower(exported, strict, ties_of(model)), recording)
 
 

@@ -11,9 +11,7 @@ subclasses of tensors.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -25,16 +23,12 @@ from depgraph.capture import proxies
 from depgraph.capture.exported import DirectProgram
 from depgraph.capture.frames import where
 from depgraph.capture.metas import Remembered
-from depgraph.capture.signature import Names, signature_of
+from depgraph.capture.signature import Names
+from depgraph.capture.traced import Traced, Unusual, module_paths
 
 _aten = torch.ops.aten
 _META = torch.device("meta")
 _LARGEST_KNOWN = 250  # numbers in a tensor whose values are followed, as torch.export follows them
-_KINDS = (Tensor, nn.Parameter)
-
-
-class Unusual(Exception):
-    """The forward does something that only torch.export captures."""
 
 
 class _Traits(NamedTuple):
@@ -45,82 +39,6 @@ class _Traits(NamedTuple):
     changes_inputs: bool
     random: bool
     name: str
-
-
-@dataclass
-class Traced(proxies.Tracer):
-    """A graph under construction, and whose node every tensor is. All tensors are kept alive, so that ids stay theirs."""
-
-    names: Names
-    graph: torch.fx.Graph = field(default_factory=torch.fx.Graph)
-    nodes: dict[int, torch.fx.Node] = field(default_factory=dict)
-    devices: dict[int, torch.device] = field(default_factory=dict)
-    known: dict[int, Tensor] = field(default_factory=dict)
-    stand_ins: dict[int, Tensor] = field(default_factory=dict)
-    from_nothing: dict[int, Tensor] = field(default_factory=dict)
-    alive: list[Tensor] = field(default_factory=list)
-    stack: list[dict[str, tuple[str, str]]] = field(default_factory=lambda: [{}])
-    first_input: torch.fx.Node | None = None
-
-    def node_of(self, tensor: Tensor) -> torch.fx.Node | None:
-        """The node that stands for a tensor, None for a tensor that wasn't seen."""
-        return self.nodes.get(id(self._known_as(tensor)))
-
-    def device_of(self, tensor: Tensor) -> torch.device | None:
-        """The device that the code is told, None for a tensor that wasn't seen."""
-        return self.devices.get(id(self._known_as(tensor)))
-
-    def placeholder(self, value: Any, name: str) -> Any:
-        """A placeholder for a tensor, and what stands in for it; anything else stays as it is."""
-        node = self.graph.placeholder(name)
-        node.name = node.target = self.names.free(name)
-        if not isinstance(value, Tensor):
-            node.meta["val"] = value
-            return value
-        stand_in = self.stand_ins.get(id(value))
-        if stand_in is None:
-            stand_in = self.stand_ins[id(value)] = _without_data(value)
-        node.meta["val"] = stand_in
-        self.alive.append(value)
-        self.follow(stand_in, node, value.device)
-        return stand_in
-
-    def follow(self, tensor: Tensor, node: torch.fx.Node, device: torch.device) -> None:
-        """From now on `node` stands for `tensor`."""
-        key = id(tensor)
-        self.nodes[key] = node
-        self.devices[key] = device
-        self.alive.append(tensor)
-
-    def stand_in(self, tensor: Tensor) -> Tensor:
-        """The tensor without data for any that an operator is given; a new constant for one that wasn't seen."""
-        found = self._known_as(tensor)
-        if found is not None:
-            return found
-        if self.first_input is None:
-            return self._constant(tensor)
-        with self.graph.inserting_before(self.first_input):
-            return self._constant(tensor)
-
-    def _known_as(self, tensor: Tensor) -> Tensor | None:
-        """A tensor as it was seen before: torch gives a shallow copy of what operators make from nothing."""
-        found = self.stand_ins.get(id(tensor))
-        if found is not None:
-            return found
-        if id(tensor) in self.nodes:
-            return tensor
-        original = self.from_nothing.get(proxies.storage_key(tensor)) if tensor.is_meta else None
-        if original is not None:
-            self.follow(tensor, self.nodes[id(original)], self.devices[id(original)])
-            return tensor
-        return None
-
-    def _constant(self, tensor: Tensor) -> Tensor:
-        if tensor.is_meta and not self.names.on_meta:
-            raise Unusual("a constant was made where its data is lost, as by an index that is a list")
-        target = self.names.constant(tensor, next(reversed(self.stack[-1]), ""))
-        found: Tensor = self.placeholder(tensor, "c_" + target)
-        return found
 
 
 class _Writer(proxies.OperatorMode):
@@ -244,14 +162,6 @@ def _default_device() -> torch.device:
     return torch.get_default_device()
 
 
-def _without_data(tensor: Tensor) -> Tensor:
-    if type(tensor) not in _KINDS or tensor.layout is not torch.strided:
-        raise Unusual(f"a tensor of layout {tensor.layout} and class {type(tensor).__name__}")
-    if tensor.is_meta:
-        return tensor
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=_META)
-
-
 def _value(func: Any, args: Any, kwargs: Any, traced: Traced) -> Any:
     """A number that the code asks for, where it follows from constants of the code alone."""
     tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
@@ -290,50 +200,19 @@ def capture_directly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     names = Names(model)
     traced = Traced(names)
     buffers = {name: id(tensor) for name, tensor in model.named_buffers(remove_duplicate=False)}
-    for name, tensor in names.held():
-        traced.placeholder(tensor, name)
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    given = [traced.placeholder(leaf, name) for leaf, name in zip(leaves, names.inputs(args, kwargs), strict=True)]
-    traced.first_input = next((n for n in list(traced.graph.nodes)[len(leaves) and -len(leaves) :]), None)
-    run_args, run_kwargs = pytree.tree_unflatten(given, spec)
+    run_args, run_kwargs = traced.begin(args, kwargs)
     without_cudnn = torch.backends.cudnn.flags(
         enabled=False
     )  # as under torch.export: it stands in operators' arguments
-    with proxies.exporting_flags(), without_cudnn, _module_paths(model, traced), _Writer(traced):
+    with proxies.exporting_flags(), without_cudnn, module_paths(model, traced), _Writer(traced):
         output = model(*run_args, **run_kwargs)
     if buffers != {name: id(tensor) for name, tensor in model.named_buffers(remove_duplicate=False)}:
         raise Unusual("the forward replaces a buffer")
-    outputs = [traced.nodes[id(traced.stand_in(o))] if isinstance(o, Tensor) else o for o in pytree.tree_leaves(output)]
+    outputs = traced.leaves_of(output)
     traced.graph.output(tuple(outputs))
     for node in reversed(list(traced.graph.nodes)):
         if node.target is _aten.detach.default and not node.users:
             traced.graph.erase_node(node)
     if not names.on_meta and _META in (a for n in traced.graph.nodes for a in pytree.tree_leaves((n.args, n.kwargs))):
         raise Unusual("an operator makes a tensor on the device of the tensors that stand in")
-    signature = signature_of(names, traced.graph, outputs)
-    integers = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor) and not t.is_floating_point()}
-    return DirectProgram(traced.graph, signature, names.constants, integers)
-
-
-@contextmanager
-def _module_paths(model: nn.Module, traced: Traced) -> Iterator[None]:
-    """Keep `traced.stack` at the path of the module whose forward runs."""
-    paths = {id(module): path for path, module in model.named_modules()}
-
-    def enter(module: nn.Module, args: Any) -> None:
-        path = paths.get(id(module))
-        above = traced.stack[-1]
-        traced.stack.append(above if path is None else {**above, path: (path, type(module).__qualname__)})
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        traced.stack.pop()
-
-    handles = [
-        nn.modules.module.register_module_forward_pre_hook(enter),
-        nn.modules.module.register_module_forward_hook(leave, always_call=True),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return traced.program(output, outputs)

@@ -12,6 +12,8 @@ import torch
 import torch.fx
 from torch.export.graph_signature import ExportGraphSignature
 
+from depgraph.capture.deciding import Decisions
+
 
 class CapturedProgram(Protocol):
     """What the rest of the library reads of a captured program."""
@@ -32,14 +34,24 @@ class CapturedProgram(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
 
+def decisions_of(program: CapturedProgram) -> Decisions | None:
+    """What a program takes from the values of the example; None where nothing depends on values."""
+    return getattr(program, "decisions", None)
+
+
 @dataclass
 class DirectProgram:
-    """A program captured by `direct`. Of the model's state it holds the tensors of integers only: index tables."""
+    """A program captured by `direct` or `decided`. Of the model's state it holds the tensors of integers only: index tables.
+
+    `decisions` says what the program takes from the values of the example; None where nothing depends on values.
+    """
 
     graph: torch.fx.Graph
     graph_signature: ExportGraphSignature
     constants: dict[str, Any]
     state_dict: dict[str, Any]
+    output_spec: Any
+    decisions: Decisions | None = None
     graph_module: torch.fx.GraphModule = field(init=False)
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from depgraph import rules
-from depgraph.capture.exported import CapturedProgram
+from depgraph.capture.exported import CapturedProgram, decisions_of
 from depgraph.capture.places import module_path, place
 from depgraph.errors import CaptureError, UnsupportedOperator
 from depgraph.graph import Program, Reason, Value
+from depgraph.rules import domains
 
 _KINDS = {
     InputKind.PARAMETER: "parameter",
@@ -23,8 +25,10 @@ _KINDS = {
     InputKind.CONSTANT_TENSOR: "constant",
     InputKind.USER_INPUT: "input",
 }
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 _LARGEST_INDEX_TABLE = 1 << 20
 INPUT, OUTPUT = "the model's inputs have this size", "the model's outputs have this size"
+GIVEN = "the model gives back its indices as numbers"
 NO_RULE = "no rule knows what this operator does with it"
 
 
@@ -55,7 +59,23 @@ class _Lowering:
             elif node.op == "call_function":
                 self._call(node)
         self._outputs()
+        if decisions_of(self.exported) is not None:
+            self._unread()
         return self.program
+
+    def _unread(self) -> None:
+        """Parameters that the decisions of the example passed by have the dims of their like in the same list of modules."""
+        read: dict[tuple[str, tuple[int, ...]], Value] = {}
+        held = [v for v in self.program.values.values() if v.kind in ("parameter", "buffer") and v.target]
+        for value in held:
+            if value.used:
+                read.setdefault((_NUMBER.sub("#", value.target), value.shape), value)
+        for value in held:
+            like = read.get((_NUMBER.sub("#", value.target), value.shape))
+            if not value.used and like is not None:
+                value.used = True
+                for mine, theirs in zip(value.dims, like.dims, strict=True):
+                    self.program.relations.align(mine, theirs)
 
     def _placeholder(self, node: Node, spec: Any) -> None:
         tensor = node.meta.get("val")
@@ -129,6 +149,9 @@ class _Lowering:
             except ValueError as error:
                 op.fix_all(f"its rule doesn't fit this use of it: {error}", NO_RULE)
                 self.program.unknown.setdefault(op.target, []).append(op.where)
+            domains.follow(op)
+            return
+        if not op.inputs and not op.outputs:  # it computes with numbers
             return
         if self.strict:
             raise UnsupportedOperator(
@@ -137,6 +160,7 @@ class _Lowering:
             )
         self.program.unknown.setdefault(op.target, []).append(op.where)
         op.fix_all(NO_RULE)
+        domains.follow(op)
 
     def _outputs(self) -> None:
         """Fix what the model gives back, by name, and know what it only shows on the way to another output."""
@@ -154,6 +178,9 @@ class _Lowering:
             for d, dim in enumerate(value.dims):
                 text = f"dimension {d} of the model's output {position} ({name})"
                 relations.fix(dim, Reason(text, lift, OUTPUT))
+            if value.domain is not None:
+                text = f"the model's output {position} ({name}) gives its indices"
+                relations.fix(value.domain, Reason(text, why=GIVEN))
 
 
 def concrete(size: int | torch.SymInt, node: Node) -> int:

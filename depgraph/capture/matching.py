@@ -25,6 +25,9 @@ UNKNOWN = "unknown"
 
 _INT_MAX = 2**63 - 1
 _INDEXING = frozenset({Tensor.__getitem__, Tensor.__setitem__})
+_FITTED = frozenset(
+    ["view", "reshape", "_unsafe_view", "expand"]
+)  # how torch fits what is written to where it is written
 _SLICE_ARGUMENTS = ("start", "end", "step")
 _SLICE_DEFAULTS = (0, _INT_MAX, 1)
 
@@ -80,6 +83,8 @@ def sources(node: torch.fx.Node, call: Python) -> dict[Path, Source]:
     wanted = slots(node)
     if not wanted or not isinstance(node.target, torch._ops.OpOverload):
         return {}
+    if call.function in _INDEXING and node.target.overloadpacket.__name__ in _FITTED:
+        return {slot.path: Source(None, IMPLICIT) for slot in wanted}
     found = _indexed(node, wanted, call.args[1]) if call.function in _INDEXING else None
     if found is None:
         given = list(_given((call.args, call.kwargs)))

@@ -41,17 +41,19 @@ class OperatorMode(proxy_tensor.ProxyTorchDispatchMode):
 
     def __init__(self, tracer: Any) -> None:
         super().__init__(tracer, "real", pre_dispatch=True)
+        self._dispatchers: list[Any] = []
 
     def __enter__(self) -> Any:
-        self._dispatcher = enable_python_dispatcher()
-        self._dispatcher.__enter__()
+        dispatcher = enable_python_dispatcher()
+        dispatcher.__enter__()
+        self._dispatchers.append(dispatcher)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> Any:
         try:
             return super().__exit__(*error)
         finally:
-            self._dispatcher.__exit__(*error)
+            self._dispatchers.pop().__exit__(*error)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

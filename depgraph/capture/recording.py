@@ -24,6 +24,7 @@ from torch.fx.node import map_aggregate
 
 from depgraph.capture import proxies
 from depgraph.capture.attributes import assign, current, mark, restored
+from depgraph.capture.decided import capture_decided
 from depgraph.capture.direct import capture_directly
 from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.expressions import renamed
@@ -40,6 +41,7 @@ __all__ = [
     "assign",
     "current",
     "record",
+    "record_decided",
     "record_exported",
     "replay",
 ]
@@ -109,6 +111,17 @@ def record(
     with contextlib.suppress(Exception):
         return _recorded(model, lambda: capture_directly(model, args, kwargs or {}))
     return record_exported(model, args, kwargs)
+
+
+def record_decided(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> tuple[CapturedProgram, Recording]:
+    """As `record`, on the values of the example inputs, for a model whose control flow depends on values.
+
+    Raises:
+        Exception: whatever keeps the model from being captured.
+    """
+    return _recorded(model, lambda: capture_decided(model, args, kwargs or {}))
 
 
 def record_exported(

@@ -204,7 +204,7 @@ def _numbers(args: Any, kwargs: Any, result: Any) -> tuple[float, ...]:
     """The floats that a call was given, and what it made if that is a single number."""
     given = [a for a in (*args, *kwargs.values()) if type(a) is float]
     if isinstance(result, Tensor) and not result.ndim and result.is_floating_point() and result.device.type == "cpu":
-        given.append(result.item())
+        given.append(float(result.detach().tolist()))  # type: ignore[arg-type]  # `item` would be a decision
     return tuple(given)
 
 

@@ -177,7 +177,7 @@ class _Search:
                 dims = [
                     d for d, dim in enumerate(values[held.name].dims) if widths.class_of(dim) == widths.class_of(out)
                 ]
-                if len(dims) != 1:
+                if len(dims) != 1 or len(held.users) > 1:  # read elsewhere too
                     return None
                 found[self.parameters[held.name]] = np.append(made, dims[0])
         return found

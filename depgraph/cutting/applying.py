@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from depgraph.capture.exported import decisions_of
 from depgraph.cutting.absorbing import absorb
 from depgraph.cutting.drifting import new_drifts, numbers_of
 from depgraph.cutting.expressing import Conflict, Solution
 from depgraph.cutting.module import cut_copy, cut_in_place
-from depgraph.cutting.program import cut_program
+from depgraph.cutting.program import cut_programs
 from depgraph.cutting.record import make_record
 from depgraph.cutting.report import Check, CutReport
+from depgraph.cutting.rerunning import inputs_at
 from depgraph.cutting.verifying import Verifier, follow_shapes
 from depgraph.errors import CheckError, CutError, PlanError
 from depgraph.finite import require_finite
@@ -56,7 +58,7 @@ def apply(plan: Plan, **options: Any) -> CutReport:
         try:
             return _module(plan, how)
         except (CutError, CheckError) as error:
-            if how.form == "module":
+            if how.form == "module" or decisions_of(plan.graph.capture.exported) is not None:
                 raise
             why = str(error)
     return _graph(plan, how, why)
@@ -81,7 +83,9 @@ def apply_in_place(plan: Plan, **options: Any) -> CutReport:
     dense = numbers_of(graph, graph.model)
     undo = cut_in_place(graph, plan.kept(), solution)
     try:
-        solution.drifts += new_drifts(graph, dense, numbers_of(graph, graph.model), solution.drifts)
+        solution.drifts += new_drifts(
+            graph, dense, numbers_of(graph, graph.model, inputs_at(graph, plan.kept())), solution.drifts
+        )
         absorb(graph, graph.model, solution.drifts, plan.kept())
         check = _check(verifier, graph.model, how, follow_shapes(graph))
         return _report(plan, graph.model, "module", check, solution, ())
@@ -116,18 +120,29 @@ def _module(plan: Plan, how: How) -> CutReport:
     solution = _expressed(plan)
     model = cut_copy(plan.graph, plan.kept(), solution)
     dense = numbers_of(plan.graph, plan.graph.model)
-    solution.drifts += new_drifts(plan.graph, dense, numbers_of(plan.graph, model), solution.drifts)
+    after = numbers_of(plan.graph, model, inputs_at(plan.graph, plan.kept()))
+    solution.drifts += new_drifts(plan.graph, dense, after, solution.drifts)
     absorb(plan.graph, model, solution.drifts, plan.kept())
     check = _check(Verifier(plan), model, how, follow_shapes(plan.graph))
     return _report(plan, model, "module", check, solution, ())
 
 
 def _graph(plan: Plan, how: How, why: str) -> CutReport:
-    model, notes = cut_program(plan)
-    check = _check(Verifier(plan), model, how, None)
-    if why:
-        notes = (f"cut as a graph because {why}", *notes)
-    return _report(plan, model, "graph", check, Solution(), notes)
+    if plan.graph.words is not None:
+        raise CutError(f"a vocabulary is trimmed in the module, not in the graph{f', and {why}' if why else ''}")
+    failure: CheckError | None = None
+    for way, (model, notes) in enumerate(cut_programs(plan)):
+        try:
+            check = _check(Verifier(plan), model, how, None)
+        except CheckError as error:
+            failure = failure or error
+            continue
+        reason = (f"cut as a graph because {why}",) if why else ()
+        report = _report(plan, model, "graph", check, Solution(), (*reason, *notes))
+        report.record["way"] = way
+        return report
+    assert failure is not None
+    raise failure
 
 
 def _check(verifier: Verifier, model: nn.Module, how: How, follow: Any) -> Check | None:
@@ -155,16 +170,22 @@ def _report(
 def _surprises(plan: Plan) -> list[str]:
     """What a user of the cut model might not expect: outputs that are narrower, parameters that nothing was known of."""
     program, kept = plan.graph.capture.program, plan.kept()
-    notes = [
+    notes = [*plan.notes] if plan.graph.words is not None else []
+    notes += [
         f"{name} now has shape {kept.shape(value)}, it had {value.shape}"
         + (f" (keep it with trace(..., fixed=[{name!r}]))" if name in program.by_products else "")
         for name, value in program.outputs.items()
         if kept.shape(value) != value.shape
     ]
+    odd = [s for s in program.relations.steps if kept.size(s.dim) % s.size]
+    if odd:
+        notes.append(
+            f"a dimension now has {kept.size(odd[0].dim)} indices, no multiple of {odd[0].size}: {odd[0].reason}"
+        )
     parameters = [v for v in program.values.values() if v.kind == "parameter"]
     read = {program.ties.get(v.target, v.target) for v in parameters if v.used}
     unread = [v.target for v in parameters if program.ties.get(v.target, v.target) not in read]
     if unread:
         more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
         notes.append(f"left as they were, since the traced forward doesn't read them: {', '.join(unread[:3])}{more}")
-    return notes
+    return [*notes, plan.graph.note] if plan.graph.note else notes

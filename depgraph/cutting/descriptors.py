@@ -7,7 +7,9 @@ kept true for the reader, for `repr`, and for tools that look at them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import nn
 
 Undo = Callable[[], None]
@@ -27,6 +29,18 @@ def _times_groups(name: str, dim: int) -> Callable[[nn.Module], int]:
     return lambda module: getattr(module, name).shape[dim] * module.groups  # type: ignore[operator,return-value]
 
 
+def _projected(module: nn.Module) -> int:
+    """The width of an LSTM's projected state, 0 where it isn't projected."""
+    projection = getattr(module, "weight_hr_l0", None)
+    return 0 if projection is None else int(projection.shape[0])
+
+
+def _units(module: Any) -> int:
+    """The units of a recurrent layer: its weights have a row for every unit of each gate."""
+    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    return int(module.weight_hh_l0.shape[0]) // gates
+
+
 _TABLE: list[tuple[tuple[type[nn.Module], ...], Described]] = [
     ((nn.Linear,), {"in_features": _size("weight", 1), "out_features": _size("weight", 0)}),
     ((nn.Bilinear,), {"out_features": _size("weight", 0), "in1_features": _size("weight", 1), "in2_features": _size("weight", 2)}),
@@ -37,6 +51,8 @@ _TABLE: list[tuple[tuple[type[nn.Module], ...], Described]] = [
     ((nn.GroupNorm,), {"num_channels": _size("weight", 0)}),
     ((nn.Embedding, nn.EmbeddingBag), {"num_embeddings": _size("weight", 0), "embedding_dim": _size("weight", 1)}),
     ((nn.PReLU,), {"num_parameters": _size("weight", 0)}),
+    ((nn.RNNBase,), {"input_size": _size("weight_ih_l0", 1), "hidden_size": _units, "proj_size": _projected}),
+    ((nn.RNNCellBase,), {"input_size": _size("weight_ih", 1), "hidden_size": _size("weight_hh", 1)}),
 ]  # fmt: skip
 
 
@@ -45,10 +61,22 @@ def follow(model: nn.Module) -> list[Undo]:
     undo: list[Undo] = []
     for module in model.modules():
         for classes, described in _TABLE:
-            if isinstance(module, classes) and getattr(module, "weight", None) is not None:
+            if isinstance(module, classes) and _has_weight(module):
                 for name, size in described.items():
                     _set(module, name, size(module), undo)
     return undo
+
+
+def flatten(model: nn.Module) -> None:
+    """Let recurrent layers lay their weights out in one piece of memory again, and know them again, as when they were made."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()
+
+
+def _has_weight(module: nn.Module) -> bool:
+    held = [getattr(module, name, None) for name in ("weight", "weight_ih_l0", "weight_ih")]
+    return any(isinstance(weight, torch.Tensor) for weight in held)
 
 
 def _set(module: nn.Module, name: str, value: int, undo: list[Undo]) -> None:

@@ -64,12 +64,13 @@ class SizeRules:
         self.values = graph.capture.program.values
         self.nodes: dict[str, Node] = {n.name: n for n in graph.capture.exported.graph.nodes}
         self.sites: dict[str, list[Site]] = {}
-        for site in graph.capture.recording.sites:
-            if site.node in self.nodes:
-                self.sites.setdefault(site.node, []).append(site)
         self.users: dict[Attr, list[Site]] = {}
+        read = _read(self.nodes.values())
         for site in graph.capture.recording.sites:
-            if isinstance(site.expr, Attr) and site.node in self.nodes and isinstance(site.value, int):
+            if site.node not in read or _without_meaning(self.nodes[site.node], site):
+                continue
+            self.sites.setdefault(site.node, []).append(site)
+            if isinstance(site.expr, Attr) and isinstance(site.value, int):
                 self.users.setdefault(site.expr, []).append(site)
         self._now: dict[Attr, int] = {}
         self._prepared: dict[str, Prepared | None] = {}
@@ -234,6 +235,23 @@ class SizeRules:
         if left is not None and right is not None and left != right:
             text = f"the code asks whether {describe(c.left)} == {describe(c.right)}, which would be {left} and {right}"
             solution.conflicts.append(Conflict(text, c.where))
+
+
+def _without_meaning(node: Node, site: Site) -> bool:
+    """Is this a size that the operator is given and doesn't use? A grid is made for a picture of any number of channels."""
+    return str(node.target) == "aten.affine_grid_generator.default" and site.path == ("args", 1, 1)
+
+
+def _read(nodes: Iterable[Node]) -> frozenset[str]:
+    """Names of the operators that an output is computed from, or that change a tensor; others only assert something."""
+    queue = [n for n in nodes if n.op == "output" or getattr(getattr(n.target, "_schema", None), "is_mutable", False)]
+    found: set[str] = set()
+    while queue:
+        node = queue.pop()
+        if node.name not in found:
+            found.add(node.name)
+            queue.extend(node.all_input_nodes)
+    return frozenset(found)
 
 
 def _leaf(call: tuple[Any, Any], path: tuple[Any, ...], default: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
@@ -25,6 +26,18 @@ class _BatchNorm(nn.Module):
         return F.batch_norm(x, mean, variance, weight, bias, by_batch, self.momentum, self.eps)
 
 
+class _Recurrent(nn.Module):
+    """Recurrent layers: dropout between them, and what a backward pass on a GPU needs, come with training."""
+
+    def __init__(self, operator: Any) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def forward(self, *given: Any) -> Any:
+        named = dict(zip((a.name for a in self.operator._schema.arguments), given, strict=True))
+        return self.operator(*{**named, "train": self.training}.values())
+
+
 Made = tuple[nn.Module, tuple[Any, ...]]
 _TABLE: dict[str, Callable[[dict[str, Any]], Made]] = {
     "aten.dropout.default": lambda given: (nn.Dropout(given["p"]), (given["input"],)),
@@ -33,6 +46,17 @@ _TABLE: dict[str, Callable[[dict[str, Any]], Made]] = {
         _BatchNorm(given["momentum"], given["eps"]),
         tuple(given[name] for name in ("input", "weight", "bias", "running_mean", "running_var")),
     ),
+}
+
+
+def _recurrent(operator: Any) -> Callable[[dict[str, Any]], Made]:
+    return lambda given: (_Recurrent(operator), tuple(given.values()))
+
+
+_TABLE |= {
+    f"aten.{name}.{kind}": _recurrent(getattr(getattr(torch.ops.aten, name), kind))
+    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
+    for kind in ("input", "data")
 }
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from depgraph.capture.recording import assign
-from depgraph.cutting.descriptors import follow
+from depgraph.cutting.computed import compute_again, without_history
+from depgraph.cutting.descriptors import flatten, follow
 from depgraph.cutting.expressing import Solution
 from depgraph.cutting.slicing import sliced_tensor
 from depgraph.errors import CutError
@@ -25,7 +26,7 @@ Undo = Callable[[], None]
 
 def narrowed(kept: Kept) -> list[Value]:
     """Parameters, buffers and constants that the cut makes smaller."""
-    return [v for v in kept.smaller() if v.kind in ("parameter", "buffer", "constant") and v.target]
+    return [v for v in kept.smaller().values() if v.kind in ("parameter", "buffer", "constant") and v.target]
 
 
 def new_tensor(old: torch.Tensor, kept: Kept, value: Value) -> torch.Tensor:
@@ -56,7 +57,8 @@ def _alike(old: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) ->
 
 def cut_copy(graph: DependencyGraph, kept: Kept, solution: Solution) -> nn.Module:
     """A new module with narrowed tensors; weights are copied once, and already cut."""
-    memo = {id(old): new for old, new in _replacements(graph, kept).values()}
+    memo = without_history(graph.model)
+    memo |= {id(old): new for old, new in _replacements(graph, kept).values()}
     for tensor in graph.tensors().values():
         if id(tensor) not in memo:
             memo[id(tensor)] = _alike(tensor, lambda same: same)
@@ -68,14 +70,16 @@ def cut_copy(graph: DependencyGraph, kept: Kept, solution: Solution) -> nn.Modul
         ) from error
     for attr, value in solution.attributes.items():
         assign(model, attr, value)
+    compute_again(model)
     follow(model)
+    flatten(model)
     return model
 
 
 def cut_in_place(graph: DependencyGraph, kept: Kept, solution: Solution) -> Undo:
     """Narrow the graph's own model; the function returned takes everything back."""
     model = graph.model
-    undo: list[Undo] = []
+    undo: list[Undo] = [lambda: flatten(model), lambda: compute_again(model)]
     by_id = {id(old): new for old, new in _replacements(graph, kept).values()}
     try:
         for module in model.modules():
@@ -83,7 +87,9 @@ def cut_in_place(graph: DependencyGraph, kept: Kept, solution: Solution) -> Undo
                 _swap(holder, by_id, undo)
         for attr, value in solution.attributes.items():
             undo.append(assign(model, attr, value))
+        compute_again(model)
         undo.extend(follow(model))
+        flatten(model)
     except BaseException:
         take_back(undo)
         raise
@@ -96,11 +102,18 @@ def take_back(undo: list[Undo]) -> None:
         undo.pop()()
 
 
-def _swap(holder: dict[str, Any], by_id: dict[int, torch.Tensor], undo: list[Undo]) -> None:
-    for name, old in list(holder.items()):
+def _swap(holder: Any, by_id: dict[int, torch.Tensor], undo: list[Undo]) -> None:
+    """Replace the tensors in a dict or list that a module holds, and in those within."""
+    for key, old in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
         if isinstance(old, torch.Tensor) and id(old) in by_id:
-            holder[name] = by_id[id(old)]
-            undo.append(lambda name=name, old=old: holder.__setitem__(name, old))  # type: ignore[misc]
+            holder[key] = by_id[id(old)]
+            undo.append(lambda key=key, old=old: holder.__setitem__(key, old))  # type: ignore[misc]
+        elif type(old) in (list, dict) and any(isinstance(o, torch.Tensor) for o in _items(old)):
+            _swap(old, by_id, undo)
+
+
+def _items(held: dict[Any, Any] | list[Any]) -> Any:
+    return held.values() if isinstance(held, dict) else held
 
 
 def _replacements(graph: DependencyGraph, kept: Kept) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:

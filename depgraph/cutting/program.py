@@ -6,8 +6,10 @@ symbolic, so batch and sequence remain dynamic where torch.export can capture th
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +21,14 @@ from torch.utils import _pytree as pytree
 
 from depgraph.axes import build_axes
 from depgraph.capture.capturing import quiet, ties_of
+from depgraph.capture.deciding import at_places
+from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_of
 from depgraph.capture.lowering import lower
 from depgraph.coupling import Classes
 from depgraph.cutting.modes import follow_modes
 from depgraph.cutting.module import new_tensor
-from depgraph.cutting.rewriting import call_arguments, rewrite
+from depgraph.cutting.rewriting import Share, call_arguments, rewrite
+from depgraph.cutting.unlifting import module_of
 from depgraph.errors import CutError
 from depgraph.graph import Program
 from depgraph.widths import Kept, Widths
@@ -33,47 +38,70 @@ if TYPE_CHECKING:
     from depgraph.plan import Plan
 
 
+_FIXED = "the graph form is fixed to the example inputs' sizes: the model can't be captured with dynamic ones"
+
+
 @dataclass(frozen=True)
 class _Captured:
-    """torch.export's capture of the model, and the cut in its terms."""
+    """A capture of the model, and the cut in its terms."""
 
-    exported: ExportedProgram
+    exported: CapturedProgram
     program: Program
     kept: Kept
 
 
-def cut_program(plan: Plan) -> tuple[GraphModule, tuple[str, ...]]:
-    """The cut program, and notes on what couldn't be kept (dynamic sizes).
+def cut_programs(plan: Plan) -> Iterator[tuple[GraphModule, tuple[str, ...]]]:
+    """The cut program in each way that it can be had, the best first, and notes on what couldn't be kept (dynamic sizes).
 
-    Raises CutError where torch.export captures something else than was planned on.
+    Raises CutError where there is none.
     """
-    inputs = plan.graph.args, plan.graph.kwargs
-    captured = _captured(plan, _two_of_each(inputs), _open_dims)
-    notes: tuple[str, ...] = ()
-    if captured is None:
-        captured = _captured(plan, inputs, lambda leaf: None)
-        notes = ("the graph form is fixed to the example inputs' sizes: the model can't be captured with dynamic ones",)
-    if captured is None:
+    graph = plan.graph
+    decisions = decisions_of(graph.capture.exported)
+    if decisions is not None:
         raise CutError(
-            f"torch.export captures {type(plan.graph.model).__name__} in another way than it was traced, so that its graph "
+            f"{type(graph.model).__name__} has no graph form, as its code depends on values{at_places(decisions)}: use "
+            "form='module', or plan with form='module'"
+        )
+    inputs = graph.args, graph.kwargs
+    found = False
+    for given, dims in ((_two_of_each(inputs), _open_dims), (inputs, lambda leaf: None)):
+        exported = _exported(graph, given, dims)
+        captured = None if exported is None else _matching(plan, exported)
+        if exported is not None and captured is not None:
+            found = True
+            yield _cut(plan, captured, exported.module(check_guards=False)), _fixed_sizes(exported, dims)
+    traced = graph.capture.exported
+    if isinstance(traced, DirectProgram):
+        captured = _Captured(traced, graph.capture.program, plan.kept())
+        yield _cut(plan, captured, module_of(traced, graph.tensors(), inputs)), (_FIXED,)
+    elif not found:
+        raise CutError(
+            f"torch.export captures {type(graph.model).__name__} in another way than it was traced, so that its graph "
             "can't be cut by this plan: use form='module', or plan with form='module'"
         )
-    module = captured.exported.module(check_guards=False)
+
+
+def _cut(plan: Plan, captured: _Captured, module: GraphModule) -> GraphModule:
     _rewrite_calls(module, captured)
     _narrow_tensors(module, plan.graph, captured)
     follow_modes(module, plan.graph.model.training)
     module.recompile()
-    return module, notes or _fixed_sizes(captured.exported)
+    return module
 
 
-def _captured(plan: Plan, inputs: Any, open_dims: Callable[[Any], Any]) -> _Captured | None:
-    """The model captured with the dims left open that `open_dims` names, if the cut is the same there; None otherwise."""
-    graph = plan.graph
+def _exported(graph: DependencyGraph, inputs: Any, open_dims: Callable[[Any], Any]) -> ExportedProgram | None:
+    """torch.export's capture of the model with the dims left open that `open_dims` names; None where there is none."""
     args, kwargs = inputs
+    with contextlib.suppress(Exception), quiet(graph.model), torch.no_grad():
+        shapes = _by_name(graph, pytree.tree_map(open_dims, (args, kwargs)))
+        return torch.export.export(graph.model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    return None
+
+
+def _matching(plan: Plan, exported: ExportedProgram) -> _Captured | None:
+    """The cut in terms of another capture, if it is the same there; None otherwise."""
+    graph = plan.graph
     try:
-        with quiet(graph.model), torch.no_grad():
-            shapes = _by_name(graph, pytree.tree_map(open_dims, (args, kwargs)))
-            exported = torch.export.export(graph.model, args, kwargs, dynamic_shapes=shapes, strict=False)
         program = lower(exported, ties=ties_of(graph.model))
     except Exception:
         return None
@@ -86,8 +114,10 @@ def _captured(plan: Plan, inputs: Any, open_dims: Callable[[Any], Any]) -> _Capt
     return _Captured(exported, program, kept) if same else None
 
 
-def _fixed_sizes(exported: ExportedProgram) -> tuple[str, ...]:
-    """A note for every batch and sequence of an input that torch.export took for a constant."""
+def _fixed_sizes(exported: ExportedProgram, open_dims: Callable[[Any], Any]) -> tuple[str, ...]:
+    """A note for every batch and sequence of an input that torch.export took for a constant; one for all if none was open."""
+    if open_dims is not _open_dims:
+        return (_FIXED,)
     names = exported.graph_signature.user_inputs
     inputs = [n for n in exported.graph.nodes if n.name in names and isinstance(n.meta.get("val"), torch.Tensor)]
     return tuple(
@@ -145,11 +175,16 @@ def _rewrite_calls(module: GraphModule, captured: _Captured) -> None:
             mine.target = changed.target
         with module.graph.inserting_before(mine):
             mine.args = tuple(_held(module, arg) for arg in args)
-        mine.kwargs = kwargs
+            mine.kwargs = {name: _held(module, arg) for name, arg in kwargs.items()}
 
 
 def _held(module: GraphModule, argument: Any) -> Any:
-    """A tensor argument as a buffer of the module."""
+    """A tensor argument as a buffer of the module, a share of a size as a number that the graph computes."""
+    if isinstance(argument, Share):
+        whole = module.graph.call_function(operator.mul, (argument.size, argument.left.numerator))
+        return module.graph.call_function(operator.floordiv, (whole, argument.left.denominator))
+    if isinstance(argument, list):
+        return [_held(module, one) for one in argument]
     if not isinstance(argument, torch.Tensor):
         return argument
     name = f"_cut_index_{sum(n.startswith('_cut_index_') for n in module._buffers)}"

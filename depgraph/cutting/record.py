@@ -15,6 +15,7 @@ from depgraph.capture.recording import assign
 from depgraph.capture.sizes import Attr
 from depgraph.cutting.expressing import Solution
 from depgraph.cutting.inputs import describe_inputs
+from depgraph.cutting.rerunning import inputs_at
 
 if TYPE_CHECKING:
     from depgraph.plan import Plan
@@ -27,8 +28,9 @@ def make_record(plan: Plan, form: str, solution: Solution) -> Record:
     """JSON-able: all that is needed to make the same cut again, its costs, and the same of earlier cuts.
 
     `removed` holds removed indices by parameter and dim, `groups` the removed groups by axis, `attributes` the changed
-    integers, `inputs` what the example inputs looked like, `config` the integers of a config that builds the result (uniform
-    plans only); a graph form also has what its original was built from.
+    integers, `inputs` what the example inputs of the result look like, `vocabulary` which tokens stay, `config` the integers
+    of a config that builds the result (uniform plans and trimmed vocabularies only); a graph form also has what its original
+    was built from, and in its `way` which of `cut_programs` it is.
     """
     graph = plan.graph
     earlier = getattr(graph.model, "depgraph_record", None)
@@ -44,7 +46,8 @@ def make_record(plan: Plan, form: str, solution: Solution) -> Record:
         "groups": {name: [int(g) for g in groups] for name, groups in plan.removal.items()},
         "config": dict(plan.config),
         "free": sorted(graph.free),
-        "inputs": describe_inputs(graph.args, graph.kwargs),
+        "inputs": describe_inputs(*inputs_at(graph, plan.kept())),
+        "vocabulary": _vocabulary(plan),
         "cost": {"before": asdict(graph.dense_cost), "after": asdict(plan.cost())},
         "original": _original(graph.model, graph.tensors()) if form == "graph" else {},
         "earlier": [*earlier["earlier"], {k: v for k, v in earlier.items() if k != "earlier"}] if earlier else [],
@@ -108,6 +111,16 @@ def _original(model: nn.Module, tensors: Mapping[str, Any]) -> Record:
         found["attention"] = getattr(config, "_attn_implementation", None)
         found["config"] = json.loads(config.to_json_string(use_diff=False))
     return found
+
+
+def _vocabulary(plan: Plan) -> Record:
+    """The inputs that a vocabulary was trimmed for, how many tokens it had, and which of them stay: their position is their new id."""
+    words, widths = plan.graph.words, plan.graph.widths
+    if words is None:
+        return {}
+    stays = plan.kept().of_class(widths.class_of(words.dim))
+    size = widths.program.relations.sizes[words.dim]
+    return {"inputs": list(words.inputs), "size": size, "kept": list(range(size)) if stays is None else stays.tolist()}
 
 
 def _attr(attr: Attr) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.exported import CapturedProgram
+from depgraph.cutting.choices import Picks, chosen_alike
 from depgraph.cutting.mutating import writes
 from depgraph.cutting.sides import Called, Side, SideRun, operator_name
 from depgraph.cutting.slicing import sliced_tensor
@@ -26,16 +27,30 @@ Outputs = list[tuple[Value, torch.Tensor]]
 _ROWS = {"linear": 0, "mm": 0, "matmul": 0, "addmm": 1}  # products, and which operand is taken row by row
 
 
+class Following(NamedTuple):
+    """What the pruned model chose, and by how much of the largest value such a choice may be worse."""
+
+    picks: Picks
+    tolerance: float
+
+    def chosen(self, node: Node, call: Called, made: Any) -> Any:
+        """What `node` made, with the pruned model's choices where they are as good."""
+        return chosen_alike(node.target, (call.args, call.kwargs), made, self.picks[node], self.tolerance)
+
+
 class Reference:
     """A captured program that can be run with some axes sliced and others zeroed.
 
     What is the same on all sides is computed once, and one weight times the rows of several sides is one product, so
-    that weights are read from memory once.
+    that weights are read from memory once. The first side chooses as `follow` says.
     """
 
-    def __init__(self, exported: CapturedProgram, program: Program, sides: Sequence[Side]) -> None:
+    def __init__(
+        self, exported: CapturedProgram, program: Program, sides: Sequence[Side], follow: Following | None = None
+    ) -> None:
         self.exported = exported
         self.program = program
+        self.follow = follow or Following({}, 0.0)
         self.nodes = list(exported.graph.nodes)
         self.sides = [SideRun(side, program, self.nodes) for side in sides]
         self.writes = writes(self.nodes)
@@ -100,6 +115,9 @@ class Reference:
             return
         calls = [side.call(node) for side in self.sides]
         made = _drawn(calls) if _draws(node.target) else _in_one_product(operator_name(node.target), calls)
+        if node in self.follow.picks:
+            first, others = made[0], made[1:]
+            made = [self.follow.chosen(node, calls[0], first), *others]
         for call, side, result in zip(calls, self.sides, made, strict=True):
             side.env[node] = (
                 sliced_tensor(result, side.sliced, self.program.values[node.name]) if call.whole else result

@@ -14,9 +14,10 @@ from depgraph.widths import Cost
 class Check:
     """How the pruned model was compared with the zeroed original.
 
-    `error` is the largest difference of any output and `sensitivity` the largest change that the removal itself made,
-    both as shares of the largest output. `exact_axes` were checked by zeroing, `mixed_axes` by comparing the cut model
-    with the cut program. `calls` counts the torch calls whose shapes were compared with the prediction.
+    `error` is the largest difference of any output and `sensitivity` the largest change that the removal itself made (where
+    a vocabulary is trimmed, that other tokens make, as `moved_by` says), both as shares of the largest output. `exact_axes`
+    were checked by zeroing, `mixed_axes` by comparing the cut model with the cut program. `calls` counts the torch calls
+    whose shapes were compared with the prediction.
     """
 
     error: float
@@ -26,6 +27,7 @@ class Check:
     mixed_axes: int
     calls: int = 0
     skipped: str = ""
+    moved_by: str = "the removal"
 
     @property
     def vacuous(self) -> bool:
@@ -37,7 +39,7 @@ class Check:
             return f"not compared by value: {self.skipped}"
         verdict = "VACUOUS (the removal hardly moves the output)" if self.vacuous else "equal"
         return (
-            f"{verdict}: error {self.error:.1e} of the largest output, where the removal moved it by {self.sensitivity:.1e} "
+            f"{verdict}: error {self.error:.1e} of the largest output, where {self.moved_by} moved it by {self.sensitivity:.1e} "
             f"({self.exact_axes} axes against zeros, {self.mixed_axes} mixed axes against the cut program)"
         )
 

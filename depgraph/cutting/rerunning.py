@@ -6,28 +6,68 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import quiet
+from depgraph.capture.deciding import following
+from depgraph.capture.exported import decisions_of
 from depgraph.capture.recording import Call, replay
 from depgraph.cutting.mutating import writes
+from depgraph.widths import Kept
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
 
 
-def rerun(graph: DependencyGraph, model: nn.Module) -> tuple[Any, list[Call]]:
-    """The output and the torch calls of one forward; inputs and buffers that it writes to are put back."""
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def rerun(
+    graph: DependencyGraph, model: nn.Module, inputs: Inputs | None = None
+) -> tuple[list[torch.Tensor], list[Call]]:
+    """The output tensors and the torch calls of one forward that decides as the traced one did.
+
+    After the outputs come the floating tensors that it decides by. Inputs and buffers that it writes to are put back.
+    `inputs` are the graph's own unless the model is cut in a vocabulary, see `inputs_at`.
+    """
     exported = graph.capture.exported
     placeholders = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs}
     written = {placeholders[w.root.name] for w in writes(exported.graph.nodes) if w.root.name in placeholders}
-    args, kwargs = graph.args, graph.kwargs
+    args, kwargs = inputs if inputs is not None else (graph.args, graph.kwargs)
     if None in written:
         args, kwargs = pytree.tree_map(_copied, (args, kwargs))
-    with quiet(model), torch.no_grad(), _kept(model, {name for name in written if name}):
-        return replay(model, args, kwargs)
+    names = {name for name in written if name}
+    with quiet(model), torch.no_grad(), _kept(model, names), following(decisions_of(exported)) as given:
+        output, calls = replay(model, args, kwargs)
+    return [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)] + given, calls
+
+
+def inputs_at(graph: DependencyGraph, kept: Kept) -> Inputs:
+    """The graph's example inputs as the model cut to `kept` takes them: where a vocabulary is trimmed, with its new ids."""
+    words = graph.words
+    stays = None if words is None else kept.of_class(graph.widths.class_of(words.dim))
+    return (graph.args, graph.kwargs) if stays is None else _with_ids(graph, np.arange(len(stays)), stays)
+
+
+def inputs_of_others(graph: DependencyGraph, kept: Kept) -> Inputs:
+    """The graph's example inputs; where a vocabulary is trimmed, with the next kept token in the place of each."""
+    words = graph.words
+    stays = None if words is None else kept.of_class(graph.widths.class_of(words.dim))
+    return (graph.args, graph.kwargs) if stays is None else _with_ids(graph, np.roll(stays, -1), stays)
+
+
+def _with_ids(graph: DependencyGraph, new: np.ndarray, old: np.ndarray) -> Inputs:
+    """The example inputs with ``new[k]`` where they hold the id ``old[k]``."""
+    leaves, spec = pytree.tree_flatten((graph.args, graph.kwargs))
+    for place in graph.words.places if graph.words is not None else ():
+        if not leaves[place].is_meta:
+            ids = new[np.searchsorted(old, leaves[place].cpu().numpy())]
+            leaves[place] = torch.from_numpy(ids).to(leaves[place])
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    return args, kwargs
 
 
 def _copied(leaf: Any) -> Any:

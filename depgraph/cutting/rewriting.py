@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,13 @@ from depgraph.widths import Kept
 
 _aten = torch.ops.aten
 _LAST = 2**63 - 1
+
+
+class Share(NamedTuple):
+    """A size that the graph computes, times what is left of it."""
+
+    size: Node
+    left: Fraction
 
 
 @dataclass
@@ -49,18 +57,25 @@ class Sized:
         old = list(self.arguments[name])
         offset = len(value.shape) - len(old)
         new = [
-            size if size == -1 or not self.narrowed(value, d + offset) else self.shape(value)[d + offset]
+            size if size == -1 or not self.narrowed(value, d + offset) else self.size(size, value, d + offset)
             for d, size in enumerate(old)
         ]
         if new != old:
             self.changes[name] = new
+
+    def size(self, size: Any, value: Value, d: int) -> Any:
+        """The size of a dim after the cut; of one that holds the batch too (a size that is computed), the share that stays."""
+        after, before = self.shape(value)[d], value.shape[d]
+        return Share(size, Fraction(after, before)) if isinstance(size, Node) else after
 
 
 Rewrite = Callable[[Sized], None]
 _TABLE: dict[str, Rewrite] = {}
 
 
-def _rewrites(*names: str) -> Callable[[Rewrite], Rewrite]:
+def rewrites(*names: str) -> Callable[[Rewrite], Rewrite]:
+    """Put a function into the table, for ATen operators of these names."""
+
     def register(function: Rewrite) -> Rewrite:
         for name in names:
             _TABLE[f"aten.{name}"] = function
@@ -121,29 +136,30 @@ def by_name(node: Node) -> dict[str, Any]:
     return named
 
 
-@_rewrites("view", "reshape", "_unsafe_view", "expand", "broadcast_to", "zeros", "ones", "full", "empty", "rand", "randn",
+@rewrites("view", "reshape", "_unsafe_view", "expand", "broadcast_to", "zeros", "ones", "full", "empty", "rand", "randn",
            "new_zeros", "new_ones", "new_full", "new_empty", "empty_strided", "_reshape_alias", "view_copy")  # fmt: skip
 def _whole_shape(op: Sized) -> None:
     name = "size" if "size" in op.arguments else "shape"
     op.set_sizes(name, op.outputs[0])
 
 
-@_rewrites("unflatten")
+@rewrites("unflatten")
 def _unflatten(op: Sized) -> None:
     assert op.source is not None
     first = op.arguments["dim"] % len(op.source.shape)
     old = list(op.arguments["sizes"])
-    new = [s if s == -1 else op.shape(op.outputs[0])[first + k] for k, s in enumerate(old)]
+    made = op.outputs[0]
+    new = [s if s == -1 or not op.narrowed(made, first + k) else op.size(s, made, first + k) for k, s in enumerate(old)]
     if new != old:
         op.changes["sizes"] = new
 
 
-@_rewrites("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
+@rewrites("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
 def _normalized_shape(op: Sized) -> None:
     op.set_sizes("normalized_shape", op.outputs[0])
 
 
-@_rewrites("split_with_sizes", "unsafe_split_with_sizes", "split.sizes")
+@rewrites("split_with_sizes", "unsafe_split_with_sizes", "split.sizes")
 def _split_sizes(op: Sized) -> None:
     along = op.arguments["dim"]
     name = "split_size" if "split_size" in op.arguments else "split_sizes"
@@ -152,7 +168,7 @@ def _split_sizes(op: Sized) -> None:
         op.changes[name] = new
 
 
-@_rewrites("tensor_split")
+@rewrites("tensor_split")
 def _split_at(op: Sized) -> None:
     along = op.arguments["dim"]
     sizes = [op.shape(v)[along] for v in op.outputs]
@@ -165,7 +181,22 @@ def _split_at(op: Sized) -> None:
         op.changes = {"self": op.arguments["self"], "split_sizes": sizes, "dim": along}
 
 
-@_rewrites("narrow")
+@rewrites("hsplit", "vsplit", "dsplit")
+def _split_in_runs(op: Sized) -> None:
+    assert op.source is not None
+    along = {"h": 1, "v": 0, "d": 2}[str(op.node.target).split(".")[1][0]]
+    along = min(along, len(op.source.shape) - 1)
+    sizes = [op.shape(v)[along] for v in op.outputs]
+    if sizes == [v.shape[along] for v in op.outputs]:
+        return
+    if isinstance(op.arguments.get("indices"), list):
+        op.changes["indices"] = np.cumsum(sizes)[:-1].tolist()
+    elif len(set(sizes)) > 1:
+        op.target = _aten.split_with_sizes.default
+        op.changes = {"self": op.arguments["self"], "split_sizes": sizes, "dim": along}
+
+
+@rewrites("narrow")
 def _narrow(op: Sized) -> None:
     assert op.source is not None
     along = op.arguments["dim"] % len(op.source.shape)
@@ -180,7 +211,7 @@ def _narrow(op: Sized) -> None:
         op.changes["length"] = length
 
 
-@_rewrites("split.Tensor", "chunk", "unsafe_split", "unsafe_chunk")
+@rewrites("split.Tensor", "chunk", "unsafe_split", "unsafe_chunk")
 def _split_evenly(op: Sized) -> None:
     assert op.source is not None
     along = op.arguments["dim"]
@@ -208,7 +239,7 @@ def chunk_sizes(total: int, count: int) -> list[int]:
     return [min(step, total - start) for start in range(0, total, step)] if step else []
 
 
-@_rewrites("slice.Tensor")
+@rewrites("slice.Tensor")
 def _slice(op: Sized) -> None:
     assert op.source is not None
     along = op.arguments["dim"] % len(op.source.shape)
@@ -232,7 +263,7 @@ def _slice(op: Sized) -> None:
     op.changes = {"self": op.arguments["self"], "dim": along, "index": torch.from_numpy(wanted)}
 
 
-@_rewrites("repeat", "tile")
+@rewrites("repeat", "tile")
 def _repeat(op: Sized) -> None:
     assert op.source is not None
     old = list(op.arguments.get("repeats") or op.arguments["dims"])
@@ -243,7 +274,7 @@ def _repeat(op: Sized) -> None:
         op.changes["repeats" if "repeats" in op.arguments else "dims"] = new
 
 
-@_rewrites("repeat_interleave.self_int")
+@rewrites("repeat_interleave.self_int")
 def _repeat_interleave(op: Sized) -> None:
     assert op.source is not None
     if op.arguments["dim"] is None:
@@ -254,7 +285,7 @@ def _repeat_interleave(op: Sized) -> None:
         op.changes["repeats"] = new
 
 
-@_rewrites("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@rewrites("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _groups(op: Sized) -> None:
     assert op.source is not None
     groups = op.arguments["groups"]
@@ -263,13 +294,13 @@ def _groups(op: Sized) -> None:
         _count_blocks(op, "groups", d, op.source.shape[d] // groups)
 
 
-@_rewrites("group_norm")
+@rewrites("group_norm")
 def _num_groups(op: Sized) -> None:
     assert op.source is not None
     _count_blocks(op, "num_groups", 1, op.source.shape[1] // op.arguments["num_groups"])
 
 
-@_rewrites("channel_shuffle", "native_channel_shuffle")
+@rewrites("channel_shuffle", "native_channel_shuffle")
 def _shuffle_groups(op: Sized) -> None:
     assert op.source is not None
     _count_blocks(op, "groups", 1, op.source.shape[1] // op.arguments["groups"])
@@ -283,7 +314,7 @@ def _count_blocks(op: Sized, name: str, d: int, block: int) -> None:
         op.changes[name] = left
 
 
-@_rewrites("constant_pad_nd", "pad")
+@rewrites("constant_pad_nd", "pad")
 def _pad(op: Sized) -> None:
     assert op.source is not None
     old = list(op.arguments["pad"])
@@ -299,7 +330,7 @@ def _pad(op: Sized) -> None:
         op.changes["pad"] = new
 
 
-@_rewrites("scaled_dot_product_attention")
+@rewrites("scaled_dot_product_attention")
 def _attention_scale(op: Sized) -> None:
     """Without an explicit scale, attention takes it from the width of the query: it stays what it was."""
     assert op.source is not None

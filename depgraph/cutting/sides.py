@@ -36,15 +36,15 @@ class Side:
 
         One operand of a product is enough, the smallest one: what zeros are multiplied with doesn't matter.
         """
-        found: dict[str, list[tuple[int, Value, int, frozenset[str]]]] = {}
+        found: dict[tuple[str, int], list[tuple[int, Value, int, frozenset[str]]]] = {}
         for c in program.relations.contractions if self.zeroed.masks else ():
             value = program.values[c.operand]
             axes = frozenset(self.zeroed.widths.axes_of(value.dim(c.dim))) & self.zeroed.masks.keys()
             if axes:
                 size = math.prod(value.shape)
-                found.setdefault(c.op, []).append((size, value, c.dim, axes))
+                found.setdefault((c.op, c.product), []).append((size, value, c.dim, axes))
         masks: dict[str, Masks] = {}
-        for op, operands in found.items():
+        for (op, _), operands in found.items():
             covered: frozenset[str] = frozenset()
             for _, value, dim, axes in sorted(operands, key=lambda entry: entry[0]):
                 gone = self.gone(value.dim(dim))
@@ -65,8 +65,8 @@ class Side:
         return self._gone[number]
 
     def narrowed(self) -> frozenset[str]:
-        """Names of the values that are smaller than in the original."""
-        return frozenset(value.name for value in self.sliced.smaller()) if self.sliced.masks else frozenset()
+        """Names in the graph of the values that are smaller than in the original."""
+        return frozenset(self.sliced.smaller()) if self.sliced.masks else frozenset()
 
 
 class Called(NamedTuple):

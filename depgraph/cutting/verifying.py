@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
+from depgraph.capture.exported import decisions_of
 from depgraph.capture.recording import Call
-from depgraph.cutting.reference import Outputs, Reference
+from depgraph.cutting.choices import Chosen
+from depgraph.cutting.reference import Following, Outputs, Reference
 from depgraph.cutting.report import Check
-from depgraph.cutting.rerunning import rerun
+from depgraph.cutting.rerunning import Inputs, inputs_at, inputs_of_others, rerun
 from depgraph.cutting.sides import Side
 from depgraph.cutting.slicing import positions
 from depgraph.errors import CheckError
@@ -57,21 +59,24 @@ class Verifier:
         `follow_calls` is given the torch calls of the pruned model and returns how many it compared.
         """
         graph = self.graph
-        with _same_draws():
-            output, calls = rerun(graph, model)
+        chosen = Chosen()
+        with _same_draws(), chosen if self._chooses() else contextlib.nullcontext():
+            got, calls = rerun(graph, model, inputs_at(graph, self.plan.kept()))
         compared = follow_calls(calls, self.plan.kept()) if follow_calls is not None else 0
         if self.on_meta:
             return Check(0, 0, 0, len(self.exact), len(self.mixed), compared, "the model is on the meta device")
         widths, empty = graph.widths, graph.widths.at({})
         sliced, zeroed = widths.at(self.mixed), widths.at(self.exact)
+        tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for t in got if t.is_floating_point()), default=1e-4)
+        follow = Following(chosen.picks(graph.capture.exported.graph.nodes), tolerance)
         with torch.no_grad():
-            reference, original = self._run(Side(sliced, zeroed), Side(empty, empty))
+            reference, original = self._references(Side(sliced, zeroed), Side(empty, empty), follow)
             expected = self._narrow(reference, zeroed, sliced)
         moved = self._narrow(original, self.plan.kept(), empty)
-        got = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
-        tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for _, t in original if t.is_floating_point()), default=1e-4)
         error = difference(got, expected)
         check = Check(error, difference(expected, moved), tolerance, len(self.exact), len(self.mixed), compared)
+        if graph.words is not None:
+            check = replace(check, moved_by="other tokens")
         if not error <= tolerance:
             self._require_repeatable(original, tolerance)
             raise CheckError(
@@ -80,12 +85,17 @@ class Verifier:
             )
         return check
 
+    def _chooses(self) -> bool:
+        """Does the graph choose among indices, and not as decisions say?"""
+        exported = self.graph.capture.exported
+        return bool(self.graph.capture.program.relations.least) and decisions_of(exported) is None
+
     def _require_repeatable(self, original: list[tuple[Value, torch.Tensor]], tolerance: float) -> None:
         """Raise CheckError when the original doesn't compute the same twice: then no comparison says anything."""
         empty = self.graph.widths.at({})
         again = Reference(self.graph.capture.exported, self.graph.capture.program, [Side(empty, empty)])
         with torch.no_grad():  # with other random numbers
-            (found,) = again.run(self.fetch, self.graph.args, self.graph.kwargs)
+            (found,) = again.run(self.fetch, *inputs_of_others(self.graph, self.plan.kept()))
         if difference([t for _, t in found], [t for _, t in original]) > tolerance:
             raise CheckError(
                 f"{type(self.graph.model).__name__} computes something else each time it runs (it draws random numbers in "
@@ -96,11 +106,18 @@ class Verifier:
         places = list(dict.fromkeys(leak.where for leak in self.graph.capture.recording.leaks))
         return f"; sizes become floats at {', '.join(places[:3])}" if places else ""
 
-    def _run(self, *sides: Side) -> list[Outputs]:
+    def _references(self, cut: Side, whole: Side, follow: Following) -> list[Outputs]:
+        """The outputs of the captured program on both sides, together where they take the same inputs."""
+        if self.graph.words is None:
+            return self._run((self.graph.args, self.graph.kwargs), follow, cut, whole)
+        others = inputs_of_others(self.graph, self.plan.kept())
+        return [*self._run(inputs_at(self.graph, cut.sliced), follow, cut), *self._run(others, None, whole)]
+
+    def _run(self, inputs: Inputs, follow: Following | None, *sides: Side) -> list[Outputs]:
         """The outputs of the captured program on each of `sides`."""
-        reference = Reference(self.graph.capture.exported, self.graph.capture.program, sides)
+        reference = Reference(self.graph.capture.exported, self.graph.capture.program, sides, follow)
         with _same_draws():
-            return reference.run(self.fetch, self.graph.args, self.graph.kwargs)
+            return reference.run(self.fetch, *inputs)
 
     @staticmethod
     def _narrow(outputs: list[tuple[Value, torch.Tensor]], kept: Kept, already: Kept) -> Tensors:
@@ -159,17 +176,20 @@ def _where_finite(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
 
 
 def follow_shapes(graph: DependencyGraph) -> Callable[[list[Call], Kept], int]:
-    """Compares the shape of every torch call of a cut module with the prediction; a mismatch raises CheckError."""
+    """Compares the shape of all that torch calls of a cut module made, and something reads, with the prediction.
+
+    A mismatch raises CheckError. What nothing reads may be laid out otherwise on meta tensors.
+    """
 
     def compare(calls: list[Call], kept: Kept) -> int:
-        recorded, values = graph.capture.recording.calls, graph.capture.program.values
+        recorded, values, nodes = graph.capture.recording.calls, graph.capture.program.values, graph.sizes.nodes
         if [c.function for c in recorded] != [c.function for c in calls]:
             return 0
         seen = [
             (values[name], shape, before)
             for before, after in zip(recorded, calls, strict=True)
             for name, shape in zip(before.outputs, after.shapes, strict=False)
-            if name in values and len(values[name].shape) == len(shape)
+            if name in values and nodes[name].users and len(values[name].shape) == len(shape)
         ]
         for (_, shape, call), wanted in zip(seen, kept.shapes(value for value, _, _ in seen), strict=True):
             if shape != wanted:

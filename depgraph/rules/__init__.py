@@ -7,8 +7,10 @@ from depgraph.rules import (  # noqa: F401
     aten_index,
     aten_join,
     aten_left_alone,
+    aten_matrix,
     aten_move,
     aten_norm,
+    aten_recurrent,
     aten_reduce,
     aten_space,
 )

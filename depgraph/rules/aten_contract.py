@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import string
 
-from depgraph.graph import Work
+from depgraph.graph import Step, Work
 from depgraph.rules.registry import Op, rule
+
+_BYTES_OF_A_ROW = 16
 
 rule("aten.linear", equation="... i, o i, o -> ... o", work="... i o")
 rule("aten.mv", equation="o i, i -> o", work="o i")
@@ -15,7 +17,24 @@ rule("aten.outer", "aten.ger", equation="a, b -> a b", work="a b")
 rule("aten.mm", equation="a k, k b -> a b", work="a k b")
 rule("aten.bmm", equation="n a k, n k b -> n a b", work="n a k b")
 rule("aten.bilinear", equation="... i, ... j, o i j, o -> ... o", work="... i j o")
-rule("aten.cdist", "aten._cdist_forward", equation="... a k, ... b k -> ... a b", work="... a b k")
+
+
+@rule("aten._grouped_mm", "transformers.grouped_mm_fallback")
+def grouped_product(op: Op) -> None:
+    """Runs of rows of [rows, i] are multiplied each with a matrix of its own of [g, i, o]; `offs` [g] says where they end.
+
+    torch's kernel wants strides that are multiples of 16 bytes, which the operator shows only when it runs.
+    """
+    rows, matrices, *ends = op.inputs
+    if len(rows.shape) == 2 and len(matrices.shape) == 3 and len(ends) == 1:
+        op.relate("s! i, g~ i o, g~ -> s! o", work="s i o")
+        step = _BYTES_OF_A_ROW // rows.itemsize
+        if rows.shape[1] % step == 0:
+            reason = op.reason(f"torch multiplies groups only where rows are a multiple of {_BYTES_OF_A_ROW} bytes")
+            op.relations.steps.append(Step(rows.dim(1), step, reason))
+    else:
+        op.fix_all("which of its rows belong together is known at run time only")
+
 
 _ADDED = {
     "aten.addmm": ("a k, k b -> a b", "a k b"),
@@ -100,6 +119,19 @@ def kron(op: Op) -> None:
         op.relations.fold(op.output.dim(-d), parts)
 
 
+@rule("aten.cdist", "aten._cdist_forward")
+def pairs_of_distances(op: Op) -> None:
+    """A sum over the differences of two vectors: neither may have what the other lost."""
+    op.relate("... a k, ... b k -> ... a b", work="... a b k")
+    _each_alone(op, -1)
+
+
+def _each_alone(op: Op, along: int) -> None:
+    """Zeros in one operand aren't enough: both are summed by themselves too."""
+    for k, value in enumerate(op.inputs):
+        op.contract(value, along, product=k + 1)
+
+
 @rule("aten.cosine_similarity")
 def cosine_similarity(op: Op) -> None:
     """The products and both norms are sums over `dim`."""
@@ -109,6 +141,7 @@ def cosine_similarity(op: Op) -> None:
     terms = [" ".join(names[rank - len(value.shape) :]) for value in op.inputs]
     rest = [name for d, name in enumerate(names) if d != along]
     op.relate(f"{', '.join(terms)} -> {' '.join(rest)}")
+    _each_alone(op, along - rank)
 
 
 @rule("aten.scaled_dot_product_attention")

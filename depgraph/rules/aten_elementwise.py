@@ -6,7 +6,7 @@ from depgraph.graph import Value
 from depgraph.rules.registry import Op, aten, rule
 
 _SAME_PLACE = aten("""
-    alias bernoulli clone contiguous copy copy_ cpu detach dropout empty_like expand_as feature_dropout alpha_dropout
+    alias bernoulli clone contiguous copy copy_ cpu detach dropout empty_like feature_dropout alpha_dropout
     feature_alpha_dropout fill full_like lift lift_fresh lift_fresh_copy masked_fill native_dropout normal_ uniform_
     exponential_ ones_like rand_like randn_like randint_like zeros_like zero zero_ resolve_conj resolve_neg where
     broadcast_tensors rrelu nan_to_num to type_as _to_copy
@@ -19,12 +19,21 @@ _SAME_PLACE = aten("""
 """)
 
 
+_KEEPS_CONSTANT = frozenset(
+    ["aten.bitwise_not.default", "aten.logical_not.default", "aten.alias.default", "aten.detach.default"]
+    + [f"aten.to.{overload}" for overload in ("dtype", "device", "dtype_layout", "other")]
+)
+
+
 @rule(*_SAME_PLACE)
 def elementwise(op: Op) -> None:
     """Aligned from the right, with broadcasting; an operand that only lends its dtype is left out."""
     inputs = op.inputs[:1] if op.target in ("aten.type_as.default", "aten.to.other") else op.inputs
     for output in op.outputs:
         op.align_elementwise([*inputs, output])
+    if len(inputs) == 1 and op.target in _KEEPS_CONSTANT:
+        pairs = zip(inputs[0].dims, op.output.dims, strict=True)
+        op.relations.constant.update(b for a, b in pairs if a in op.relations.constant)
 
 
 @rule("aten.prelu", "aten._prelu_kernel")
@@ -34,6 +43,15 @@ def prelu(op: Op) -> None:
         op.relate("n c ..., c -> n c ...")
     else:
         op.align_elementwise([source, weight, op.output] if "kernel" in op.target else [source, op.output])
+
+
+@rule("aten.fake_quantize_per_tensor_affine", "aten.fake_quantize_per_channel_affine")
+def fake_quantize(op: Op) -> None:
+    """Rounded in its place; each channel may have its own scale."""
+    source = op["self"]
+    op.align_elementwise([source, op.output])
+    for value in op.inputs[1:] if "axis" in op.arguments else ():
+        op.relations.align(value.dim(0), source.dim(op["axis"]))
 
 
 @rule("aten.glu")

@@ -103,3 +103,51 @@ def split(op: Op) -> None:
         size = output.shape[along]
         op.relations.align_at(output.dim(along), np.arange(size), source.dim(along), np.arange(offset, offset + size))
         offset += size
+
+
+_ALONG = {"aten.hsplit": 1, "aten.vsplit": 0, "aten.dsplit": 2}
+
+
+@rule(*_ALONG)
+def split_along(op: Op) -> None:
+    """As `split`, along the given dim (the only one where there is just one)."""
+    rank = len(op.inputs[0].shape)
+    op.arguments["dim"] = min(_ALONG[op.target.rsplit(".", 1)[0]], rank - 1)
+    split(op)
+
+
+@rule("aten.block_diag")
+def block_diag(op: Op) -> None:
+    """Matrices down the diagonal: each is a run of both dims."""
+    if any(len(value.shape) != 2 for value in op.inputs):
+        op.fix_all("tensors of fewer dims are stacked")
+        return
+    for d in (0, 1):
+        offset = 0
+        for value in op.inputs:
+            size = value.shape[d]
+            there = np.arange(offset, offset + size)
+            op.relations.align_at(value.dim(d), np.arange(size), op.output.dim(d), there)
+            offset += size
+
+
+@rule("aten.pad_sequence")
+def pad_sequence(op: Op) -> None:
+    """Tensors [length, ...] of several lengths become one [n, length, ...] or [length, n, ...]."""
+    for value in op.inputs:
+        for d in range(1, len(value.shape)):
+            op.relations.align(value.dim(d), op.output.dim(d + 1))
+        op.fix(value, 0, "steps are counted along it")
+    for d in (0, 1):
+        op.fix(op.output, d, "sequences of several lengths are put side by side")
+
+
+@rule("aten._pack_padded_sequence", "aten._pad_packed_sequence")
+def packed(op: Op) -> None:
+    """[n, steps, ...] or [steps, n, ...] <-> [what is left of both, ...]."""
+    padded, flat = (op.inputs[0], op.output) if "_pack_" in op.target else (op.output, op.inputs[0])
+    for d in range(1, len(flat.shape)):
+        op.relations.align(flat.dim(d), padded.dim(d + 1))
+    for value, count in ((padded, 2), (flat, 1), *((v, 1) for v in (*op.inputs[1:], *op.outputs[1:]))):
+        for dim in value.dims[:count]:
+            op.relations.fix(dim, op.reason("it packs sequences of several lengths"))

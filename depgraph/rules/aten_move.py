@@ -80,9 +80,14 @@ def movedim(op: Op) -> None:
     permute_dims(op, [source[destination.index(d)] if d in destination else next(rest) for d in range(rank)])
 
 
-@rule("aten.expand", "aten.broadcast_to")
+@rule("aten.expand", "aten.broadcast_to", "aten.expand_as")
 def expand(op: Op) -> None:
-    op.align_elementwise([op.inputs[0], op.output])
+    """What is expanded from size 1 is the same at every index."""
+    op.align_elementwise([*op.inputs, op.output])
+    source, relations = op.inputs[0], op.relations
+    for d in range(1, len(op.output.shape) + 1):
+        if d > len(source.shape) or source.shape[-d] == 1 or source.dim(-d) in relations.constant:
+            relations.constant.add(op.output.dim(-d))
 
 
 @rule("aten.select", "aten.unbind")
@@ -157,7 +162,7 @@ def repeat_interleave(op: Op) -> None:
     """Each index stands `repeats` times in a row, [size, repeats] in one; without `dim`, of the flattened tensor."""
     source, output, along = op["self"], op.output, op.get("dim")
     if not isinstance(op.get("repeats"), int):
-        op.fix_all("how often an index is repeated is known at run time only")
+        _repeat_each(op, source, along)
         return
     repeats = op.relations.new_dim(op["repeats"])
     if along is None:
@@ -166,6 +171,17 @@ def repeat_interleave(op: Op) -> None:
         return
     op.align_beside(source, output, along)
     op.relations.fold(output.dim(along), [source.dim(along), repeats])
+
+
+def _repeat_each(op: Op, source: Value, along: int | None) -> None:
+    """Each index as often as a tensor says."""
+    if along is None:
+        op.fix_all("how often an index is repeated is known at run time only")
+        return
+    op.align_beside(source, op.output, along)
+    for value, d in ((source, along), (op.output, along), (op["repeats"], 0)):
+        if value.shape:
+            op.fix(value, d, "how often an index is repeated is known at run time only")
 
 
 @rule("aten.channel_shuffle", "aten.native_channel_shuffle")
@@ -188,3 +204,15 @@ def unfold(op: Op) -> None:
     op.align_beside(source, op.output, along)
     for value, d in ((source, along), (op.output, along), (op.output, -1)):
         op.fix(value, d, "windows slide along it")
+
+
+@rule("aten.rot90")
+def rotate(op: Op) -> None:
+    """Two dims change places and directions."""
+    source, turned = op.inputs[0], {d % len(op.output.shape) for d in op["dims"]}
+    for d in range(len(source.shape)):
+        if d not in turned:
+            op.relations.align(source.dim(d), op.output.dim(d))
+            continue
+        op.fix(source, d, "it is rotated")
+        op.fix(op.output, d, "it is rotated")

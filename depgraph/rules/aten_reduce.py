@@ -36,10 +36,11 @@ def total(op: Op) -> None:
 
 
 _STATISTICS = aten("""
-    all amax amin any logsumexp special_logsumexp linalg_vector_norm linalg_norm frobenius_norm
+    all _is_all_true _is_any_true amax amin any logsumexp special_logsumexp linalg_vector_norm linalg_norm frobenius_norm
     max mean nanmean median nanmedian min norm prod std std_mean var var_mean aminmax
 """)
-_NUMBERS_ITS_PICKS = {"aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.nanmedian.dim"}
+_NUMBERS_ITS_PICKS = {"aten.median.dim", "aten.nanmedian.dim"}
+_CHOOSES = {"aten.max.dim", "aten.min.dim"}
 
 
 @rule(*_STATISTICS)
@@ -55,11 +56,24 @@ def statistic(op: Op) -> None:
         _align_kept(op, reduced, output)
     for d in reduced:
         op.relations.mix(op.inputs[0].dim(d), f"{name} is taken over it")
+        if op.target in _CHOOSES:
+            op.choose(op.inputs[0], d, op.outputs[1], 1)
         if op.target in _NUMBERS_ITS_PICKS and 1 not in op.unread:
             op.fix(op.inputs[0], d, "its indices are what the operator returns")
 
 
-@rule("aten.argmax", "aten.argmin", "aten.kthvalue", "aten.mode")
+@rule("aten.argmax", "aten.argmin")
+def largest(op: Op) -> None:
+    """Which index has the extreme value; without a dim, the index counts through all of them."""
+    reduced = _given_dims(op, "dim")
+    if len(reduced) != 1:
+        position(op)
+        return
+    _align_kept(op, reduced, op.output)
+    op.choose(op.inputs[0], reduced[0], op.output, 1)
+
+
+@rule("aten.kthvalue", "aten.mode")
 def position(op: Op) -> None:
     reduced = _given_dims(op, "dim")
     for output in op.outputs:
@@ -86,7 +100,15 @@ def pairwise_distance(op: Op) -> None:
         op.relations.mix(value.dim(-1), "a distance is taken over it")
 
 
-_ORDERED = aten("cumsum cumprod cummax cummin logcumsumexp roll sort argsort")
+@rule("aten.cumsum")
+def running_total(op: Op) -> None:
+    """Zeros add nothing to what comes after them."""
+    op.align_elementwise([op.inputs[0], op.output])
+    if op.output.shape:
+        op.contract(op.inputs[0], op["dim"])
+
+
+_ORDERED = aten("cumprod cummax cummin logcumsumexp roll sort argsort")
 
 
 @rule(*_ORDERED)
@@ -133,10 +155,92 @@ def flip(op: Op) -> None:
 
 @rule("aten.topk")
 def selected(op: Op) -> None:
+    """What is left of `dim` is chosen among, as long as `k` indices are."""
+    if not op["self"].shape:
+        return
     for output in op.outputs:
         op.align_beside(op["self"], output, op["dim"])
         op.fix(output, op["dim"], "it counts the values picked")
-    op.fix(op["self"], op["dim"], "its indices are what the operator returns")
+    op.choose(op["self"], op["dim"], op.outputs[1], op["k"])
+
+
+@rule("aten.msort")
+def sorted_rows(op: Op) -> None:
+    op.align_elementwise([op.inputs[0], op.output])
+    if op.output.shape:
+        op.fix(op.output, 0, "the order of its indices matters")
+
+
+@rule("aten.quantile", "aten.nanquantile")
+def quantile(op: Op) -> None:
+    """Several quantiles make a further, first dim."""
+    source, wanted = op["self"], op["q"]
+    reduced = _given_dims(op, "dim")
+    first = len(wanted.shape) if isinstance(wanted, Value) else 0
+    kept = [d for d in range(len(source.shape)) if d not in reduced]
+    for place, d in enumerate(kept):
+        op.relations.align(source.dim(d), op.output.dim(first + (d if op["keepdim"] else place)))
+    for d in reduced:
+        op.relations.mix(source.dim(d), "a quantile is taken over it")
+    if first:
+        op.relations.align(wanted.dim(0), op.output.dim(0))
+
+
+@rule("aten.renorm")
+def renorm(op: Op) -> None:
+    """Each slice along `dim` is scaled by its own norm."""
+    source = op["self"]
+    op.align_elementwise([source, op.output])
+    for d in range(len(source.shape)):
+        if d != op["dim"] % len(source.shape):
+            op.relations.mix(source.dim(d), "a norm is taken over it")
+
+
+@rule("aten.trapezoid", "aten.trapz", "aten.cumulative_trapezoid")
+def trapezoid(op: Op) -> None:
+    """Neighbours along `dim` are added up, which goes unless it is cumulative."""
+    source = op["y"]
+    rank = len(source.shape)
+    along = op["dim"] % rank
+    shift = len(op.output.shape) == rank
+    for d in range(rank):
+        if d != along:
+            op.relations.align(source.dim(d), op.output.dim(d if shift or d < along else d - 1))
+    fixed = [(source, along)] + [(op.output, along)] * shift
+    if op.get("x") is not None:
+        op.align_elementwise([op["x"], source] if len(op["x"].shape) > 1 else [op["x"]])
+        fixed.append((op["x"], along if len(op["x"].shape) > 1 else 0))
+    for value, d in fixed:
+        op.fix(value, d, "neighbouring indices are added up")
+
+
+@rule("aten.gradient")
+def gradient(op: Op) -> None:
+    for output in op.outputs:
+        op.align_elementwise([op["self"], output])
+    for value in op.inputs[1:]:
+        for dim in value.dims:
+            op.relations.fix(dim, op.reason("it says how far neighbours are apart"))
+    for d in _given_dims(op, "dim"):
+        op.fix(op["self"], d, "neighbouring indices are subtracted")
+
+
+@rule("aten.segment_reduce")
+def segment_reduce(op: Op) -> None:
+    """Runs of rows are reduced, each to one."""
+    op.align_beside(op["data"], op.output, 0)
+    for value in (op["data"], op.output):
+        op.fix(value, 0, "runs of its indices are reduced")
+    for value in op.inputs[1:]:
+        for dim in value.dims:
+            op.relations.fix(dim, op.reason("it says which rows are reduced together"))
+
+
+@rule("aten.pdist", "aten._pdist_forward")
+def pairs_within(op: Op) -> None:
+    """The distances of all pairs of rows: zeros in both add nothing."""
+    op.relate("n! c -> p!")
+    op.contract(op.inputs[0], 1)
 
 
 @rule("aten.diff")

@@ -19,8 +19,12 @@ _RESIZED = aten("""
 @rule(*_RESIZED)
 def spatial(op: Op) -> None:
     """Channels and batch stay; the trailing spatial dims are resized."""
-    rank = next(int(c) for c in op.target if c in "123")
-    for value in [*op.inputs, *op.outputs]:
+    spatial_of(op, [*op.inputs, *op.outputs], next(int(c) for c in op.target if c in "123"))
+
+
+def spatial_of(op: Op, values: list[Value], rank: int) -> None:
+    """The last `rank` dims of each are space."""
+    for value in values:
         for d in range(1, len(value.shape) + 1):
             if d <= rank:
                 op.fix(value, -d, "it is a spatial dimension")
@@ -55,3 +59,40 @@ def _pixels(op: Op, deep: Value, wide: Value, factor: int) -> None:
         relations.align(deep.dim(-d), wide.dim(-d))
     for dim in (square, *deep.dims[-2:], *wide.dims[-2:]):
         relations.fix(dim, op.reason("channels become space and the other way round"))
+
+
+@rule("aten.fractional_max_pool2d", "aten.fractional_max_pool3d")
+def fractional_pool(op: Op) -> None:
+    """As other pools; where its windows lie is drawn for every channel, [n, c, rank]."""
+    spatial_of(op, [op["self"], *op.outputs], int(op.target.split("pool")[1][0]))
+    drawn, channels = op["random_samples"], op["self"].dims[: -int(op.target.split("pool")[1][0])]
+    op.fix(drawn, -1, "each of its indices is a spatial dimension")
+    for k, dim in enumerate(reversed(channels)):
+        op.relations.align(dim, drawn.dim(-2 - k))
+
+
+@rule("aten.affine_grid_generator")
+def affine_grid(op: Op) -> None:
+    """A map [n, rank, rank + 1] for each sample -> [n, space, rank]."""
+    op.relate(f"n a! b! -> n {'y! x!' if len(op.output.shape) == 4 else 'z! y! x!'} p!")
+
+
+@rule("aten.stft")
+def stft(op: Op) -> None:
+    """[n, samples] -> [n, frequencies, frames], and real and imaginary parts if it isn't complex."""
+    _spectrum(op, signal=op.inputs[0], spectrum=op.output)
+
+
+@rule("aten.istft")
+def istft(op: Op) -> None:
+    """[n, frequencies, frames] -> [n, samples]."""
+    _spectrum(op, signal=op.output, spectrum=op.inputs[0])
+
+
+def _spectrum(op: Op, signal: Value, spectrum: Value) -> None:
+    if len(signal.shape) == 2:
+        op.relations.align(signal.dim(0), spectrum.dim(0))
+    batch = len(signal.shape) - 1
+    window = [dim for value in op.inputs[1:] for dim in value.dims]
+    for dim in (*signal.dims[batch:], *spectrum.dims[batch:], *window):
+        op.relations.fix(dim, op.reason("a Fourier transform runs along it"))

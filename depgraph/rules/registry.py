@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from depgraph.graph import Contraction, Program, Reason, Relations, Value, Work
+from depgraph.graph import Contraction, Least, Program, Reason, Relations, Value, Work
 from depgraph.rules.equation import Term, Token, parse
 
 Rule = Callable[["Op"], None]
@@ -20,7 +20,8 @@ MARKED = "the rule of an operator fixes it"
 class Op:
     """One operator of a captured graph: its arguments by schema name (tensors as `Value`s) and its results.
 
-    `unread` are the positions of results that nothing reads.
+    `unread` are the positions of results that nothing reads, `followed` the names of inputs whose numbers are indices and
+    whose rule knows what becomes of them when their domain gets smaller (see `depgraph.rules.domains`).
     """
 
     name: str
@@ -31,6 +32,7 @@ class Op:
     where: str = ""
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     unread: frozenset[int] = frozenset()
+    followed: set[str] = field(default_factory=set)
 
     @property
     def relations(self) -> Relations:
@@ -78,9 +80,29 @@ class Op:
             if d != along % len(a.shape):
                 self.relations.align(a.dim(d), b.dim(d))
 
-    def contract(self, operand: Value, dim: int) -> None:
-        """This operator sums `operand` over dimension `dim`."""
-        self.relations.contractions.append(Contraction(self.name, operand.name, dim % len(operand.shape)))
+    def choose(self, source: Value, dim: int, picks: Value, count: int) -> None:
+        """The numbers in `picks` are indices of `dim`, chosen by what is in `source`: `count` of them at once."""
+        chosen = source.dim(dim)
+        self.relations.mix(chosen, f"{self.target.split('.')[1]} chooses among its indices")
+        self.relations.least.append(Least(chosen, count, self.reason(f"{count} of its indices are chosen")))
+        picks.domain = chosen
+
+    def point(self, source: Value, dim: int, index: Value | None, why: str = "") -> None:
+        """The numbers in `index` are indices of `dim`, which is fixed unless they were chosen among a dim of this size.
+
+        `why` says in plain words what fixes it, where there is more to say than that an index points into it.
+        """
+        domain = None if index is None else index.domain
+        if index is not None and domain is not None and self.relations.sizes[domain] == source.shape[dim]:
+            self.relations.align(source.dim(dim), domain)
+            self.followed.add(index.name)
+        else:
+            reason = self.reason("an index tensor points into it", why)
+            self.relations.fix(source.dim(dim), replace(reason, lift=f"index {self.name}"))
+
+    def contract(self, operand: Value, dim: int, product: int = 0) -> None:
+        """This operator sums `operand` over dimension `dim`, in the `product`-th of the products that it takes."""
+        self.relations.contractions.append(Contraction(self.name, operand.name, dim % len(operand.shape), product))
 
     def relate(self, equation: str, *inputs: Value | None, work: str = "", why: str = "", **sizes: int) -> None:
         """State an axis equation over `inputs` (the operator's tensors by default; None skips a term) and its outputs.
@@ -107,10 +129,11 @@ class _Relating:
             self._plain(term, value)
         for term, value in bound:
             self._brackets(term, value)
+        products = sorted(equation.contracted)
         for term, value in operands:
             for token, dim in _spread(term, value):
-                if set(token.letters) & equation.contracted:
-                    self.op.contract(value, dim - value.first)
+                for letter in sorted(set(token.letters) & equation.contracted)[:1]:
+                    self.op.contract(value, dim - value.first, products.index(letter))
         if work:
             dims = [self.letters[w] for w in work.split() if w != "..."] + (self.run_dims if "..." in work else [])
             self.op.relations.work.append(Work(self.op.name, tuple(dims)))
@@ -191,19 +214,24 @@ def _tensors(argument: Any) -> list[Value]:
 
 
 def rule(*targets: str, equation: str = "", work: str = "") -> Callable[[Rule], Rule]:
-    """Register a rule for the operators `targets` (such as ``aten.linear.default``); overloads may be left out.
+    """A row of the library's own table: a rule for `targets` (such as ``aten.linear``); overloads may be left out.
 
-    With `equation` the decorated function isn't needed: ``rule("my.op", equation="n c -> n c")`` registers at once.
+    With `equation` the decorated function isn't needed. Users' rules are checked by `depgraph.rules.custom`.
     """
 
-    def register(function: Rule) -> Rule:
-        for target in targets:
-            _TABLE[target] = function
+    def decorate(function: Rule) -> Rule:
+        register(targets, function)
         return function
 
     if equation:
-        register(lambda op: op.relate(equation, work=work))
-    return register
+        decorate(lambda op: op.relate(equation, work=work))
+    return decorate
+
+
+def register(targets: Iterable[str], function: Rule) -> None:
+    """Put a rule into the table, in the place of any that was there."""
+    for target in targets:
+        _TABLE[target] = function
 
 
 def aten(names: str) -> list[str]:

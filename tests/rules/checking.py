@@ -205,7 +205,7 @@ def _narrowed(tensor: torch.Tensor, value: Value, kept: Kept) -> torch.Tensor:
 
 
 def _poisoned(tried: Tried, tensor: torch.Tensor, value: Value, kept: Kept) -> torch.Tensor:
-    """NaN at the removed indices; zeros instead along the dims that the operator sums."""
+    """The sample's poison, NaN by default, at the removed indices; zeros instead along the dims that the operator sums."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
     summed = {c.dim for c in tried.program.relations.contractions if c.operand == value.name}
@@ -214,7 +214,7 @@ def _poisoned(tried: Tried, tensor: torch.Tensor, value: Value, kept: Kept) -> t
             indices = kept.of(value, d)
             if indices is not None and (d in summed) is zeroed:
                 gone = np.setdiff1d(np.arange(value.shape[d]), indices)
-                tensor = tensor.index_fill(d, torch.from_numpy(gone), 0.0 if zeroed else float("nan"))
+                tensor = tensor.index_fill(d, torch.from_numpy(gone), 0.0 if zeroed else tried.sample.poison)
     return tensor
 
 
@@ -233,6 +233,10 @@ def check_exchange(tried: Tried, axis: Axis) -> None:
             orders[value.name, d] = torch.from_numpy(order)
 
     def exchanged(tensor: torch.Tensor, value: Value) -> torch.Tensor:
+        labels = None if value.domain is None else axis.labels.get(int(tried.classes.of_dim[value.domain]))
+        if labels is not None:  # numbers that are indices of the axis: the two change places among them too
+            first, last = np.flatnonzero(labels == a)[0], np.flatnonzero(labels == b)[0]
+            tensor = torch.where(tensor == first, last, torch.where(tensor == last, first, tensor))
         for d in range(tensor.ndim):
             if (value.name, d) in orders:
                 tensor = tensor.index_select(d, orders[value.name, d])

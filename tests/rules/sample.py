@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 import torch
 
-Fill = Literal["normal", "positive", "share", "complex", "bool", "int"]
+Fill = Literal["normal", "positive", "share", "complex", "bool", "int", "twos", "twos32", "threes"]
+
+_SAME = {"twos": (2, torch.int64), "twos32": (2, torch.int32), "threes": (3, torch.int64)}
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class T:
     def make(self) -> torch.Tensor:
         if self.fill == "bool":
             return torch.arange(self.numel).reshape(self.shape) % 3 != 1
+        if self.fill in _SAME:
+            number, dtype = _SAME[self.fill]
+            return torch.full(self.shape, number, dtype=dtype)
         if self.fill == "int":
             return (torch.arange(self.numel) * 5 + 1).reshape(self.shape) % self.high
         if self.fill == "complex":
@@ -82,7 +87,8 @@ class Sample:
 
     `tied` gives, for dims whose indices can't all be told apart, how many can: ``out.1:4``. `cut` gives the arguments
     that change with kept sizes where the graph form (`depgraph.cutting.rewriting`) isn't what computes them; `gap` says
-    what is still missing elsewhere for the sample to pass.
+    what is still missing elsewhere for the sample to pass. `poison` is what removed indices hold (no NaN where the
+    operator multiplies what it made of them with zeros).
     """
 
     target: str
@@ -92,6 +98,7 @@ class Sample:
     mixed: str = ""
     tied: str = ""
     gap: str = ""
+    poison: float = float("nan")
     cut: Callable[[Callable[[str], tuple[int, ...]]], dict[str, Any]] | None = None
 
     @property
@@ -109,5 +116,5 @@ class Sample:
 
 def sample(target: str, *args: Any, **more: Any) -> Sample:
     """A sample; keywords that aren't fields of `Sample` are the operator's own."""
-    own = {name: more.pop(name) for name in ("fixed", "mixed", "tied", "gap", "cut") if name in more}
+    own = {name: more.pop(name) for name in ("fixed", "mixed", "tied", "gap", "poison", "cut") if name in more}
     return Sample(f"aten.{target}", args, more, **own)

@@ -124,3 +124,8 @@ SAMPLES = [
     sample("dist", t(3, 4), t(4), mixed="self.0 self.1 other.0"),
     sample("sum", pos(3, 4)),
 ]  # fmt: skip
+
+UNSAMPLED = {
+    "aten._grouped_mm": "it takes single precision at most; tests/test_experts.py runs it",
+    "transformers.grouped_mm_fallback": "the same, where torch has no kernel for it",
+}

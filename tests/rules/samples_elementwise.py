@@ -118,9 +118,11 @@ SAMPLES = [
     sample("new_zeros", t(5), [3, 4]),
     sample("new_ones", t(5), [3, 4]),
     sample("new_full", t(5), [3, 4], 2.0),
+    sample("fake_quantize_per_tensor_affine", t(3, 4), 0.1, 0, -128, 127),
 ]  # fmt: skip
 
 UNSAMPLED = {
+    "aten.fake_quantize_per_channel_affine": "its scales are of single precision only",
     **{f"aten.{name}": _RANDOM for name in
        words("bernoulli normal_ uniform_ exponential_ rand_like randn_like randint_like rand randn randint randperm")},
     **{f"aten.{name}": "its values are whatever was in memory" for name in

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.rules.sample import bools, ints, sample, t
+from tests.rules.sample import bools, ints, sample, t, words
 
 _BAGS = "weight.0 indices.0 offsets.0 out0.0 out1.0 out2.0 out3.0"
 _ROWS = "self.1 index.0 source.1 out.1"
@@ -47,12 +47,26 @@ SAMPLES = [
     sample("scatter.value", t(3, 5), 1, ints(5, 3, 2), 1.0, fixed="self.1 index.1 out.1"),
     sample("scatter_add", t(3, 5), 1, ints(5, 3, 2), t(3, 2), fixed="self.1 index.1 src.1 out.1"),
     sample("scatter_reduce.two", t(3, 5), 1, ints(5, 3, 2), t(3, 2), "sum", fixed="self.1 index.1 src.1 out.1"),
-    sample("index_put", t(3, 5), [ints(3, 2)], t(2, 5), fixed="*"),
-    sample("index_put_", t(3, 5), [ints(3, 2)], t(2, 5), fixed="*"),
-    sample("_unsafe_index_put", t(3, 5), [ints(3, 2)], t(2, 5), fixed="*"),
+    *(sample(name, t(3, 5), [ints(3, 2)], t(2, 5), fixed="self.0 indices0.0 values.0 out.0")
+      for name in words("index_put index_put_ _unsafe_index_put")),
+    sample("index_put", t(3, 5), [ints(3, 2)], t(5), fixed="self.0 indices0.0 out.0"),
+    sample("index_put", t(3, 5), [ints(3, 2)], t(2, 1), fixed="self.0 indices0.0 values.0 out.0"),
+    sample("index_put", t(3, 5, 4), [None, ints(5, 2)], t(3, 2, 4), fixed="self.1 indices1.0 values.1 out.1"),
+    sample("index_put", t(3, 5, 4), [None, ints(5, 2)], t(), True, fixed="self.1 indices1.0 out.1"),
+    sample("index_put", t(3, 5, 4, 6), [None, ints(5, 2), None, ints(6, 2)], t(2, 3, 4),
+           fixed="self.1 self.3 indices1.0 indices3.0 values.0 out.1 out.3"),
+    sample("index_put", t(3, 5, 4), [ints(3, 2), ints(5, 2)], t(2, 4), True,
+           fixed="self.0 self.1 indices0.0 indices1.0 values.0 out.0 out.1"),
+    sample("index_put", t(3, 5, 4), [bools(3, 5)], t(4), fixed="self.0 self.1 indices0.0 indices0.1 out.0 out.1"),
+    sample("index_put", t(3, 5, 4), [None, bools(5)], t(3, 3, 4),
+           fixed="self.1 indices1.0 values.1 out.1"),
+    sample("masked_scatter", t(3, 5), bools(3, 1), t(3, 5), fixed="self.0 mask.0 source.0 out.0"),
+    sample("masked_scatter", t(2, 3, 5), bools(2, 3, 1), t(7, 5),
+           fixed="self.0 self.1 mask.0 mask.1 source.0 out.0 out.1"),
+    sample("masked_scatter", t(3, 5), bools(3, 1), t(15), fixed="*"),
     sample("masked_scatter", t(3, 5), bools(3, 5), t(15), fixed="*"),
     sample("put", t(3, 5), ints(15, 2), t(2), fixed="*"),
-    sample("one_hot", ints(4, 3), 4, fixed="*"),
+    sample("one_hot", ints(4, 2, 3), 4, fixed="out.2"),
     sample("bincount", ints(4, 5), fixed="*"),
     sample("nonzero", bools(3, 4), fixed="*"),
     sample("nonzero_numpy", bools(3, 4), fixed="*"),
@@ -62,10 +76,12 @@ SAMPLES = [
     sample("unique_consecutive", ints(4, 5), fixed="*"),
     sample("unique_dim", ints(4, 5, 2), 0, fixed="*"),
     sample("_unique2", ints(4, 5), fixed="*"),
-    sample("searchsorted.Tensor", t(5), t(3, 4), fixed="*"),
-    sample("take", t(3, 4), ints(12, 5), fixed="*"),
+    sample("searchsorted.Tensor", t(5), t(3, 4), fixed="sorted_sequence.0"),
+    sample("searchsorted.Tensor", t(3, 5), t(3, 4), fixed="sorted_sequence.1"),
+    sample("take", t(3, 4), ints(12, 2, 5), fixed="self.0 self.1"),
     sample("masked_select", t(3, 4), bools(3, 4), fixed="*"),
     sample("repeat_interleave.Tensor", ints(4, 3), fixed="*"),
+    sample("embedding_renorm_", t(5, 4), ints(5, 3), 0.5, 2.0, fixed="self.0 indices.0 out.0", mixed="self.1 out.1"),
 ]  # fmt: skip
 
 UNSAMPLED = {"aten.multinomial": "its values are drawn at random; all its dims are fixed"}

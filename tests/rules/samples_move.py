@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.rules.sample import cplx, ints, sample, t, words
+from tests.rules.sample import T, cplx, ints, sample, t, words
 
 _VIEWS = words("view reshape _unsafe_view")
 _PADS = ("reflection", "replication")
@@ -86,7 +86,8 @@ SAMPLES = [
     sample("repeat_interleave.self_int", t(3, 4), 2, 1),
     sample("repeat_interleave.self_int", t(3, 4), 2, -2),
     sample("repeat_interleave.self_int", t(3, 4), 2, tied="out.0:12"),
-    sample("repeat_interleave.self_Tensor", t(3, 4), ints(3, 4), 1, fixed="*"),
+    sample("repeat_interleave.self_Tensor", t(3, 4), ints(3, 4), 1, fixed="self.1 repeats.0 out.1"),
+    sample("repeat_interleave.self_Tensor", t(3, 4), ints(3, 12), fixed="*"),
     sample("channel_shuffle", t(2, 6, 4), 3),
     sample("native_channel_shuffle", t(2, 6, 4, 4), 2),
     sample("unfold", t(2, 3, 6), 2, 3, 2, fixed="self.2 out.2 out.3"),
@@ -127,4 +128,17 @@ SAMPLES = [
     sample("unsafe_split.Tensor", t(2, 6), 3, 1),
     sample("unsafe_chunk", t(2, 6), 3, 1),
     sample("unsafe_split_with_sizes", t(2, 6), [2, 4], 1),
+    sample("rot90", t(3, 4, 2), 1, [0, 1], fixed="self.0 self.1 out.0 out.1"),
+    sample("rot90", t(3, 4, 2), 2, [1, 2], fixed="self.1 self.2 out.1 out.2"),
+    sample("hsplit.int", t(2, 6, 2), 3),
+    sample("hsplit.int", t(6), 3),
+    sample("vsplit.int", t(6, 2), 3),
+    sample("dsplit.array", t(2, 3, 5), [2, 3]),
+    sample("block_diag", [t(3, 3), t(2, 4)]),
+    sample("block_diag", [t(3), t(2, 4)], fixed="*"),
+    sample("pad_sequence", [t(3, 2), t(5, 2)], True, fixed="sequences0.0 sequences1.0 out.0 out.1"),
+    sample("_pack_padded_sequence", t(4, 3, 2), T((3,), "twos"), False,
+           fixed="input.0 input.1 lengths.0 out0.0 out1.0"),
+    sample("_pad_packed_sequence", t(6, 4), T((2,), "threes"), True, 0.0, 2,
+           fixed="data.0 batch_sizes.0 out0.0 out0.1 out1.0"),
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.rules.sample import bools, pos, sample, t, words
+from tests.rules.sample import T, bools, pos, sample, share, t, words
 
 _ONE_DIM = {
     "amax": ([1],),
@@ -44,25 +44,26 @@ SAMPLES = [
     sample("aminmax", t(3, 4), dim=1, mixed="self.1"),
     sample("any.dim", bools(3, 4), 1, mixed="self.1"),
     sample("all.dims", bools(3, 4), [1], mixed="self.1"),
-    sample("max.dim", t(2, 3, 4), 1, fixed="self.1"),
-    sample("min.dim", t(2, 3, 4), -1, True, fixed="self.2"),
+    sample("max.dim", t(2, 3, 4), 1, mixed="self.1"),
+    sample("min.dim", t(2, 3, 4), -1, True, mixed="self.2"),
     sample("median.dim", t(2, 3, 4), 1, fixed="self.1"),
     sample("nanmedian.dim", t(2, 3, 4), 1, fixed="self.1"),
     sample("max.other", t(2, 1, 4), t(3, 1)),
     sample("min.other", t(2, 1, 4), t(3, 1)),
-    sample("argmax", t(2, 3, 4), 1, fixed="self.1"),
+    sample("argmax", t(2, 3, 4), 1, mixed="self.1"),
     sample("argmax", t(2, 3), fixed="*"),
-    sample("argmin", t(2, 3, 4), 1, True, fixed="self.1"),
+    sample("argmin", t(2, 3, 4), 1, True, mixed="self.1"),
     sample("kthvalue", t(2, 3, 4), 2, 1, fixed="self.1"),
     sample("kthvalue", t(2, 3, 4), 2, 1, True, fixed="self.1"),
     sample("mode", t(2, 3, 4), 1, fixed="self.1"),
-    sample("topk", t(2, 5, 4), 3, 1, fixed="self.1 out0.1 out1.1"),
+    sample("topk", t(2, 5, 4), 3, 1, fixed="out0.1 out1.1", mixed="self.1"),
     *(sample(name, t(2, 3, 4), 1, mixed="self.1 out.1") for name in
       ("softmax.int", "log_softmax.int", "_safe_softmax", "special_softmax", "special_log_softmax")),
     sample("softmax.int", t(2, 3, 4), -1, mixed="self.2 out.2"),
     sample("_softmax", t(2, 3, 4), 1, False, mixed="self.1 out.1"),
     sample("_log_softmax", t(2, 3, 4), 1, False, mixed="self.1 out.1"),
-    *(sample(name, t(2, 3, 4), 1, fixed=_FIRST) for name in ("cumsum", "cumprod", "logcumsumexp", "argsort")),
+    sample("cumsum", t(2, 3, 4), 1),
+    *(sample(name, t(2, 3, 4), 1, fixed=_FIRST) for name in ("cumprod", "logcumsumexp", "argsort")),
     *(sample(name, t(2, 3, 4), 1, fixed="self.1 out0.1 out1.1") for name in ("sort", "cummax", "cummin")),
     sample("roll", t(2, 3, 4), [1], [1], fixed=_FIRST),
     sample("roll", t(2, 3, 4), [1, 2], [1, -1], fixed="self.1 self.2 out.1 out.2"),
@@ -79,4 +80,18 @@ SAMPLES = [
     *(sample(f"fft_{name}", t(4, 3), fixed="*") for name in words("fftn ifftn rfftn irfftn fftshift ifftshift")),
     sample("fft_fftn", t(2, 4, 3), None, [1], fixed=_FIRST),
     sample("fft_fftn", t(2, 4, 3), [3], fixed="*"),
+    *(sample(name, bools(3, 4), mixed="self.0 self.1") for name in words("_is_all_true _is_any_true")),
+    sample("msort", t(3, 4), fixed="self.0 out.0"),
+    sample("renorm", t(3, 4, 2), 2, 0, 0.5, mixed="self.1 self.2 out.1 out.2"),
+    *(sample(f"{name}.scalar", t(3, 4), 0.5, 1, mixed="self.1") for name in words("quantile nanquantile")),
+    sample("quantile.scalar", t(3, 4), 0.5, mixed="self.0 self.1"),
+    sample("quantile", t(3, 4), share(2), 0, True, mixed="self.0", poison=0.5),
+    *(sample(f"{name}.dx", t(3, 4, 2), dim=1, fixed="y.1") for name in words("trapezoid trapz")),
+    sample("cumulative_trapezoid.dx", t(3, 4, 2), dim=1, fixed="y.1 out.1"),
+    sample("trapezoid.x", t(3, 4), t(4), fixed="y.1 x.0"),
+    sample("trapezoid.x", t(3, 4), t(3, 4), dim=0, fixed="y.0 x.0"),
+    sample("gradient.scalarint", t(3, 4), dim=1, fixed="self.1 out0.1"),
+    sample("gradient.scalarint", t(3, 4), fixed="*"),
+    *(sample(name, t(4, 3), fixed="self.0 out.0") for name in words("pdist _pdist_forward")),
+    sample("segment_reduce", t(4, 3), "sum", lengths=T((2,), "twos"), fixed="data.0 lengths.0 out.0"),
 ]  # fmt: skip

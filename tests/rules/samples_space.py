@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.rules.sample import ints, sample, t
+from tests.rules.sample import cplx, ints, pos, sample, share, t
 
 SAMPLES = [
     *(sample(name, t(2, 3, 8), *args, fixed="self.2 out.2") for name, args in {
@@ -41,4 +41,16 @@ SAMPLES = [
     sample("pixel_shuffle", t(2, 12, 3, 3), 2, fixed="self.2 self.3 out.2 out.3", tied="self.1:3"),
     sample("pixel_shuffle", t(12, 3, 3), 2, fixed="self.1 self.2 out.1 out.2", tied="self.0:3"),
     sample("pixel_unshuffle", t(2, 3, 4, 4), 2, fixed="self.2 self.3 out.2 out.3", tied="out.1:3"),
+    sample("fractional_max_pool2d", t(2, 3, 6, 6), [2, 2], [3, 3], share(2, 3, 2),
+           fixed="self.2 self.3 random_samples.2 out0.2 out0.3 out1.2 out1.3"),
+    sample("fractional_max_pool3d", t(3, 6, 6, 6), [2, 2, 2], [3, 3, 3], share(1, 3, 3),
+           fixed="self.1 self.2 self.3 random_samples.2 out0.1 out0.2 out0.3 out1.1 out1.2 out1.3"),
+    sample("affine_grid_generator", t(2, 2, 3), [2, 3, 4, 4], False, fixed="theta.1 theta.2 out.1 out.2 out.3",
+           cut=lambda shape: {"size": [shape("theta")[0], 3, 4, 4]}),
+    sample("affine_grid_generator", t(2, 3, 4), [2, 3, 4, 4, 4], False,
+           fixed="theta.1 theta.2 out.1 out.2 out.3 out.4",
+           cut=lambda shape: {"size": [shape("theta")[0], 3, 4, 4, 4]}),
+    sample("stft", t(2, 12), 4, 2, 4, pos(4), return_complex=True, fixed="self.1 window.0 out.1 out.2"),
+    sample("stft", t(12), 4, 2, 4, pos(4), return_complex=True, fixed="*"),
+    sample("istft", cplx(2, 3, 5), 4, 2, 4, pos(4), fixed="self.1 self.2 window.0 out.1"),
 ]  # fmt: skip

@@ -12,8 +12,10 @@ from tests.rules import (
     samples_elementwise,
     samples_index,
     samples_left_alone,
+    samples_matrix,
     samples_move,
     samples_norm,
+    samples_recurrent,
     samples_reduce,
     samples_space,
 )
@@ -25,8 +27,10 @@ _MODULES = (
     samples_elementwise,
     samples_index,
     samples_left_alone,
+    samples_matrix,
     samples_move,
     samples_norm,
+    samples_recurrent,
     samples_reduce,
     samples_space,
 )

@@ -295,6 +295,40 @@ DECODERS: dict[str, Builder] = {
     ),
 }
 
-FAMILIES = (VISION, ENCODERS, ENCODER_DECODERS, DECODERS)
+EXPERTS = {**FREE, **WORDS, "num_key_value_heads": 4, "num_experts_per_tok": 2}
+
+MIXTURES: dict[str, Builder] = {
+    "mixtral": build("MixtralForCausalLM", "MixtralConfig", three_texts, **EXPERTS, num_local_experts=6),
+    "gpt_oss": build(
+        "GptOssForCausalLM",
+        "GptOssConfig",
+        three_texts,
+        **EXPERTS,
+        num_local_experts=6,
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "deepseek_v3": build(  # two of three sets of four experts are chosen first
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        three_texts,
+        **{**WIDE, **WORDS},
+        num_key_value_heads=8,
+        n_routed_experts=12,
+        n_group=3,
+        topk_group=2,
+        num_experts_per_tok=2,
+        moe_intermediate_size=20,
+        n_shared_experts=1,
+        first_k_dense_replace=1,
+        kv_lora_rank=16,
+        q_lora_rank=20,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=12,
+        v_head_dim=10,
+    ),
+}
+
+FAMILIES = (VISION, ENCODERS, ENCODER_DECODERS, DECODERS, MIXTURES)
 
 ZOO: dict[str, Builder] = {name: seeded(name, make) for family in FAMILIES for name, make in family.items()}

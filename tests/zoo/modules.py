@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import convolutional as conv
+from . import recurrent as rec
 from . import sequential as seq
 from .example import Builder, Example, seeded
 
@@ -54,6 +55,10 @@ MAKERS: dict[str, Builder] = {
     "literal_sizes": on(seq.LiteralSizes, vector),
     "used_twice": on(seq.UsedTwice, sequence),
     "tied_weights": on(seq.TiedWeights, lambda: torch.randint(0, 101, (2, 7))),
+    "lstm_both_ways": on(lambda: rec.Tagger(nn.LSTM, num_layers=2, bidirectional=True), sequence),
+    "lstm_projected": on(lambda: rec.Tagger(nn.LSTM, proj_size=12), sequence),
+    "gru_encoder_decoder": on(rec.EncoderDecoder, sequence),
+    "lstm_cell": on(rec.Stepwise, sequence),
     "two_inputs": lambda: Example(seq.TwoInputs(), (vector(10),), {"sequence": sequence()}),
 }
 

@@ -32,7 +32,7 @@ model, inputs = Network().eval(), torch.randn(2, 8)
 graph = depgraph.trace(model, inputs)
 print("without a rule:", [(axis.name, int(axis.prunable.sum())) for axis in graph.axes], dict(graph.unknown))
 
-depgraph.rule("example.scaled_relu", equation="... c, c -> ... c")
+depgraph.rule("example::scaled_relu", "... c, c -> ... c")
 graph = depgraph.trace(model, inputs)
 print("with one:", [(axis.name, int(axis.prunable.sum())) for axis in graph.axes])
 print(graph.plan(importance.Magnitude(), depgraph.Target(params=0.5)).apply_with_report())

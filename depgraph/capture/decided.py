@@ -1,0 +1,167 @@
+"""The second way in: a forward captured on the real example inputs, where control flow or sizes follow from values.
+
+torch.export refuses such code. Here the forward runs on real tensors, every operator becomes a graph node as in `direct`,
+and what the code takes from values is written down as `Decisions`: numbers it asks for are plain numbers in the graph,
+indices that it finds are constants. The graph holds for the way that the example took; a model that is cut is checked by
+following the same decisions.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from depgraph.capture import proxies
+from depgraph.capture.deciding import Deciding, Decision, Decisions
+from depgraph.capture.exported import DirectProgram
+from depgraph.capture.frames import where
+from depgraph.capture.signature import Names
+from depgraph.capture.traced import Traced, Unusual, module_paths
+
+_aten = torch.ops.aten
+
+
+@dataclass
+class _RealTraced(Traced):
+    """As `Traced`, but every tensor stands for itself."""
+
+    def stand_in_for(self, value: Tensor) -> Tensor:
+        """The tensor itself."""
+        if value.is_meta:
+            raise Unusual("a tensor on the meta device has no values to decide by")
+        return value
+
+    def may_be_copy(self, tensor: Tensor) -> bool:
+        """Is it of the same layout as what was made from nothing in its storage?"""
+        original = self.from_nothing.get(proxies.storage_key(tensor))
+        return original is not None and (original.shape, original.stride()) == (tensor.shape, tensor.stride())
+
+
+class _Recorder(Deciding):
+    """Runs every operator and writes it into the graph; writes decisions down."""
+
+    def __init__(self, traced: _RealTraced) -> None:
+        super().__init__(traced)
+        self.traced = traced
+        self.decisions = Decisions()
+        self.decided_by: list[torch.fx.Node] = []
+        model = traced.names.model
+        self.parameters = {proxies.storage_key(parameter) for parameter in model.parameters()}
+
+    def write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A node for `func`, and what it makes."""
+        if not isinstance(func, torch._ops.OpOverload) or proxies.transforming():
+            raise Unusual(f"{func} is a higher-order operator, or runs under autocast or a transform")
+        if func is _aten.lift_fresh.default:
+            func = _aten.lift_fresh_copy.default
+        if func._schema.is_mutable and any(proxies.storage_key(t) in self.parameters for t in _written(func, args)):
+            raise Unusual(f"{func} writes to a parameter")
+        node = self._node(func, args, kwargs)
+        made = proxies.at_once(func, args, kwargs)
+        if isinstance(made, Tensor):
+            node.meta["val"] = _shape_of(made)
+            self._follow(made, node)
+            if any(a.name == "device" for a in func._schema.arguments):
+                self.traced.from_nothing[proxies.storage_key(made)] = made
+            return made
+        node.meta["val"] = [_shape_of(one) for one in made]
+        for position, one in enumerate(made):
+            item = self.traced.graph.call_function(operator.getitem, (node, position))
+            item.meta.update(val=node.meta["val"][position], nn_module_stack=node.meta["nn_module_stack"])
+            self._follow(one, item)
+        return made
+
+    def foreign(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A decision where it gives integers only."""
+        made = proxies.at_once(func, args, kwargs)
+        tensors = [t for t in pytree.tree_leaves(made) if isinstance(t, Tensor)]
+        if tensors and not any(t.is_floating_point() or t.is_complex() for t in tensors):
+            return self.decide(func, lambda: made)
+        return self.write(func, args, kwargs)
+
+    def notice(self, tensor: Tensor) -> None:
+        """Let the graph give it."""
+        self.decided_by.append(self.traced.nodes[id(self.traced.stand_in(tensor))])
+
+    def decide(self, func: Any, compute: Callable[[], Any]) -> Any:
+        """Write down what `compute` gives; tensors are constants of the graph."""
+        result = compute()
+        kept = pytree.tree_map_only(Tensor, lambda t: proxies.at_once(Tensor.clone, (t,), {}), result)
+        self.decisions.made.append(Decision(str(func), where(), kept))
+        for tensor in pytree.tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.traced.stand_in(tensor)
+        return result
+
+    def _node(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.fx.Node:
+        def node_for(item: Any) -> Any:
+            return self.traced.nodes[id(self.traced.stand_in(item))]
+
+        written, named = pytree.tree_map_only(Tensor, node_for, (args, kwargs))
+        graph = self.traced.graph
+        name = graph._target_to_str(func.overloadpacket.__name__)
+        node = graph.create_node("call_function", func, written, named, name)
+        node.meta.update(nn_module_stack=self.traced.stack[-1], place=where())
+        return node
+
+    def _follow(self, made: Tensor, node: torch.fx.Node) -> None:
+        self.traced.follow(made, node, made.device)
+
+
+def capture_decided(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DirectProgram:
+    """Capture `model`, which must not need gradients now, on the values of the example inputs.
+
+    After the outputs that its signature names, the graph gives the floating tensors that are decided by, in order. What the
+    forward writes to buffers, whole or through a view, is put back.
+
+    Raises:
+        Unusual: the model can't be captured like that; so it may with any other exception.
+    """
+    traced = _RealTraced(Names(model))
+    copies = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+    run_args, run_kwargs = traced.begin(*copies)
+    recorder = _Recorder(traced)
+    with proxies.exporting_flags(), module_paths(model, traced), _buffers_kept(model), recorder:
+        output = model(*run_args, **run_kwargs)
+    outputs = traced.leaves_of(output)
+    traced.graph.output((*outputs, *recorder.decided_by))
+    return traced.program(output, outputs, recorder.decisions)
+
+
+def _written(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors among positional arguments that the operator writes to."""
+    pairs = zip(func._schema.arguments, args, strict=False)
+    return [
+        tensor
+        for argument, value in pairs
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for tensor in pytree.tree_leaves(value)
+        if isinstance(tensor, Tensor)
+    ]
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """The storages of the model's buffers hold the same bytes afterwards."""
+    storages = {proxies.storage_key(buffer): buffer.untyped_storage() for buffer in model.buffers()}
+    before = {key: storage.clone() for key, storage in storages.items()}
+    try:
+        yield
+    finally:
+        for key, storage in storages.items():
+            storage.copy_(before[key])
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    """A tensor of the same layout without data."""
+    return proxies.at_once(
+        torch.empty_strided, (tensor.shape, tensor.stride()), {"dtype": tensor.dtype, "device": "meta"}
+    )

@@ -1,0 +1,201 @@
+"""Decisions: what a forward takes from the values of its tensors. They are made once, and taken again in the same order.
+
+A number that the code asks for, how many boxes pass a threshold, which entries are the largest: control flow and sizes
+follow from these. While a forward is captured they are written down; while another one is *following*, each is answered
+with what was written down, so that both take the same way and compute what can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from depgraph.capture import proxies
+from depgraph.capture.frames import where
+from depgraph.errors import CheckError
+
+_aten = torch.ops.aten
+_BY_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_COMPARISONS = frozenset(["gt", "lt", "ge", "le"])
+_INDICES = frozenset(["argsort", "argmax", "argmin", "multinomial", "searchsorted", "bucketize"])
+_CHOICES = frozenset(
+    [
+        _aten.topk.default,
+        _aten.sort.default,
+        _aten.sort.stable,
+        _aten.max.dim,
+        _aten.min.dim,
+        _aten.kthvalue.default,
+        _aten.median.dim,
+        _aten.nanmedian.dim,
+        _aten.mode.default,
+    ]
+)
+_TAKEN_APART = frozenset(
+    [
+        _aten.is_nonzero.default,
+        _aten.nonzero_numpy.default,
+        _aten.where.default,
+        _aten.argwhere.default,
+        _aten.one_hot.default,
+        _aten.repeat_interleave.self_Tensor,
+    ]
+)
+_TORCH = ("aten", "prims", "prim")
+
+
+class NotFollowed(CheckError):
+    """A forward asks for other decisions than the one that is followed."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an operator gave: a number, a tensor, or several."""
+
+    operator: str
+    where: str
+    result: Any
+
+
+@dataclass
+class Decisions:
+    """The decisions of one forward, in the order in which they were made."""
+
+    made: list[Decision] = field(default_factory=list)
+
+
+def at_places(decisions: Decisions) -> str:
+    """Where the code asks for values, as part of a sentence."""
+    places = list(dict.fromkeys(decision.where for decision in decisions.made if decision.where))
+    more = f" and {len(places) - 3} more places" if len(places) > 3 else ""
+    return f" at {', '.join(places[:3])}{more}" if places else ""
+
+
+class Deciding(proxies.OperatorMode):
+    """Sends every operator to `write`, and what depends on values to `decide` first."""
+
+    def write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator whose result has a size known beforehand."""
+        raise NotImplementedError
+
+    def decide(self, func: Any, compute: Callable[[], Any]) -> Any:
+        """The decision that `compute` makes."""
+        raise NotImplementedError
+
+    def notice(self, tensor: Tensor) -> None:
+        """A floating tensor by whose values something is decided, sooner or later."""
+        raise NotImplementedError
+
+    def foreign(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An operator from outside torch: one that gives integers decides, such as which boxes are left."""
+        raise NotImplementedError
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator."""
+        kwargs = kwargs or {}
+        name, tags = getattr(getattr(func, "overloadpacket", None), "__name__", ""), getattr(func, "tags", ())
+        if name in _COMPARISONS or name in _INDICES or not _BY_VALUES.isdisjoint(tags):
+            for tensor in (t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)):
+                if tensor.is_floating_point() and func is not _aten.index.Tensor:
+                    self.notice(tensor)
+        if func in (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default):
+            return self.write(func, (args[0], self._indices(func, args[1]), *args[2:]), kwargs)
+        if func is _aten.masked_select.default:
+            given, mask = proxies.at_once(torch.broadcast_tensors, args, {})
+            return self.write(_aten.index.Tensor, (given, self._indices(func, [mask])), {})
+        if func in _TAKEN_APART:
+            with self:
+                return func.decompose(*args, **kwargs)
+        if func in _CHOICES:
+            return self._choice(func, args, kwargs)
+        if getattr(func, "namespace", "aten") not in _TORCH:
+            return self.foreign(func, args, kwargs)
+        if not _BY_VALUES.isdisjoint(tags) or name in _INDICES:
+            return self.decide(func, lambda: proxies.at_once(func, args, kwargs))
+        return self.write(func, args, kwargs)
+
+    def _indices(self, func: Any, indices: Any) -> list[Any]:
+        """Masks among the indices of an operator as the positions where they are true."""
+        found: list[Any] = []
+        for index in indices:
+            if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
+                found += self.decide(func, partial(proxies.at_once, _positions, (index,), {}))
+            else:
+                found.append(index)
+        return found
+
+    def _choice(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Values by where they stand, so that only the positions are decided."""
+        named = _named(func, args, kwargs)
+        self.notice(named["self"])
+        given, dim, kept = named["self"], named.get("dim", -1), named.get("keepdim", True)
+        index = self.decide(func, lambda: proxies.at_once(func, args, kwargs)[1])
+        if given.ndim == 0:
+            return given, index
+        wide = index if kept else self.write(_aten.unsqueeze.default, (index, dim), {})
+        values = self.write(_aten.gather.default, (given, dim, wide), {})
+        return (values if kept else self.write(_aten.squeeze.dim, (values, dim), {})), index
+
+
+class _Following(Deciding):
+    """Decides as `decisions` say. `given` are the floating tensors that it was asked to decide by."""
+
+    def __init__(self, decisions: Decisions) -> None:
+        super().__init__(None)
+        self.left = list(reversed(decisions.made))
+        self.given: list[Tensor] = []
+
+    def write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run it."""
+        return proxies.at_once(func, args, kwargs)
+
+    def foreign(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Decided before, or run."""
+        decides = self.left and self.left[-1].operator == str(func)
+        return self.decide(func, lambda: None) if decides else self.write(func, args, kwargs)
+
+    def notice(self, tensor: Tensor) -> None:
+        """Remember it."""
+        self.given.append(tensor)
+
+    def decide(self, func: Any, compute: Callable[[], Any]) -> Any:
+        """What was decided before."""
+        if not self.left or self.left[-1].operator != str(func):
+            expected = self.left[-1].operator if self.left else "nothing"
+            raise NotFollowed(f"at {where()} {func} depends on values where the traced forward asks for {expected}")
+        return pytree.tree_map_only(Tensor, Tensor.clone, self.left.pop().result)
+
+
+@contextmanager
+def following(decisions: Decisions | None) -> Iterator[list[Tensor]]:
+    """Within, forwards decide as `decisions` say (without any, as their values say).
+
+    Gives the list of the floating tensors that are decided by, in order, which is complete in the end.
+
+    Raises NotFollowed where a forward asks for other decisions, or for fewer.
+    """
+    if decisions is None:
+        yield []
+        return
+    mode = _Following(decisions)
+    with mode:
+        yield mode.given
+    if mode.left:
+        raise NotFollowed(f"{mode.left[-1].operator} at {mode.left[-1].where} is not asked for any more")
+
+
+def _positions(mask: Tensor) -> tuple[Tensor, ...]:
+    return torch.nonzero(mask, as_tuple=True)
+
+
+def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    declared = func._schema.arguments
+    named = {a.name: a.default_value for a in declared if a.has_default_value()}
+    return {**named, **{a.name: given for a, given in zip(declared, args, strict=False)}, **kwargs}

@@ -1,0 +1,147 @@
+"""Models whose control flow or sizes depend on values: captured by the decisions of the example."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import depgraph
+import importance
+from depgraph.errors import CaptureError, CutError
+
+
+class Detector(nn.Module):
+    """A backbone, a head for scores and one for boxes; gives the best of what passes a threshold, or nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 24, 3, 2), nn.BatchNorm2d(24), nn.ReLU()
+        )
+        self.scores, self.boxes = nn.Conv2d(24, 1, 1), nn.Conv2d(24, 4, 1)
+        self.refine = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 4))
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        features = self.body(image)
+        scores, boxes = self.scores(features).flatten(), self.boxes(features)[0].flatten(1).T
+        rows = features[0].flatten(1).T
+        passed = torch.where(scores > scores.median())[0]
+        best, order = scores[passed].sort(descending=True)
+        chosen = passed[order[: max(1, int(passed.numel() * 0.5))]]
+        if best.numel() and best[0].item() > 1e6:
+            chosen = chosen[:1]
+        picked = torch.masked_select(scores, scores > best.mean())
+        return {"boxes": boxes[chosen] + self.refine(rows[chosen]), "scores": best, "picked": picked}
+
+
+class Experts(nn.Module):
+    """Each token goes to one expert: loops over those that are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.router = nn.Linear(6, 12), nn.Linear(12, 4)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 12)) for _ in range(4))
+        self.after = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        chosen, total = self.router(x).argmax(-1), torch.zeros_like(x)
+        for number in chosen.unique().tolist():
+            tokens = torch.nonzero(chosen == number).squeeze(1)
+            total.index_add_(0, tokens, self.experts[number](x[tokens]))
+        return self.after(x + total)
+
+
+class Masked(nn.Module):
+    """Writes what each expert makes of its tokens where a mask says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.router, self.after = nn.Linear(6, 12), nn.Linear(12, 3), nn.Linear(12, 5)
+        self.experts = nn.ModuleList(nn.Linear(12, 12) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        weights, chosen = self.router(x).softmax(-1).topk(1)
+        made = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            mask = (chosen == number).any(-1)
+            if mask.any():
+                made[mask] = expert(x[mask]) * weights[mask]
+        return self.after(made)
+
+
+def pruned(model: nn.Module, inputs: Tensor) -> tuple[depgraph.DependencyGraph, depgraph.CutReport]:
+    graph = depgraph.trace(model, inputs)
+    return graph, graph.plan(importance.Magnitude(), depgraph.Target(params=0.7)).apply_with_report()
+
+
+@pytest.mark.parametrize("model", [Detector, Experts, Masked])
+def test_what_depends_on_values_is_cut_checked_and_said(model: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    net, inputs = model().eval(), torch.randn(1, 3, 32, 32) if model is Detector else torch.randn(9, 6)
+    graph, report = pruned(net, inputs)
+    assert report.form == "module"
+    assert report.check.error <= report.check.tolerance < report.check.sensitivity
+    assert any("as the code depends on values at tests/test_decisions.py:" in note for note in report.notes)
+    report.model(torch.randn(1, 3, 40, 40) if model is Detector else torch.randn(40, 6))
+
+
+def test_experts_that_the_example_passed_by_are_cut_like_the_others() -> None:
+    torch.manual_seed(0)
+    net = Experts().eval()
+    _, report = pruned(net, torch.randn(1, 6))  # one token: three experts have nothing to do
+    for _ in range(4):
+        report.model(torch.randn(50, 6))
+    widths = {expert[2].out_features for expert in report.model.experts}
+    assert widths == {report.model.before.out_features}
+    assert report.model.before.out_features < 12
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer and keeps a row of what it saw last, each through a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 4)
+        self.calls: Tensor
+        self.seen: Tensor
+        self.register_buffer("calls", torch.zeros(3))
+        self.register_buffer("seen", torch.zeros(2, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls[:1] += 1
+        hidden = self.first(x).relu()
+        self.seen[0].copy_(hidden[0])
+        return self.last(hidden * 2 if hidden.sum() > 0 else hidden)
+
+
+def test_buffers_that_the_forward_writes_are_as_they_were() -> None:
+    net = Counting().eval()
+    _, report = pruned(net, torch.randn(2, 4))
+    for model in (net, report.model):
+        assert not model.calls.any()
+        assert not model.seen.any()
+    assert report.model.seen.shape[1] == report.model.last.in_features < 16
+
+
+def test_a_wrong_cut_is_seen() -> None:
+    net, inputs = Detector().eval(), torch.randn(1, 3, 32, 32)
+    graph = depgraph.trace(net, inputs)
+    plan = graph.cut_plan({"body.0.weight:0": [0, 1, 2]})
+    smaller = plan.apply()
+    with torch.no_grad():
+        smaller.body[2].weight.add_(0.1)
+    from depgraph.cutting.verifying import Verifier
+
+    with pytest.raises(depgraph.errors.CheckError, match="differs from the zeroed original"):
+        Verifier(plan).check(smaller)
+
+
+def test_there_is_no_graph_form_and_no_way_without_values() -> None:
+    net, inputs = Detector().eval(), torch.randn(1, 3, 32, 32)
+    with pytest.raises(CutError, match="no graph form, as its code depends on values at tests/test_decisions"):
+        depgraph.trace(net, inputs).cut_plan({"body.0.weight:0": [0]}).apply(form="graph")
+    with pytest.raises(CaptureError, match="depends on the values of a tensor"):
+        depgraph.trace(net.to("meta"), inputs.to("meta"))
