@@ -47,7 +47,8 @@ def print_axes(found: Inspection, out: Console) -> None:
     if graph.axes:
         out.print(axes_table(found))
         out.print(
-            "\nshares are of parameters / MACs, for each of the axes alike (x); one group always stays", style="dim"
+            "\nshares are of parameters / MACs, for each of the axes alike (x); one group always stays, or what is chosen at a time",
+            style="dim",
         )
     if found.fixed:
         out.print()

@@ -78,6 +78,25 @@ def _shared(use: _Use) -> str:
     return _remarks(shared, _at_a_time(use, layers[:1]))
 
 
+def _chosen(use: _Use) -> Description | None:
+    """What a router chooses among: its outputs, and stacked weights or rows of a table that they stand for."""
+    relations, reached = use.anatomy.program.relations, use.axis.labels.keys()
+    counts = [least.count for least in relations.least if use.anatomy.class_of(least.dim) in reached]
+    held = {y: d for y in use.anatomy.layers for d in y.places if use.anatomy.class_of(d) in reached}
+    if not counts or not held:
+        return None
+    noun = "experts" if any(layer.beside for layer in held) else "entries"
+    role, note = _kind_of_choices(noun, use.labels(next(iter(held.values()))), max(counts))
+    return Description(role, common(layer.name for layer in (*use.writers, *held)), note)
+
+
+def _kind_of_choices(noun: str, groups: np.ndarray | None, count: int) -> tuple[str, str]:
+    share = _share(groups)
+    if groups is None or share == 1:
+        return noun, f"{count} chosen at a time"
+    return (f"groups of {noun}", f"{share} each") if (np.diff(groups) >= 0).all() else (f"{noun} of every group", "")
+
+
 def _heads(use: _Use) -> Description | None:
     sites = [
         (a, dim, groups) for a in use.anatomy.attentions for dim in a.lead if (groups := _groups(use, dim)) is not None
@@ -137,6 +156,20 @@ def _remarks(*parts: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def _hidden(use: _Use) -> Description | None:
+    """The units of recurrent layers, which make them and read them again, unless they are projected in between."""
+    made = [layer for layer in use.writers if layer.recurs]
+    read = [layer for layer in use.readers if layer.recurs]
+    if not made:
+        return None
+    modules = list(dict.fromkeys(layer.target.rpartition(".")[0] for layer in made))
+    several = f"shared by {len(modules)} recurrent modules" if len(modules) > 1 else ""
+    if set(made) & set(read):
+        return Description("hidden units", common(modules), several)
+    role = "units of the memory, before their projection," if len(made) > len(read) else "projected states"
+    return Description(role, common(modules), several)
+
+
 def _grouped(use: _Use) -> Description | None:
     """The groups of a grouped convolution, or the channels in each of its groups."""
     sides = [(layer, layer.out, "output") for layer in use.writers] + [(y, y.into, "input") for y in use.readers]
@@ -183,8 +216,10 @@ def _held(use: _Use) -> Description:
 
 _ROLES: tuple[Callable[[_Use], Description | None], ...] = (
     _stream,
+    _chosen,
     _heads,
     _head_width,
+    _hidden,
     _grouped,
     _made,
     _read,

@@ -66,6 +66,11 @@ class Reason:
     def __str__(self) -> str:
         return self.text
 
+    @property
+    def free(self) -> str:
+        """The lift where users may name it; numbers that point into a dim are lifted by what translates them, a vocabulary."""
+        return self.lift if self.lift.startswith("output ") else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Alignment:

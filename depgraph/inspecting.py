@@ -25,8 +25,11 @@ HEADINGS = {
     "the model's inputs have this size": "inputs: what the model is fed has this size",
     "the model's outputs have this size": "outputs: who calls the model counts on their size",
     "windows slide along it": "kernels and windows: their size is what the operator does",
-    "its rows are looked up by number": "tables looked up by number: a vocabulary, positions",
+    "the model gives back its indices as numbers": "outputs: the model gives back numbers of its indices",
+    "its rows are looked up by number": "tables looked up by number: positions, or a vocabulary, which graph.vocabulary.keep trims",
     "an index tensor points into it": "picked by index: numbers in a tensor point into it",
+    "what is done with its indices counts them": "chosen by number: the code does more with the numbers than look up",
+    "the rule of an operator fixes it": "marked: the rule of an operator says that it can't be narrowed",
     "single indices of it are picked": "picked by index: the code takes single positions of it",
     "no rule knows what this operator does with it": "operators without a rule: what they do isn't known",
     "its indices are what the operator returns": _BY_DATA,
@@ -123,7 +126,7 @@ class Inspection:
     def why(self, dim: int) -> str:
         """Why no axis reaches a dim, in plain words."""
         reason = why_fixed(self.graph.classes, self.anatomy.class_of(dim), np.arange(self.anatomy.size(dim)))
-        return _heading(reason.why or reason.text, reason.lift)
+        return _heading(reason.why or reason.text, reason.free)
 
     def _family(self, axes: list[Axis]) -> Family:
         said = [str(self.descriptions[axis.name]) for axis in axes]

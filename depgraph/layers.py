@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
 
 _FAR = 16  # operators between a softmax and the products before and after it
+_LOOKUPS = ("index", "unsafe_index", "index_select", "gather", "embedding")
 _COPIES = ("to", "to_copy", "clone", "contiguous", "detach", "alias", "dropout")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight where it is used. `out` and `into` are ids of dims (None where it has no such side), MACs those of the operator."""
+    """A weight where it is used. `out` and `into` are ids of dims (None where it has no such side), `beside` its other dims.
+
+    MACs are the operator's, or the weight's share of them where the operator takes several weights one by one.
+    """
 
     name: str
     target: str
@@ -36,10 +40,21 @@ class Layer:
     params: int
     macs: int
     groups: int = 1
+    beside: tuple[int, ...] = ()
 
     @property
     def convolves(self) -> bool:
         return "conv" in self.op
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Dims along which whole weights are stacked or rows looked up."""
+        looked_up = () if self.into is None or self.op not in _LOOKUPS else (self.into,)
+        return (*self.beside, *looked_up)
+
+    @property
+    def recurs(self) -> bool:
+        return self.op.partition("_")[0] in ("lstm", "gru", "rnn")
 
 
 @dataclass(frozen=True)
@@ -77,10 +92,11 @@ class Anatomy:
         self._contracted: dict[str, list[tuple[str, int]]] = defaultdict(list)
         for c in self.program.relations.contractions:
             self._contracted[c.op].append((c.operand, c.dim))
-        self._macs: dict[str, int] = defaultdict(int)
+        self._work: dict[str, list[tuple[int, ...]]] = defaultdict(list)
         for work in self.program.relations.work:
-            self._macs[work.op] += prod(self.program.relations.sizes[d] for d in work.dims)
+            self._work[work.op].append(work.dims)
         self._parameters = {v.target: v for v in self.program.values.values() if v.kind == "parameter" and v.target}
+        self._order = {target: k for k, target in enumerate(self._parameters)}
         self._owned: dict[str, int] = defaultdict(int)
         for target, parameter in graph.model.named_parameters(remove_duplicate=False):
             self._owned[target.rpartition(".")[0]] += parameter.dim() > 1
@@ -120,7 +136,7 @@ class Anatomy:
             self._static[node] = held
             return
         known = {layer.name for layer in self.layers}
-        found = (self._layer(node, self._parameters[target]) for target in sorted(held))
+        found = (self._layer(node, self._parameters[target]) for target in sorted(held, key=self._order.__getitem__))
         self.layers += [layer for layer in found if layer is not None and layer.name not in known]
         if held and (self._contracted[node.name] or _is(node, "embedding", "embedding_bag")):
             self._made_by[node] = held
@@ -132,7 +148,8 @@ class Anatomy:
     def _layer(self, node: Node, weight: Value) -> Layer | None:
         made = {n.name for n in node.all_input_nodes if n not in self._static}
         sums = [(self.program.values[name].dim(d), name in made) for name, d in self._contracted[node.name]]
-        summed = {self.class_of(dim) for dim, of_data in sums if not of_data}
+        own = {self.class_of(weight.dim(d)) for name, d in self._contracted[node.name] if name == weight.name}
+        summed = own or {self.class_of(dim) for dim, of_data in sums if not of_data}
         wide = [d for d in weight.dims if self.size(d) > 1]
         if len(wide) < 2 and not summed & self._classes(weight):
             return None
@@ -141,9 +158,18 @@ class Anatomy:
         shown = [d for d in outer if self.class_of(d) in given]
         out = max(shown, key=lambda d: (bool(self.graph.widths.axes_of(d)), d)) if shown else next(iter(outer), None)
         rows = [d for d in outer if d not in shown]
-        into = next((dim for dim, of_data in sums if of_data), None) if sums else next(iter(rows), None)
-        target, cost = self._known_as(node, weight.target), (prod(weight.shape), self._macs[node.name])
-        return Layer(self._called(target), target, _name(node), out, into, *cost, _given(node, "groups", 1))
+        read = [*(dim for dim, of_data in sums if of_data), *(d for d in wide if d not in outer)] if sums else rows
+        into = next(iter(read), None)
+        sides = {self.class_of(d) for d in (out, into) if d is not None}
+        target, cost = self._known_as(node, weight.target), (prod(weight.shape), self._macs(node, weight))
+        beside = tuple(d for d in wide if self.class_of(d) not in sides)
+        return Layer(self._called(target), target, _name(node), out, into, *cost, _given(node, "groups", 1), beside)
+
+    def _macs(self, node: Node, weight: Value) -> int:
+        """What the operator multiplies and adds up with the weight; all it does, unless it says so for each weight."""
+        done = self._work[node.name]
+        own = [dims for dims in done if set(weight.dims) <= set(dims)]
+        return sum(prod(map(self.size, dims)) for dims in own or done)
 
     def _called(self, target: str) -> str:
         """The name of a layer: its module's where that holds but this weight and no other modules."""
@@ -195,11 +221,11 @@ class Anatomy:
 
     def _by_hand(self, node: Node, scores: Value) -> Iterator[Attention]:
         """An attention as a product, a softmax over one of its dims and a product that sums over the same."""
-        along = self.class_of(scores.dim(_given(node, "dim", -1)))
+        along = self._joined(self.class_of(scores.dim(_given(node, "dim", -1))))
         before, after = self._product(node, along, up=True), self._product(node, along, up=False)
         if before is None or after is None:
             return
-        weights = self._classes(scores)
+        weights = self._classes(scores) | along
         widths = [
             d
             for name, _ in self._contracted[after.name]
@@ -212,8 +238,12 @@ class Anatomy:
             width = self.program.values[name].dim(summed)
             yield Attention(self._module(node), tuple(scores.dims[:-2]), width, widths[-1], keys)
 
-    def _product(self, node: Node, along: int, *, up: bool) -> Node | None:
-        """The nearest product before (after) `node` that makes (sums over) a dim of class `along`."""
+    def _joined(self, number: int) -> set[int]:
+        """A class of dims with those that are parts of it: what it was joined from, or what is cut out of it."""
+        return {number, *(other for _, other, _ in self.graph.classes.pushes.get(number, ()))}
+
+    def _product(self, node: Node, along: set[int], *, up: bool) -> Node | None:
+        """The nearest product before (after) `node` that makes (sums over) a dim of one of the classes `along`."""
         queue, seen = [node], {node}
         while queue and len(seen) < 4 * _FAR:
             here = queue.pop(0)
@@ -223,7 +253,7 @@ class Anatomy:
                 seen.add(other)
                 sums = self._contracted[other.name]
                 classes = {self.class_of(self.program.values[name].dim(d)) for name, d in sums}
-                if sums and (along in self._classes(self._value(other)) if up else along in classes):
+                if sums and along & (self._classes(self._value(other)) if up else classes):
                     return other
                 queue.append(other)
         return None

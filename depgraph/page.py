@@ -55,6 +55,7 @@ class _Page:
             "title": escape(type(self.graph.model).__name__),
             "colours": "".join(_colour(k) for k in range(len(self.found.families))),
             "totals": "".join(totals),
+            "note": f'<p class="hint">{escape(self.graph.note)}.</p>' if self.graph.note else "",
             "picture": "".join(self._blocks()),
             "axes": "".join(self._family(k) for k in range(len(self.found.families))) or "<li>none</li>",
             "fixed": "".join(self._fixed()) or "<li>nothing</li>",
@@ -161,7 +162,9 @@ class _Page:
     def _axis(self, axis: Axis) -> str:
         saving, dense = self.found.savings[axis.name], self.graph.dense_cost
         free, said = int(axis.prunable.sum()), str(self.found.descriptions[axis.name])
-        may = "all but one may go" if free == axis.size else f"{free} may go" if free else "none may go"
+        least = self.graph.widths.least(axis.name)
+        most = f"all but {'one' if least == 1 else least} may go"
+        may = most if free == axis.size else f"{min(free, axis.size - least) or 'none'} may go"
         facts = [
             ("groups", f"{axis.size:,}, {may}"),
             ("one saves", f"{share_range(dense, [saving.one])} of parameters / MACs"),

@@ -253,6 +253,13 @@ def test_inspect_says_what_stays_and_why(run: Run, given: Path) -> None:
     assert re.search(r"^neurons of 0 +1 +44 +44 ", done.out, re.MULTILINE)
 
 
+def test_inspect_says_how_the_model_was_captured(run: Run, given: Path) -> None:
+    said = "captured on the values of the example, as the code depends on values at "
+    assert said in run("inspect", f"{given}:branching").out
+    assert run("inspect", f"{given}:branching", "--json").json["note"].startswith(said)
+    assert "captured" not in run("inspect", f"{given}:pair").out
+
+
 def test_inspect_writes_a_page_and_overwrites_none(run: Run, given: Path, tmp_path: Path) -> None:
     done = run("inspect", f"{given}:pair", "--html", "model.html")
     assert (done.code, done.err) == (0, "")

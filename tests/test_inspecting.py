@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from depgraph.inspecting import HEADINGS, Inspection, merged, share_range, starr
 from depgraph.layers import Anatomy
 from depgraph.widths import Cost
 
+from .test_experts import WIDTH, Counting, Stacked
 from .zoo import MODULES, ZOO
 
 
@@ -73,6 +76,22 @@ KINDS = {
     },
     "dense_net": {(14, "channels"), (10, "channels"), (18, "channels")},
     "mlp": {(44, "neurons"), (28, "neurons")},
+    "gpt_oss": {
+        (56, "residual stream"),
+        (4, "KV heads"),
+        (2, "query heads per KV head"),
+        (6, "rotary pairs of queries and keys"),
+        (12, "head width of the values"),
+        (6, "experts"),
+        (80, "neurons"),
+    },
+    "lstm_both_ways": {(20, "neurons"), (24, "hidden units")},
+    "lstm_projected": {
+        (20, "neurons"),
+        (24, "units of the memory, before their projection,"),
+        (12, "projected states"),
+    },
+    "lstm_cell": {(20, "neurons"), (24, "hidden units")},
 }
 
 
@@ -161,6 +180,36 @@ def test_what_the_data_decide_is_said_so() -> None:
         dim: each.heading for each in Inspection(depgraph.trace(Chosen(), torch.randn(2, 6))).fixed for dim in each.dims
     }
     assert fixed["table[0]"].startswith("decided by the data")
+
+
+def test_experts_stay_as_many_as_are_chosen() -> None:
+    found = Inspection(depgraph.trace(Stacked(), torch.randn(9, WIDTH)))
+    (name,) = (name for name, said in found.descriptions.items() if str(said) == "experts, 2 chosen at a time")
+    assert found.savings[name].all.params == 4 * found.savings[name].one.params
+
+
+def test_what_is_chosen_by_number_is_said_so() -> None:
+    fixed = Inspection(depgraph.trace(Counting(), torch.randn(9, WIDTH))).fixed
+    (dims,) = (each.dims for each in fixed if each.heading.startswith("chosen by number"))
+    assert set(dims) == {"router.weight[0]", "router.bias[0]", "up[0]", "down[0]", "bias[0]"}
+
+
+def test_only_names_that_trace_takes_are_offered_as_lifts() -> None:
+    found = inspected("bert_masked_lm")
+    (tables,) = (each for each in found.fixed if each.heading.startswith("tables looked up by number"))
+    assert "free=" not in tables.heading and tables.count == 4
+    offered = set(re.findall(r"free=\['(.*?)'\]", found.graph.show() + found.graph.html()))
+    assert offered <= set(found.graph.capture.program.outputs)
+
+
+def test_weights_of_a_recurrent_layer_are_layers_with_their_own_share_of_macs() -> None:
+    found = inspected("lstm_projected")
+    steps = prod(MODULES["lstm_projected"]().args[0].shape[:2])
+    rows = {y.name: (y.out, y.into, y.params, y.macs) for y in found.anatomy.layers if y.recurs}
+    assert list(rows) == ["layer.weight_ih_l0", "layer.weight_hh_l0", "layer.weight_hr_l0"]
+    sizes = [(found.anatomy.size(out or 0), found.anatomy.size(into or 0)) for out, into, _, _ in rows.values()]
+    assert sizes == [(96, 20), (96, 12), (12, 24)]
+    assert all(macs == steps * params for _, _, params, macs in rows.values())
 
 
 def test_headings_are_of_reasons_that_rules_give() -> None:

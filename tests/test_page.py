@@ -12,6 +12,7 @@ from torch import nn
 import depgraph
 from depgraph.layers import Anatomy
 
+from .test_decisions import Masked
 from .zoo import MODULES, ZOO
 
 VOID = {"meta", "br", "wbr", "hr", "img", "input", "link"}
@@ -101,6 +102,12 @@ def test_a_model_without_axes_has_a_page_too() -> None:
     page = Reader(depgraph.trace(nn.Linear(6, 4), torch.randn(2, 6)).html())
     assert [bar["data-why"].partition(":")[0] for bar in page.of_class("bar")] == ["outputs", "inputs"]
     assert not page.of_class("axis")
+
+
+def test_how_a_model_was_captured_is_on_the_page() -> None:
+    graph = depgraph.trace(Masked().eval(), torch.randn(9, 6))
+    assert graph.note and any(f"{graph.note}." in text for text in Reader(graph.html()).texts)
+    assert "captured on" not in graph_of("mlp").html()
 
 
 def test_a_deep_model_has_a_light_page_with_alike_blocks_folded() -> None:
