@@ -20,9 +20,12 @@ from depgraph.cli_models import Loaded, Loading, load_model
 from depgraph.cli_output import CODES, Steps, check_vacant, new_folder, print_json, printing, say, show_error, showing
 from depgraph.cli_tables import cost_table, graph_json, plan_json, print_axes, widths_table
 from depgraph.cutting.report import CutReport
-from depgraph.errors import CheckpointError, DataError, PlanError
+from depgraph.errors import DataError, PlanError
+from depgraph.inspecting import Inspection
 from depgraph.options import matches
+from depgraph.page import html_page
 from depgraph.plan import Plan
+from depgraph.storage import check_free, written
 
 app = typer.Typer(
     name="depgraph",
@@ -47,23 +50,30 @@ def inspect(  # noqa: PLR0913  (the options of a command)
     dtype: o.Dtype = "auto",
     seed: o.Seed = 0,
     base: o.Base = "",
+    html: o.HtmlFile = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
     """Show the axes of a model: what can be removed together, what it would save, what is fixed."""
+    if html is not None:
+        check_free(html, "--html")
     with printing(as_json) as out:
         steps = Steps()
         with steps("loading"):
             loaded = load_model(model, Loading(device, dtype, seed, base))
         with steps("tracing"):
             graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs, strict=strict)
+            found = Inspection(graph)
+        if html is not None:
+            with steps("drawing"):
+                written(html, html_page(found))
     with showing():
         if as_json:
-            print_json(graph_json(graph), out)
+            print_json(graph_json(found), out)
         elif long:
             out.print(graph.show(), markup=False, highlight=False, soft_wrap=True)
         else:
-            print_axes(graph, out)
+            print_axes(found, out)
             if graph.note:
                 out.print(graph.note, markup=False, highlight=False)
 
@@ -121,8 +131,7 @@ def export(  # noqa: PLR0913  (the options of a command)
     if out is None and not Path(model).is_dir():
         raise typer.BadParameter("--out FILE says where the ONNX file goes")
     file = out or Path(model) / "model.onnx"
-    if file.exists():
-        raise CheckpointError(f"{file} exists: name another file with --out")
+    check_free(file, "--out")
     with printing(as_json) as console:
         steps = Steps()
         with steps("loading"):

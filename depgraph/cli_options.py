@@ -26,6 +26,9 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object instea
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
 Long = Annotated[bool, typer.Option("--long", help="members of all axes, and why what is fixed is fixed")]
+HtmlFile = Annotated[
+    Path | None, typer.Option("--html", help="write a page with a picture of the model there, to open in a browser")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="an operator without a rule is an error")]
 
 Keep = Annotated[str, typer.Option(help="shares to keep: params=0.7, or macs=0.6,bytes=0.5", show_default=False)]

@@ -6,13 +6,18 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from depgraph.axes import Axis
 from depgraph.dependency import DependencyGraph
+from depgraph.inspecting import Inspection, share_range
+from depgraph.layers import Layer
 from depgraph.plan import Plan
-from depgraph.report import METRICS, counted, fold, freed, ranges, uncovered, widths
+from depgraph.report import METRICS, counted, ranges, uncovered, widths
 from depgraph.widths import Cost
+
+_SHOWN = 5  # names of dims that the table of what is fixed lists for one reason
 
 
 def cost_table(before: Cost, after: Cost) -> Table:
@@ -33,31 +38,49 @@ def widths_table(plan: Plan) -> Table:
     return table
 
 
-def print_axes(graph: DependencyGraph, out: Console) -> None:
-    """What `inspect` says: costs, a line for each kind of axis, and what is left out."""
-    cost = graph.dense_cost
-    found = f"{type(graph.model).__name__}: {counted(len(graph.axes), 'axis', 'axes')}"
+def print_axes(found: Inspection, out: Console) -> None:
+    """What `inspect` says: costs, a line for axes alike, what stays as it is and why."""
+    cost, graph = found.graph.dense_cost, found.graph
+    name = f"{type(graph.model).__name__}: {counted(len(graph.axes), 'axis', 'axes')}"
     costs = f"{cost.params:,} parameters, {cost.macs:,} MACs, {cost.bytes:,} bytes"
-    out.print(f"{found}, {costs}\n", highlight=False)
+    out.print(f"{name}, {costs}\n", highlight=False)
     if graph.axes:
-        out.print(axes_table(graph))
-    for line in rest_lines(graph):
+        out.print(axes_table(found))
+        out.print(
+            "\nshares are of parameters / MACs, for each of the axes alike (x); one group always stays, or what is chosen at a time",
+            style="dim",
+        )
+    if found.fixed:
+        out.print()
+        out.print(fixed_table(found))
+    for line in unknown_lines(graph):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def axes_table(graph: DependencyGraph) -> Table:
-    """One line for axes that are alike in all but their numbers."""
-    table = _table("axis", "groups", "may go", "saves up to", "check or reason")
-    for name, said in fold((axis.name, _axis_cells(graph, axis)) for axis in graph.axes):
-        table.add_row(name, *said)  # type: ignore[misc]
+def axes_table(found: Inspection) -> Table:
+    """One line for axes that are alike in all but their numbers, with what they are and their name."""
+    table = _table("what can only go together", "x", "groups", "may go", "one saves", "all save", "check or reason")
+    for family in found.families:
+        saved = [found.savings[axis.name] for axis in family.axes]
+        shares = (
+            share_range(found.graph.dense_cost, costs) for costs in ([s.one for s in saved], [s.all for s in saved])
+        )
+        cells = (str(len(family.axes)), str(family.size), str(family.free), *shares, family.note)
+        table.add_row(escape(f"{family.what}\n  {family.names}"), *map(escape, cells))
     return table
 
 
-def _axis_cells(graph: DependencyGraph, axis: Axis) -> tuple[str, ...]:
-    share = freed(graph, axis).share_of(graph.dense_cost)["params"]
-    note = "exact" if axis.exact else ", ".join(axis.mixed_by)
-    free = int(axis.prunable.sum())
-    return str(axis.size), str(free), f"{share:.1%}", note if free else axis.why_fixed
+def fixed_table(found: Inspection) -> Table:
+    """What stays as it is, by reason."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("what stays as it is", overflow="fold")
+    table.add_column("dims", justify="right")
+    table.add_column("of", overflow="fold")
+    for fixed in found.fixed:
+        more = len(fixed.dims) - _SHOWN
+        dims = ", ".join(fixed.dims[:_SHOWN]) + (f" and {more} more (see --long)" if more > 0 else "")
+        table.add_row(escape(fixed.heading), str(fixed.count), escape(dims))
+    return table
 
 
 def _table(first: str, *others: str) -> Table:
@@ -68,43 +91,55 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
-def rest_lines(graph: DependencyGraph) -> list[str]:
-    """What `inspect` says below its table: operators without a rule, and how many dims stay as they are."""
+def unknown_lines(graph: DependencyGraph) -> list[str]:
+    """A line for each operator without a rule."""
     lines = []
     for operator, places in graph.unknown.items():
         where = ", ".join(dict.fromkeys(places))
         lines.append(f"no rule for {operator} ({len(places)} x, {where}): its dims are left alone")
-    left = uncovered(graph)
-    if left:
-        dims = counted(len(left), "dim", "dims")
-        lines.append(f"{dims} of parameters can't be narrowed, or not all over (--long says which and why)")
     return lines
 
 
-def graph_json(graph: DependencyGraph) -> dict[str, Any]:
+def graph_json(found: Inspection) -> dict[str, Any]:
     """All that `inspect` knows, as plain data."""
-    left = uncovered(graph)
+    graph = found.graph
     return {
         "model": type(graph.model).__name__,
         "cost": asdict(graph.dense_cost),
-        "axes": [_axis_json(graph, axis) for axis in graph.axes],
+        "axes": [_axis_json(found, axis) for axis in graph.axes],
+        "families": [{"what": f.what, "axes": [axis.name for axis in f.axes]} for f in found.families],
+        "layers": [_layer_json(found, layer) for layer in found.anatomy.layers],
         "unknown_operators": graph.unknown,
-        "fixed_dims": [asdict(dim) for dim in left],
+        "fixed": [asdict(fixed) for fixed in found.fixed],
+        "fixed_dims": [asdict(dim) for dim in uncovered(graph)],
         "note": graph.note,
     }
 
 
-def _axis_json(graph: DependencyGraph, axis: Axis) -> dict[str, Any]:
+def _layer_json(found: Inspection, layer: Layer) -> dict[str, Any]:
+    sides = {}
+    for side, dim in (("out", layer.out), ("into", layer.into)):
+        reached = None if dim is None else {"size": found.anatomy.size(dim), "axes": found.graph.widths.axes_of(dim)}
+        sides[side] = reached
+    return {"name": layer.name, "operator": layer.op, **sides, "params": layer.params, "macs": layer.macs}
+
+
+def _axis_json(found: Inspection, axis: Axis) -> dict[str, Any]:
     by_reason: dict[str, list[int]] = {}
     for group, reason in axis.reasons.items():
         by_reason.setdefault(str(reason), []).append(group)
+    said, saving = found.descriptions[axis.name], found.savings[axis.name]
     return {
         "name": axis.name,
+        "what": str(said),
+        "role": said.role,
+        "where": said.where,
         "groups": axis.size,
         "prunable": int(axis.prunable.sum()),
         "exact": axis.exact,
         "mixed_by": list(axis.mixed_by),
-        "saves": asdict(freed(graph, axis)),
+        "saves": asdict(saving.all),
+        "one_saves": asdict(saving.one),
         "members": [{"name": m.target, "dim": m.dim, "kind": m.kind, "size": len(m.labels)} for m in axis.members],
         "fixed": {reason: ranges(groups) for reason, groups in by_reason.items()},
     }

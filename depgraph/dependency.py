@@ -175,6 +175,13 @@ class DependencyGraph:
 
         return axes_text(self)
 
+    def html(self) -> str:
+        """The model as a page to open in a browser: widths as bars, axes highlighted, what is fixed and why."""
+        from depgraph.inspecting import Inspection
+        from depgraph.page import html_page
+
+        return html_page(Inspection(self))
+
     def to_networkx(self) -> nx.Graph:
         """A bipartite graph of axes and the parameter dims they reach; write it with networkx for Graphviz."""
         import networkx

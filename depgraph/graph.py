@@ -54,13 +54,22 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why an index can't go: a sentence, and the name under which a custom (not a necessity) can be lifted."""
+    """Why an index can't go: a sentence, and the name under which a custom (not a necessity) can be lifted.
+
+    `why` is the sentence without places and names, alike for all reasons of one kind.
+    """
 
     text: str
     lift: str = ""
+    why: str = ""
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def free(self) -> str:
+        """The lift where users may name it; numbers that point into a dim are lifted by what translates them, a vocabulary."""
+        return self.lift if self.lift.startswith("output ") else ""
 
 
 @dataclass(frozen=True, slots=True)

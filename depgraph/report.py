@@ -65,7 +65,7 @@ def plan_text(plan: Plan) -> str:
 
 def axis_text(graph: DependencyGraph, axis: Axis) -> str:
     """The block of one axis."""
-    lines = [f"axis {axis.name}", f"  groups   {_groups(axis)}"]
+    lines = [f"axis {axis.name}", f"  groups   {_groups(graph, axis)}"]
     lines.append("  check    exact" if axis.exact else f"  check    mixed by {', '.join(axis.mixed_by)}")
     lines.append(f"  saves    {_savings(graph, axis)}")
     lines.append("  members")
@@ -77,9 +77,10 @@ def axis_text(graph: DependencyGraph, axis: Axis) -> str:
 
 
 def freed(graph: DependencyGraph, axis: Axis) -> Cost:
-    """What the model is without when all groups of an axis have gone that may go, but one of the axis always stays."""
+    """What the model is without when all groups of an axis have gone that may go; as many stay as must, one at least."""
     going = np.flatnonzero(axis.prunable)
-    left = graph.cost({axis.name: going[1:] if len(going) == axis.size else going})
+    most = axis.size - graph.widths.least(axis.name)
+    left = graph.cost({axis.name: going[max(len(going) - most, 0) :]})
     dense = graph.dense_cost
     return Cost(dense.params - left.params, dense.macs - left.macs, dense.bytes - left.bytes)
 
@@ -169,9 +170,10 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
-def _groups(axis: Axis) -> str:
-    free = int(axis.prunable.sum())
-    may = "all may go but one" if free == axis.size else f"{free or 'none'} may go"
+def _groups(graph: DependencyGraph, axis: Axis) -> str:
+    free, least = int(axis.prunable.sum()), graph.widths.least(axis.name)
+    most = f"all may go but {'one' if least == 1 else least}"
+    may = most if free == axis.size else f"{min(free, axis.size - least) or 'none'} may go"
     return f"{axis.size}, {may}"
 
 
@@ -213,7 +215,7 @@ def _fixed(reasons: dict[int, Reason], size: int) -> list[str]:
 
 
 def _worded(reason: Reason) -> str:
-    return f"{reason.text}; lift with free=[{reason.lift!r}]" if reason.lift else reason.text
+    return f"{reason.text}; lift with free=[{reason.free!r}]" if reason.free else reason.text
 
 
 def _rest(graph: DependencyGraph) -> list[str]:
@@ -246,6 +248,8 @@ class Uncovered:
     size: int
     indices: int
     reason: str
+    why: str
+    lift: str = ""
 
 
 def uncovered(graph: DependencyGraph) -> list[Uncovered]:
@@ -258,24 +262,25 @@ def uncovered(graph: DependencyGraph) -> list[Uncovered]:
                 for name in graph.widths.axes_of(dim):
                     left &= graph[name].labels[number] == NONE
                 if left.any():
-                    why = _why(graph.classes, number, np.flatnonzero(left))
-                    found.append(Uncovered(value.target, d, value.shape[d], int(left.sum()), why))
+                    because = why_fixed(graph.classes, number, np.flatnonzero(left))
+                    said = _worded(because), because.why or because.text, because.free
+                    found.append(Uncovered(value.target, d, value.shape[d], int(left.sum()), *said))
     return found
 
 
-def _why(classes: Classes, number: int, indices: np.ndarray) -> str:
+def why_fixed(classes: Classes, number: int, indices: np.ndarray) -> Reason:
     """The reason that fixes indices of a class of dims: their own, or that of what they are aligned with, the nearest."""
     queue, seen = [(number, indices)], {number}
     for here, those in queue:
         some = classes.fixed.get(here, {})
         reason = classes.fixed_whole.get(here) or next((some[i] for i in map(int, those) if i in some), None)
         if reason is not None:
-            return _worded(reason)
+            return reason
         for other, there in _beside(classes, here, those):
             if other not in seen and len(there):
                 seen.add(other)
                 queue.append((other, there))
-    return ONLY_TOGETHER
+    return Reason(ONLY_TOGETHER)
 
 
 def _beside(classes: Classes, number: int, indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

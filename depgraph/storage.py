@@ -74,6 +74,27 @@ def appearing(path: Path) -> Iterator[Path]:
         raise
 
 
+def check_free(file: Path, option: str) -> None:
+    """Raise CheckpointError where something is there already; `option` is what names another file."""
+    if file.exists():
+        raise CheckpointError(f"{file} exists: name another file with {option}")
+
+
+def written(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all; raises CheckpointError when it can't be written."""
+    temporary = _sibling(path, "partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        interruption.check()
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _unwritable(path, error) from error
+        raise
+
+
 def _sibling(path: Path, kind: str) -> Path:
     return path.with_name(_name(path, kind))
 

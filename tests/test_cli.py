@@ -211,8 +211,12 @@ def test_inspect_prints_a_line_for_axes_alike(run: Run, llama: Path) -> None:
     done = run("inspect", llama)
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("LlamaForCausalLM: ")
-    (line,) = (line for line in done.out.splitlines() if "gate_proj" in line)
-    assert line.split()[:3] == ["model.layers.{0-1}.mlp.gate_proj.weight:0", "48", "48"]
+    lines = done.out.splitlines()
+    (k,) = (k for k, line in enumerate(lines) if "gate_proj" in line)
+    assert lines[k].strip() == "model.layers.{0-1}.mlp.gate_proj.weight:0"
+    what, rest = lines[k - 1].split(", made by 2 layers")
+    assert (what, rest.split()[:3]) == ("neurons of model.layers.{0-1}.mlp", ["2", "48", "48"])
+    assert len(lines) < 30
 
 
 def test_inspect_long_is_the_graph_as_text(run: Run, given: Path) -> None:
@@ -230,6 +234,44 @@ def test_inspect_json_is_all_that_is_on_stdout(run: Run, given: Path) -> None:
     ]
     assert data["cost"]["params"] == 14 * 44 + 44 + 44 * 28 + 28 + 28 * 5 + 5
     assert {(fixed["target"], fixed["dim"]) for fixed in data["fixed_dims"]} >= {("0.weight", 1), ("4.weight", 0)}
+
+
+def test_inspect_json_says_what_axes_are(run: Run, llama: Path) -> None:
+    data = run("inspect", llama, "--json").json
+    named = {axis["name"]: axis for axis in data["axes"]}
+    assert {axis["role"] for axis in named.values()} >= {"residual stream", "KV heads", "neurons"}
+    neurons = next(family["axes"] for family in data["families"] if family["what"].startswith("neurons of"))
+    assert len(neurons) == 2
+    assert all(named[name]["saves"]["params"] == 47 * named[name]["one_saves"]["params"] for name in neurons)
+    assert [fixed["heading"].partition(":")[0] for fixed in data["fixed"]] == ["tables looked up by number", "outputs"]
+    assert data["layers"][0]["name"] == "model.embed_tokens"
+
+
+def test_inspect_says_what_stays_and_why(run: Run, given: Path) -> None:
+    done = run("inspect", f"{given}:pair")
+    assert re.search(r"^inputs: what the model is fed has this size +1 +0\.weight\[1\]", done.out, re.MULTILINE)
+    assert re.search(r"^neurons of 0 +1 +44 +44 ", done.out, re.MULTILINE)
+
+
+def test_inspect_says_how_the_model_was_captured(run: Run, given: Path) -> None:
+    said = "captured on the values of the example, as the code depends on values at "
+    assert said in run("inspect", f"{given}:branching").out
+    assert run("inspect", f"{given}:branching", "--json").json["note"].startswith(said)
+    assert "captured" not in run("inspect", f"{given}:pair").out
+
+
+def test_inspect_writes_a_page_and_overwrites_none(run: Run, given: Path, tmp_path: Path) -> None:
+    done = run("inspect", f"{given}:pair", "--html", "model.html")
+    assert (done.code, done.err) == (0, "")
+    assert "2 axes" in done.out
+    page = (tmp_path / "model.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert left_in(tmp_path) == {"model.html"}
+    again = run("inspect", f"{given}:pair", "--html", "model.html")
+    assert again.code == 7
+    assert again.sentence == "model.html exists: name another file with --html"
+    assert run("inspect", f"{given}:pair", "--html", "none/model.html").code == 7
+    assert left_in(tmp_path) == {"model.html"}
 
 
 def test_inspect_on_the_meta_device_reads_no_weights(run: Run, llama: Path, tmp_path: Path) -> None:

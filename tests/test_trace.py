@@ -11,6 +11,7 @@ from torch import nn
 
 import depgraph
 from depgraph.errors import CaptureError, PlanError, UnsupportedOperator, UnsupportedParameter
+from depgraph.rules import registry
 from tests.zoo import ZOO
 
 
@@ -33,7 +34,10 @@ class Shifting(nn.Module):
         return self.down(shifted(self.up(x), self.by))
 
 
-def test_an_operator_without_a_rule_is_fixed_and_reported_or_an_error_and_can_be_given_a_rule() -> None:
+def test_an_operator_without_a_rule_is_fixed_and_reported_or_an_error_and_can_be_given_a_rule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
     model, inputs = Shifting(), torch.randn(2, 4)
     graph = depgraph.trace(model, inputs)
     assert list(graph.unknown) == ["depgraph_tests.shifted.default"]

@@ -27,6 +27,9 @@ _KINDS = {
 }
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 _LARGEST_INDEX_TABLE = 1 << 20
+INPUT, OUTPUT = "the model's inputs have this size", "the model's outputs have this size"
+GIVEN = "the model gives back its indices as numbers"
+NO_RULE = "no rule knows what this operator does with it"
 
 
 def lower(exported: CapturedProgram, strict: bool = False, ties: Mapping[str, str] | None = None) -> Program:
@@ -89,7 +92,7 @@ class _Lowering:
             self.program.relations.align(mine, theirs)
         if kind == "input":
             for d, dim in enumerate(value.dims):
-                self.program.relations.fix(dim, Reason(f"dimension {d} of the model's input {node.name!r}"))
+                self.program.relations.fix(dim, Reason(f"dimension {d} of the model's input {node.name!r}", why=INPUT))
         elif not tensor.dtype.is_floating_point:
             self._remember(node.name, spec.target)
 
@@ -144,7 +147,7 @@ class _Lowering:
             try:
                 function(op)
             except ValueError as error:
-                op.fix_all(f"its rule doesn't fit this use of it: {error}")
+                op.fix_all(f"its rule doesn't fit this use of it: {error}", NO_RULE)
                 self.program.unknown.setdefault(op.target, []).append(op.where)
             domains.follow(op)
             return
@@ -156,7 +159,7 @@ class _Lowering:
                 f"register one with depgraph.rule({op.target!r}, ...) or trace with strict=False to leave its dims alone"
             )
         self.program.unknown.setdefault(op.target, []).append(op.where)
-        op.fix_all("no rule knows what this operator does with it")
+        op.fix_all(NO_RULE)
         domains.follow(op)
 
     def _outputs(self) -> None:
@@ -173,9 +176,11 @@ class _Lowering:
             if name not in final:
                 self.program.by_products.add(lift)
             for d, dim in enumerate(value.dims):
-                relations.fix(dim, Reason(f"dimension {d} of the model's output {position} ({name})", lift))
+                text = f"dimension {d} of the model's output {position} ({name})"
+                relations.fix(dim, Reason(text, lift, OUTPUT))
             if value.domain is not None:
-                relations.fix(value.domain, Reason(f"the model's output {position} ({name}) gives its indices"))
+                text = f"the model's output {position} ({name}) gives its indices"
+                relations.fix(value.domain, Reason(text, why=GIVEN))
 
 
 def concrete(size: int | torch.SymInt, node: Node) -> int:

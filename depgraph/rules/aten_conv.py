@@ -6,6 +6,8 @@ from math import prod
 
 from depgraph.rules.registry import Op, rule
 
+SLIDES = "windows slide along it"
+
 
 @rule("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution", "aten._convolution")
 def convolution(op: Op) -> None:
@@ -32,7 +34,7 @@ def _convolve(op: Op, channels: str, kernel_shape: tuple[int, ...], work_over: s
     moved = {"space": space, "result": result}[work_over]
     equation = f"{batch}{inward} {space}, {of_weight} {kernel}, {outward} -> {batch}{outward} {result}"
     work = f"{batch}{'g ' if groups > 1 else ''}i o {kernel} {moved}".replace("!", "")
-    op.relate(equation, source, weight, bias, work=work, g=groups)
+    op.relate(equation, source, weight, bias, work=work, why=SLIDES, g=groups)
 
 
 @rule("aten.im2col")
@@ -54,4 +56,4 @@ def _windows(op: Op, image: range, columns: range) -> None:
     if len(columns) == 3:
         relations.align(image[0], columns[0])
     for dim in (window, columns[-1], image[-1], image[-2]):
-        relations.fix(dim, op.reason("windows slide along it"))
+        relations.fix(dim, op.reason(SLIDES))

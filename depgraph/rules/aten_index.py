@@ -7,17 +7,19 @@ import numpy as np
 from depgraph.graph import Value
 from depgraph.rules.registry import Op, aten, rule
 
+LOOKED_UP = "its rows are looked up by number"
+
 
 @rule("aten.embedding")
 def embedding(op: Op) -> None:
     op.relate("v c, ... -> ... c")
-    op.point(op["weight"], 0, op["indices"])
+    op.point(op["weight"], 0, op["indices"], LOOKED_UP)
 
 
 @rule("aten.embedding_bag", "aten._embedding_bag", "aten._embedding_bag_forward_only")
 def embedding_bag(op: Op) -> None:
     """Bags of rows of the table are summed, averaged or maximised; what says which rows is left alone."""
-    op.relate("v! c -> n! c", op["weight"])
+    op.relate("v! c -> n! c", op["weight"], why=LOOKED_UP)
     for value in [*op.inputs[1:], *op.outputs[1:]]:
         for dim in value.dims:
             op.relations.fix(dim, op.reason("it says which rows make a bag"))

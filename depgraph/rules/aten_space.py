@@ -36,7 +36,7 @@ def spatial_of(op: Op, values: list[Value], rank: int) -> None:
 def grid_sample(op: Op) -> None:
     """x [n, c, space], grid [n, space, 2 or 3] -> [n, c, space]."""
     space, result = ("h! w!", "y! x!") if len(op.output.shape) == 4 else ("d! h! w!", "z! y! x!")
-    op.relate(f"n c {space}, n {result} p! -> n c {result}")
+    op.relate(f"n c {space}, n {result} p! -> n c {result}", why="it is a spatial dimension")
 
 
 @rule("aten.pixel_shuffle")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from depgraph.rules.equation import Term, Token, parse
 
 Rule = Callable[["Op"], None]
 _TABLE: dict[str, Rule] = {}
+MARKED = "the rule of an operator fixes it"
 
 
 @dataclass
@@ -52,18 +53,18 @@ class Op:
     def get(self, name: str, default: Any = None) -> Any:
         return self.arguments.get(name, default)
 
-    def reason(self, text: str) -> Reason:
-        return Reason(f"{text} ({self.target}{', ' + self.where if self.where else ''})")
+    def reason(self, text: str, why: str = "") -> Reason:
+        return Reason(f"{text} ({self.target}{', ' + self.where if self.where else ''})", why=why or text)
 
     def fix(self, value: Value, dim: int, text: str) -> None:
         """Fix one dimension of one value."""
         self.relations.fix(value.dim(dim), self.reason(text))
 
-    def fix_all(self, text: str) -> None:
+    def fix_all(self, text: str, why: str = "") -> None:
         """Fix every dimension of every tensor of this operator."""
         for value in [*self.inputs, *self.outputs]:
             for dim in value.dims:
-                self.relations.fix(dim, self.reason(text))
+                self.relations.fix(dim, self.reason(text, why))
 
     def align_elementwise(self, values: Iterable[Value]) -> None:
         """Align dims from the right, with broadcasting."""
@@ -86,32 +87,37 @@ class Op:
         self.relations.least.append(Least(chosen, count, self.reason(f"{count} of its indices are chosen")))
         picks.domain = chosen
 
-    def point(self, source: Value, dim: int, index: Value | None) -> None:
-        """The numbers in `index` are indices of `dim`, which is fixed unless they were chosen among a dim of this size."""
+    def point(self, source: Value, dim: int, index: Value | None, why: str = "") -> None:
+        """The numbers in `index` are indices of `dim`, which is fixed unless they were chosen among a dim of this size.
+
+        `why` says in plain words what fixes it, where there is more to say than that an index points into it.
+        """
         domain = None if index is None else index.domain
         if index is not None and domain is not None and self.relations.sizes[domain] == source.shape[dim]:
             self.relations.align(source.dim(dim), domain)
             self.followed.add(index.name)
         else:
-            text = self.reason("an index tensor points into it").text
-            self.relations.fix(source.dim(dim), Reason(text, f"index {self.name}"))
+            reason = self.reason("an index tensor points into it", why)
+            self.relations.fix(source.dim(dim), replace(reason, lift=f"index {self.name}"))
 
     def contract(self, operand: Value, dim: int, product: int = 0) -> None:
         """This operator sums `operand` over dimension `dim`, in the `product`-th of the products that it takes."""
         self.relations.contractions.append(Contraction(self.name, operand.name, dim % len(operand.shape), product))
 
-    def relate(self, equation: str, *inputs: Value | None, work: str = "", **sizes: int) -> None:
+    def relate(self, equation: str, *inputs: Value | None, work: str = "", why: str = "", **sizes: int) -> None:
         """State an axis equation over `inputs` (the operator's tensors by default; None skips a term) and its outputs.
 
-        `sizes` gives letters that stand in brackets only; `work` names the letters whose sizes multiply to the MACs.
+        `sizes` gives letters that stand in brackets only; `work` names the letters whose sizes multiply to the MACs;
+        `why` says in plain words what fixes the dims marked ``!``.
         """
-        _Relating(self, sizes).run(equation, inputs or tuple(self.inputs), work)
+        _Relating(self, sizes, why).run(equation, inputs or tuple(self.inputs), work)
 
 
 @dataclass
 class _Relating:
     op: Op
     sizes: dict[str, int]
+    why: str = ""
     letters: dict[str, int] = field(default_factory=dict)
     run_dims: list[int] = field(default_factory=list)
 
@@ -142,7 +148,9 @@ class _Relating:
             if len(token.letters) == 1:
                 self._bind(token.letters[0], dim)
             if token.mark == "!":
-                relations.fix(dim, self.op.reason(f"dimension {token.letters[0]!r} can't be narrowed"))
+                relations.fix(
+                    dim, self.op.reason(f"dimension {token.letters[0]!r} can't be narrowed", self.why or MARKED)
+                )
             elif token.mark == "~":
                 relations.mix(dim, f"{self.op.target} mixes it")
         for a, b in zip(reversed(self.run_dims), reversed(run), strict=False):
