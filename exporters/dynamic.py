@@ -179,10 +179,13 @@ _SIGNS = ("static shape of", "specialized", "Constraints violated", "conflicts b
 
 
 def specialised(error: BaseException, call: Call, dims: Dims) -> Specialised | None:
-    """The dims that an error of torch.export says are constants of the model, as an error that names them."""
+    """The dims that an error of torch.export says are constants of the model, as an error that names them.
+
+    A size that follows from values (torch calls that specialised too) is no such dim.
+    """
     chain = [str(e) for e in (error, error.__cause__, error.__context__) if e is not None]
     text = next((t for t in chain if any(sign in t for sign in _SIGNS)), None)
-    if text is None:
+    if text is None or not dims or "data-dependent" in text:
         return None
     places = {(call.names[int(i)], int(d)) for i, d in _PLACE.findall(text)}
     return fixed_dims(places or {(n, d) for n, axes in dims.items() for d in axes}, dims)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from depgraph.capture.frozen import frozen
 from depgraph.errors import ExportError
+from exporters import translations
 from exporters.calls import Call, FlatModel, first_line
 from exporters.cases import NamedDims
 from exporters.dynamic import Dims, fixed_dims, for_torch, settled_names, specialised
@@ -91,7 +92,13 @@ def _export(
     try:
         with _quiet():
             program = torch.onnx.export(
-                module.eval(), examples, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=shapes
+                module.eval(),
+                examples,
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                dynamic_shapes=shapes,
+                custom_translation_table=translations.table(),
             )
     except Exception as error:
         raise (specialised(error, call, dims) or _failure(owner, error)) from error

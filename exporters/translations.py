@@ -1,0 +1,136 @@
+"""Operators that torch's exporter lacks a translation for, or translates for some sizes only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import onnx_ir
+import torch
+from onnxscript import opset18 as op
+from onnxscript.function_libs.torch_lib import registration
+from onnxscript.function_libs.torch_lib.ops import core
+
+_aten = torch.ops.aten
+_GILES_CENTRE = (
+    2.81022636e-08,
+    3.43273939e-07,
+    -3.5233877e-06,
+    -4.39150654e-06,
+    0.00021858087,
+    -0.00125372503,
+    -0.00417768164,
+    0.246640727,
+    1.50140941,
+)
+_GILES_TAIL = (
+    -0.000200214257,
+    0.000100950558,
+    0.00134934322,
+    -0.00367342844,
+    0.00573950773,
+    -0.0076224613,
+    0.00943887047,
+    1.00167406,
+    2.83297682,
+)
+
+
+def table() -> dict[Any, Callable[..., Any]]:
+    """Translations by operator, as torch.onnx.export takes them; those of complex tensors are registered with onnxscript."""
+    _register_complex()
+    found: dict[Any, Callable[..., Any]] = {
+        _aten.squeeze.dim: _squeeze,
+        _aten.squeeze.dims: _squeeze_dims,
+        _aten.sort.stable: _sort_stable,
+        _aten.erfinv.default: _erfinv,
+    }
+    experts = getattr(torch.ops.transformers, "grouped_mm_fallback", None)  # there once transformers is imported
+    if experts is not None:
+        found[experts.default] = _grouped_mm
+    return found
+
+
+def _squeeze(self: Any, dim: int) -> Any:
+    """Drop a dim, if it has size 1: one that is free wasn't 1 when the model was traced."""
+    return _squeeze_dims(self, (dim,))
+
+
+def _squeeze_dims(self: Any, dim: Sequence[int]) -> Any:
+    ones = [d for d in dim if self.shape and self.shape[d] == 1]
+    return op.Squeeze(self, ones) if ones else op.Identity(self)
+
+
+def _sort_stable(self: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+    """ONNX puts equal values in the order of their positions."""
+    return core.aten_sort(self, dim, descending, True)
+
+
+def _erfinv(self: Any) -> Any:
+    """M. Giles, "Approximating the erfinv function" (2010), to single precision: two polynomials in -log(1 - x * x)."""
+
+    def constant(value: float) -> Any:
+        return op.Constant(value=onnx_ir.tensor(value, dtype=self.dtype))
+
+    def polynomial(variable: Any, coefficients: Sequence[float]) -> Any:
+        value = constant(coefficients[0])
+        for coefficient in coefficients[1:]:
+            value = op.Add(op.Mul(value, variable), constant(coefficient))
+        return value
+
+    one = constant(1.0)
+    depth = op.Neg(op.Log(op.Mul(op.Sub(one, self), op.Add(one, self))))
+    centre = polynomial(op.Sub(depth, constant(2.5)), _GILES_CENTRE)
+    tail = polynomial(op.Sub(op.Sqrt(depth), constant(3.0)), _GILES_TAIL)
+    within = op.Mul(op.Where(op.Less(depth, constant(5.0)), centre, tail), self)
+    end = op.Equal(op.Abs(self), one)
+    return op.Where(end, op.Mul(self, constant(float("inf"))), within)
+
+
+def _grouped_mm(input: Any, weight: Any, offs: Any) -> Any:
+    """Rows `offs[g - 1]:offs[g]` times matrix g; rows past the last offset are zero.
+
+    Each group is one product, so no matrix is repeated for its rows.
+    """
+    groups, width = weight.shape[0], weight.shape[2]
+    if not isinstance(groups, int) or not isinstance(width, int):
+        raise NotImplementedError("a grouped product is translated for a fixed number of groups and outputs")
+    rows = op.Shape(input, start=0, end=1)
+    ends = op.Cast(offs, to=onnx_ir.DataType.INT64)
+    bounds = [op.Constant(value_ints=[0]), *(op.Slice(ends, [g], [g + 1]) for g in range(groups)), rows]
+    parts = [op.Slice(input, bounds[g], bounds[g + 1], [0]) for g in range(groups)]
+    products = [op.MatMul(part, op.Gather(weight, g, axis=0)) for g, part in enumerate(parts)]
+    left = op.Concat(op.Sub(rows, bounds[groups]), op.Constant(value_ints=[width]), axis=0)
+    zeros = op.Expand(op.CastLike(op.Constant(value_float=0.0), input), left)
+    return op.Concat(*products, zeros, axis=0)
+
+
+def _complex_unsqueeze(self: Any, dim: int) -> Any:
+    return core.aten_unsqueeze(self, dim if dim >= 0 else dim - 1)
+
+
+def _complex_expand(self: Any, size: Sequence[Any], implicit: bool = False) -> Any:
+    return core.aten_expand(self, [*size, 2], implicit)
+
+
+def _complex_select(self: Any, dim: int, index: int) -> Any:
+    return core.aten_select(self, dim if dim >= 0 else dim - 1, index)
+
+
+def _complex_index(self: Any, indices: Sequence[Any]) -> Any:
+    return core.aten_index(self, indices)
+
+
+@cache
+def _register_complex() -> None:
+    """Say how views of complex tensors are views of pairs: torch.onnx.export takes translations of real tensors only."""
+    for name, translation in (
+        ("aten::unsqueeze", _complex_unsqueeze),
+        ("aten::expand", _complex_expand),
+        ("aten::select.int", _complex_select),
+        ("aten::index.Tensor", _complex_index),
+    ):
+        held = registration.default_registry
+        if name not in held or not held[name].complex:
+            registration.torch_op(name, trace_only=True, complex=True)(translation)

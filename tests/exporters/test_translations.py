@@ -1,0 +1,99 @@
+"""Operators that torch's exporter doesn't translate, or not for all sizes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import exporters
+
+
+class Layer(nn.Module):
+    """One layer with weights before what is tested."""
+
+    def __init__(self, rest: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.rest = nn.Linear(6, 8), rest
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.first(x))
+
+
+def rotated(x: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
+    angles = torch.arange(4.0).outer(torch.tensor([0.1, 0.2, 0.3, 0.5]))
+    turn = torch.polar(torch.ones_like(angles), angles)
+    chosen = turn[torch.tensor([3, 1, 2])] * turn[0].unsqueeze(0).expand(3, 4)
+    return torch.view_as_real(pairs[:, :, None] * chosen[None, :, None, :].unsqueeze(-2)[..., 0, :]).flatten(1)
+
+
+CASES = {
+    "squeeze of a dim that isn't 1": lambda x: x.squeeze(1).squeeze(-1).squeeze((1, 2)),
+    "squeeze of some dims of several": lambda x: x[:, None, :, None].squeeze((1, 2, 3)).unsqueeze(1).squeeze(1),
+    "inverse error function": lambda x: (x.tanh() * 0.999).erfinv() + torch.tensor([1.0, -1.0, 0, 0.3]).erfinv()[2:].sum(),
+    "complex views": rotated,
+    "stable sort": lambda x: (x > 0).int().sort(stable=True, dim=1).indices.argsort(dim=1, stable=True, descending=True),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_file_computes_the_same(name: str, tmp_path: Path) -> None:
+    model = Layer(CASES[name])
+    x = torch.randn(2, 3, 6)
+    exporters.to_onnx(model, x, tmp_path / "model.onnx")
+    other = torch.randn(4, 3, 6)
+    given = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"x": other.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(given), model(other).detach(), rtol=1e-4, atol=1e-5)
+
+
+def product(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+    importlib.import_module("transformers.integrations.moe")
+    result: Tensor = torch.ops.transformers.grouped_mm_fallback(x, weight, offs)
+    return result
+
+
+class Experts(nn.Module):
+    """Each row goes through one of five experts, as a product over groups of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 16, 8))
+
+    def forward(self, x: Tensor, experts: Tensor) -> Tensor:
+        order = experts.argsort()
+        ends = (experts[:, None] == torch.arange(5)).sum(0).cumsum(0).int()
+        return product(x[order], self.weight.transpose(1, 2), ends)[order.argsort()]
+
+
+def test_grouped_products_follow_their_offsets(tmp_path: Path) -> None:
+    model, path = Experts(), tmp_path / "experts.onnx"
+    exporters.to_onnx(model, (torch.randn(9, 8), torch.randint(0, 5, (9,))), path)
+    session = onnxruntime.InferenceSession(path)
+    for chosen in ([0, 1, 2, 3, 4, 0, 3, 1, 1], [3] * 9, [4, 1, 1, 4, 4, 1, 0, 0, 0]):
+        experts, x = torch.tensor(chosen), torch.randn(9, 8)
+        given = session.run(None, {"x": x.numpy(), "experts": experts.numpy()})[0]
+        wanted = torch.stack([model.weight[e] @ row for e, row in zip(chosen, x, strict=True)]).detach()
+        torch.testing.assert_close(torch.from_numpy(given), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_past_the_last_group_are_zero(tmp_path: Path) -> None:
+    class Ends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 8, 4))
+
+        def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+            return product(x, self.weight, ends)
+
+    x, ends, path = torch.randn(6, 8), torch.tensor([2, 2, 5]), tmp_path / "ends.onnx"
+    exporters.to_onnx(Ends(), (x, ends), path)
+    for other in (ends, torch.tensor([0, 1, 1]), torch.tensor([0, 0, 0])):
+        given = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy(), "ends": other.numpy()})[0]
+        assert not given[int(other[-1]) :].any()
+        assert given[: int(other[-1])].any() == bool(other[-1])
