@@ -19,6 +19,10 @@ from exporters.onnx_program import Refused
 _DEFAULT_TOLERANCES = {torch.float16: (1e-2, 1e-3), torch.bfloat16: (5e-2, 1e-2)}
 
 
+class Differs(ExportError):
+    """ONNX Runtime computes something else than PyTorch."""
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """The error may be `absolute + relative * largest magnitude of the output`."""
@@ -66,7 +70,8 @@ def check_file(path: Path, subject: Subject, cases: Sequence[Case], tolerance: T
     """Run the file on every case and return the largest difference.
 
     Raises:
-        ExportError: ONNX Runtime fails, or differs from PyTorch by more than the tolerance.
+        Refused: ONNX Runtime fails.
+        Differs: It gives something else than PyTorch, by more than the tolerance.
     """
     session = open_session(path, torch.get_num_threads())
     worst = Difference()
@@ -94,20 +99,20 @@ def compare(place: str, expected: Tensor, actual: np.ndarray, tolerance: Toleran
     Integers and booleans must be equal, and so must what isn't finite.
 
     Raises:
-        ExportError: Shapes or values differ.
+        Differs: Shapes or values differ.
     """
     reference = expected.to(torch.float64).numpy()
     got = np.asarray(actual, dtype=np.float64)
     if reference.shape != got.shape:
-        raise ExportError(f"At {place} ONNX Runtime gives shape {got.shape}, PyTorch {reference.shape}; not written.")
+        raise Differs(f"At {place} ONNX Runtime gives shape {got.shape}, PyTorch {reference.shape}; not written.")
     finite = np.isfinite(reference)
     if not (np.array_equal(reference[~finite], got[~finite], equal_nan=True) and np.isfinite(got[finite]).all()):
-        raise ExportError(f"At {place} ONNX Runtime and PyTorch have NaN or infinity in different places; not written.")
+        raise Differs(f"At {place} ONNX Runtime and PyTorch have NaN or infinity in different places; not written.")
     error = float(np.abs(reference[finite] - got[finite]).max(initial=0.0))
     largest = float(np.abs(reference[finite]).max(initial=0.0))
     allowed = tolerance.absolute + tolerance.relative * largest if expected.is_floating_point() else 0.0
     if error > allowed:
-        raise ExportError(
+        raise Differs(
             f"At {place} ONNX Runtime and PyTorch differ by {error:.3g}, where {allowed:.3g} is allowed (largest value "
             f"{largest:.3g}); not written: export in float32, or raise OnnxOptions.rtol if that is rounding."
         )

@@ -44,6 +44,7 @@ def table() -> dict[Any, Callable[..., Any]]:
         _aten.squeeze.dim: _squeeze,
         _aten.squeeze.dims: _squeeze_dims,
         _aten.sort.stable: _sort_stable,
+        _aten.topk.default: _topk,
         _aten.erfinv.default: _erfinv,
     }
     experts = getattr(torch.ops.transformers, "grouped_mm_fallback", None)  # there once transformers is imported
@@ -65,6 +66,11 @@ def _squeeze_dims(self: Any, dim: Sequence[int]) -> Any:
 def _sort_stable(self: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
     """ONNX puts equal values in the order of their positions."""
     return core.aten_sort(self, dim, descending, True)
+
+
+def _topk(self: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    """In order, whether asked or not: then the file gives the same everywhere."""
+    return core.aten_topk(self, k, dim, largest, True)
 
 
 def _erfinv(self: Any) -> Any:

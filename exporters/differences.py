@@ -1,0 +1,89 @@
+"""Why a file may differ from PyTorch though it was translated rightly: choices among equal values, code that sees the trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from exporters.calls import FlatModel
+from exporters.cases import Case, Subject
+from exporters.onnx_check import Differs, Tolerance, compare
+
+_aten = torch.ops.aten
+
+TIES = (
+    "the model chooses (top-k, sort) among equal values: the file takes the first of them, where PyTorch takes any; it was "
+    "checked against PyTorch taking the first"
+)
+
+
+class FirstOfEquals(TorchDispatchMode):
+    """PyTorch, but of equal values the first are taken; `met` says whether it would have taken others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """The operator's result, of two that are right the one that ONNX defines."""
+        made = func(*args, **(kwargs or {}))
+        choose = _CHOICES.get(func)
+        if choose is None:
+            return made
+        chosen = choose(*args, **(kwargs or {}))
+        self.met |= not torch.equal(chosen[1], made[1])
+        return chosen
+
+
+def _topk(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Tensor, Tensor]:
+    values, indices = _sort(x, dim, largest)
+    return (values, indices) if x.ndim == 0 else (values.narrow(dim, 0, k), indices.narrow(dim, 0, k))
+
+
+def _sort(x: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tensor, Tensor]:
+    values, indices = torch.sort(x, dim=dim, descending=descending, stable=True)
+    return values, indices
+
+
+_CHOICES: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {_aten.topk.default: _topk, _aten.sort.default: _sort}
+
+
+def with_first_of_equals(flat: FlatModel, cases: Sequence[Case]) -> list[Case] | None:
+    """The cases with what PyTorch makes of them when it takes the first of equal values; None if that is what it does."""
+    settled, met = [], False
+    for case in cases:
+        with FirstOfEquals() as mode:
+            outputs = flat(*(t.clone() for t in case.inputs))
+        met |= mode.met
+        settled.append(replace(case, expected=tuple(t.detach().cpu() for t in outputs)))
+    return settled if met else None
+
+
+def traced_otherwise(
+    program: torch.onnx.ONNXProgram, subject: Subject, cases: Sequence[Case], tolerance: Tolerance
+) -> Differs | None:
+    """An error that says so, if already what torch.export captured differs from the model, before any translation."""
+    if program.exported_program is None:
+        return None
+    for case in cases:
+        try:
+            captured = program.exported_program.module()(*(t.clone() for t in case.inputs))
+        except Exception:  # a case of a size that the captured program refuses says nothing
+            continue
+        for name, expected, got in zip(subject.outputs, case.expected, captured, strict=True):
+            try:
+                compare(f"{name!r} at {case.label}", expected, got.detach().numpy(), tolerance)
+            except Differs:
+                return Differs(
+                    f"{type(subject.flat.model).__name__} gives another {name!r} at {case.label} when torch.export captures it "
+                    "than when it runs, so its code asks whether it is captured (a mask that it then builds, say); not "
+                    "written: give the inputs for which it leaves out a part, such as masks, or mend that code."
+                )
+    return None

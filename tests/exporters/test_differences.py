@@ -1,0 +1,59 @@
+"""Models of which PyTorch and a right file may differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import exporters
+from depgraph.errors import ExportError
+
+
+class Choosing(nn.Module):
+    """Keeps two of the positions whose score, mostly zero, is largest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.value = nn.Linear(6, 1), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = (self.score(x).squeeze(-1) - 9).relu()
+        chosen = scores.topk(2, dim=-1).indices
+        return self.value(x).gather(1, chosen[..., None].expand(-1, -1, 6)).sum(1)
+
+
+class Captured(nn.Module):
+    """Leaves out a mask, unless it is captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        return hidden.tril() if torch.compiler.is_exporting() else hidden
+
+
+def test_of_equal_values_the_file_takes_the_first(tmp_path: Path) -> None:
+    model, x = Choosing(), torch.randn(2, 40, 6)
+    report = exporters.to_onnx(model, x, tmp_path / "model.onnx")
+    given = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"x": x.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(given), model.value(x[:, :2]).sum(1).detach(), rtol=1e-4, atol=1e-5)
+    assert any("among equal values" in note for note in report.notes)
+
+
+def test_distinct_values_get_no_note(tmp_path: Path) -> None:
+    model = Choosing()
+    with torch.no_grad():
+        model.score.bias.fill_(99)
+    assert not exporters.to_onnx(model, torch.randn(2, 40, 6), tmp_path / "model.onnx").notes
+
+
+def test_a_model_that_computes_something_else_when_captured_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="Captured gives another 'output' at the example when torch.export captures it"):
+        exporters.to_onnx(Captured(), torch.randn(2, 6, 6), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
