@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from depgraph.errors import ExportError
 
@@ -165,17 +166,41 @@ def _children(value: Any) -> list[tuple[str, Any]] | None:
     return None
 
 
+class _Progress:
+    """Whether a capture went as far as it could: an object of its own, as torch.export puts a module's attributes back."""
+
+    done = False
+
+
 class FlatModel(nn.Module):
-    """The model as a function from tensors to a tuple of tensors, in the order of `Call.names` and `output_names`."""
+    """The model as a function from tensors to a tuple of tensors, in the order of `Call.names` and `output_names`.
+
+    torch.onnx.export captures once by running the code, and when that fails again by reading it, which takes longer.
+    Once the first way has gone through all of the code, or been stopped by a value it doesn't know, the second would end
+    alike, so it is refused; `restart` allows both again.
+    """
 
     def __init__(self, model: nn.Module, call: Call) -> None:
         super().__init__()
         self.model = model
         self._call = call
+        self._progress = _Progress()
+
+    def restart(self) -> None:
+        """Forget how far a capture went."""
+        self._progress.done = False
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the model on the call's tensors."""
-        return tuple(self.outputs(tensors)[0].values())
+        if self._progress.done and torch.compiler.is_dynamo_compiling():
+            raise RuntimeError("captured already")
+        try:
+            outputs = tuple(self.outputs(tensors)[0].values())
+        except GuardOnDataDependentSymNode:
+            self._progress.done = True
+            raise
+        self._progress.done = torch.compiler.is_exporting()
+        return outputs
 
     def outputs(self, tensors: Sequence[Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """As `named_outputs`, of the model on these tensors."""

@@ -51,6 +51,7 @@ def export_program(
     with preserved(flat.model):
         attempts = alternatives(flat.model)
         while True:
+            flat.restart()
             try:
                 return _export(flat, type(flat.model).__name__, call, examples, dims, opset), switched
             except Refused:

@@ -54,6 +54,8 @@ def test_distinct_values_get_no_note(tmp_path: Path) -> None:
 
 
 def test_a_model_that_computes_something_else_when_captured_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="Captured gives another 'output' at the example when torch.export captures it"):
+    with pytest.raises(
+        ExportError, match="Captured gives another 'output' at the example when torch.export captures it"
+    ):
         exporters.to_onnx(Captured(), torch.randn(2, 6, 6), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

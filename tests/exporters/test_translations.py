@@ -36,9 +36,13 @@ def rotated(x: Tensor) -> Tensor:
 CASES = {
     "squeeze of a dim that isn't 1": lambda x: x.squeeze(1).squeeze(-1).squeeze((1, 2)),
     "squeeze of some dims of several": lambda x: x[:, None, :, None].squeeze((1, 2, 3)).unsqueeze(1).squeeze(1),
-    "inverse error function": lambda x: (x.tanh() * 0.999).erfinv() + torch.tensor([1.0, -1.0, 0, 0.3]).erfinv()[2:].sum(),
+    "inverse error function": lambda x: (
+        (x.tanh() * 0.999).erfinv() + torch.tensor([1.0, -1.0, 0, 0.3]).erfinv()[2:].sum()
+    ),
     "complex views": rotated,
-    "stable sort": lambda x: (x > 0).int().sort(stable=True, dim=1).indices.argsort(dim=1, stable=True, descending=True),
+    "stable sort": lambda x: (
+        (x > 0).int().sort(stable=True, dim=1).indices.argsort(dim=1, stable=True, descending=True)
+    ),
 }
 
 
