@@ -24,9 +24,10 @@ from transformers.models.auto import configuration_auto, modeling_auto
 
 import depgraph
 import exporters
+import importance
 from depgraph.capture.capturing import quiet
 from depgraph.cutting.settling import Settler
-from depgraph.errors import ExportError
+from depgraph.errors import CutError, ExportError, PlanError
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARE, LEAST_REMOVED, CLASSES, LARGEST = 0.25, 0.10, 4, 30_000_000
@@ -238,13 +239,26 @@ def _trace(held: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cut(held: dict[str, Any]) -> dict[str, Any]:
-    graph = held["graph"]
+def _cut_by_quarter(graph: depgraph.DependencyGraph) -> depgraph.CutReport:
     plan = quarter(graph)
     if not plan.removal:
         why = next((axis.why_fixed for axis in graph.axes), "no axis reaches a parameter")
         raise ValueError(f"nothing can be pruned: {why}")
-    report = plan.apply_with_report(form="auto")
+    return plan.apply_with_report(form="auto")
+
+
+def _cut_as_planned(graph: depgraph.DependencyGraph) -> depgraph.CutReport:
+    """Where the form that a model can be cut in doesn't hold a quarter of every axis: what planning makes of the same budget."""
+    target = depgraph.Target(params=1 - SHARE * prunable_share(graph))
+    return graph.plan(importance.Magnitude(), target, scope="axis").apply_with_report()
+
+
+def _cut(held: dict[str, Any]) -> dict[str, Any]:
+    graph = held["graph"]
+    try:
+        report, planned = _cut_by_quarter(graph), False
+    except (CutError, PlanError):
+        report, planned = _cut_as_planned(graph), True
     held["pruned"] = report.model
     removed = sum(p.numel() for p in held["built"].model.parameters()) - sum(
         p.numel() for p in report.model.parameters()
@@ -259,6 +273,7 @@ def _cut(held: dict[str, Any]) -> dict[str, Any]:
         "after": sum(p.numel() for p in report.model.parameters()),
         "removed": round(share, 3),
         "form": report.form,
+        "planned": planned,
         "error": report.check.error,
         "notes": [one_line(str(note)) for note in report.notes],
     }

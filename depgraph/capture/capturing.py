@@ -48,7 +48,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     given = (model, args, dict(kwargs))
     with quiet(model), torch.no_grad():
         try:
-            with _dumps_dropped():
+            with dumps_dropped():
                 return _lowered(model, record(*given), strict)
         except UnsupportedOperator:
             raise
@@ -117,7 +117,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _dumps_dropped() -> Iterator[None]:
+def dumps_dropped() -> Iterator[None]:
     """Holds back what is written to stderr, and the log: torch dumps its unfinished graph there when a capture fails."""
     held, before = io.StringIO(), logging.root.manager.disable
     logging.disable(logging.ERROR)
