@@ -123,6 +123,8 @@ class DependencyGraph:
         decisions = decisions_of(self.capture.exported)
         if decisions is None:
             return ""
+        if not decisions.made:
+            return "captured on the values of the example, as torch can't capture it without"
         checked = (
             "none of these depends on an input or a weight"
             if decisions.settled

@@ -48,10 +48,10 @@ class _RealTraced(Traced):
 class _Recorder(Deciding):
     """Runs every operator and writes it into the graph; writes decisions down."""
 
-    def __init__(self, traced: _RealTraced) -> None:
+    def __init__(self, traced: _RealTraced, decisions: Decisions) -> None:
         super().__init__(traced)
         self.traced = traced
-        self.decisions = Decisions()
+        self.decisions = decisions
         self.decided_by: list[torch.fx.Node] = []
         self.inputs: dict[int, frozenset[int]] = {}
         model = traced.names.model
@@ -139,8 +139,10 @@ class _Recorder(Deciding):
         self.traced.follow(made, node, made.device)
 
 
-def capture_decided(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DirectProgram:
-    """Capture `model`, which must not need gradients now, on the values of the example inputs.
+def capture_decided(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], decisions: Decisions
+) -> DirectProgram:
+    """Capture `model`, which must not need gradients now, on the values of the example inputs, and fill `decisions`.
 
     After the outputs that its signature names, the graph gives the floating tensors that are decided by, in order, unless
     the decisions are settled. What the forward writes to buffers, whole or through a view, is put back.
@@ -151,14 +153,14 @@ def capture_decided(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     traced = _RealTraced(Names(model))
     copies = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
     run_args, run_kwargs = traced.begin(*copies)
-    recorder = _Recorder(traced)
+    recorder = _Recorder(traced, decisions)
     recorder.give(run_args, run_kwargs)
-    with proxies.exporting_flags(), module_paths(model, traced), _buffers_kept(model), recorder, Reading(recorder):
+    with decisions.told(), module_paths(model, traced), _buffers_kept(model), recorder, Reading(recorder):
         output = model(*run_args, **run_kwargs)
     outputs = traced.leaves_of(output)
-    decided_by = [] if recorder.decisions.settled else recorder.decided_by
+    decided_by = [] if decisions.settled else recorder.decided_by
     traced.graph.output((*outputs, *decided_by))
-    return traced.program(output, outputs, recorder.decisions)
+    return traced.program(output, outputs, decisions)
 
 
 def _with_draws(func: Any, compute: Callable[[], Any]) -> tuple[Any, frozenset[int]]:

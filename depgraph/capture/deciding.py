@@ -8,7 +8,7 @@ with what was written down, so that both take the same way and compute what can 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -75,9 +75,17 @@ class Decision:
 
 @dataclass
 class Decisions:
-    """The decisions of one forward, in the order in which they were made."""
+    """The decisions of one forward, in the order in which they were made.
+
+    `exporting` says whether the code was told that it is being exported (`torch.compiler.is_exporting()`).
+    """
 
     made: list[Decision] = field(default_factory=list)
+    exporting: bool = True
+
+    def told(self) -> AbstractContextManager[None]:
+        """Within, the code is told the same."""
+        return proxies.exporting_flags() if self.exporting else nullcontext()
 
     @property
     def inputs(self) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ def rerun(
     decisions = None if isinstance(model, GraphModule) else decisions_of(exported)
     names = {name for name in written if name}
     with quiet(model), torch.no_grad(), _kept(model, names), following(decisions) as given:
-        output, calls = replay(model, args, kwargs)
+        output, calls = replay(model, args, kwargs, decisions)
     given = [] if decisions is None or decisions.settled else given
     return [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)] + given, calls
 
