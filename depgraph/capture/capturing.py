@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,8 @@ def dumps_dropped() -> Iterator[None]:
     held, before = io.StringIO(), logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with contextlib.redirect_stderr(held):
+        with contextlib.redirect_stderr(held), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)

@@ -22,13 +22,14 @@ import torch.fx
 from torch import nn
 from torch.fx.node import map_aggregate
 
-from depgraph.capture.attributes import assign, current, mark, restored
+from depgraph.capture.attributes import assign, current, mark
 from depgraph.capture.decided import capture_decided
 from depgraph.capture.deciding import Decisions
 from depgraph.capture.direct import capture_directly
 from depgraph.capture.exported import CapturedProgram, DirectProgram
 from depgraph.capture.expressions import renamed
 from depgraph.capture.matching import EXPRESSION, IMPLICIT, UNKNOWN, Path, Source, slots
+from depgraph.capture.restoring import restored
 from depgraph.capture.sizes import Expr, plain
 from depgraph.capture.watching import Call, Log, watched
 
