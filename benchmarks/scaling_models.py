@@ -213,7 +213,9 @@ class Recalling(nn.Module):
         super().__init__()
         self.steps = steps
         self.first, self.last = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 8)
-        self.block = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
+        self.block = nn.Sequential(
+            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         states = [self.first(x)]
