@@ -36,6 +36,7 @@ def work(family: str, size: int) -> dict[str, Any]:
     from benchmarks import ours
     from benchmarks.measuring import Stopwatch
     from benchmarks.scaling_models import FAMILIES
+    from depgraph.collecting import uncollected
     from depgraph.cutting.applying import apply
     from depgraph.cutting.verifying import Verifier, follow_shapes
 
@@ -45,9 +46,9 @@ def work(family: str, size: int) -> dict[str, Any]:
         graph = depgraph.trace(case.model, case.args)
     with watch.phase("plan"):
         plan = graph.plan(importance.Magnitude(), depgraph.Target(params=KEEP))
-    with watch.phase("cut"):
+    with uncollected(), watch.phase("cut"):
         report = apply(plan, check="none")
-    with watch.phase("check"):
+    with uncollected(), watch.phase("check"):
         Verifier(plan).check(report.model, follow_shapes(graph) if report.form == "module" else None)
     nodes = [node for node in graph.capture.exported.graph.nodes if node.op == "call_function"]
     return {
