@@ -169,12 +169,15 @@ def run(model: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel()]
 
 
-def quarter(graph: depgraph.DependencyGraph) -> depgraph.Plan:
-    """A plan that removes a quarter of every axis, at least one group, as far as groups may go and ties between sizes allow."""
+def quarter(graph: depgraph.DependencyGraph, share: float = SHARE) -> depgraph.Plan:
+    """A plan that removes a share of every axis, at least one group, as far as groups may go and ties between sizes allow."""
     rng = np.random.default_rng(0)
     order = {a.name: rng.permutation(np.flatnonzero(a.prunable)) for a in graph.axes}
     cap = {a.name: min(len(order[a.name]), a.size - 1) for a in graph.axes}
-    wanted = {a.name: min(max(1, int(SHARE * a.size)), cap[a.name]) for a in graph.axes if cap[a.name]}
+    wanted = {a.name: min(max(1, int(share * a.size)), cap[a.name]) for a in graph.axes if cap[a.name]}
+    for name in wanted:
+        size, step = graph[name].size, graph.widths.step(name)
+        wanted[name] = max(0, size - -(-(size - wanted[name]) // step) * step)
     counts = Settler(graph.sizes, order, cap, frozenset(wanted)).settle(wanted)
     return graph.cut_plan({name: order[name][:count] for name, count in counts.items() if count})
 
@@ -241,10 +244,16 @@ def _trace(held: dict[str, Any]) -> dict[str, Any]:
 
 def _cut_by_quarter(graph: depgraph.DependencyGraph) -> depgraph.CutReport:
     plan = quarter(graph)
+    if _share(graph, plan) < LEAST_REMOVED < prunable_share(graph):
+        plan = quarter(graph, 2 * SHARE)
     if not plan.removal:
         why = next((axis.why_fixed for axis in graph.axes), "no axis reaches a parameter")
         raise ValueError(f"nothing can be pruned: {why}")
     return plan.apply_with_report(form="auto")
+
+
+def _share(graph: depgraph.DependencyGraph, plan: depgraph.Plan) -> float:
+    return 1 - plan.cost().params / max(graph.dense_cost.params, 1)
 
 
 def _cut_as_planned(graph: depgraph.DependencyGraph) -> depgraph.CutReport:
@@ -265,7 +274,7 @@ def _cut(held: dict[str, Any]) -> dict[str, Any]:
     )
     share = removed / max(reached_parameters(graph), 1)
     prunable = prunable_share(graph)
-    if share < min(LEAST_REMOVED, NO_OP * prunable):
+    if share < (LEAST_REMOVED if prunable > LEAST_REMOVED else NO_OP * prunable):
         raise ValueError(f"only {share:.0%} of the parameters were removed where {prunable:.0%} are prunable")
     if report.check is None or report.check.skipped or report.check.vacuous:
         raise ValueError(f"the check proves nothing: {report.check}")
