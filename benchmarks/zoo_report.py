@@ -34,12 +34,14 @@ def counts(records: Sequence[Record]) -> list[tuple[str, str]]:
     runs = reached(records, "forward")
     asked = [r for r in runs if r["asked_onnx"]]
     little = [r for r in reached(records, "save") if r["removed"] < LITTLE]
+    planned = [r for r in reached(records, "save") if r.get("planned")]
     rows = [
         ("model types", str(len(records))),
         ("constructed", str(sum(r.get("failed") not in ("config", "construct", "build") for r in records))),
         ("own forward runs", str(len(runs))),
         ("traced", _of(reached(records, "trace"), runs)),
         ("cut by a quarter, every check passed, saved and loaded", _of(reached(records, "save"), runs)),
+        ("of these, by a plan of the library's for the same budget", _of(planned, runs)),
         (f"of these, less than {LITTLE:.0%} removed because hardly more is prunable", _of(little, runs)),
     ]
     if asked:
@@ -78,7 +80,9 @@ def _head() -> str:
         "# Every model type of transformers\n\n"
         f"Written by `python benchmarks/zoo.py --report benchmarks/zoo.md` ({versions}). Every type that transformers registers is\n"
         "built with random weights from a tiny config that one rule over the names of fields makes; of every axis at once a\n"
-        'quarter of the groups goes, ties between sizes permitting, with `form="auto"`. Shares are of those whose own forward runs.'
+        'quarter of the groups goes, ties between sizes permitting, with `form="auto"`; half, where a quarter is less than 10% of the\n'
+        "parameters and more is prunable; where the form that a model can be cut in doesn't hold that, what planning makes of the same\n"
+        "budget. Shares are of those whose own forward runs."
     )
 
 

@@ -16,17 +16,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from depgraph.configs import attention_of
-from depgraph.cutting.record import Record, cuts, is_pretrained, library_class, original_config
+from depgraph.cutting.record import (
+    Record,
+    attention_of,
+    classes_of,
+    cuts,
+    is_pretrained,
+    library_class,
+    original_config,
+)
 from depgraph.dense import form_of, packed_modules
 from depgraph.errors import CheckpointError
 from depgraph.rebuilding import (
+    Table,
     Undo,
     check_fits,
     cut_again,
     fill,
     held_tensors,
     original_from_library,
+    run_once,
     take_back,
     tensor_table,
 )
@@ -177,20 +186,38 @@ def _load(path: Path, manifest: Mapping[str, Any], model: Any, where: torch.devi
         return _dressed(_from_plain(path, manifest, where), manifest)
     tensors = read_tensors(path / WEIGHTS, manifest["tensors"], where)
     made = cuts(manifest["record"])
-    undo: list[Undo] = []
     original = _original(path, manifest, model, where)
+    if model is None and made and made[0]["original"].get("modules", {}) != classes_of(original):
+        run_once(original, made)  # it replaces modules when it runs
     try:
-        check_fits(original, manifest["tensors"], made)
-        loaded = cut_again(original, made, where, undo)
-        fill(loaded, manifest["tensors"], tensors, undo)
-    except BaseException:
-        take_back(undo)
-        raise
+        loaded = _filled(original, (manifest["tensors"], tensors), made, where)
+    except CheckpointError:
+        if model is not None:
+            raise
+        used = _original(path, manifest, model, where)
+        run_once(used, made)  # the model that was cut had been run: it may have kept something since
+        loaded = _filled(used, (manifest["tensors"], tensors), made, where)
     if is_pretrained(loaded) and (path / "generation_config.json").is_file():
         from transformers import GenerationConfig
 
         loaded.generation_config = GenerationConfig.from_pretrained(path)
     return _dressed(loaded, manifest)
+
+
+def _filled(
+    original: nn.Module, saved: tuple[Table, Mapping[str, torch.Tensor]], made: list[Record], where: torch.device
+) -> nn.Module:
+    """The model cut again and given the tensors saved; `original` is as it was where that fails."""
+    undo: list[Undo] = []
+    table, tensors = saved
+    try:
+        check_fits(original, table, made)
+        loaded = cut_again(original, made, where, undo)
+        fill(loaded, table, tensors, undo)
+    except BaseException:
+        take_back(undo)
+        raise
+    return loaded
 
 
 def _original(path: Path, manifest: Mapping[str, Any], model: Any, where: torch.device) -> nn.Module:

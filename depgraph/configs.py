@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from depgraph.cutting.record import cuts, library_class, original_config
+from depgraph.cutting.record import Attention, attention_of, cuts, library_class, original_config
 
 Place = tuple[str, ...]
 Edits = Mapping[Place, int]
 Shapes = dict[str, tuple[int, ...]]
-Attention = str | dict[str, Any] | None
 
 
 class Configs:
@@ -89,14 +88,6 @@ class Configs:
         except Exception:
             return set()
         return {name for name in asked if not name.startswith("_")}
-
-
-def attention_of(config: Any) -> Attention:
-    """The kind of attention that a config asks for; where its parts may differ, each by its name and the config's own by ""."""
-    own: str | None = getattr(config, "_attn_implementation", None)
-    parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", None) or ()}
-    kinds = {name: attention_of(part) for name, part in parts.items() if part is not None}
-    return {"": own, **kinds} if kinds else own
 
 
 def recorded_edits(model: nn.Module) -> dict[Place, int]:

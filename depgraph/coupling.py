@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from depgraph.congruence import merge_congruent
 from depgraph.graph import Fold, Program, Reason
 
 Labels = np.ndarray
@@ -36,6 +37,7 @@ class Classes:
     def of(cls, program: Program, lifted: frozenset[str] = frozenset()) -> Classes:
         """Number the classes of dims and sort the relations by class; reasons named in `lifted` are left out."""
         relations = program.relations
+        merge_congruent(relations)
         roots = np.array([relations.find(d) for d in range(len(relations.sizes))], dtype=np.int64)
         used, of_dim = np.unique(roots, return_inverse=True)
         size = [relations.sizes[r] for r in used]
@@ -94,10 +96,15 @@ class Labelling:
 
 
 class _Flow:
-    """One run of the labels, from one seed, to the fixpoint."""
+    """One run of the labels, from one seed, to the fixpoint.
 
-    def __init__(self, classes: Classes, seed: int, indices: np.ndarray) -> None:
+    `spent` has, by class, the indices that were labelled by runs that ended as one group, and so as no axis. Once all labels
+    of this run are one group too, it needs to go on only from where those weren't.
+    """
+
+    def __init__(self, classes: Classes, seed: int, indices: np.ndarray, spent: dict[int, np.ndarray]) -> None:
         self.classes = classes
+        self.collapsed = False
         self.root = np.arange(classes.size[seed])
         self.labels: dict[int, Labels] = {}
         self.split_off: list[int] = []
@@ -109,7 +116,16 @@ class _Flow:
         while self.queue:
             number = self.queue.popleft()
             self.waiting.discard(number)
-            self._push(number)
+            self.collapsed = self.collapsed or bool((self.root[indices] == self.root[indices[0]]).all())
+            if not self.collapsed or not self._is_spent(number, spent):
+                self._push(number)
+        if self.collapsed:
+            for number, mine in self.labels.items():
+                spent[number] = (mine != NONE) | spent.get(number, False)
+
+    def _is_spent(self, number: int, spent: dict[int, np.ndarray]) -> bool:
+        """Did runs that ended as one group go on from all that is labelled here?"""
+        return number in spent and bool(spent[number][self.labels[number] != NONE].all())
 
     def _join(self, a: Labels, b: Labels) -> None:
         while True:
@@ -179,16 +195,17 @@ class _Flow:
         self.split_off.extend(part for k, part in enumerate(fold.parts) if k != j)
 
     def _kept_apart(self, rows: np.ndarray) -> int:
-        """How many groups stay apart when every row becomes one group."""
+        """How many groups stay apart when every row becomes one group; a row that nothing has reached stays by itself."""
         canonical = np.where(rows == NONE, NONE, self.root[rows])
         first = canonical.max(axis=1)
+        unreached = int((first == NONE).sum())
         if ((canonical == first[:, None]) | (canonical == NONE)).all():
-            return len(np.unique(first[first != NONE]))
+            return unreached + len(np.unique(first[first != NONE]))
         saved = self.root.copy()
         self._join_rows(rows)
         kept = len(np.unique(self.root[rows[rows != NONE]]))
         self.root = saved
-        return kept
+        return unreached + kept
 
     def _join_rows(self, rows: np.ndarray) -> None:
         first = np.broadcast_to(rows.max(axis=1)[:, None], rows.shape)
@@ -204,6 +221,7 @@ def find_axes(classes: Classes, seeds: list[int], anchors: set[int]) -> list[Lab
     that is already alone in its group of some axis is explained, and isn't seeded again.
     """
     explained: dict[int, np.ndarray] = {}
+    spent: dict[int, np.ndarray] = {}
     found: dict[bytes, Labelling] = {}
     queue, seeded = deque(_pieces_first(classes, seeds, explained)), set()
     while queue:
@@ -215,7 +233,7 @@ def find_axes(classes: Classes, seeds: list[int], anchors: set[int]) -> list[Lab
         indices = np.arange(classes.size[seed]) if done is None else np.flatnonzero(~done)
         if not len(indices):
             continue
-        flow = _Flow(classes, seed, indices)
+        flow = _Flow(classes, seed, indices, spent)
         queue.extend(_pieces_first(classes, flow.split_off, explained))
         labelling = Labelling(flow.labels, flow.root, seed)
         if not anchors & labelling.labels.keys():

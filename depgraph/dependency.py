@@ -123,10 +123,14 @@ class DependencyGraph:
         decisions = decisions_of(self.capture.exported)
         if decisions is None:
             return ""
-        return (
-            f"captured on the values of the example, as the code depends on values{at_places(decisions)}: a cut is checked "
-            "for the way that the example takes"
+        if not decisions.made:
+            return "captured on the values of the example, as torch can't capture it without"
+        checked = (
+            "none of these depends on an input or a weight"
+            if decisions.settled
+            else "a cut is checked for the way that the example takes"
         )
+        return f"captured on the values of the example, as the code depends on values{at_places(decisions)}: {checked}"
 
     def check_unchanged(self) -> None:
         """Raise PlanError when the model's tensors are no longer what they were when it was traced."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from depgraph.capture.exported import decisions_of
+from depgraph.capture.exported import only_as_module
 from depgraph.choosing import Attempt, Choice
 from depgraph.errors import DepgraphError, NothingToPrune, TargetError
 from depgraph.options import Options
@@ -41,7 +41,7 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
     options = Options.of(given)
     if options.scope == "auto":
         options = replace(options, scope="global" if getattr(scorer, "comparable", True) else "axis")
-    if options.form == "auto" and decisions_of(graph.capture.exported) is not None:
+    if options.form == "auto" and only_as_module(graph.capture.exported):
         options = replace(options, form="module")
     if not isinstance(target, Target):
         raise TargetError(f"expected a Target such as depgraph.Target(params=0.7), got {target!r}")

@@ -6,6 +6,7 @@ from the original on inputs like the recorded ones, and cut by the recorded grou
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from depgraph.capture.capturing import quiet
 from depgraph.capture.recording import assign, current
 from depgraph.cutting.computed import compute_again
 from depgraph.cutting.descriptors import flatten, follow
@@ -118,7 +120,7 @@ def check_fits(model: nn.Module, table: Table, made: list[Record]) -> None:
             )
         shape = list(held[target].tensor.shape)
         dense = [size + gone.get((_root(table, target), d), 0) for d, size in enumerate(entry["shape"])]
-        if shape != dense and entry["kind"] != "attribute":
+        if shape != dense and entry["kind"] == "parameter":
             was = f"cut from {dense}" if dense != entry["shape"] else f"{dense}"
             raise CheckpointError(
                 f"{entry['kind']} {target!r} has shape {shape} in the given {name}, the saved one was {was}"
@@ -160,6 +162,13 @@ def _check_attributes(model: nn.Module, made: list[Record]) -> None:
             raise CheckpointError(
                 f"{attr} is {now} in the given {type(model).__name__}, it was {before} in the one that was cut"
             )
+
+
+def run_once(model: nn.Module, made: list[Record]) -> None:
+    """Run `model` on inputs like those that it was first traced with, if it can be: it may keep tensors from then on."""
+    with contextlib.suppress(Exception), quiet(model), torch.no_grad():
+        args, kwargs = make_inputs(made[0]["inputs"], next(model.parameters()).device)
+        model(*args, **kwargs)
 
 
 def cut_again(model: nn.Module, made: list[Record], device: torch.device | str, undo: list[Undo]) -> nn.Module:
@@ -256,7 +265,7 @@ def fill(model: nn.Module, table: Table, tensors: Mapping[str, torch.Tensor], un
         entry = table.get(name)
         if entry is None:
             return old
-        if entry["kind"] != "attribute" and list(old.shape) != entry["shape"]:
+        if entry["kind"] == "parameter" and list(old.shape) != entry["shape"]:
             raise CheckpointError(
                 f"{name!r} has shape {list(old.shape)} after the recorded cuts, saved is {entry['shape']}"
             )
@@ -282,6 +291,7 @@ __all__ = [
     "fill",
     "held_tensors",
     "original_from_library",
+    "run_once",
     "take_back",
     "tensor_table",
 ]

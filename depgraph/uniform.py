@@ -19,9 +19,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import quiet
-from depgraph.configs import Place, attention_of, edited, recorded_edits
+from depgraph.configs import Place, edited, recorded_edits
 from depgraph.cutting.inputs import make_inputs
-from depgraph.cutting.record import cuts, original_config
+from depgraph.cutting.record import attention_of, cuts, original_config
 from depgraph.errors import CheckpointError
 
 _MOST_STEPS, _MOST_SECONDS = 12, 20.0

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from depgraph.capture.deciding import DRAWS
 from depgraph.capture.frozen import frozen
 from depgraph.errors import ExportError
 from exporters import translations
@@ -71,6 +72,8 @@ def export_frozen(flat: FlatModel, call: Call, opset: int) -> tuple[torch.onnx.O
     owner = type(flat.model).__name__
     with preserved(flat.model):
         found = frozen(flat, call.tensors, {})
+    if DRAWS in found.inputs:
+        raise Branches(f"{owner} decides by random numbers{found.places}, which a graph can't repeat.")
     if found.inputs:
         raise _branches(owner, [call.names[i] for i in found.inputs], call, found.places)
     note = f"the example's sizes are built into the file, as the code depends on values{found.places}"

@@ -244,3 +244,82 @@ def test_each_class_is_filled_a_bounded_number_of_times(nested: bool, monkeypatc
         each.append(fills / sum(len(f.labels) for f in found))
     assert max(each) <= 4
     assert each[-1] <= 1.2 * each[0]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_chain_of_views_has_as_many_classes_as_foldings(order: int) -> None:
+    """A width is split into heads of 2, 4 and 8 by turns, and joined again each time; classes are counted, not timed."""
+
+    def classes(views: int) -> int:
+        program = Program()
+        (flat,) = dims(program, 64)
+        for k in range(views):
+            heads = 2 ** (1 + k % 3)
+            joined, *parts = dims(program, 64, heads, 64 // heads)
+            program.relations.refold([flat], parts)
+            program.relations.refold(parts, [joined])
+            flat = joined
+        program.relations.folds[:] = program.relations.folds[::order]
+        return len(Classes.of(program).size)
+
+    assert classes(6) == classes(60) == 1 + 3 * 2
+
+
+def test_dims_split_alike_are_split_into_the_same_heads() -> None:
+    program = Program()
+    left, right, heads, width, more_heads, more_width = dims(program, 12, 12, 3, 4, 3, 4)
+    program.relations.fold(left, [heads, width])
+    program.relations.fold(right, [more_heads, more_width])
+    assert groups(program, heads)[0] == {heads: [0, 1, 2]}
+    apart = Classes.of(program).of_dim
+    assert apart[heads] != apart[more_heads]
+    program.relations.align(left, right)
+    together = Classes.of(program).of_dim
+    assert together[heads] == together[more_heads]
+    assert together[width] == together[more_width]
+
+
+def test_a_part_that_cannot_go_is_not_merged_so_that_its_reason_is_found() -> None:
+    program = Program()
+    flat, heads, width, counted, beside = dims(program, 12, 3, 4, 3, 4)
+    program.relations.fold(flat, [heads, width])
+    program.relations.fold(flat, [counted, beside])
+    program.relations.fix(counted, Reason("it is counted"))
+    classes = Classes.of(program)
+    numbers = [int(classes.of_dim[d]) for d in (flat, heads)]
+    reasons = [{str(r) for r in found.reasons.values()} for found in find_axes(classes, numbers, set(numbers))]
+    assert {"it is counted"} in reasons
+    assert set() in reasons
+
+
+def test_shuffled_units_cost_as_much_at_any_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half passes by, half is made anew, both are shuffled: fills of labels are counted, not timed."""
+    fills = 0
+    fill = coupling._Flow._fill
+
+    def counting(self: coupling._Flow, number: int, new: np.ndarray) -> None:
+        nonlocal fills
+        fills += 1
+        fill(self, number, new)
+
+    monkeypatch.setattr(coupling._Flow, "_fill", counting)
+    each = []
+    for units in (16, 32, 64):
+        program = Program()
+        (x,) = dims(program, 16)
+        seeds = [x]
+        for _ in range(units):
+            left, right, made, joined, shuffled, two, pairs = dims(program, 8, 8, 8, 16, 16, 2, 8)
+            relations = program.relations
+            for half, whole, start in ((left, x, 0), (right, x, 8), (left, joined, 0), (made, joined, 8)):
+                relations.align_at(half, np.arange(8), whole, np.arange(start, start + 8))
+            relations.refold([joined], [two, pairs])
+            relations.refold([pairs, two], [shuffled])
+            seeds += [right, made]
+            x = shuffled
+        classes = Classes.of(program)
+        fills = 0
+        numbers = [int(classes.of_dim[s]) for s in seeds]
+        assert find_axes(classes, numbers, set(numbers))
+        each.append(fills / units)
+    assert each[-1] <= 1.2 * each[0]

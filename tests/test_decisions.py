@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import depgraph
 import importance
-from depgraph.errors import CaptureError, CutError
+from depgraph.errors import CaptureError, CheckError, CutError
 
 
 class Detector(nn.Module):
@@ -119,6 +119,46 @@ def test_lists_and_arrays_are_decisions_too() -> None:
     graph = depgraph.trace(net, inputs)
     assert "tests/test_decisions.py:" in graph.note
     report = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7)).apply_with_report()
+    assert report.check.error <= report.check.tolerance < report.check.sensitivity
+
+
+class Rounded(nn.Module):
+    """Halves a row at its width, which goes through a tensor on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 16
+        self.first, self.gates, self.last = nn.Linear(6, 16), nn.Linear(16, 32), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = torch.IntTensor([self.width])[0]
+        hidden = self.first(x).view(-1, self.width)
+        hidden = hidden if hidden.sum() > 0 else hidden * 2
+        both = self.gates(hidden)
+        return self.last(both[:, :half].tanh() * both[:, half:].sigmoid() + hidden.new_zeros(1))
+
+
+def test_a_size_that_goes_through_a_tensor_is_not_taken_for_a_decision() -> None:
+    graph = depgraph.trace(Rounded().eval(), torch.randn(5, 6))
+    first = next(axis.name for axis in graph.axes if axis.name.startswith("first"))
+    with pytest.raises(CheckError, match=r"16 became 15.*protect that size's axis"):
+        graph.cut_plan({first: [3]}).apply()
+
+
+class Drawing(nn.Module):
+    """Looks at rows in an order that it draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = torch.multinomial(torch.ones(len(x)), 2)
+        return self.last(self.first(x[chosen[chosen >= 0]]).relu())
+
+
+def test_what_is_drawn_is_drawn_once() -> None:
+    _, report = pruned(Drawing().eval(), torch.randn(5, 6))
     assert report.check.error <= report.check.tolerance < report.check.sensitivity
 
 

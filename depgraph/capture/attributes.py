@@ -7,22 +7,19 @@ modules share is one attribute, under the first path found; tuples can't be shar
 
 from __future__ import annotations
 
-import enum
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from depgraph.capture.restoring import is_open
 from depgraph.capture.sizes import Attr, SizeFloat, SizeInt, plain
 from depgraph.errors import CutError
 
 _MAX_DEPTH = 4
 _MAX_ITEMS = 1024
 _TORCH_OWN = frozenset(vars(nn.Module())) | {"_version"}
-_FOREIGN = frozenset(sys.stdlib_module_names - {"types", "argparse"}) | {"torch", "numpy"}
 
 Change = Callable[[Any, Attr], Any]
 Undo = Callable[[], None]
@@ -77,25 +74,6 @@ def mark(model: nn.Module) -> None:
         holder[name] = value
 
 
-@contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Whatever happens within: all that `model` holds is put back, and numbers added to it are plain.
-
-    Identities come back too, which torch.export loses (it leaves copies of the lists and tuples that modules hold).
-    """
-    saved = [(place, [_get(place.container, key) for key in place.keys]) for place in _places(model)]
-    defaults = [(vars(module), name) for module in model.modules() for name in _class_integers(module)]
-    try:
-        yield
-    finally:
-        for holder, name in defaults:
-            if type(holder.get(name)) is SizeInt:
-                del holder[name]
-        for place, before in saved:
-            _put_back(place, before)
-        _change_all(_places(model), lambda value, attr: plain(value))
-
-
 _ABSENT = object()
 
 
@@ -127,7 +105,7 @@ def _below(place: _Place, seen: set[int]) -> Iterator[_Place]:
     yield place
     for key in place.keys if len(place.way) <= _MAX_DEPTH else ():
         value = _get(place.container, key)
-        if not _is_open(value) or id(value) in seen:
+        if not (isinstance(value, (list, dict)) or is_open(value)) or id(value) in seen:
             continue
         seen.add(id(value))
         items = _items(value)
@@ -159,29 +137,11 @@ def _changed_number(value: Any, attr: Attr, change: Change) -> Any:
     return value if all(new is old for new, old in zip(items, value, strict=True)) else _same_kind(value, items)
 
 
-def _put_back(place: _Place, before: list[Any]) -> None:
-    if isinstance(place.container, list):
-        place.container[:] = before
-        return
-    for key, value in zip(place.keys, before, strict=True):
-        if _get(place.container, key) is not value:
-            _set(place.container, key, value)
-
-
 def _same_kind(value: tuple, items: list) -> tuple:
     kind = type(value)
     if hasattr(kind, "_make"):
         return kind._make(items)
     return kind(items) if kind in (tuple, torch.Size) else value
-
-
-def _is_open(value: Any) -> bool:
-    """Whether `value` is a container or config-like object to look into."""
-    if isinstance(value, (list, dict)):
-        return True
-    if isinstance(value, (nn.Module, torch.Tensor, type, enum.Enum)) or not hasattr(value, "__dict__"):
-        return False
-    return type(value).__module__.split(".")[0] not in _FOREIGN
 
 
 def _class_integers(module: nn.Module) -> dict[str, int]:

@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     given = (model, args, dict(kwargs))
     with quiet(model), torch.no_grad():
         try:
-            with _dumps_dropped():
+            with dumps_dropped():
                 return _lowered(model, record(*given), strict)
         except UnsupportedOperator:
             raise
@@ -117,12 +118,13 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _dumps_dropped() -> Iterator[None]:
+def dumps_dropped() -> Iterator[None]:
     """Holds back what is written to stderr, and the log: torch dumps its unfinished graph there when a capture fails."""
     held, before = io.StringIO(), logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with contextlib.redirect_stderr(held):
+        with contextlib.redirect_stderr(held), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)

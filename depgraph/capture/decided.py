@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from depgraph.capture import proxies
-from depgraph.capture.deciding import Deciding, Decision, Decisions, Reading, copied
+from depgraph.capture.deciding import DRAWS, WEIGHTS, Deciding, Decision, Decisions, Reading, copied
 from depgraph.capture.exported import DirectProgram
 from depgraph.capture.frames import where
 from depgraph.capture.signature import Names
@@ -48,10 +48,10 @@ class _RealTraced(Traced):
 class _Recorder(Deciding):
     """Runs every operator and writes it into the graph; writes decisions down."""
 
-    def __init__(self, traced: _RealTraced) -> None:
+    def __init__(self, traced: _RealTraced, decisions: Decisions) -> None:
         super().__init__(traced)
         self.traced = traced
-        self.decisions = Decisions()
+        self.decisions = decisions
         self.decided_by: list[torch.fx.Node] = []
         self.inputs: dict[int, frozenset[int]] = {}
         model = traced.names.model
@@ -66,8 +66,11 @@ class _Recorder(Deciding):
         if func._schema.is_mutable and any(proxies.storage_key(t) in self.parameters for t in _written(func, args)):
             raise Unusual(f"{func} writes to a parameter")
         node = self._node(func, args, kwargs)
-        made = proxies.at_once(func, args, kwargs)
-        self._mark((made, _written(func, args)), self.follows_from((args, kwargs)))
+        made, draws = _with_draws(func, lambda: proxies.at_once(func, args, kwargs))
+        if not func._schema.is_mutable and not any(isinstance(t, Tensor) for t in pytree.tree_leaves(made)):
+            self.traced.graph.erase_node(node)  # an assertion, or a question about sizes
+            return made
+        self._mark((made, _written(func, args)), self.follows_from((args, kwargs)) | draws)
         if isinstance(made, Tensor):
             node.meta["val"] = _shape_of(made)
             self._follow(made, node)
@@ -91,11 +94,13 @@ class _Recorder(Deciding):
 
     def give(self, run_args: tuple[Any, ...], run_kwargs: dict[str, Any]) -> None:
         """These are the model's inputs."""
+        held = [*self.traced.names.model.parameters(), *self.traced.names.model.buffers()]
+        self._mark([tensor for tensor in held if tensor.is_floating_point()], frozenset([WEIGHTS]))
         for position, leaf in enumerate(pytree.tree_leaves((run_args, run_kwargs))):
             self._mark(leaf, frozenset([position]))
 
     def follows_from(self, operands: Any) -> frozenset[int]:
-        """The positions of the inputs that tensors depend on; views and what is written through them are told by storage."""
+        """The positions of the inputs (and `WEIGHTS`) that tensors depend on, through views too."""
         tensors = (t for t in pytree.tree_leaves(operands) if isinstance(t, Tensor))
         return frozenset().union(*(self.inputs.get(proxies.storage_key(t), frozenset()) for t in tensors))
 
@@ -111,8 +116,9 @@ class _Recorder(Deciding):
 
     def decide(self, func: Any, operands: Any, compute: Callable[[], Any]) -> Any:
         """Write down what `compute` gives; tensors are constants of the graph."""
-        result = compute()
-        self.decisions.made.append(Decision(str(func), where(), copied(result), self.follows_from(operands)))
+        result, draws = _with_draws(func, compute)
+        inputs = self.follows_from(operands) | draws
+        self.decisions.made.append(Decision(str(func), where(), copied(result), inputs))
         for tensor in pytree.tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self.traced.stand_in(tensor)
@@ -133,11 +139,13 @@ class _Recorder(Deciding):
         self.traced.follow(made, node, made.device)
 
 
-def capture_decided(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DirectProgram:
-    """Capture `model`, which must not need gradients now, on the values of the example inputs.
+def capture_decided(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], decisions: Decisions
+) -> DirectProgram:
+    """Capture `model`, which must not need gradients now, on the values of the example inputs, and fill `decisions`.
 
-    After the outputs that its signature names, the graph gives the floating tensors that are decided by, in order. What the
-    forward writes to buffers, whole or through a view, is put back.
+    After the outputs that its signature names, the graph gives the floating tensors that are decided by, in order, unless
+    the decisions are settled. What the forward writes to buffers, whole or through a view, is put back.
 
     Raises:
         Unusual: the model can't be captured like that; so it may with any other exception.
@@ -145,13 +153,24 @@ def capture_decided(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     traced = _RealTraced(Names(model))
     copies = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
     run_args, run_kwargs = traced.begin(*copies)
-    recorder = _Recorder(traced)
+    recorder = _Recorder(traced, decisions)
     recorder.give(run_args, run_kwargs)
-    with proxies.exporting_flags(), module_paths(model, traced), _buffers_kept(model), recorder, Reading(recorder):
+    with decisions.told(), module_paths(model, traced), _buffers_kept(model), recorder, Reading(recorder):
         output = model(*run_args, **run_kwargs)
     outputs = traced.leaves_of(output)
-    traced.graph.output((*outputs, *recorder.decided_by))
-    return traced.program(output, outputs, recorder.decisions)
+    decided_by = [] if decisions.settled else recorder.decided_by
+    traced.graph.output((*outputs, *decided_by))
+    return traced.program(output, outputs, decisions)
+
+
+def _with_draws(func: Any, compute: Callable[[], Any]) -> tuple[Any, frozenset[int]]:
+    """What `compute` gives, and `DRAWS` if it drew random numbers."""
+    if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
+        return compute(), frozenset()
+    before = torch.get_rng_state()
+    made = compute()
+    drew = not proxies.at_once(torch.equal, (before, torch.get_rng_state()), {})
+    return made, frozenset([DRAWS] if drew else [])
 
 
 def _written(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> list[Tensor]:

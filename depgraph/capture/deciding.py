@@ -8,7 +8,7 @@ with what was written down, so that both take the same way and compute what can 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -51,6 +51,7 @@ _TAKEN_APART = frozenset(
     ]
 )
 _HANDED_OVER = frozenset([Tensor.tolist, Tensor.numpy, Tensor.__array__])
+WEIGHTS, DRAWS = -1, -2
 _TORCH = ("aten", "prims", "prim")
 
 
@@ -60,7 +61,11 @@ class NotFollowed(CheckError):
 
 @dataclass(frozen=True)
 class Decision:
-    """What an operator gave: a number, a tensor, or several; `inputs` are the positions of the model's inputs it depends on."""
+    """What an operator gave: a number, a tensor, or several.
+
+    `inputs` are the positions of the model's inputs that it depends on, `WEIGHTS` for the floating tensors that it holds,
+    `DRAWS` for random numbers. What depends on neither of the last two is the same each time.
+    """
 
     operator: str
     where: str
@@ -70,16 +75,34 @@ class Decision:
 
 @dataclass
 class Decisions:
-    """The decisions of one forward, in the order in which they were made."""
+    """The decisions of one forward, in the order in which they were made.
+
+    `exporting` says whether the code was told that it is being exported (`torch.compiler.is_exporting()`).
+    """
 
     made: list[Decision] = field(default_factory=list)
+    exporting: bool = True
+
+    def told(self) -> AbstractContextManager[None]:
+        """Within, the code is told the same."""
+        return proxies.exporting_flags() if self.exporting else nullcontext()
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The positions of the model's inputs by whose values something was decided, `DRAWS` among them."""
+        return tuple(sorted(frozenset[int]().union(*(decision.inputs for decision in self.made)) - {WEIGHTS}))
+
+    @property
+    def settled(self) -> bool:
+        """Are they the same whatever the inputs and the weights hold, as long as the sizes stay?"""
+        return not any(decision.inputs for decision in self.made)
 
 
 def at_places(decisions: Decisions) -> str:
     """Where the code asks for values, as part of a sentence."""
     places = list(dict.fromkeys(decision.where for decision in decisions.made if decision.where))
-    more = f" and {len(places) - 3} more places" if len(places) > 3 else ""
-    return f" at {', '.join(places[:3])}{more}" if places else ""
+    listed = ", ".join(places if len(places) <= 4 else [*places[:3], f"{len(places) - 3} more places"])
+    return f" at {listed}" if places else ""
 
 
 class Deciding(proxies.OperatorMode):
@@ -171,7 +194,10 @@ def copied(result: Any) -> Any:
 
 
 class _Following(Deciding):
-    """Decides as `decisions` say. `given` are the floating tensors that it was asked to decide by."""
+    """Decides as `decisions` say. `given` are the floating tensors that it was asked to decide by.
+
+    What must be the same each time is decided anew, since what differs then comes from a size that isn't the same.
+    """
 
     def __init__(self, decisions: Decisions) -> None:
         super().__init__(None)
@@ -185,7 +211,9 @@ class _Following(Deciding):
     def foreign(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Decided before, or run."""
         decides = self.left and self.left[-1].operator == str(func)
-        return self.decide(func, (), lambda: None) if decides else self.write(func, args, kwargs)
+        return (
+            self.decide(func, (), lambda: self.write(func, args, kwargs)) if decides else self.write(func, args, kwargs)
+        )
 
     def notice(self, tensor: Tensor) -> None:
         """Remember it."""
@@ -196,7 +224,33 @@ class _Following(Deciding):
         if not self.left or self.left[-1].operator != str(func):
             expected = self.left[-1].operator if self.left else "nothing"
             raise NotFollowed(f"at {where()} {func} depends on values where the traced forward asks for {expected}")
-        return copied(self.left.pop().result)
+        known = self.left.pop()
+        if known.inputs & {WEIGHTS, DRAWS}:
+            return copied(known.result)
+        made = compute()
+        if not _same(made, known.result):
+            raise NotFollowed(
+                f"at {where()} a value comes from a size that the cut changes, by way of a tensor ({_short(known.result)} "
+                f"became {_short(made)}), so that it can't be followed: protect that size's axis"
+            )
+        return made
+
+
+def _same(made: Any, known: Any) -> bool:
+    ours, theirs = ([_plain(leaf) for leaf in pytree.tree_leaves(result)] for result in (made, known))
+    pairs = zip(ours, theirs, strict=False)
+    return len(ours) == len(theirs) and all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in pairs)
+
+
+def _plain(leaf: Any) -> np.ndarray:
+    with torch._C.DisableTorchFunction():
+        return np.asarray(proxies.at_once(Tensor.cpu, (leaf,), {}).tolist() if isinstance(leaf, Tensor) else leaf)
+
+
+def _short(result: Any) -> str:
+    leaves = pytree.tree_leaves(result)
+    text = ", ".join(str(_plain(leaf).tolist()) for leaf in leaves)
+    return text if len(text) <= 30 else f"{text[:27]}..."
 
 
 @contextmanager

@@ -39,6 +39,12 @@ def decisions_of(program: CapturedProgram) -> Decisions | None:
     return getattr(program, "decisions", None)
 
 
+def only_as_module(program: CapturedProgram) -> bool:
+    """Has it no graph form, since it takes something from the values of the example that others would change?"""
+    decisions = decisions_of(program)
+    return decisions is not None and not decisions.settled
+
+
 @dataclass
 class DirectProgram:
     """A program captured by `direct` or `decided`. Of the model's state it holds the tensors of integers only: index tables.

@@ -11,8 +11,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from depgraph.capture.capturing import quiet
-from depgraph.capture.decided import capture_decided
 from depgraph.capture.deciding import at_places
+from depgraph.capture.recording import record_decided
 from depgraph.capture.unlifting import module_of
 
 
@@ -23,7 +23,8 @@ class Frozen:
     Attributes:
         module: Takes the arguments of the model, and shares its tensors.
         inputs: The positions among the inputs (leaves of args, then kwargs) whose values decided something: for other values
-            of these the module isn't the model. Where it is empty, the module holds for all values.
+            of these the module isn't the model; `DRAWS` for random numbers. Where it is empty, the module holds for all
+            values.
         places: Where the code asks for values, as part of a sentence.
     """
 
@@ -40,11 +41,10 @@ def frozen(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     """
     given = (args, dict(kwargs))
     with quiet(model), torch.no_grad():
-        program = capture_decided(model, *given)
+        program, _ = record_decided(model, *given)
     output = program.graph.output_node()
     output.args = (output.args[0][: program.output_spec.num_leaves],)  # type: ignore[index]
     held = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
     module = module_of(program, held, given).eval()
     assert program.decisions is not None
-    decided = frozenset[int]().union(*(decision.inputs for decision in program.decisions.made))
-    return Frozen(module, tuple(sorted(decided)), at_places(program.decisions))
+    return Frozen(module, program.decisions.inputs, at_places(program.decisions))

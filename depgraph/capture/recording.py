@@ -22,13 +22,14 @@ import torch.fx
 from torch import nn
 from torch.fx.node import map_aggregate
 
-from depgraph.capture import proxies
-from depgraph.capture.attributes import assign, current, mark, restored
+from depgraph.capture.attributes import assign, current, mark
 from depgraph.capture.decided import capture_decided
+from depgraph.capture.deciding import Decisions
 from depgraph.capture.direct import capture_directly
-from depgraph.capture.exported import CapturedProgram
+from depgraph.capture.exported import CapturedProgram, DirectProgram
 from depgraph.capture.expressions import renamed
 from depgraph.capture.matching import EXPRESSION, IMPLICIT, UNKNOWN, Path, Source, slots
+from depgraph.capture.restoring import restored
 from depgraph.capture.sizes import Expr, plain
 from depgraph.capture.watching import Call, Log, watched
 
@@ -115,13 +116,22 @@ def record(
 
 def record_decided(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
-) -> tuple[CapturedProgram, Recording]:
+) -> tuple[DirectProgram, Recording]:
     """As `record`, on the values of the example inputs, for a model whose control flow depends on values.
+
+    The code is told that it is being exported; where it fails then, it runs as always.
 
     Raises:
         Exception: whatever keeps the model from being captured.
     """
-    return _recorded(model, lambda: capture_decided(model, args, kwargs or {}))
+
+    def recorded(decisions: Decisions) -> tuple[DirectProgram, Recording]:
+        return _recorded(model, lambda: capture_decided(model, args, kwargs or {}, decisions))
+
+    try:
+        return recorded(Decisions())
+    except Exception:
+        return recorded(Decisions(exporting=False))
 
 
 def record_exported(
@@ -154,13 +164,15 @@ def _recorded(model: nn.Module, capture: Callable[[], _Program]) -> tuple[_Progr
     return program, _recording(program, log)
 
 
-def replay(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> tuple[Any, list[Call]]:
+def replay(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, decisions: Decisions | None = None
+) -> tuple[Any, list[Call]]:
     """Run `model` once without gradients, on whatever device it is, and list its torch calls as `record` does.
 
-    `torch.compiler.is_exporting()` answers True meanwhile, so that the model takes the way it takes under export.
+    It is told that it is being exported, unless the capture that made `decisions` didn't tell it so.
     """
     log = Log()
-    with torch.no_grad(), proxies.exporting_flags(), watched(model, log, lambda tracer: None):
+    with torch.no_grad(), (decisions or Decisions()).told(), watched(model, log, lambda tracer: None):
         output = model(*args, **(kwargs or {}))
     return output, log.calls
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from depgraph.capture.exported import decisions_of
+from depgraph.capture.exported import only_as_module
 from depgraph.cutting.absorbing import absorb
 from depgraph.cutting.drifting import new_drifts, numbers_of
 from depgraph.cutting.expressing import Conflict, Solution
@@ -58,7 +58,7 @@ def apply(plan: Plan, **options: Any) -> CutReport:
         try:
             return _module(plan, how)
         except (CutError, CheckError) as error:
-            if how.form == "module" or decisions_of(plan.graph.capture.exported) is not None:
+            if how.form == "module" or only_as_module(plan.graph.capture.exported):
                 raise
             why = str(error)
     return _graph(plan, how, why)

@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from depgraph.axes import build_axes
-from depgraph.capture.capturing import quiet, ties_of
+from depgraph.capture.capturing import dumps_dropped, quiet, ties_of
 from depgraph.capture.deciding import at_places
 from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_of
 from depgraph.capture.lowering import lower
@@ -57,7 +57,7 @@ def cut_programs(plan: Plan) -> Iterator[tuple[GraphModule, tuple[str, ...]]]:
     """
     graph = plan.graph
     decisions = decisions_of(graph.capture.exported)
-    if decisions is not None:
+    if decisions is not None and not decisions.settled:
         raise CutError(
             f"{type(graph.model).__name__} has no graph form, as its code depends on values{at_places(decisions)}: use "
             "form='module', or plan with form='module'"
@@ -92,7 +92,7 @@ def _cut(plan: Plan, captured: _Captured, module: GraphModule) -> GraphModule:
 def _exported(graph: DependencyGraph, inputs: Any, open_dims: Callable[[Any], Any]) -> ExportedProgram | None:
     """torch.export's capture of the model with the dims left open that `open_dims` names; None where there is none."""
     args, kwargs = inputs
-    with contextlib.suppress(Exception), quiet(graph.model), torch.no_grad():
+    with contextlib.suppress(Exception), dumps_dropped(), quiet(graph.model), torch.no_grad():
         shapes = _by_name(graph, pytree.tree_map(open_dims, (args, kwargs)))
         return torch.export.export(graph.model, args, kwargs, dynamic_shapes=shapes, strict=False)
     return None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from depgraph.plan import Plan
 
 FORMAT = 1
+Attention = str | dict[str, Any] | None
 Record = dict[str, Any]
 
 
@@ -102,13 +103,27 @@ def original_config(model: nn.Module) -> Any:
     return config
 
 
+def classes_of(model: nn.Module) -> dict[str, str]:
+    """The class of every module of a model, by path."""
+    return {path: type(module).__qualname__ for path, module in model.named_modules()}
+
+
+def attention_of(config: Any) -> Attention:
+    """The kind of attention that a config asks for; where its parts may differ, each by its name and the config's own by ""."""
+    own: str | None = getattr(config, "_attn_implementation", None)
+    parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", None) or ()}
+    kinds = {name: attention_of(part) for name, part in parts.items() if part is not None}
+    return {"": own, **kinds} if kinds else own
+
+
 def _original(model: nn.Module, tensors: Mapping[str, Any]) -> Record:
     """What the cut module was: dtypes of its tensors and, for a model of transformers, class and config."""
     found: Record = {"dtypes": {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}}
     if library_class(model):
         config = original_config(model)
         found["class"] = library_class(model)
-        found["attention"] = getattr(config, "_attn_implementation", None)
+        found["attention"] = attention_of(config)
+        found["modules"] = classes_of(model)
         found["config"] = json.loads(config.to_json_string(use_diff=False))
     return found
 

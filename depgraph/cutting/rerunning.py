@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import quiet
@@ -30,7 +31,8 @@ def rerun(
 ) -> tuple[list[torch.Tensor], list[Call]]:
     """The output tensors and the torch calls of one forward that decides as the traced one did.
 
-    After the outputs come the floating tensors that it decides by. Inputs and buffers that it writes to are put back.
+    After the outputs come the floating tensors that it decides by, unless the decisions are settled. Inputs and buffers that
+    it writes to are put back.
     `inputs` are the graph's own unless the model is cut in a vocabulary, see `inputs_at`.
     """
     exported = graph.capture.exported
@@ -39,9 +41,11 @@ def rerun(
     args, kwargs = inputs if inputs is not None else (graph.args, graph.kwargs)
     if None in written:
         args, kwargs = pytree.tree_map(_copied, (args, kwargs))
+    decisions = None if isinstance(model, GraphModule) else decisions_of(exported)
     names = {name for name in written if name}
-    with quiet(model), torch.no_grad(), _kept(model, names), following(decisions_of(exported)) as given:
-        output, calls = replay(model, args, kwargs)
+    with quiet(model), torch.no_grad(), _kept(model, names), following(decisions) as given:
+        output, calls = replay(model, args, kwargs, decisions)
+    given = [] if decisions is None or decisions.settled else given
     return [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)] + given, calls
 
 

@@ -192,7 +192,8 @@ def _guess_unknown(rules: SizeRules, tie: Tie, needs: list[int], kept: Kept, kno
             gives = [(need, rules.value(site.expr, kept, known, {attr: value})) for site, need in places]  # type: ignore[arg-type]
             return int(sum(abs(need - g) if g is not None else need for need, g in gives))
 
-        known.attributes[attr] = min(range(rules.now(attr), 0, -1), key=apart) if places else rules.now(attr)
+        now = rules.now(attr)
+        known.attributes[attr] = min(range(now, 0, -1), key=apart, default=now) if places else now
         left.remove(attr)
 
 
