@@ -22,7 +22,7 @@ from exporters.calls import Call, FlatModel, built_in, flatten_call, lowest_prec
 from exporters.differences import TIES, traced_otherwise, with_first_of_equals
 from exporters.dynamic import Dims, Specialised, enlarged, ladder
 from exporters.model_state import preserved, without_cache
-from exporters.onnx_program import Branches, Refused, export_frozen, export_program, name_dims, rename_dims
+from exporters.onnx_program import Branches, Refused, Uncaptured, export_frozen, export_program, name_dims, rename_dims
 from exporters.opsets import check_opset, check_reached
 
 
@@ -189,14 +189,16 @@ def _climb_down(job: _Job, dynamic: Any) -> _Result:
                 raise
             return _export_at_example(job, error)
         except (Refused, Specialised) as error:
+            if following is None and not dynamic and isinstance(error, Uncaptured):
+                return _export_at_example(job, error)
             if following is None:
                 raise
             job.notes.append(f"{rung.label} can't stay free, {following.label} tried instead: {error}".rstrip("."))
     raise AssertionError("a ladder has at least one rung")
 
 
-def _export_at_example(job: _Job, failure: Branches) -> _Result:
-    """Export a model that branches on values, where none of its inputs decides anything at these sizes."""
+def _export_at_example(job: _Job, failure: ExportError) -> _Result:
+    """Export a model that torch.export can't capture, where none of its inputs decides anything at these sizes."""
     try:
         program, note = export_frozen(job.flat, job.call, job.options.opset)
     except ExportError:

@@ -27,6 +27,10 @@ class Refused(ExportError):
     """The model can't be exported, or not be run, with these sizes free; with fewer it may."""
 
 
+class Uncaptured(Refused):
+    """torch.export can't capture the model."""
+
+
 class Branches(ExportError):
     """The way through the model's code depends on the values of tensors.
 
@@ -76,7 +80,8 @@ def export_frozen(flat: FlatModel, call: Call, opset: int) -> tuple[torch.onnx.O
         raise Branches(f"{owner} decides by random numbers{found.places}, which a graph can't repeat.")
     if found.inputs:
         raise _branches(owner, [call.names[i] for i in found.inputs], call, found.places)
-    note = f"the example's sizes are built into the file, as the code depends on values{found.places}"
+    why = f"the code depends on values{found.places}" if found.places else "torch.export can't capture the model"
+    note = f"the example's sizes are built into the file, as {why}"
     return _export(found.module, owner, call, call.tensors, {}, opset), note
 
 
@@ -120,7 +125,8 @@ def _failure(owner: str, error: Exception) -> ExportError:
         return Branches(
             f"{owner} branches on a tensor's values{where}, which a graph can't; use torch.where or torch.cond there."
         )
-    return Refused(f"torch.onnx.export can't export {owner}{where}: {first_line(cause)}.")
+    kind = Uncaptured if type(error).__name__ == "TorchExportError" else Refused
+    return kind(f"torch.onnx.export can't export {owner}{where}: {first_line(cause)}.")
 
 
 @contextlib.contextmanager

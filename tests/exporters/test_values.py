@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import depgraph
 import exporters
+import importance
 from depgraph.capture.frozen import frozen
 from depgraph.errors import ExportError
 
@@ -89,6 +91,30 @@ def test_what_only_the_model_decides_is_exported(tmp_path: Path) -> None:
     other = torch.randn(2, 6)
     given = onnxruntime.InferenceSession(path).run(None, {"x": other.numpy()})[0]
     torch.testing.assert_close(torch.from_numpy(given), model(other), rtol=1e-4, atol=1e-5)
+
+
+class Unexportable(nn.Module):
+    """Forgets its mask when it is told that it is exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = None if torch.compiler.is_exporting() else torch.ones(16)
+        return self.last(self.first(x).relu() * mask)
+
+
+def test_what_fails_only_when_it_is_exported_is_cut_and_exported_as_it_runs(tmp_path: Path) -> None:
+    model, path = Unexportable().eval(), tmp_path / "unexportable.onnx"
+    graph = depgraph.trace(model, torch.randn(2, 6))
+    assert graph.note == "captured on the values of the example, as torch can't capture it without"
+    pruned = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7)).apply()
+    report = exporters.to_onnx(pruned, torch.randn(2, 6), path)
+    assert any("torch.export can't capture the model" in note for note in report.notes)
+    other = torch.randn(2, 6)
+    given = onnxruntime.InferenceSession(path).run(None, {"x": other.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(given), pruned(other), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("names", "said"), [(("size",), "names 'size'"), (("patches", "grid"), "names every input")])
