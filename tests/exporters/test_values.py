@@ -101,7 +101,7 @@ class Unexportable(nn.Module):
         self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = None if torch.compiler.is_exporting() else torch.ones(16)
+        mask = None if torch.compiler.is_exporting() else torch.ones_like(x[:, :1])
         return self.last(self.first(x).relu() * mask)
 
 
