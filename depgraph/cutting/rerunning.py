@@ -16,6 +16,7 @@ from depgraph.capture.capturing import quiet
 from depgraph.capture.deciding import following
 from depgraph.capture.exported import decisions_of
 from depgraph.capture.recording import Call, replay
+from depgraph.capture.restoring import restored
 from depgraph.cutting.mutating import writes
 from depgraph.widths import Kept
 
@@ -32,7 +33,7 @@ def rerun(
     """The output tensors and the torch calls of one forward that decides as the traced one did.
 
     After the outputs come the floating tensors that it decides by, unless the decisions are settled. Inputs and buffers that
-    it writes to are put back.
+    it writes to are put back, and so is all that its modules keep.
     `inputs` are the graph's own unless the model is cut in a vocabulary, see `inputs_at`.
     """
     exported = graph.capture.exported
@@ -43,7 +44,7 @@ def rerun(
         args, kwargs = pytree.tree_map(_copied, (args, kwargs))
     decisions = None if isinstance(model, GraphModule) else decisions_of(exported)
     names = {name for name in written if name}
-    with quiet(model), torch.no_grad(), _kept(model, names), following(decisions) as given:
+    with quiet(model), torch.no_grad(), restored(model), _kept(model, names), following(decisions) as given:
         output, calls = replay(model, args, kwargs, decisions)
     given = [] if decisions is None or decisions.settled else given
     return [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)] + given, calls

@@ -422,6 +422,7 @@ def test_what_the_forward_caches_is_gone_and_does_not_hinder_a_cut() -> None:
     assert list(model._modules) == ["first", "last"] and model.places is places
     report = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7)).apply_with_report()
     assert report.check.error <= report.check.tolerance < report.check.sensitivity
+    assert report.model.scale is None and not hasattr(report.model, "late")
     assert model(x).shape == report.model(x).shape == (2, 4)
 
 
