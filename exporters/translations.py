@@ -46,6 +46,8 @@ def table() -> dict[Any, Callable[..., Any]]:
         _aten.sort.stable: _sort_stable,
         _aten.topk.default: _topk,
         _aten.erfinv.default: _erfinv,
+        _aten._is_all_true.default: core.aten_all,
+        _aten._is_any_true.default: core.aten_any,
     }
     experts = getattr(torch.ops.transformers, "grouped_mm_fallback", None)  # there once transformers is imported
     if experts is not None:

@@ -46,5 +46,7 @@ def frozen(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     output.args = (output.args[0][: program.output_spec.num_leaves],)  # type: ignore[index]
     held = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
     module = module_of(program, held, given).eval()
+    module.graph.eliminate_dead_code()  # what only decisions asked for
+    module.recompile()
     assert program.decisions is not None
     return Frozen(module, program.decisions.inputs, at_places(program.decisions))

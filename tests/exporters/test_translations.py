@@ -40,6 +40,9 @@ CASES = {
         (x.tanh() * 0.999).erfinv() + torch.tensor([1.0, -1.0, 0, 0.3]).erfinv()[2:].sum()
     ),
     "complex views": rotated,
+    "all and any of truths": lambda x: (
+        x * torch.ops.aten._is_all_true(x > -99.0) + torch.ops.aten._is_any_true(x > 99.0).to(x.dtype)
+    ),
     "stable sort": lambda x: (
         (x > 0).int().sort(stable=True, dim=1).indices.argsort(dim=1, stable=True, descending=True)
     ),
