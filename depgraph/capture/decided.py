@@ -49,9 +49,8 @@ class _Recorder(Deciding):
     """Runs every operator and writes it into the graph; writes decisions down."""
 
     def __init__(self, traced: _RealTraced, decisions: Decisions) -> None:
-        super().__init__(traced)
+        super().__init__(traced, decisions)
         self.traced = traced
-        self.decisions = decisions
         self.decided_by: list[torch.fx.Node] = []
         self.inputs: dict[int, frozenset[int]] = {}
         model = traced.names.model

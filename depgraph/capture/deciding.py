@@ -77,11 +77,13 @@ class Decision:
 class Decisions:
     """The decisions of one forward, in the order in which they were made.
 
-    `exporting` says whether the code was told that it is being exported (`torch.compiler.is_exporting()`).
+    `exporting` says whether the code was told that it is being exported (`torch.compiler.is_exporting()`), `among` whether
+    choices among values (top-k, sort, argmax), whose sizes are known beforehand, are decisions too.
     """
 
     made: list[Decision] = field(default_factory=list)
     exporting: bool = True
+    among: bool = True
 
     def told(self) -> AbstractContextManager[None]:
         """Within, the code is told the same."""
@@ -107,6 +109,10 @@ def at_places(decisions: Decisions) -> str:
 
 class Deciding(proxies.OperatorMode):
     """Sends every operator to `write`, and what depends on values to `decide` first."""
+
+    def __init__(self, tracer: Any, decisions: Decisions) -> None:
+        super().__init__(tracer)
+        self.decisions = decisions
 
     def write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator whose result has a size known beforehand."""
@@ -140,11 +146,11 @@ class Deciding(proxies.OperatorMode):
         if func in _TAKEN_APART:
             with self:
                 return func.decompose(*args, **kwargs)
-        if func in _CHOICES:
+        if func in _CHOICES and self.decisions.among:
             return self._choice(func, args, kwargs)
         if getattr(func, "namespace", "aten") not in _TORCH:
             return self.foreign(func, args, kwargs)
-        if not _BY_VALUES.isdisjoint(tags) or name in _INDICES:
+        if not _BY_VALUES.isdisjoint(tags) or name in _INDICES and self.decisions.among:
             return self.decide(func, (args, kwargs), lambda: proxies.at_once(func, args, kwargs))
         return self.write(func, args, kwargs)
 
@@ -200,7 +206,7 @@ class _Following(Deciding):
     """
 
     def __init__(self, decisions: Decisions) -> None:
-        super().__init__(None)
+        super().__init__(None, decisions)
         self.left = list(reversed(decisions.made))
         self.given: list[Tensor] = []
 

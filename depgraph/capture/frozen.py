@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from depgraph.capture.capturing import quiet
-from depgraph.capture.deciding import at_places
+from depgraph.capture.deciding import Decisions, at_places
 from depgraph.capture.recording import record_decided
 from depgraph.capture.unlifting import module_of
 
@@ -41,7 +41,7 @@ def frozen(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     """
     given = (args, dict(kwargs))
     with quiet(model), torch.no_grad():
-        program, _ = record_decided(model, *given)
+        program, _ = record_decided(model, *given, Decisions(among=False))
     output = program.graph.output_node()
     output.args = (output.args[0][: program.output_spec.num_leaves],)  # type: ignore[index]
     held = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -115,23 +115,24 @@ def record(
 
 
 def record_decided(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, wanted: Decisions | None = None
 ) -> tuple[DirectProgram, Recording]:
     """As `record`, on the values of the example inputs, for a model whose control flow depends on values.
 
-    The code is told that it is being exported; where it fails then, it runs as always.
+    The code is told that it is being exported; where it fails then, it runs as always. `wanted` says what decisions are.
 
     Raises:
         Exception: whatever keeps the model from being captured.
     """
+    wanted = wanted or Decisions()
 
     def recorded(decisions: Decisions) -> tuple[DirectProgram, Recording]:
         return _recorded(model, lambda: capture_decided(model, args, kwargs or {}, decisions))
 
     try:
-        return recorded(Decisions())
+        return recorded(replace(wanted, made=[]))
     except Exception:
-        return recorded(Decisions(exporting=False))
+        return recorded(replace(wanted, made=[], exporting=False))
 
 
 def record_exported(
