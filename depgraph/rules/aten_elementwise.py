@@ -16,6 +16,8 @@ _SAME_PLACE = aten("""
     complex polar real imag angle conj isclose isreal
     special_erf special_exp2 special_expit special_expm1 special_log1p special_ndtr special_round
     special_sinc special_xlogy
+    elu_backward gelu_backward hardsigmoid_backward hardswish_backward hardtanh_backward leaky_relu_backward
+    logit_backward mish_backward sigmoid_backward silu_backward softplus_backward tanh_backward threshold_backward
 """)
 
 

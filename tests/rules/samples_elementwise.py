@@ -37,6 +37,17 @@ SAMPLES = [
     *(sample(f"{name}.Tensor", ints(4, 3, 4), ints(4, 3, 4)) for name in _BITS),
     sample("special_xlogy", t(3, 4), pos(3, 4)),
     sample("imag", cplx(3, 4)),
+    # gradients that the forward itself asks for
+    sample("elu_backward", t(3, 4), 1.0, 1.0, 1.0, False, t(3, 4)),
+    sample("hardtanh_backward", t(3, 4), t(3, 4), -1.0, 1.0),
+    sample("leaky_relu_backward", t(3, 4), t(3, 4), 0.1, False),
+    sample("logit_backward", t(3, 4), share(3, 4)),
+    sample("softplus_backward", t(3, 4), t(3, 4), 1.0, 20.0),
+    sample("threshold_backward", t(3, 4), t(3, 4), 0.0),
+    *(
+        sample(f"{name}_backward", t(3, 4), t(3, 4))
+        for name in ("gelu", "hardsigmoid", "hardswish", "mish", "sigmoid", "silu", "tanh")
+    ),
     # broadcasting
     sample("add.Tensor", t(2, 3, 4), t(3, 1)),
     sample("add.Tensor", t(4), t(2, 3, 4)),
