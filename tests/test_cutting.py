@@ -557,3 +557,29 @@ def test_a_mixed_axis_is_followed_through_operators_of_several_results() -> None
     assert not graph["tokens:1"].exact
     assert report.check.sensitivity > 1e-3
     assert report.model(torch.randn(2, 6, 8)).shape == (2, 6, 8)
+
+
+class Conditional(nn.Module):
+    """Mixes a kernel of its own for each sample, and convolves the batch as groups of one sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.route, self.last = nn.Conv2d(3, 16, 1), nn.Linear(16, 4), nn.Conv2d(24, 5, 1)
+        self.kernels = nn.Parameter(torch.randn(4, 24, 16, 3, 3) * 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).relu()
+        batch, channels, height, width = hidden.shape
+        mixed = torch.einsum("br,roikl->boikl", self.route(hidden.mean((2, 3))).sigmoid(), self.kernels)
+        rows = hidden.reshape(1, batch * channels, height, width)
+        made = F.conv2d(rows, mixed.flatten(0, 1), padding=1, groups=batch)
+        return self.last(made.view(batch, -1, height, width).relu())
+
+
+def test_groups_that_the_batch_counts_stay_as_many() -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(Conditional().eval(), torch.randn(2, 3, 8, 8))
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.6))
+    for form in ("graph", "auto"):
+        pruned = plan.apply(form=form)
+        assert pruned(torch.randn(5, 3, 8, 8)).shape == (5, 5, 8, 8)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import torch
+from torch.fx import Node
 
-from depgraph.cutting.rewriting import Sized, rewrites
+from depgraph.capture.proxies import size_hint
+from depgraph.cutting.rewriting import Share, Sized, by_name, rewrites
 
 _aten = torch.ops.aten
 
@@ -165,30 +169,34 @@ def _repeat_interleave(op: Sized) -> None:
 @rewrites("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _groups(op: Sized) -> None:
     assert op.source is not None
-    groups = op.arguments["groups"]
-    if groups > 1:
+    if _before(op, "groups") > 1:
         d = len(op.source.shape) - len(op.node.args[1].meta["val"].shape) + 1  # type: ignore[union-attr]
-        _count_blocks(op, "groups", d, op.source.shape[d] // groups)
+        _count_blocks(op, "groups", d)
 
 
 @rewrites("group_norm")
 def _num_groups(op: Sized) -> None:
-    assert op.source is not None
-    _count_blocks(op, "num_groups", 1, op.source.shape[1] // op.arguments["num_groups"])
+    _count_blocks(op, "num_groups", 1)
 
 
 @rewrites("channel_shuffle", "native_channel_shuffle")
 def _shuffle_groups(op: Sized) -> None:
-    assert op.source is not None
-    _count_blocks(op, "groups", 1, op.source.shape[1] // op.arguments["groups"])
+    _count_blocks(op, "groups", 1)
 
 
-def _count_blocks(op: Sized, name: str, d: int, block: int) -> None:
-    """How many blocks of channels are left, each narrowed by the same amount."""
+def _before(op: Sized, name: str) -> int:
+    """A number before the cut, as it was for the example where it is computed."""
+    given = by_name(op.node)[name]
+    return size_hint(given.meta["val"]) if isinstance(given, Node) else int(given)
+
+
+def _count_blocks(op: Sized, name: str, d: int) -> None:
+    """How many blocks of channels are left, each narrowed by the same amount; of a number that is computed, the share."""
     assert op.source is not None
-    left = len(np.unique(op.indices(op.source, d) // block))
-    if left != op.arguments[name]:
-        op.changes[name] = left
+    before, given = _before(op, name), op.arguments[name]
+    left = len(np.unique(op.indices(op.source, d) // (op.source.shape[d] // before)))
+    if left != before:
+        op.changes[name] = Share(given, Fraction(left, before)) if isinstance(given, Node) else left
 
 
 @rewrites("constant_pad_nd", "pad")
