@@ -39,11 +39,6 @@ class _RealTraced(Traced):
             raise Unusual("a tensor on the meta device has no values to decide by")
         return value
 
-    def may_be_copy(self, tensor: Tensor) -> bool:
-        """Is it of the same layout as what was made from nothing in its storage?"""
-        original = self.from_nothing.get(proxies.storage_key(tensor))
-        return original is not None and (original.shape, original.stride()) == (tensor.shape, tensor.stride())
-
 
 class _Recorder(Deciding):
     """Runs every operator and writes it into the graph; writes decisions down."""
@@ -73,11 +68,11 @@ class _Recorder(Deciding):
         if isinstance(made, Tensor):
             node.meta["val"] = _shape_of(made)
             self._follow(made, node)
-            if any(a.name == "device" for a in func._schema.arguments):
-                self.traced.from_nothing[proxies.storage_key(made)] = made
             return made
-        node.meta["val"] = [_shape_of(one) for one in made]
+        node.meta["val"] = [None if one is None else _shape_of(one) for one in made]
         for position, one in enumerate(made):
+            if one is None:
+                continue
             item = self.traced.graph.call_function(operator.getitem, (node, position))
             item.meta.update(val=node.meta["val"][position], nn_module_stack=node.meta["nn_module_stack"])
             self._follow(one, item)
@@ -131,7 +126,7 @@ class _Recorder(Deciding):
         graph = self.traced.graph
         name = graph._target_to_str(func.overloadpacket.__name__)
         node = graph.create_node("call_function", func, written, named, name)
-        node.meta.update(nn_module_stack=self.traced.stack[-1], place=where())
+        node.meta.update(self.traced.place())
         return node
 
     def _follow(self, made: Tensor, node: torch.fx.Node) -> None:

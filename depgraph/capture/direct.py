@@ -21,7 +21,6 @@ from torch.utils import _pytree as pytree
 
 from depgraph.capture import proxies
 from depgraph.capture.exported import DirectProgram
-from depgraph.capture.frames import where
 from depgraph.capture.metas import Remembered
 from depgraph.capture.signature import Names
 from depgraph.capture.traced import Traced, Unusual, module_paths
@@ -59,6 +58,9 @@ class _Writer(proxies.OperatorMode):
         traits = self.traits[func]
         if proxies.transforming():
             raise Unusual("autocast or a function transform")
+        if proxies.must_be_apart(func, (args, kwargs)):
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
         call = _Call(self.traced)
         run_args = [call.take(a) for a in args]
         written = tuple(call.written)
@@ -67,8 +69,7 @@ class _Writer(proxies.OperatorMode):
             return _value(func, args, kwargs or {}, self.traced)
         name = self.traced.graph._target_to_str(traits.name)
         node = self.traced.graph.create_node("call_function", func, written, written_kwargs, name)
-        node.meta["nn_module_stack"] = self.traced.stack[-1]
-        node.meta["place"] = where()
+        node.meta.update(self.traced.place())
         if traits.makes_from_nothing and not call.tensors:
             run_kwargs["device"] = _META
         made = self._made(func, run_args, run_kwargs, traits)
@@ -81,7 +82,7 @@ class _Writer(proxies.OperatorMode):
         def run() -> Any:
             return proxies.at_once(func, args, kwargs)
 
-        if traits.changes_inputs or traits.makes_from_nothing:
+        if traits.changes_inputs or traits.makes_from_nothing or torch.is_grad_enabled():
             return run()
         return proxies.at_once(self.remembered, (func, args, kwargs, run), {})
 
@@ -92,13 +93,13 @@ class _Writer(proxies.OperatorMode):
                 raise Unusual(f"{node.target} makes data")
             node.meta["val"] = made.detach() if traits.changes_inputs else made
             traced.follow(made, node, device)
-            if traits.makes_from_nothing:
-                traced.from_nothing[proxies.storage_key(made)] = made
             return
         if not isinstance(made, (tuple, list)):
             raise Unusual(f"{node.target} gives a {type(made).__name__}")
         node.meta["val"] = made
         for position, one in enumerate(made):
+            if one is None:
+                continue
             item = traced.graph.call_function(operator.getitem, (node, position))
             item.meta.update(val=one, nn_module_stack=node.meta["nn_module_stack"])
             if not isinstance(one, Tensor) or one.device != _META:

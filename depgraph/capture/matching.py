@@ -21,6 +21,7 @@ Path = tuple[Any, ...]
 EXPRESSION = "expression"
 LITERAL = "literal"
 IMPLICIT = "implicit"
+SHAPES = "shapes"
 UNKNOWN = "unknown"
 
 _INT_MAX = 2**63 - 1
@@ -33,7 +34,7 @@ _SLICE_DEFAULTS = (0, _INT_MAX, 1)
 
 
 class Source(NamedTuple):
-    """Where a number comes from: its expression if it has one, and the kind of evidence (one of the four words)."""
+    """Where a number comes from: its expression if it has one, and the kind of evidence (one of the five words)."""
 
     expr: Expr | None
     origin: str
@@ -84,10 +85,12 @@ def sources(node: torch.fx.Node, call: Python) -> dict[Path, Source]:
     if not wanted or not isinstance(node.target, torch._ops.OpOverload):
         return {}
     if call.function in _INDEXING and node.target.overloadpacket.__name__ in _FITTED:
-        return {slot.path: Source(None, IMPLICIT) for slot in wanted}
+        return {slot.path: Source(None, SHAPES) for slot in wanted}
     found = _indexed(node, wanted, call.args[1]) if call.function in _INDEXING else None
     if found is None:
         given = list(_given((call.args, call.kwargs)))
+        if not given:
+            return {slot.path: Source(None, SHAPES) for slot in wanted}
         numbers = [slot for slot in wanted if type(slot.value) is not float]
         found = _by_position(numbers, call, node) or _by_order(numbers, given, node)
         found |= {slot.path: _by_value(slot, given, node) for slot in wanted if slot.path not in found}

@@ -16,6 +16,7 @@ import torch.nn.functional
 from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental import proxy_tensor
+from torch.utils._pytree import tree_leaves
 
 _OVERRIDE_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 _COMPILER_FLAGS = ("_is_compiling_flag", "_is_exporting_flag")
@@ -69,6 +70,13 @@ def at_once(call: Any, args: Any, kwargs: Any) -> Any:
         del guard
 
 
+def must_be_apart(func: Any, operands: Any) -> bool:
+    """Is `func` made of others, of which autograd may keep what no one sees?"""
+    if not torch.is_grad_enabled() or not any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(operands)):
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
 def storage_key(tensor: Tensor) -> int:
     """The identity of a tensor's storage, for as long as it lives."""
     return int(tensor.untyped_storage()._cdata)
@@ -77,6 +85,11 @@ def storage_key(tensor: Tensor) -> int:
 def transforming() -> bool:
     """Is autocast on, or a transform of torch.func active?"""
     return torch._C._is_any_autocast_enabled() or torch._C._functorch.maybe_current_level() is not None
+
+
+def in_backward() -> bool:
+    """Does autograd's engine run now?"""
+    return torch._C._current_graph_task_id() != -1
 
 
 def active_tracer() -> Any | None:

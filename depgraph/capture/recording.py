@@ -57,8 +57,9 @@ class Site:
 
     `path` leads to it: `("args", 1, 3)`, `("kwargs", "scale")`. `expr` is None where no expression is known; `origin`
     says why: "literal" (the call was given a plain integer), "implicit" (torch filled it in: a default, a dim that
-    indexing chose) or "unknown" (no integer of the call fits, or several with different expressions do). Floats are
-    listed only with an expression. `where` is the line of the call.
+    indexing chose), "shapes" (the call was given no number, so torch has it from its tensors) or "unknown" (no integer of
+    the call fits, or several with different expressions do). Floats are listed only with an expression. `where` is the
+    line of the call.
     """
 
     node: str

@@ -15,6 +15,8 @@ from torch.utils import _pytree as pytree
 from depgraph.capture import proxies
 from depgraph.capture.deciding import Decisions
 from depgraph.capture.exported import DirectProgram
+from depgraph.capture.frames import where
+from depgraph.capture.memory import Memory
 from depgraph.capture.signature import Names, signature_of
 
 _META = torch.device("meta")
@@ -35,10 +37,13 @@ class Traced(proxies.Tracer):
     devices: dict[int, torch.device] = field(default_factory=dict)
     known: dict[int, Tensor] = field(default_factory=dict)
     stand_ins: dict[int, Tensor] = field(default_factory=dict)
-    from_nothing: dict[int, Tensor] = field(default_factory=dict)
     alive: list[Tensor] = field(default_factory=list)
     stack: list[dict[str, tuple[str, str]]] = field(default_factory=lambda: [{}])
     first_input: torch.fx.Node | None = None
+    memory: Memory = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.memory = Memory(self.alive)
 
     def node_of(self, tensor: Tensor) -> torch.fx.Node | None:
         """The node that stands for a tensor, None for a tensor that wasn't seen."""
@@ -98,32 +103,34 @@ class Traced(proxies.Tracer):
         self.devices[key] = device
         self.alive.append(tensor)
 
+    def place(self) -> dict[str, Any]:
+        """Where the code stands: in which modules, and at what line."""
+        return {"nn_module_stack": self.stack[-1], "place": where()}
+
     def stand_in(self, tensor: Tensor) -> Tensor:
         """The tensor without data for any that an operator is given; a new constant for one that wasn't seen."""
         found = self._known_as(tensor)
         if found is not None:
             return found
+        if self.memory.shares(tensor) or proxies.in_backward():
+            raise Unusual("a tensor was made of what the forward computes without an operator that is seen")
         if self.first_input is None:
             return self._constant(tensor)
         with self.graph.inserting_before(self.first_input):
             return self._constant(tensor)
 
     def _known_as(self, tensor: Tensor) -> Tensor | None:
-        """A tensor as it was seen before: torch gives a shallow copy of what operators make from nothing."""
+        """A tensor as it was seen before: torch makes shallow copies, and autograd keeps some."""
         found = self.stand_ins.get(id(tensor))
         if found is not None:
             return found
         if id(tensor) in self.nodes:
             return tensor
-        original = self.from_nothing.get(proxies.storage_key(tensor)) if self.may_be_copy(tensor) else None
-        if original is not None:
-            self.follow(tensor, self.nodes[id(original)], self.devices[id(original)])
-            return tensor
-        return None
-
-    def may_be_copy(self, tensor: Tensor) -> bool:
-        """Could a tensor that wasn't seen be the shallow copy of one?"""
-        return tensor.is_meta
+        twin = self.memory.twin(tensor)
+        if twin is None:
+            return None
+        self.follow(tensor, self.nodes[id(twin)], self.devices[id(twin)])
+        return tensor
 
     def _constant(self, tensor: Tensor) -> Tensor:
         if tensor.is_meta and not self.names.on_meta:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.fx import Node
 
+from depgraph.capture.matching import SHAPES
 from depgraph.capture.recording import Comparison, Site, current
 from depgraph.capture.sizes import Attr, Const, Expr, Op, ShapeOf, attributes, describe, evaluate
 from depgraph.cutting.rewriting import Prepared, Sized, call_arguments, prepare, rewritten
@@ -67,7 +68,7 @@ class SizeRules:
         self.users: dict[Attr, list[Site]] = {}
         read = _read(self.nodes.values())
         for site in graph.capture.recording.sites:
-            if site.node not in read or _without_meaning(self.nodes[site.node], site):
+            if site.node not in read or site.origin == SHAPES or _without_meaning(self.nodes[site.node], site):
                 continue
             self.sites.setdefault(site.node, []).append(site)
             if isinstance(site.expr, Attr) and isinstance(site.value, int):

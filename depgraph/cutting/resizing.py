@@ -32,7 +32,14 @@ def _unflatten(op: Sized) -> None:
         op.changes["sizes"] = new
 
 
-@rewrites("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
+@rewrites("slice_backward", "select_backward", "upsample_nearest1d_backward", "upsample_nearest2d_backward",
+           "upsample_nearest3d_backward", "upsample_linear1d_backward", "upsample_bilinear2d_backward",
+           "upsample_bicubic2d_backward", "upsample_trilinear3d_backward")  # fmt: skip
+def _sizes_before(op: Sized) -> None:
+    op.set_sizes("input_sizes" if "input_sizes" in op.arguments else "input_size", op.outputs[0])
+
+
+@rewrites("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "native_layer_norm_backward")
 def _normalized_shape(op: Sized) -> None:
     op.set_sizes("normalized_shape", op.outputs[0])
 
@@ -174,9 +181,27 @@ def _groups(op: Sized) -> None:
         _count_blocks(op, "groups", d)
 
 
+@rewrites("convolution_backward")
+def _groups_of_gradient(op: Sized) -> None:
+    """The operator takes no other sizes of the bias than the channels of what it is given."""
+    assert op.source is not None
+    if op.narrowed(op.source, 1) and op.arguments["bias_sizes"] is not None:
+        op.changes["bias_sizes"] = [op.shape(op.source)[1]]
+    if _before(op, "groups") > 1:
+        _count_blocks(op, "groups", 1)
+
+
 @rewrites("group_norm")
 def _num_groups(op: Sized) -> None:
     _count_blocks(op, "num_groups", 1)
+
+
+@rewrites("native_group_norm", "native_group_norm_backward")
+def _channels_and_groups(op: Sized) -> None:
+    assert op.source is not None
+    if op.narrowed(op.source, 1):
+        op.changes["C"] = op.shape(op.source)[1]
+    _count_blocks(op, "group", 1)
 
 
 @rewrites("channel_shuffle", "native_channel_shuffle")

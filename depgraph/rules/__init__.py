@@ -1,6 +1,7 @@
 """What each operator says about the dims of its inputs and outputs: one row or one small function an operator."""
 
 from depgraph.rules import (  # noqa: F401
+    aten_backward,
     aten_contract,
     aten_conv,
     aten_elementwise,

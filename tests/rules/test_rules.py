@@ -8,6 +8,7 @@ import pytest
 
 from depgraph import rules
 from tests.rules import (
+    samples_backward,
     samples_contract,
     samples_elementwise,
     samples_index,
@@ -23,6 +24,7 @@ from tests.rules.checking import Tried, check, said
 from tests.rules.sample import Sample
 
 _MODULES = (
+    samples_backward,
     samples_contract,
     samples_elementwise,
     samples_index,
