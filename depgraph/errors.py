@@ -17,6 +17,10 @@ class RuleError(DepgraphError):
     """A rule for an operator can't be read, or doesn't fit the tensors that the operator is called with."""
 
 
+class OpaqueValue(CaptureError):
+    """An input or an output holds tensors where they can't be seen, or none at all."""
+
+
 class UnsupportedParameter(DepgraphError):
     """A parameter is quantised, sparse or distributed and can't be sliced."""
 

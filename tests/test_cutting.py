@@ -583,3 +583,21 @@ def test_groups_that_the_batch_counts_stay_as_many() -> None:
     for form in ("graph", "auto"):
         pruned = plan.apply(form=form)
         assert pruned(torch.randn(5, 3, 8, 8)).shape == (5, 5, 8, 8)
+
+
+class Winner(nn.Module):
+    """Gives a number of a class and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 50))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x).argmax(-1)
+
+
+def test_whole_numbers_are_compared_where_a_model_gives_nothing_else() -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(Winner().eval(), (torch.randn(200, 8),))
+    report = graph.plan(importance.Magnitude(), depgraph.Target(params=0.5)).apply_with_report()
+    assert report.check is not None and report.check.error == 0 and 0.1 < report.check.sensitivity <= 1

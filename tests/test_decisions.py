@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 import depgraph
 import importance
 from depgraph.errors import CaptureError, CheckError, CutError
+from tests.test_end_to_end import zeroed
 
 
 class Detector(nn.Module):
@@ -208,3 +211,27 @@ def test_there_is_no_graph_form_and_no_way_without_values() -> None:
         depgraph.trace(net, inputs).cut_plan({"body.0.weight:0": [0]}).apply(form="graph")
     with pytest.raises(CaptureError, match="depends on the values of a tensor"):
         depgraph.trace(net.to("meta"), inputs.to("meta"))
+
+
+class Unseen(nn.Module):
+    """Reads memory itself, as a compiled extension does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.data_ptr():
+            raise RuntimeError("there is no data")
+        held = (ctypes.c_float * x.numel()).from_address(x.data_ptr())
+        copy = torch.frombuffer(bytearray(held), dtype=x.dtype).view(x.shape)
+        return self.head(torch.relu(self.body(x + copy)))
+
+
+def test_what_torch_does_not_see_gives_no_graph_form() -> None:
+    model, x = Unseen().eval(), torch.randn(4, 8)
+    plan = depgraph.trace(model, (x,)).plan(importance.Magnitude(), depgraph.Target(params=0.5))
+    with pytest.raises(CutError, match="computes something from its inputs that torch doesn't see"):
+        plan.apply(form="graph")
+    pruned, expected, other = plan.apply(form="module"), zeroed(model, plan), torch.randn(4, 8)
+    torch.testing.assert_close(pruned(other), expected(other))

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from depgraph.capture.containers import see_inside
 from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.frames import shown
 from depgraph.capture.lowering import lower
 from depgraph.capture.recording import Recording, record, record_decided
 from depgraph.dense import form_of, packed_modules
-from depgraph.errors import CaptureError, DepgraphError, UnsupportedOperator, UnsupportedParameter
+from depgraph.errors import CaptureError, DepgraphError, OpaqueValue, UnsupportedOperator, UnsupportedParameter
 from depgraph.graph import Program
 
 
@@ -46,18 +47,23 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         UnsupportedOperator: `strict`, and an operator has no rule.
     """
     check_parameters(model)
+    see_inside((args, dict(kwargs)), "an example input")
     given = (model, args, dict(kwargs))
     with quiet(model), torch.no_grad():
         try:
             with dumps_dropped():
                 return _lowered(model, record(*given), strict)
-        except UnsupportedOperator:
+        except (UnsupportedOperator, OpaqueValue):
             raise
         except Exception as error:
             failure = error
         if not strict:
-            with contextlib.suppress(Exception):
+            try:
                 return _lowered(model, record_decided(*given), strict)
+            except OpaqueValue:
+                raise
+            except Exception:  # what torch.export said is of more use
+                pass
     if isinstance(failure, DepgraphError):
         raise failure
     with quiet(model), torch.no_grad():
@@ -66,7 +72,13 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
 
 def _lowered(model: nn.Module, captured: tuple[CapturedProgram, Recording], strict: bool) -> Capture:
     exported, recording = captured
-    return Capture(exported, lower(exported, strict, ties_of(model)), recording)
+    program = lower(exported, strict, ties_of(model))
+    if not program.outputs:
+        raise OpaqueValue(
+            f"{type(model).__name__} gives no tensor, so that nothing says what must stay the same: let its forward return "
+            "what it computes"
+        )
+    return Capture(exported, program, recording)
 
 
 def ties_of(model: nn.Module) -> dict[str, str]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from depgraph.capture import proxies
+from depgraph.capture.containers import see_inside
 from depgraph.capture.deciding import DRAWS, WEIGHTS, Deciding, Decision, Decisions, Reading, copied
 from depgraph.capture.exported import DirectProgram
 from depgraph.capture.frames import where
@@ -151,6 +152,7 @@ def capture_decided(
     recorder.give(run_args, run_kwargs)
     with decisions.told(), module_paths(model, traced), _buffers_kept(model), recorder, Reading(recorder):
         output = model(*run_args, **run_kwargs)
+    see_inside(output, f"an output of {type(model).__name__}")
     outputs = traced.leaves_of(output)
     decided_by = [] if decisions.settled else recorder.decided_by
     traced.graph.output((*outputs, *decided_by))

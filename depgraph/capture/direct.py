@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from depgraph.capture import proxies
+from depgraph.capture.containers import see_inside
 from depgraph.capture.exported import DirectProgram
 from depgraph.capture.metas import Remembered
 from depgraph.capture.signature import Names
@@ -209,6 +210,7 @@ def capture_directly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         output = model(*run_args, **run_kwargs)
     if buffers != {name: id(tensor) for name, tensor in model.named_buffers(remove_duplicate=False)}:
         raise Unusual("the forward replaces a buffer")
+    see_inside(output, f"an output of {type(model).__name__}")
     outputs = traced.leaves_of(output)
     traced.graph.output(tuple(outputs))
     for node in reversed(list(traced.graph.nodes)):

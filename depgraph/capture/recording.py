@@ -11,7 +11,6 @@ named with the submodule's path, `submod_1.arange`; capture under `torch.no_grad
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from depgraph.capture.matching import EXPRESSION, IMPLICIT, UNKNOWN, Path, Sourc
 from depgraph.capture.restoring import restored
 from depgraph.capture.sizes import Expr, plain
 from depgraph.capture.watching import Call, Log, watched
+from depgraph.errors import OpaqueValue
 
 __all__ = [
     "Call",
@@ -108,11 +108,15 @@ def record(
     torch.export. The model is restored exactly, whatever happens.
 
     Raises:
+        OpaqueValue: an output holds something that can't be looked into.
         Exception: whatever `torch.export.export` raises for this model.
     """
-    with contextlib.suppress(Exception):
+    try:
         return _recorded(model, lambda: capture_directly(model, args, kwargs or {}))
-    return record_exported(model, args, kwargs)
+    except OpaqueValue:
+        raise
+    except Exception:  # torch.export may do it
+        return record_exported(model, args, kwargs)
 
 
 def record_decided(

@@ -26,6 +26,7 @@ from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_
 from depgraph.capture.lowering import lower
 from depgraph.capture.unlifting import module_of
 from depgraph.coupling import Classes
+from depgraph.cutting.elsewhere import require_same_elsewhere
 from depgraph.cutting.modes import follow_modes
 from depgraph.cutting.module import new_tensor
 from depgraph.cutting.rewriting import Share, call_arguments, rewrite
@@ -62,6 +63,8 @@ def cut_programs(plan: Plan) -> Iterator[tuple[GraphModule, tuple[str, ...]]]:
             f"{type(graph.model).__name__} has no graph form, as its code depends on values{at_places(decisions)}: use "
             "form='module', or plan with form='module'"
         )
+    if decisions is not None:
+        require_same_elsewhere(graph)
     inputs = graph.args, graph.kwargs
     found = False
     for given, dims in ((_two_of_each(inputs), _open_dims), (inputs, lambda leaf: None)):

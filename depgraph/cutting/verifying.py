@@ -61,7 +61,7 @@ class Verifier:
         """
         graph = self.graph
         chosen = Chosen()
-        with _same_draws(), chosen if self._chooses() else contextlib.nullcontext():
+        with same_draws(), chosen if self._chooses() else contextlib.nullcontext():
             got, calls = rerun(graph, model, inputs_at(graph, self.plan.kept()))
         compared = follow_calls(calls, self.plan.kept()) if follow_calls is not None else 0
         if self.on_meta:
@@ -117,7 +117,7 @@ class Verifier:
     def _run(self, inputs: Inputs, follow: Following | None, *sides: Side) -> list[Outputs]:
         """The outputs of the captured program on each of `sides`."""
         reference = Reference(self.graph.capture.exported, self.graph.capture.program, sides, follow)
-        with _same_draws():
+        with same_draws():
             return reference.run(self.fetch, *inputs)
 
     @staticmethod
@@ -135,7 +135,7 @@ class Verifier:
 
 
 @contextlib.contextmanager
-def _same_draws() -> Iterator[None]:
+def same_draws() -> Iterator[None]:
     """The random numbers drawn within are the same each time; the random state is put back."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -143,14 +143,17 @@ def _same_draws() -> Iterator[None]:
 
 
 def difference(got: Tensors, expected: Tensors) -> float:
-    """The largest difference over all floating outputs, as a share of the largest output; infinite for other shapes."""
-    if len(got) != len(expected):
+    """The largest difference over all floating outputs, as a share of the largest output; infinite for other shapes.
+
+    Where no output is floating, the share of the numbers that differ.
+    """
+    if len(got) != len(expected) or any(a.shape != b.shape for a, b in zip(got, expected, strict=True)):
         return float("inf")
+    if not any(b.numel() and _is_continuous(b) for b in expected):
+        return _unequal(got, expected)
     scale = apart = filled = 0.0
     for a, b in zip(got, expected, strict=True):
-        if a.shape != b.shape:
-            return float("inf")
-        if not (a.is_floating_point() or a.is_complex()) or not a.numel():
+        if not _is_continuous(a) or not a.numel():
             continue
         a, b = _comparable(a), _comparable(b)
         largest, size = float((a - b).abs().max()), float(b.abs().max())
@@ -162,6 +165,16 @@ def difference(got: Tensors, expected: Tensors) -> float:
             filled = max(filled, masked)
         apart, scale = max(apart, largest), max(scale, size)
     return max(apart / scale if scale else apart, filled)
+
+
+def _is_continuous(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _unequal(got: Tensors, expected: Tensors) -> float:
+    """The share of all numbers that differ."""
+    count = sum(b.numel() for b in expected)
+    return sum(int((a.cpu() != b.cpu()).sum()) for a, b in zip(got, expected, strict=True)) / max(1, count)
 
 
 def _comparable(tensor: torch.Tensor) -> torch.Tensor:

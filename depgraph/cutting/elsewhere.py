@@ -1,0 +1,54 @@
+"""Does a captured program compute what its model computes, on other inputs than the example's?
+
+A capture on real values holds what it couldn't follow, such as the result of a compiled extension, as constants. On the
+example these are right.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from depgraph.cutting.reference import Reference
+from depgraph.cutting.rerunning import Inputs, rerun
+from depgraph.cutting.sides import Side
+from depgraph.errors import CutError
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
+
+
+def require_same_elsewhere(graph: DependencyGraph) -> None:
+    """Raise CutError when the program of `graph` and its model part on inputs that differ a little from the example's."""
+    from depgraph.cutting.verifying import TOLERANCE, difference, same_draws
+
+    inputs, empty = _moved((graph.args, graph.kwargs)), graph.widths.at({})
+    with same_draws():
+        expected, _ = rerun(graph, graph.model, inputs)
+    held = {**graph.capture.exported.constants, **graph.tensors()}
+    program = Reference(graph.capture.exported, graph.capture.program, [Side(empty, empty)])
+    with same_draws(), torch.no_grad():
+        (got,) = program.run(lambda name: held[name], *inputs)
+    tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for t in expected if t.is_floating_point()), default=1e-4)
+    apart = difference([tensor for _, tensor in got], expected)
+    if not apart <= tolerance:
+        raise CutError(
+            f"{type(graph.model).__name__} has no graph form: it computes something from its inputs that torch doesn't see, "
+            f"and on other inputs the captured graph is off by {apart:.1e} of the largest output; use form='module'"
+        )
+
+
+def _moved(inputs: Inputs) -> Inputs:
+    """Inputs with a little noise on all that is floating."""
+    generator = torch.Generator().manual_seed(0)
+
+    def moved(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point() or not leaf.numel():
+            return leaf
+        noise = torch.randn(leaf.shape, generator=generator).to(leaf)
+        return leaf + 0.1 * leaf.abs().mean() * noise
+
+    args, kwargs = pytree.tree_map(moved, inputs)
+    return args, kwargs
