@@ -601,3 +601,48 @@ def test_whole_numbers_are_compared_where_a_model_gives_nothing_else() -> None:
     graph = depgraph.trace(Winner().eval(), (torch.randn(200, 8),))
     report = graph.plan(importance.Magnitude(), depgraph.Target(params=0.5)).apply_with_report()
     assert report.check is not None and report.check.error == 0 and 0.1 < report.check.sensitivity <= 1
+
+
+DRAWN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "randn_like": lambda mean, spread: mean + torch.randn_like(mean) * spread.exp(),
+    "randn": lambda mean, spread: mean + torch.randn(mean.shape) * spread.exp(),
+    "distribution": lambda mean, spread: torch.distributions.Normal(mean, spread.exp()).rsample(),
+    "in place": lambda mean, spread: mean + torch.empty_like(mean).normal_() * spread.exp(),
+    "bernoulli": lambda mean, spread: mean * torch.bernoulli(spread.sigmoid()),
+    "dropout": lambda mean, spread: F.dropout(mean + spread, 0.3, training=True),
+    "gumbel": lambda mean, spread: F.gumbel_softmax(mean + spread),
+}
+
+
+class Sampling(nn.Module):
+    """A variational autoencoder: its code is drawn, so that cutting it changes how much is drawn."""
+
+    def __init__(self, draw: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body, self.mean, self.spread = nn.Linear(8, 32), nn.Linear(32, 12), nn.Linear(32, 12)
+        self.head, self.draw = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8)), draw
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.body(x))
+        return self.head(self.draw(self.mean(x), self.spread(x)))
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_sampling_model_is_compared_on_the_same_draws(name: str) -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(Sampling(DRAWN[name]).eval(), (torch.randn(4, 8),))
+    plan = graph.plan(importance.Random(seed=0), depgraph.Target(params=0.5))
+    assert graph["mean.weight:0"].name in plan.removal
+    report = plan.apply_with_report(form="module")
+    assert report.check is not None and not report.check.vacuous
+    assert report.model.mean.out_features < 12
+
+
+def test_a_wrong_cut_of_a_sampling_model_is_noticed() -> None:
+    model, x = Sampling(DRAWN["randn_like"]).eval(), torch.randn(4, 8)
+    plan = depgraph.trace(model, (x,)).plan(importance.Random(seed=0), depgraph.Target(params=0.5))
+    pruned = plan.apply()
+    with torch.no_grad():
+        pruned.spread.bias[0] += 1.0
+    with pytest.raises(CheckError, match="differs from the zeroed original"):
+        Verifier(plan).check(pruned)

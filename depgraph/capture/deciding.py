@@ -143,7 +143,7 @@ class Deciding(proxies.OperatorMode):
         if func is _aten.masked_select.default:
             given, mask = proxies.at_once(torch.broadcast_tensors, args, {})
             return self.write(_aten.index.Tensor, (given, self._indices(func, [mask])), {})
-        if func in _TAKEN_APART or self._keeps(func, (args, kwargs)):
+        if func in _TAKEN_APART or proxies.must_be_apart(func, (args, kwargs)):
             with self:
                 return func.decompose(*args, **kwargs)
         if func in _CHOICES and self.decisions.among:
@@ -153,9 +153,6 @@ class Deciding(proxies.OperatorMode):
         if not _BY_VALUES.isdisjoint(tags) or name in _INDICES and self.decisions.among:
             return self.decide(func, (args, kwargs), lambda: proxies.at_once(func, args, kwargs))
         return self.write(func, args, kwargs)
-
-    def _keeps(self, func: Any, operands: Any) -> bool:
-        return isinstance(func, torch._ops.OpOverload) and proxies.must_be_apart(func, operands)
 
     def _indices(self, func: Any, indices: Any) -> list[Any]:
         """Masks among the indices of an operator as the positions where they are true."""

@@ -72,7 +72,9 @@ def at_once(call: Any, args: Any, kwargs: Any) -> Any:
 
 def must_be_apart(func: Any, operands: Any) -> bool:
     """Is `func` made of others, of which autograd may keep what no one sees?"""
-    if not torch.is_grad_enabled() or not any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(operands)):
+    if not isinstance(func, torch._ops.OpOverload) or not torch.is_grad_enabled():
+        return False
+    if not any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(operands)):
         return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 

@@ -7,8 +7,8 @@ that is the original with the consumers' columns zeroed; with nothing zeroed eit
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +17,12 @@ from torch.utils import _pytree as pytree
 
 from depgraph.capture.exported import CapturedProgram
 from depgraph.cutting.choices import Picks, chosen_alike
+from depgraph.cutting.draws import Draws, Redrawing, draws
 from depgraph.cutting.mutating import writes
 from depgraph.cutting.sides import Called, Side, SideRun, operator_name
 from depgraph.cutting.slicing import sliced_tensor
 from depgraph.graph import Program, Value
+from depgraph.widths import Kept
 
 Fetch = Callable[[str], torch.Tensor]
 Outputs = list[tuple[Value, torch.Tensor]]
@@ -28,10 +30,12 @@ _ROWS = {"linear": 0, "mm": 0, "matmul": 0, "addmm": 1}  # products, and which o
 
 
 class Following(NamedTuple):
-    """What the pruned model chose, and by how much of the largest value such a choice may be worse."""
+    """What the pruned model, cut to `kept`, chose and drew; `tolerance`: how much worse such a choice may be."""
 
     picks: Picks
     tolerance: float
+    drawn: Draws
+    kept: Kept | None
 
     def chosen(self, node: Node, call: Called, made: Any) -> Any:
         """What `node` made, with the pruned model's choices where they are as good."""
@@ -50,7 +54,7 @@ class Reference:
     ) -> None:
         self.exported = exported
         self.program = program
-        self.follow = follow or Following({}, 0.0)
+        self.follow = follow or Following({}, 0.0, Draws(), None)
         self.nodes = list(exported.graph.nodes)
         self.sides = [SideRun(side, program, self.nodes) for side in sides]
         self.writes = writes(self.nodes)
@@ -110,11 +114,12 @@ class Reference:
             side.env[node] = made
 
     def _run(self, node: Node) -> None:
+        sides = self.sides if node in self.apart else self.sides[:1]
+        calls = [side.call(node) for side in sides]
+        made = self._drawn(node, calls) if draws(node.target) else _in_one_product(operator_name(node.target), calls)
         if node not in self.apart:
-            self._put(node, self.sides[0].call(node).make())
+            self._put(node, made[0])
             return
-        calls = [side.call(node) for side in self.sides]
-        made = _drawn(calls) if _draws(node.target) else _in_one_product(operator_name(node.target), calls)
         if node in self.follow.picks:
             first, others = made[0], made[1:]
             made = [self.follow.chosen(node, calls[0], first), *others]
@@ -123,14 +128,19 @@ class Reference:
                 sliced_tensor(result, side.sliced, self.program.values[node.name]) if call.whole else result
             )
 
-
-def _drawn(calls: list[Called]) -> list[Any]:
-    """What operators make that draw random numbers: the same ones on each side."""
-    before, made = torch.get_rng_state(), []
-    for call in calls:
-        torch.set_rng_state(before)
-        made.append(call.make())
-    return made
+    def _drawn(self, node: Node, calls: list[Called]) -> list[Any]:
+        """What operators draw: the same numbers on each side, the pruned model's where that keeps them."""
+        before, made = torch.get_rng_state(), []
+        following, value = self.follow, self.program.values.get(node.name)
+        mode: Any = contextlib.nullcontext()
+        for call, side in zip(calls, self.sides, strict=False):
+            torch.set_rng_state(before)
+            if value is not None and following.kept is not None:
+                mode = Redrawing(following.drawn, value, side.sliced, following.kept)
+            with mode:
+                made.append(call.make())
+        following.drawn.taken = getattr(mode, "position", None)
+        return made
 
 
 def _in_one_product(name: str, calls: list[Called]) -> Sequence[Any]:
@@ -146,11 +156,6 @@ def _in_one_product(name: str, calls: list[Called]) -> Sequence[Any]:
         return [call.make() for call in calls]
     joined = first._replace(args=(*first.args[:at], torch.cat(rows), *first.args[at + 1 :]))
     return joined.make().split([len(r) for r in rows])
-
-
-@cache
-def _draws(target: Any) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
 
 
 def _last_uses(nodes: Iterable[Node]) -> dict[Node, list[Node]]:

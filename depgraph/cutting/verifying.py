@@ -14,6 +14,7 @@ from torch import nn
 from depgraph.capture.exported import decisions_of
 from depgraph.capture.recording import Call
 from depgraph.cutting.choices import Chosen
+from depgraph.cutting.draws import Drawing, draws
 from depgraph.cutting.reference import Following, Outputs, Reference
 from depgraph.cutting.report import Check
 from depgraph.cutting.rerunning import Inputs, inputs_at, inputs_of_others, rerun
@@ -60,8 +61,13 @@ class Verifier:
         `follow_calls` is given the torch calls of the pruned model and returns how many it compared.
         """
         graph = self.graph
-        chosen = Chosen()
-        with same_draws(), chosen if self._chooses() else contextlib.nullcontext():
+        chosen, drawing, nodes = Chosen(), Drawing(), graph.capture.exported.graph.nodes
+        draw = any(draws(node.target) for node in nodes)
+        with (
+            same_draws(),
+            chosen if self._chooses() else contextlib.nullcontext(),
+            drawing if draw else contextlib.nullcontext(),
+        ):
             got, calls = rerun(graph, model, inputs_at(graph, self.plan.kept()))
         compared = follow_calls(calls, self.plan.kept()) if follow_calls is not None else 0
         if self.on_meta:
@@ -69,7 +75,7 @@ class Verifier:
         widths, empty = graph.widths, graph.widths.at({})
         sliced, zeroed = widths.at(self.mixed), widths.at(self.exact)
         tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for t in got if t.is_floating_point()), default=1e-4)
-        follow = Following(chosen.picks(graph.capture.exported.graph.nodes), tolerance)
+        follow = Following(chosen.picks(nodes), tolerance, drawing.draws, self.plan.kept())
         with torch.no_grad():
             reference, original = self._references(Side(sliced, zeroed), Side(empty, empty), follow)
             expected = self._narrow(reference, zeroed, sliced)
@@ -79,7 +85,8 @@ class Verifier:
         if graph.words is not None:
             check = replace(check, moved_by="other tokens")
         if not error <= tolerance:
-            self._require_repeatable(original, tolerance)
+            if not follow.drawn.followed:
+                self._require_repeatable(original, tolerance)
             raise CheckError(
                 f"the pruned {type(model).__name__} differs from the zeroed original by {error:.1e} of the largest output "
                 f"(allowed {tolerance:.0e}, the removal itself moved it by {check.sensitivity:.1e}){self._leaks()}"

@@ -1,0 +1,87 @@
+"""The random numbers that a pruned model draws, given to the reference too: the model draws fewer than the original does.
+
+The same seed would give other numbers in the places that stay, and the outputs of a sampling model (a variational
+autoencoder, noise in a forward) couldn't be compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from depgraph.cutting.slicing import positions
+from depgraph.graph import Value
+from depgraph.widths import Kept
+
+
+@cache
+def draws(target: Any) -> bool:
+    """Does an operator draw random numbers?"""
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+
+
+@dataclass
+class Draws:
+    """What a forward drew, in order, and how much of it another forward has taken over (None: it draws otherwise)."""
+
+    made: list[tuple[Any, Any]] = field(default_factory=list)
+    taken: int | None = 0
+
+    @property
+    def followed(self) -> bool:
+        """Has the other one drawn all of it?"""
+        return bool(self.made) and self.taken == len(self.made)
+
+
+class Drawing(TorchDispatchMode):
+    """Notes what every operator draws while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draws = Draws()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator."""
+        made = func(*args, **(kwargs or {}))
+        if draws(func):
+            self.draws.made.append((func, made.clone() if isinstance(made, torch.Tensor) else None))
+        return made
+
+
+class Redrawing(TorchDispatchMode):
+    """Lets operators draw what `draws` holds from `position` on, where a dim of `value` keeps an index.
+
+    `value` is what the operator makes, narrowed to `here` now and to `kept` where it was drawn.
+    """
+
+    def __init__(self, draws: Draws, value: Value, here: Kept, kept: Kept) -> None:
+        super().__init__()
+        self.draws = draws
+        self.position = draws.taken
+        self.at = [_places(value, d, here, kept) for d in range(len(value.shape))]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator."""
+        made = func(*args, **(kwargs or {}))
+        if draws(func) and self.position is not None:
+            fits = self._take(func, made)
+            self.position = self.position + 1 if fits else None
+        return made
+
+    def _take(self, func: Any, made: Any) -> bool:
+        """Put what was drawn in its place; False where something else was drawn."""
+        known, theirs = next(iter(self.draws.made[self.position :]), (None, None))
+        if known is not func or theirs is None or tuple(map(len, self.at)) != tuple(theirs.shape):
+            return False
+        if theirs.ndim:
+            made[torch.meshgrid(*self.at, indexing="ij")] = theirs.to(made)
+        return True
+
+
+def _places(value: Value, d: int, here: Kept, kept: Kept) -> torch.Tensor:
+    stays = kept.of(value, d)
+    return torch.arange(value.shape[d]) if stays is None else torch.from_numpy(positions(here.of(value, d), stays))
