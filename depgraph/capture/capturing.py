@@ -39,7 +39,8 @@ class Capture:
 def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], strict: bool = False) -> Capture:
     """Capture `model` on example inputs as torch.export does, in eval mode and without gradients.
 
-    Where that fails, and not `strict`, the forward is captured as it runs on the values of the example inputs.
+    Where that fails, or takes a part of the forward (under autocast, with gradients) for one operator, and not `strict`,
+    the forward is captured as it runs on the values of the example inputs.
 
     Raises:
         UnsupportedParameter: a parameter is quantised, sparse or distributed.
@@ -48,15 +49,17 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     """
     check_parameters(model)
     see_inside((args, dict(kwargs)), "an example input")
-    given = (model, args, dict(kwargs))
+    given, found = (model, args, dict(kwargs)), None
     with quiet(model), torch.no_grad():
         try:
             with dumps_dropped():
-                return _lowered(model, record(*given), strict)
+                found = _lowered(model, record(*given), strict)
         except (UnsupportedOperator, OpaqueValue):
             raise
         except Exception as error:
             failure = error
+        if found is not None and (strict or not _wraps(found.exported)):
+            return found
         if not strict:
             try:
                 return _lowered(model, record_decided(*given), strict)
@@ -64,10 +67,17 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
                 raise
             except Exception:  # what torch.export said is of more use
                 pass
+    if found is not None:
+        return found
     if isinstance(failure, DepgraphError):
         raise failure
     with quiet(model), torch.no_grad():
         raise CaptureError(_explain(model, args, kwargs, failure)) from failure
+
+
+def _wraps(exported: CapturedProgram) -> bool:
+    """Is a part of the forward one operator in its graph?"""
+    return any(isinstance(node.target, torch._ops.HigherOrderOperator) for node in exported.graph.nodes)
 
 
 def _lowered(model: nn.Module, captured: tuple[CapturedProgram, Recording], strict: bool) -> Capture:

@@ -54,8 +54,8 @@ class _Recorder(Deciding):
 
     def write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A node for `func`, and what it makes."""
-        if not isinstance(func, torch._ops.OpOverload) or proxies.transforming():
-            raise Unusual(f"{func} is a higher-order operator, or runs under autocast or a transform")
+        if not isinstance(func, torch._ops.OpOverload):
+            raise Unusual(f"{func} is a higher-order operator")
         if func is _aten.lift_fresh.default:
             func = _aten.lift_fresh_copy.default
         if func._schema.is_mutable and any(proxies.storage_key(t) in self.parameters for t in _written(func, args)):

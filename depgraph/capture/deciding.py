@@ -130,9 +130,8 @@ class Deciding(proxies.OperatorMode):
         """An operator from outside torch: one that gives integers decides, such as which boxes are left."""
         raise NotImplementedError
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operator."""
-        kwargs = kwargs or {}
         name, tags = getattr(getattr(func, "overloadpacket", None), "__name__", ""), getattr(func, "tags", ())
         if name in _COMPARISONS or name in _INDICES or not _BY_VALUES.isdisjoint(tags):
             for tensor in (t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)):

@@ -50,24 +50,26 @@ class _Writer(proxies.OperatorMode):
         self.traits: dict[Any, _Traits] = {}
         self.remembered = Remembered()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def see_autocast(self) -> None:
+        """It leaves tensors without data as they are."""
+        raise Unusual("autocast")
+
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Write one operator down; it gives meta tensors."""
         if func is _aten.lift_fresh.default:
             func = _aten.lift_fresh_copy.default
         if func not in self.traits:
             self.traits[func] = _traits(func)
         traits = self.traits[func]
-        if proxies.transforming():
-            raise Unusual("autocast or a function transform")
         if proxies.must_be_apart(func, (args, kwargs)):
             with self:
-                return func.decompose(*args, **(kwargs or {}))
+                return func.decompose(*args, **(kwargs))
         call = _Call(self.traced)
         run_args = [call.take(a) for a in args]
         written = tuple(call.written)
-        run_kwargs, written_kwargs = call.take_named(kwargs or {})
+        run_kwargs, written_kwargs = call.take_named(kwargs)
         if traits.reads_values:
-            return _value(func, args, kwargs or {}, self.traced)
+            return _value(func, args, kwargs, self.traced)
         name = self.traced.graph._target_to_str(traits.name)
         node = self.traced.graph.create_node("call_function", func, written, written_kwargs, name)
         node.meta.update(self.traced.place())
@@ -76,7 +78,7 @@ class _Writer(proxies.OperatorMode):
         made = self._made(func, run_args, run_kwargs, traits)
         self._follow(made, node, call.device or _default_device(), traits)
         if not traits.random and (self.traced.known or func is _aten.lift_fresh_copy.default):
-            _follow_values(self.traced, func, args, kwargs or {}, made)
+            _follow_values(self.traced, func, args, kwargs, made)
         return made
 
     def _made(self, func: Any, args: list[Any], kwargs: dict[str, Any], traits: _Traits) -> Any:

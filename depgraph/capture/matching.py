@@ -26,9 +26,8 @@ UNKNOWN = "unknown"
 
 _INT_MAX = 2**63 - 1
 _INDEXING = frozenset({Tensor.__getitem__, Tensor.__setitem__})
-_FITTED = frozenset(
-    ["view", "reshape", "_unsafe_view", "expand"]
-)  # how torch fits what is written to where it is written
+_FLATTENING = frozenset({torch.flatten, Tensor.flatten})
+_FITTED = frozenset(["view", "reshape", "_unsafe_view", "expand"])  # how torch fits shapes by itself
 _SLICE_ARGUMENTS = ("start", "end", "step")
 _SLICE_DEFAULTS = (0, _INT_MAX, 1)
 
@@ -84,7 +83,7 @@ def sources(node: torch.fx.Node, call: Python) -> dict[Path, Source]:
     wanted = slots(node)
     if not wanted or not isinstance(node.target, torch._ops.OpOverload):
         return {}
-    if call.function in _INDEXING and node.target.overloadpacket.__name__ in _FITTED:
+    if call.function in (_INDEXING | _FLATTENING) and node.target.overloadpacket.__name__ in _FITTED:
         return {slot.path: Source(None, SHAPES) for slot in wanted}
     found = _indexed(node, wanted, call.args[1]) if call.function in _INDEXING else None
     if found is None:

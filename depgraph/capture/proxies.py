@@ -16,6 +16,7 @@ import torch.nn.functional
 from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental import proxy_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _OVERRIDE_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
@@ -37,12 +38,35 @@ class Tracer:
 class OperatorMode(proxy_tensor.ProxyTorchDispatchMode):
     """Base of a mode that sees every ATen operator before autograd and before composite ones are taken apart.
 
-    torch lets only its own modes see them so early; this one is of that class, and takes none of its behaviour.
+    torch lets only its own modes see them so early; this one is of that class, and takes none of its behaviour. Within
+    autocast and the transforms of torch.func, operators are seen only after these have done their part (`_Below`): they are
+    the ones that run.
     """
 
     def __init__(self, tracer: Any) -> None:
         super().__init__(tracer, "real", pre_dispatch=True)
+        self.passing = False
         self._dispatchers: list[Any] = []
+
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operator."""
+        raise NotImplementedError
+
+    def see_autocast(self) -> None:
+        """Autocast is on: raise what says that it can't be."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See an operator now, or let it pass to where it is taken apart."""
+        if self.passing or not _transforming():
+            return self.see(func, args, kwargs or {})
+        if torch._C._is_any_autocast_enabled():
+            self.see_autocast()
+        self.passing = True
+        try:
+            with _Below(self):
+                return at_once(func, args, kwargs or {})
+        finally:
+            self.passing = False
 
     def __enter__(self) -> Any:
         dispatcher = enable_python_dispatcher()
@@ -59,6 +83,18 @@ class OperatorMode(proxy_tensor.ProxyTorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # no wrapper around every call: nothing here is compiled
+
+
+class _Below(TorchDispatchMode):
+    """Shows to the mode above what it let pass, as the operators that it came to."""
+
+    def __init__(self, above: OperatorMode) -> None:
+        super().__init__()
+        self.above = above
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator."""
+        return self.above.see(func, args, kwargs or {})
 
 
 def at_once(call: Any, args: Any, kwargs: Any) -> Any:
@@ -84,8 +120,12 @@ def storage_key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def transforming() -> bool:
-    """Is autocast on, or a transform of torch.func active?"""
+def is_wrapped(tensor: Tensor) -> bool:
+    """Does a transform of torch.func stand in for several tensors, or for another one, with this?"""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _transforming() -> bool:
     return torch._C._is_any_autocast_enabled() or torch._C._functorch.maybe_current_level() is not None
 
 

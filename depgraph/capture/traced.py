@@ -126,7 +126,7 @@ class Traced(proxies.Tracer):
             return found
         if id(tensor) in self.nodes:
             return tensor
-        twin = self.memory.twin(tensor)
+        twin = None if proxies.is_wrapped(tensor) else self.memory.twin(tensor)
         if twin is None:
             return None
         self.follow(tensor, self.nodes[id(twin)], self.devices[id(twin)])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+import torch.fx
 from torch import nn
 
 from depgraph.capture.exported import decisions_of
@@ -74,7 +75,9 @@ class Verifier:
             return Check(0, 0, 0, len(self.exact), len(self.mixed), compared, "the model is on the meta device")
         widths, empty = graph.widths, graph.widths.at({})
         sliced, zeroed = widths.at(self.mixed), widths.at(self.exact)
-        tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for t in got if t.is_floating_point()), default=1e-4)
+        tolerance = max(
+            (TOLERANCE.get(t.dtype, 1e-4) for t in (*got, *_computed(nodes)) if t.is_floating_point()), default=1e-4
+        )
         follow = Following(chosen.picks(nodes), tolerance, drawing.draws, self.plan.kept())
         with torch.no_grad():
             reference, original = self._references(Side(sliced, zeroed), Side(empty, empty), follow)
@@ -139,6 +142,12 @@ class Verifier:
                     tensor = tensor.index_select(d, at.to(tensor.device))
             narrow.append(tensor)
         return narrow
+
+
+def _computed(nodes: Iterable[torch.fx.Node]) -> list[torch.Tensor]:
+    """What a graph computes by the way, perhaps in lower precision than its outputs have; without data."""
+    made = [node.meta.get("val") for node in nodes if node.op == "call_function"]
+    return [one for one in made if isinstance(one, torch.Tensor)]
 
 
 @contextlib.contextmanager
