@@ -235,3 +235,22 @@ def test_what_torch_does_not_see_gives_no_graph_form() -> None:
         plan.apply(form="graph")
     pruned, expected, other = plan.apply(form="module"), zeroed(model, plan), torch.randn(4, 8)
     torch.testing.assert_close(pruned(other), expected(other))
+
+
+class Grid(nn.Module):
+    """Picks by a mask of two dims: where it is true comes as two tensors that share their memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.body(x))[x[..., 0] > 0])
+
+
+def test_a_mask_of_two_dims_picks() -> None:
+    torch.manual_seed(0)
+    model, x = Grid().eval(), torch.randn(4, 6, 8)
+    plan = depgraph.trace(model, (x,)).plan(importance.Magnitude(), depgraph.Target(params=0.5))
+    pruned, expected, other = plan.apply(), zeroed(model, plan), torch.randn(3, 5, 8)
+    torch.testing.assert_close(pruned(other), expected(other), rtol=1e-4, atol=1e-5)

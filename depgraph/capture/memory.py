@@ -21,14 +21,12 @@ class Memory:
 
     def twin(self, tensor: Tensor) -> Tensor | None:
         """The newest that shows the same memory in the same way."""
-        self._index()
-        beside = reversed(self._by_storage.get(storage_key(tensor), []))
-        return next((one for one in beside if _layout(one) == _layout(tensor)), None)
+        return next((one for one in reversed(self.beside(tensor)) if _layout(one) == _layout(tensor)), None)
 
-    def shares(self, tensor: Tensor) -> bool:
-        """Does any lie in its storage?"""
+    def beside(self, tensor: Tensor) -> list[Tensor]:
+        """All that lie in the same storage, the oldest first."""
         self._index()
-        return storage_key(tensor) in self._by_storage
+        return self._by_storage.get(storage_key(tensor), [])
 
     def _index(self) -> None:
         for tensor in self.seen[self._indexed :]:

@@ -29,7 +29,10 @@ class Unusual(Exception):
 
 @dataclass
 class Traced(proxies.Tracer):
-    """A graph under construction, and whose node every tensor is. All tensors are kept alive, so that ids stay theirs."""
+    """A graph under construction, and whose node every tensor is. All tensors are kept alive, so that ids stay theirs.
+
+    `held` are the placeholders of what isn't an input: parameters, buffers, constants.
+    """
 
     names: Names
     graph: torch.fx.Graph = field(default_factory=torch.fx.Graph)
@@ -40,6 +43,7 @@ class Traced(proxies.Tracer):
     alive: list[Tensor] = field(default_factory=list)
     stack: list[dict[str, tuple[str, str]]] = field(default_factory=lambda: [{}])
     first_input: torch.fx.Node | None = None
+    held: set[torch.fx.Node] = field(default_factory=set)
     memory: Memory = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,6 +61,7 @@ class Traced(proxies.Tracer):
         """Placeholders for all that the model holds and for its inputs; gives what the model is called with."""
         for name, tensor in self.names.held():
             self.placeholder(tensor, name)
+        self.held.update(self.graph.nodes)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         named = zip(leaves, self.names.inputs(args, kwargs), strict=True)
         given = [self.placeholder(leaf, name) for leaf, name in named]
@@ -112,7 +117,8 @@ class Traced(proxies.Tracer):
         found = self._known_as(tensor)
         if found is not None:
             return found
-        if self.memory.shares(tensor) or proxies.in_backward():
+        beside = self.memory.beside(tensor)
+        if proxies.in_backward() or any(self.nodes[id(one)] not in self.held for one in beside):
             raise Unusual("a tensor was made of what the forward computes without an operator that is seen")
         if self.first_input is None:
             return self._constant(tensor)
@@ -137,6 +143,7 @@ class Traced(proxies.Tracer):
             raise Unusual("a constant was made where its data is lost, as by an index that is a list")
         target = self.names.constant(tensor, next(reversed(self.stack[-1]), ""))
         found: Tensor = self.placeholder(tensor, "c_" + target)
+        self.held.add(self.nodes[id(found)])
         return found
 
 
