@@ -11,8 +11,10 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from depgraph.cutting.rewriting import by_name
 from depgraph.cutting.slicing import positions
 from depgraph.graph import Value
 from depgraph.widths import Kept
@@ -22,6 +24,14 @@ from depgraph.widths import Kept
 def draws(target: Any) -> bool:
     """Does an operator draw random numbers?"""
     return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+
+
+def may_draw(node: Node) -> bool:
+    """Does an operator of a graph draw random numbers? Dropout out of training and with no share to drop doesn't."""
+    if not draws(node.target):
+        return False
+    given = by_name(node)
+    return bool(given.get("train", True) and given.get("dropout_p", 1.0) != 0.0)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph.capture.exported import CapturedProgram
 from depgraph.cutting.choices import Picks, chosen_alike
-from depgraph.cutting.draws import Draws, Redrawing, draws
+from depgraph.cutting.draws import Draws, Redrawing, may_draw
 from depgraph.cutting.mutating import writes
 from depgraph.cutting.sides import Called, Side, SideRun, operator_name
 from depgraph.cutting.slicing import sliced_tensor
@@ -58,6 +58,7 @@ class Reference:
         self.nodes = list(exported.graph.nodes)
         self.sides = [SideRun(side, program, self.nodes) for side in sides]
         self.writes = writes(self.nodes)
+        self.drawing = {node for node in self.nodes if may_draw(node)}
         self.apart = self._apart()
 
     def _apart(self) -> set[Node]:
@@ -116,7 +117,7 @@ class Reference:
     def _run(self, node: Node) -> None:
         sides = self.sides if node in self.apart else self.sides[:1]
         calls = [side.call(node) for side in sides]
-        made = self._drawn(node, calls) if draws(node.target) else _in_one_product(operator_name(node.target), calls)
+        made = self._drawn(node, calls) if node in self.drawing else _in_one_product(operator_name(node.target), calls)
         if node not in self.apart:
             self._put(node, made[0])
             return

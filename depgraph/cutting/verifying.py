@@ -15,7 +15,7 @@ from torch import nn
 from depgraph.capture.exported import decisions_of
 from depgraph.capture.recording import Call
 from depgraph.cutting.choices import Chosen
-from depgraph.cutting.draws import Drawing, draws
+from depgraph.cutting.draws import Drawing, may_draw
 from depgraph.cutting.reference import Following, Outputs, Reference
 from depgraph.cutting.report import Check
 from depgraph.cutting.rerunning import Inputs, inputs_at, inputs_of_others, rerun
@@ -63,7 +63,7 @@ class Verifier:
         """
         graph = self.graph
         chosen, drawing, nodes = Chosen(), Drawing(), graph.capture.exported.graph.nodes
-        draw = any(draws(node.target) for node in nodes)
+        draw = any(map(may_draw, nodes))
         with (
             same_draws(),
             chosen if self._chooses() else contextlib.nullcontext(),
