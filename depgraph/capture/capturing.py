@@ -20,6 +20,7 @@ from torch import nn
 from depgraph.capture.containers import see_inside
 from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.frames import shown
+from depgraph.capture.keeping import unchanged
 from depgraph.capture.lowering import lower
 from depgraph.capture.recording import Recording, record, record_decided
 from depgraph.dense import form_of, packed_modules
@@ -161,7 +162,8 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
             "write that as torch.where, or take it out of the forward"
         )
     try:
-        model(*args, **kwargs)
+        with unchanged(model):
+            model(*args, **kwargs)
     except Exception as failure:
         given = ", ".join([*map(_described, args), *(f"{k}={_described(v)}" for k, v in kwargs.items())])
         return (

@@ -78,12 +78,14 @@ class Decisions:
     """The decisions of one forward, in the order in which they were made.
 
     `exporting` says whether the code was told that it is being exported (`torch.compiler.is_exporting()`), `among` whether
-    choices among values (top-k, sort, argmax), whose sizes are known beforehand, are decisions too.
+    choices among values (top-k, sort, argmax), whose sizes are known beforehand, are decisions too, and `rebinds` whether the
+    forward gives a parameter or buffer other memory, which no graph can repeat.
     """
 
     made: list[Decision] = field(default_factory=list)
     exporting: bool = True
     among: bool = True
+    rebinds: bool = False
 
     def told(self) -> AbstractContextManager[None]:
         """Within, the code is told the same."""

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from depgraph.capture import proxies
 from depgraph.capture.containers import see_inside
 from depgraph.capture.exported import DirectProgram
+from depgraph.capture.keeping import Contents
 from depgraph.capture.metas import Remembered
 from depgraph.capture.signature import Names
 from depgraph.capture.traced import Traced, Unusual, module_paths
@@ -79,7 +80,8 @@ class _Writer(proxies.OperatorMode):
         self._follow(made, node, call.device or _default_device(), traits)
         if not traits.random and (self.traced.known or func is _aten.lift_fresh_copy.default):
             _follow_values(self.traced, func, args, kwargs, made)
-        return made
+        in_place = run_args and made is run_args[0]
+        return args[0] if in_place else made  # a parameter, whose stand-in it isn't for the code
 
     def _made(self, func: Any, args: list[Any], kwargs: dict[str, Any], traits: _Traits) -> Any:
         def run() -> Any:
@@ -208,8 +210,11 @@ def capture_directly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     without_cudnn = torch.backends.cudnn.flags(
         enabled=False
     )  # as under torch.export: it stands in operators' arguments
-    with proxies.exporting_flags(), without_cudnn, module_paths(model, traced), _Writer(traced):
-        output = model(*run_args, **run_kwargs)
+    with Contents(model) as kept:
+        with proxies.exporting_flags(), without_cudnn, module_paths(model, traced), _Writer(traced):
+            output = model(*run_args, **run_kwargs)
+        if kept.rebound():
+            raise Unusual("the forward gives a parameter other memory")
     if buffers != {name: id(tensor) for name, tensor in model.named_buffers(remove_duplicate=False)}:
         raise Unusual("the forward replaces a buffer")
     see_inside(output, f"an output of {type(model).__name__}")

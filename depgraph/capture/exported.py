@@ -42,7 +42,7 @@ def decisions_of(program: CapturedProgram) -> Decisions | None:
 def only_as_module(program: CapturedProgram) -> bool:
     """Has it no graph form, since it takes something from the values of the example that others would change?"""
     decisions = decisions_of(program)
-    return decisions is not None and not decisions.settled
+    return decisions is not None and (not decisions.settled or decisions.rebinds)
 
 
 @dataclass

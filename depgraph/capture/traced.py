@@ -118,7 +118,9 @@ class Traced(proxies.Tracer):
         if found is not None:
             return found
         beside = self.memory.beside(tensor)
-        if proxies.in_backward() or any(self.nodes[id(one)] not in self.held for one in beside):
+        if proxies.in_backward() or any(
+            self.nodes[id(self.stand_ins.get(id(one), one))] not in self.held for one in beside
+        ):
             raise Unusual("a tensor was made of what the forward computes without an operator that is seen")
         if self.first_input is None:
             return self._constant(tensor)
@@ -135,6 +137,8 @@ class Traced(proxies.Tracer):
         twin = None if proxies.is_wrapped(tensor) else self.memory.twin(tensor)
         if twin is None:
             return None
+        if id(twin) in self.stand_ins:
+            return self.stand_ins[id(twin)]
         self.follow(tensor, self.nodes[id(twin)], self.devices[id(twin)])
         return tensor
 

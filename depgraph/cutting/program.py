@@ -58,6 +58,11 @@ def cut_programs(plan: Plan) -> Iterator[tuple[GraphModule, tuple[str, ...]]]:
     """
     graph = plan.graph
     decisions = decisions_of(graph.capture.exported)
+    if decisions is not None and decisions.rebinds:
+        raise CutError(
+            f"{type(graph.model).__name__} has no graph form, as its forward gives a parameter or buffer other data: use "
+            "form='module', or plan with form='module'"
+        )
     if decisions is not None and not decisions.settled:
         raise CutError(
             f"{type(graph.model).__name__} has no graph form, as its code depends on values{at_places(decisions)}: use "

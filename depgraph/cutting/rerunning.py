@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from depgraph.capture.capturing import quiet
 from depgraph.capture.deciding import following
 from depgraph.capture.exported import decisions_of
+from depgraph.capture.keeping import Contents
 from depgraph.capture.recording import Call, replay
 from depgraph.capture.restoring import restored
 from depgraph.cutting.mutating import writes
@@ -32,22 +33,21 @@ def rerun(
 ) -> tuple[list[torch.Tensor], list[Call]]:
     """The output tensors and the torch calls of one forward that decides as the traced one did.
 
-    After the outputs come the floating tensors that it decides by, unless the decisions are settled. Inputs and buffers that
-    it writes to are put back, and so is all that its modules keep.
+    After the outputs come the floating tensors that it decides by, unless the decisions are settled. Inputs,
+    parameters and buffers that it writes to are put back, and so is all that its modules keep.
     `inputs` are the graph's own unless the model is cut in a vocabulary, see `inputs_at`.
     """
     exported = graph.capture.exported
     placeholders = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs}
     written = {placeholders[w.root.name] for w in writes(exported.graph.nodes) if w.root.name in placeholders}
-    args, kwargs = inputs if inputs is not None else (graph.args, graph.kwargs)
-    if None in written:
-        args, kwargs = pytree.tree_map(_copied, (args, kwargs))
+    given = inputs if inputs is not None else (graph.args, graph.kwargs)
+    args, kwargs = pytree.tree_map(_copied if None in written else _same, given)  # containers of its own in any case
     decisions = None if isinstance(model, GraphModule) else decisions_of(exported)
     names = {name for name in written if name}
-    with quiet(model), torch.no_grad(), restored(model), _kept(model, names), following(decisions) as given:
+    with quiet(model), torch.no_grad(), restored(model), _kept(model, names), following(decisions) as by:
         output, calls = replay(model, args, kwargs, decisions)
-    given = [] if decisions is None or decisions.settled else given
-    return [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)] + given, calls
+    by = [] if decisions is None or decisions.settled else by
+    return [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)] + by, calls
 
 
 def inputs_at(graph: DependencyGraph, kept: Kept) -> Inputs:
@@ -75,16 +75,18 @@ def _with_ids(graph: DependencyGraph, new: np.ndarray, old: np.ndarray) -> Input
     return args, kwargs
 
 
+def _same(leaf: Any) -> Any:
+    return leaf
+
+
 def _copied(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 @contextmanager
 def _kept(model: nn.Module, names: set[str]) -> Iterator[None]:
-    """Buffers of these names have their values again afterwards."""
-    before = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers() if name in names}
-    try:
+    """Parameters and buffers of these names have their values again afterwards."""
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    with Contents(model) as contents:
+        contents.keep(tensor for name, tensor in named if name in names)
         yield
-    finally:
-        for buffer, value in before.values():
-            buffer.copy_(value)

@@ -1,0 +1,146 @@
+"""Forwards that write to what the model holds: nothing of a run stays, in the original or in the pruned model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import depgraph
+import importance
+from depgraph.errors import CutError
+from tests.test_end_to_end import zeroed
+
+
+def _assign(model: Any) -> None:
+    model.teacher.weight.data = model.teacher.weight.data * 0.9 + model.student.weight.data * 0.1
+
+
+def _copy_data(model: Any) -> None:
+    model.teacher.weight.data.copy_(model.teacher.weight.data * 0.9 + model.student.weight.data * 0.1)
+
+
+def _multiply(model: Any) -> None:
+    model.teacher.weight.data.mul_(0.9).add_(model.student.weight.data, alpha=0.1)
+
+
+def _lerp(model: Any) -> None:
+    model.teacher.weight.lerp_(model.student.weight, 0.1)
+
+
+def _mask(model: Any) -> None:
+    model.teacher.weight.data *= model.teacher.weight.data.abs() > 0.1
+
+
+def _renorm(model: Any) -> None:
+    model.student.weight.data = torch.renorm(model.student.weight.data, 2, 0, 0.5)
+
+
+def _count(model: Any) -> None:
+    model.seen.data += 1
+
+
+def _count_in_a_view(model: Any) -> None:
+    model.seen[:1] += 1
+
+
+def _replace(model: Any) -> None:
+    model.seen = model.seen + 1
+
+
+WRITES: list[Callable[[Any], None]] = [
+    _assign, _copy_data, _multiply, _lerp, _mask, _renorm, _count, _count_in_a_view, _replace,
+]  # fmt: skip
+
+
+class Averaged(nn.Module):
+    """Two branches, of which one follows the other."""
+
+    def __init__(self, write: Callable[[Any], None]) -> None:
+        super().__init__()
+        self.student, self.teacher, self.head = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(16, 3)
+        self.register_buffer("seen", torch.zeros(2))
+        self.write = write
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.write(self)
+        return self.head(torch.relu(self.student(x)) + torch.relu(self.teacher(x))) + self.seen.sum()
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda w: w.__name__.strip("_"))
+def test_nothing_of_a_run_stays_and_the_pruned_model_goes_on_like_the_original(write: Callable[[Any], None]) -> None:
+    torch.manual_seed(0)
+    model, x = Averaged(write).eval(), torch.randn(4, 6)
+    before, clean = _state(model), copy.deepcopy(model)
+    plan = depgraph.trace(model, (x,)).plan(importance.Magnitude(), depgraph.Target(params=0.6))
+    pruned = plan.apply(form="module")
+    torch.testing.assert_close(_state(model), before, rtol=0, atol=0)
+    kept = plan.kept()
+    for name, tensor in pruned.state_dict().items():
+        value = next(v for v in plan.graph.capture.program.values.values() if v.target == name)
+        stays = [kept.of(value, d) for d in range(tensor.ndim)]
+        expected = before[name]
+        for d, indices in enumerate(stays):
+            expected = expected if indices is None else expected.index_select(d, torch.from_numpy(indices))
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
+    reference = zeroed(clean, plan)
+    for _ in range(3):
+        torch.testing.assert_close(pruned(x), reference(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_cut_in_place_keeps_the_weights_too() -> None:
+    model, x = Averaged(_assign).eval(), torch.randn(4, 6)
+    bias = model.teacher.bias.detach().clone()
+    depgraph.trace(model, (x,)).plan(importance.Magnitude(), depgraph.Target(params=0.6)).apply_()
+    assert model.student.out_features < 16
+    assert set(model.teacher.bias.tolist()) <= set(bias.tolist())
+
+
+def test_a_forward_that_fails_half_way_changes_nothing() -> None:
+    class Failing(Averaged):
+        def forward(self, x: Tensor) -> Tensor:
+            super().forward(x)
+            raise RuntimeError("there is something wrong here")
+
+    for write in WRITES:
+        model = Failing(write).eval()
+        before = _state(model)
+        with pytest.raises(depgraph.errors.CaptureError):
+            depgraph.trace(model, (torch.randn(4, 6),))
+        torch.testing.assert_close(_state(model), before, rtol=0, atol=0)
+
+
+def test_no_graph_form_loses_what_a_parameter_is_given() -> None:
+    plan = depgraph.trace(Averaged(_assign).eval(), (torch.randn(4, 6),)).plan(
+        importance.Magnitude(), depgraph.Target(params=0.6)
+    )
+    with pytest.raises(CutError, match="gives a parameter or buffer other data"):
+        plan.apply(form="graph")
+
+
+class Adding(nn.Module):
+    """Leaves what it computes by the way in what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        batch["hidden"] = torch.relu(self.body(batch["x"]))
+        batch["list"].append(1)
+        return self.head(batch["hidden"])
+
+
+def test_what_is_given_as_an_example_stays_as_it_was() -> None:
+    batch = {"x": torch.randn(4, 6), "list": []}
+    depgraph.trace(Adding().eval(), (batch,)).plan(importance.Magnitude(), depgraph.Target(params=0.6)).apply()
+    assert list(batch) == ["x", "list"] and batch["list"] == []
