@@ -23,7 +23,8 @@ class Contents:
 
     def __init__(self, model: nn.Module) -> None:
         self._held = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
-        self._storages = {storage_key(data): data.untyped_storage() for _, data in self._held}
+        dense = (data for _, data in self._held if data.layout is torch.strided)
+        self._storages = {storage_key(data): data.untyped_storage() for data in dense}
         self._copies: dict[int, torch.UntypedStorage] = {}
 
     def keep(self, tensors: Iterable[torch.Tensor]) -> None:

@@ -116,7 +116,9 @@ def must_be_apart(func: Any, operands: Any) -> bool:
 
 
 def storage_key(tensor: Tensor) -> int:
-    """The identity of a tensor's storage, for as long as it lives."""
+    """The identity of a tensor's storage, for as long as it lives; of a tensor without one (a sparse one), its own."""
+    if tensor.layout is not torch.strided:
+        return id(tensor)
     return int(tensor.untyped_storage()._cdata)
 
 

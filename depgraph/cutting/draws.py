@@ -26,6 +26,15 @@ def draws(target: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
 
 
+@cache
+def _from_nothing(target: Any) -> bool:
+    """Does what an operator draws depend on no tensor's values? What is drawn by values that are wrong must be seen."""
+    schema = target._schema
+    given = sum("Tensor" in str(argument.type) for argument in schema.arguments)
+    as_large = schema.is_mutable or schema.name.endswith("_like") or schema.overload_name == "p"
+    return given == 0 or (given == 1 and as_large)
+
+
 def may_draw(node: Node) -> bool:
     """Does an operator of a graph draw random numbers? Dropout out of training and with no share to drop doesn't."""
     if not draws(node.target):
@@ -85,7 +94,12 @@ class Redrawing(TorchDispatchMode):
     def _take(self, func: Any, made: Any) -> bool:
         """Put what was drawn in its place; False where something else was drawn."""
         known, theirs = next(iter(self.draws.made[self.position :]), (None, None))
-        if known is not func or theirs is None or tuple(map(len, self.at)) != tuple(theirs.shape):
+        if (
+            known is not func
+            or theirs is None
+            or not _from_nothing(func)
+            or tuple(map(len, self.at)) != tuple(theirs.shape)
+        ):
             return False
         if theirs.ndim:
             made[torch.meshgrid(*self.at, indexing="ij")] = theirs.to(made)
