@@ -30,11 +30,16 @@ def restored(model: nn.Module) -> Iterator[None]:
     Contents are the same by identity: what was added is gone, what was replaced or removed is back, in the old order.
     Parameters and buffers have their memory again (`p.data = ...`); what was written into it stays.
     """
-    saved = [(container, _copied(container)) for container in _containers(model)]
+    found = _containers(model)
+    empty = [container for container in found if not container]
+    saved = [(container, _copied(container)) for container in found if container]
     held = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
     try:
         yield
     finally:
+        for container in empty:
+            if container:
+                container.clear()
         for container, before in saved:
             if not _is_same(container, before):
                 _fill(container, before)
@@ -56,29 +61,30 @@ def _may_be_open(cls: Any) -> bool:
     return cls.__module__.split(".")[0] not in _FOREIGN
 
 
-def _containers(model: nn.Module) -> Iterator[Any]:
+def _containers(model: nn.Module) -> list[Any]:
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    left = [(vars(module), _MAX_DEPTH) for module in reversed(modules)]
     seen: set[int] = set()
-    for module in model.modules():
-        if not isinstance(module, torch.jit.ScriptModule):
-            yield from _within(vars(module), _MAX_DEPTH, seen)
-
-
-def _within(container: Any, depth: int, seen: set[int]) -> Iterator[Any]:
-    if id(container) in seen:
-        return
-    seen.add(id(container))
-    yield container
-    if not depth or len(container) > _MAX_ITEMS or isinstance(container, set):
-        return
-    for value in list(container.values() if isinstance(container, dict) else container):
-        if type(value) in _PLAIN:
+    found: list[Any] = []
+    while left:
+        container, depth = left.pop()
+        if id(container) in seen:
             continue
-        if isinstance(value, _CONTAINERS):
-            yield from _within(value, depth - 1, seen)
-        elif isinstance(value, tuple):
-            yield from (c for one in value if isinstance(one, _CONTAINERS) for c in _within(one, depth - 1, seen))
-        elif is_open(value):
-            yield from _within(vars(value), depth - 1, seen)
+        seen.add(id(container))
+        found.append(container)
+        if container and depth and len(container) <= _MAX_ITEMS and not isinstance(container, set):
+            values = container.values() if isinstance(container, dict) else container
+            left += [(one, depth - 1) for value in values if type(value) not in _PLAIN for one in _held_by(value)]
+    return found
+
+
+def _held_by(value: Any) -> list[Any]:
+    """The containers that `value` is, or that it holds itself."""
+    if isinstance(value, _CONTAINERS):
+        return [value]
+    if isinstance(value, tuple):
+        return [one for one in value if isinstance(one, _CONTAINERS)]
+    return [vars(value)] if is_open(value) else []
 
 
 def _copied(container: Any) -> Any:
