@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -144,3 +145,44 @@ def test_what_is_given_as_an_example_stays_as_it_was() -> None:
     batch = {"x": torch.randn(4, 6), "list": []}
     depgraph.trace(Adding().eval(), (batch,)).plan(importance.Magnitude(), depgraph.Target(params=0.6)).apply()
     assert list(batch) == ["x", "list"] and batch["list"] == []
+
+
+@functools.lru_cache
+def _table(length: int) -> tuple[Tensor, Tensor]:
+    angles = torch.arange(length).float()
+    return angles.cos(), angles.sin()
+
+
+_TABLES: dict[int, Tensor] = {}
+
+
+class Cached(nn.Module):
+    """Keeps tables where no one can put back what was there: with a function, in a module of Python, in a class."""
+
+    made: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] not in _TABLES:
+            _TABLES[x.shape[1]] = torch.linspace(0, 1, x.shape[1])
+        if Cached.made is None:
+            Cached.made = torch.ones(6) * 2
+        cos, sin = _table(x.shape[1])
+        return self.head(torch.relu(self.body(x * cos + sin + _TABLES[x.shape[1]] * Cached.made)))
+
+
+def test_tables_that_the_code_keeps_elsewhere_have_their_data() -> None:
+    torch.manual_seed(0)
+    model, x = Cached().eval(), torch.randn(4, 6)
+    plan = depgraph.trace(model, (x,)).plan(importance.Magnitude(), depgraph.Target(params=0.6))
+    kept = [*_table(6), _TABLES[6], Cached.made]
+    got, pruned = model(x), plan.apply()(x)
+    _table.cache_clear()
+    _TABLES.clear()
+    Cached.made = None
+    torch.testing.assert_close(got, model(x))
+    torch.testing.assert_close(pruned, zeroed(model, plan)(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kept, [*_table(6), _TABLES[6], Cached.made])

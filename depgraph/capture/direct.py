@@ -225,4 +225,6 @@ def capture_directly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             traced.graph.erase_node(node)
     if not names.on_meta and _META in (a for n in traced.graph.nodes for a in pytree.tree_leaves((n.args, n.kwargs))):
         raise Unusual("an operator makes a tensor on the device of the tensors that stand in")
-    return traced.program(output, outputs)
+    program = traced.program(output, outputs)
+    program.given = traced.given()
+    return program

@@ -49,7 +49,8 @@ def only_as_module(program: CapturedProgram) -> bool:
 class DirectProgram:
     """A program captured by `direct` or `decided`. Of the model's state it holds the tensors of integers only: index tables.
 
-    `decisions` says what the program takes from the values of the example; None where nothing depends on values.
+    `decisions` says what the program takes from the values of the example; None where nothing depends on values. `given` are
+    the tensors that the code was given, with their nodes, until it is known which of them it kept.
     """
 
     graph: torch.fx.Graph
@@ -58,6 +59,7 @@ class DirectProgram:
     state_dict: dict[str, Any]
     output_spec: Any
     decisions: Decisions | None = None
+    given: list[tuple[torch.Tensor, torch.fx.Node]] = field(default_factory=list)
     graph_module: torch.fx.GraphModule = field(init=False)
 
     def __post_init__(self) -> None:

@@ -115,6 +115,12 @@ def must_be_apart(func: Any, operands: Any) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
+def held_by_torch(tensor: Tensor) -> bool:
+    """Does torch itself refer to a tensor, as to the base of a view? Then it refers to the Python object, too."""
+    count: int = tensor._use_count()  # type: ignore[attr-defined]
+    return count > 1
+
+
 def storage_key(tensor: Tensor) -> int:
     """The identity of a tensor's storage, for as long as it lives; of a tensor without one (a sparse one), its own."""
     if tensor.layout is not torch.strided:

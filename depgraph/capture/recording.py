@@ -27,6 +27,7 @@ from depgraph.capture.deciding import Decisions
 from depgraph.capture.direct import capture_directly
 from depgraph.capture.exported import CapturedProgram, DirectProgram
 from depgraph.capture.expressions import renamed
+from depgraph.capture.leaving import fill_what_is_left
 from depgraph.capture.matching import EXPRESSION, IMPLICIT, UNKNOWN, Path, Source, slots
 from depgraph.capture.restoring import restored
 from depgraph.capture.sizes import Expr, plain
@@ -112,7 +113,9 @@ def record(
         Exception: whatever `torch.export.export` raises for this model.
     """
     try:
-        return _recorded(model, lambda: capture_directly(model, args, kwargs or {}))
+        program, recording = _recorded(model, lambda: capture_directly(model, args, kwargs or {}))
+        fill_what_is_left(program, model, (args, kwargs or {}))
+        return program, recording
     except OpaqueValue:
         raise
     except Exception:  # torch.export may do it

@@ -82,6 +82,12 @@ class Traced(proxies.Tracer):
         spec = pytree.tree_structure(output)
         return DirectProgram(self.graph, signature, names.constants, integers, spec, decisions)
 
+    def given(self) -> list[tuple[Tensor, torch.fx.Node]]:
+        """What operators gave to the code, and the nodes that stand for it."""
+        ours = {id(tensor) for tensor in self.stand_ins.values()}
+        made = {id(tensor): tensor for tensor in self.alive if tensor.is_meta and id(tensor) not in ours}
+        return [(tensor, self.nodes[key]) for key, tensor in made.items()]
+
     def placeholder(self, value: Any, name: str) -> Any:
         """A placeholder for a tensor, and what stands in for it; anything else stays as it is."""
         node = self.graph.placeholder(name)
