@@ -16,6 +16,7 @@ from depgraph.cutting.program import cut_programs
 from depgraph.cutting.record import make_record
 from depgraph.cutting.report import Check, CutReport
 from depgraph.cutting.rerunning import inputs_at
+from depgraph.cutting.varying import fixed_sizes
 from depgraph.cutting.verifying import Verifier, follow_shapes
 from depgraph.errors import CheckError, CutError, PlanError
 from depgraph.finite import require_finite
@@ -131,15 +132,16 @@ def _graph(plan: Plan, how: How, why: str) -> CutReport:
     if plan.graph.words is not None:
         raise CutError(f"a vocabulary is trimmed in the module, not in the graph{f', and {why}' if why else ''}")
     failure: CheckError | None = None
-    for way, (model, notes) in enumerate(cut_programs(plan)):
+    for number, way in enumerate(cut_programs(plan)):
         try:
-            check = _check(Verifier(plan), model, how, None)
+            check = _check(Verifier(plan), way.model, how, None)
         except CheckError as error:
             failure = failure or error
             continue
         reason = (f"cut as a graph because {why}",) if why else ()
-        report = _report(plan, model, "graph", check, Solution(), (*reason, *notes))
-        report.record["way"] = way
+        fixed = fixed_sizes(plan.graph, way.model, way.inputs)
+        report = _report(plan, way.model, "graph", check, Solution(), (*reason, *fixed))
+        report.record["way"] = number
         return report
     assert failure is not None
     raise failure

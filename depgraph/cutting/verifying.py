@@ -61,7 +61,7 @@ class Verifier:
         """
         graph = self.graph
         chosen = Chosen()
-        with _same_draws(), chosen if self._chooses() else contextlib.nullcontext():
+        with same_draws(), chosen if self._chooses() else contextlib.nullcontext():
             got, calls = rerun(graph, model, inputs_at(graph, self.plan.kept()))
         compared = follow_calls(calls, self.plan.kept()) if follow_calls is not None else 0
         if self.on_meta:
@@ -117,7 +117,7 @@ class Verifier:
     def _run(self, inputs: Inputs, follow: Following | None, *sides: Side) -> list[Outputs]:
         """The outputs of the captured program on each of `sides`."""
         reference = Reference(self.graph.capture.exported, self.graph.capture.program, sides, follow)
-        with _same_draws():
+        with same_draws():
             return reference.run(self.fetch, *inputs)
 
     @staticmethod
@@ -135,7 +135,7 @@ class Verifier:
 
 
 @contextlib.contextmanager
-def _same_draws() -> Iterator[None]:
+def same_draws() -> Iterator[None]:
     """The random numbers drawn within are the same each time; the random state is put back."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
