@@ -68,21 +68,19 @@ class _Lowering:
 
     def _left_out(self) -> None:
         """Fix the indices that only slices leave out, of what the model holds: a longer input may read them."""
-        read: dict[str, list[np.ndarray]] = {}
         held = [v for v in self.program.values.values() if v.kind in ("parameter", "buffer") and v.target and v.used]
         nodes = {node.name: node for node in self.exported.graph.nodes}
+        read: dict[tuple[str, int], np.ndarray] = {}
         for value in held:
-            seen = indices_read(nodes[value.name])
-            all_seen = read.setdefault(self.program.ties.get(value.target, value.target), seen)
-            for mine, every in zip(seen, all_seen, strict=True):
-                every |= mine
+            for d, seen in enumerate(indices_read(nodes[value.name])):
+                key = self.program.ties.get(value.target, value.target), d
+                read[key] = read.get(key, False) | seen
         for value in held:
-            for d, seen in enumerate(read[self.program.ties.get(value.target, value.target)]):
-                if not seen.all():
-                    reason = Reason(
-                        f"no slice of {value.target!r} that the traced forward takes holds it", why=LEFT_OUT
-                    )
-                    self.program.relations.fix(value.dim(d), reason, np.flatnonzero(~seen))
+            reason = Reason(f"no slice of {value.target!r} that the traced forward takes holds it", why=LEFT_OUT)
+            for d in range(len(value.shape)):
+                left = np.flatnonzero(~read[self.program.ties.get(value.target, value.target), d])
+                if len(left):
+                    self.program.relations.fix(value.dim(d), reason, left)
 
     def _unread(self) -> None:
         """Parameters that the decisions of the example passed by have the dims of their like in the same list of modules."""

@@ -25,13 +25,13 @@ def indices_read(node: Node) -> list[np.ndarray]:
 
 def _picked(node: Node, shape: tuple[int, ...]) -> tuple[int, slice]:
     """Along which dim a slice is taken, and what of it, at the sizes of the example."""
-    given = [_number(argument) for argument in node.args[1:]]
-    d = (given[0] if given else 0) % len(shape)
-    start, end, step = [*given[1:], *[None, None, None][max(0, len(given) - 1) :]]
+    given = dict(zip(("dim", "start", "end", "step"), map(_number, node.args[1:]), strict=False))
+    d = (given.get("dim") or 0) % len(shape)
+    start, end, size = given.get("start"), given.get("end"), int(shape[d])
     if node.target is _aten.narrow.default:
-        start = start % int(shape[d])
-        end, step = start + end, 1
-    return d, slice(*slice(start, end, step).indices(int(shape[d])))
+        start = (start or 0) % size
+        end = start + (end or 0)
+    return d, slice(*slice(start, end, given.get("step")).indices(size))
 
 
 def _number(argument: object) -> int | None:

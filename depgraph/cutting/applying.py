@@ -22,7 +22,9 @@ from depgraph.errors import CheckError, CutError, PlanError
 from depgraph.finite import require_finite
 
 if TYPE_CHECKING:
+    from depgraph.graph import Program
     from depgraph.plan import Plan
+    from depgraph.widths import Kept
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def _report(
 
 
 def _surprises(plan: Plan) -> list[str]:
-    """What a user of the cut model might not expect: outputs that are narrower, parameters that nothing was known of."""
+    """What a user of the cut model might not expect: outputs that are narrower, tensors that nothing was known of."""
     program, kept = plan.graph.capture.program, plan.kept()
     notes = [*plan.notes] if plan.graph.words is not None else []
     notes += [
@@ -184,10 +186,29 @@ def _surprises(plan: Plan) -> list[str]:
         notes.append(
             f"a dimension now has {kept.size(odd[0].dim)} indices, no multiple of {odd[0].size}: {odd[0].reason}"
         )
-    parameters = [v for v in program.values.values() if v.kind == "parameter"]
-    read = {program.ties.get(v.target, v.target) for v in parameters if v.used}
-    unread = [v.target for v in parameters if program.ties.get(v.target, v.target) not in read]
+    unread = _unread(program, kept)
     if unread:
         more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
-        notes.append(f"left as they were, since the traced forward doesn't read them: {', '.join(unread[:3])}{more}")
+        notes.append(
+            f"left as they were, since the traced forward doesn't read them: {', '.join(unread[:3])}{more}; code that reads "
+            "them with what was cut (in training, say) fails until they are cut by hand"
+        )
     return [*notes, plan.graph.note] if plan.graph.note else notes
+
+
+def _unread(program: Program, kept: Kept) -> list[str]:
+    """Parameters that nothing reads, and buffers that may have to fit a tensor of their module that was cut."""
+    held = [v for v in program.values.values() if v.kind in ("parameter", "buffer")]
+    read = {program.ties.get(v.target, v.target) for v in held if v.used}
+    cut = {
+        (v.target.rpartition(".")[0], before)
+        for v in held
+        for before, after in zip(v.shape, kept.shape(v), strict=True)
+        if before != after
+    }
+    return [
+        v.target
+        for v in held
+        if program.ties.get(v.target, v.target) not in read
+        and (v.kind == "parameter" or any((v.target.rpartition(".")[0], size) in cut for size in v.shape))
+    ]
