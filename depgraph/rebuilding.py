@@ -251,7 +251,7 @@ def _cut_graph(model: nn.Module, cut: Record, device: torch.device | str) -> nn.
         raise CheckpointError(
             f"cutting {name} again narrows {differing[0]!r} differently: is it the model that was cut?"
         )
-    return next(itertools.islice(cut_programs(plan), cut.get("way", 0), None))[0]
+    return next(itertools.islice(cut_programs(plan), cut.get("way", 0), None)).model
 
 
 def fill(model: nn.Module, table: Table, tensors: Mapping[str, torch.Tensor], undo: list[Undo]) -> None:

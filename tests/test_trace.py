@@ -194,8 +194,30 @@ def test_by_products_do_not_fix_and_unread_parameters_make_no_axis() -> None:
     assert report.model(torch.randn(2, 4))["hidden"].shape == (2, 4)
     assert report.notes == (
         "output 0 now has shape (2, 4), it had (2, 6) (keep it with trace(..., fixed=['output 0']))",
-        "left as they were, since the traced forward doesn't read them: never",
+        "left as they were, since the traced forward doesn't read them: never; code that reads them with what was cut (in "
+        "training, say) fails until they are cut by hand",
     )
+
+
+def test_buffers_that_only_training_reads_are_noted_where_their_module_was_cut() -> None:
+    class Averaged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.norm = nn.Linear(4, 6), nn.Linear(6, 5), nn.BatchNorm1d(6)
+            self.register_buffer("codes", torch.rand(9, 6))
+            self.register_buffer("average", torch.rand(9, 6))
+            self.register_buffer("counts", torch.zeros(9))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                self.average.mul_(0.9)
+                self.counts.add_(1)
+            hidden = self.norm(self.first(x))
+            return self.second(hidden + self.codes[(hidden @ self.codes.mT).argmax(-1)])
+
+    graph = depgraph.trace(Averaged().eval(), torch.randn(2, 4))
+    (note,) = graph.cut_plan({"first.weight:0": [1]}).apply_with_report().notes
+    assert "doesn't read them: average; code that reads them with what was cut" in note
 
 
 def test_a_tied_parameter_is_read_under_any_of_its_names() -> None:

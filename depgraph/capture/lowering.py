@@ -15,6 +15,7 @@ from torch.fx import Node
 from depgraph import rules
 from depgraph.capture.exported import CapturedProgram, decisions_of
 from depgraph.capture.places import module_path, place
+from depgraph.capture.reading import indices_read
 from depgraph.errors import CaptureError, UnsupportedOperator
 from depgraph.graph import Program, Reason, Value
 from depgraph.rules import domains
@@ -29,6 +30,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 _LARGEST_INDEX_TABLE = 1 << 20
 INPUT, OUTPUT = "the model's inputs have this size", "the model's outputs have this size"
 GIVEN = "the model gives back its indices as numbers"
+LEFT_OUT = "slices leave it out, which may differ with inputs of other sizes"
 NO_RULE = "no rule knows what this operator does with it"
 
 
@@ -59,9 +61,26 @@ class _Lowering:
             elif node.op == "call_function":
                 self._call(node)
         self._outputs()
+        self._left_out()
         if decisions_of(self.exported) is not None:
             self._unread()
         return self.program
+
+    def _left_out(self) -> None:
+        """Fix the indices that only slices leave out, of what the model holds: a longer input may read them."""
+        held = [v for v in self.program.values.values() if v.kind in ("parameter", "buffer") and v.target and v.used]
+        nodes = {node.name: node for node in self.exported.graph.nodes}
+        read: dict[tuple[str, int], np.ndarray] = {}
+        for value in held:
+            for d, seen in enumerate(indices_read(nodes[value.name])):
+                key = self.program.ties.get(value.target, value.target), d
+                read[key] = read.get(key, False) | seen
+        for value in held:
+            reason = Reason(f"no slice of {value.target!r} that the traced forward takes holds it", why=LEFT_OUT)
+            for d in range(len(value.shape)):
+                left = np.flatnonzero(~read[self.program.ties.get(value.target, value.target), d])
+                if len(left):
+                    self.program.relations.fix(value.dim(d), reason, left)
 
     def _unread(self) -> None:
         """Parameters that the decisions of the example passed by have the dims of their like in the same list of modules."""

@@ -16,12 +16,15 @@ from depgraph.cutting.program import cut_programs
 from depgraph.cutting.record import make_record
 from depgraph.cutting.report import Check, CutReport
 from depgraph.cutting.rerunning import inputs_at
+from depgraph.cutting.varying import fixed_sizes
 from depgraph.cutting.verifying import Verifier, follow_shapes
 from depgraph.errors import CheckError, CutError, PlanError
 from depgraph.finite import require_finite
 
 if TYPE_CHECKING:
+    from depgraph.graph import Program
     from depgraph.plan import Plan
+    from depgraph.widths import Kept
 
 
 @dataclass(frozen=True)
@@ -131,15 +134,16 @@ def _graph(plan: Plan, how: How, why: str) -> CutReport:
     if plan.graph.words is not None:
         raise CutError(f"a vocabulary is trimmed in the module, not in the graph{f', and {why}' if why else ''}")
     failure: CheckError | None = None
-    for way, (model, notes) in enumerate(cut_programs(plan)):
+    for number, way in enumerate(cut_programs(plan)):
         try:
-            check = _check(Verifier(plan), model, how, None)
+            check = _check(Verifier(plan), way.model, how, None)
         except CheckError as error:
             failure = failure or error
             continue
         reason = (f"cut as a graph because {why}",) if why else ()
-        report = _report(plan, model, "graph", check, Solution(), (*reason, *notes))
-        report.record["way"] = way
+        fixed = fixed_sizes(plan.graph, way.model, way.inputs)
+        report = _report(plan, way.model, "graph", check, Solution(), (*reason, *fixed))
+        report.record["way"] = number
         return report
     assert failure is not None
     raise failure
@@ -168,7 +172,7 @@ def _report(
 
 
 def _surprises(plan: Plan) -> list[str]:
-    """What a user of the cut model might not expect: outputs that are narrower, parameters that nothing was known of."""
+    """What a user of the cut model might not expect: outputs that are narrower, tensors that nothing was known of."""
     program, kept = plan.graph.capture.program, plan.kept()
     notes = [*plan.notes] if plan.graph.words is not None else []
     notes += [
@@ -182,10 +186,29 @@ def _surprises(plan: Plan) -> list[str]:
         notes.append(
             f"a dimension now has {kept.size(odd[0].dim)} indices, no multiple of {odd[0].size}: {odd[0].reason}"
         )
-    parameters = [v for v in program.values.values() if v.kind == "parameter"]
-    read = {program.ties.get(v.target, v.target) for v in parameters if v.used}
-    unread = [v.target for v in parameters if program.ties.get(v.target, v.target) not in read]
+    unread = _unread(program, kept)
     if unread:
         more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
-        notes.append(f"left as they were, since the traced forward doesn't read them: {', '.join(unread[:3])}{more}")
+        notes.append(
+            f"left as they were, since the traced forward doesn't read them: {', '.join(unread[:3])}{more}; code that reads "
+            "them with what was cut (in training, say) fails until they are cut by hand"
+        )
     return [*notes, plan.graph.note] if plan.graph.note else notes
+
+
+def _unread(program: Program, kept: Kept) -> list[str]:
+    """Parameters that nothing reads, and buffers that may have to fit a tensor of their module that was cut."""
+    held = [v for v in program.values.values() if v.kind in ("parameter", "buffer")]
+    read = {program.ties.get(v.target, v.target) for v in held if v.used}
+    cut = {
+        (v.target.rpartition(".")[0], before)
+        for v in held
+        for before, after in zip(v.shape, kept.shape(v), strict=True)
+        if before != after
+    }
+    return [
+        v.target
+        for v in held
+        if program.ties.get(v.target, v.target) not in read
+        and (v.kind == "parameter" or any((v.target.rpartition(".")[0], size) in cut for size in v.shape))
+    ]

@@ -1,7 +1,7 @@
 """Cutting in the graph: the captured program with narrowed parameters and recomputed sizes, as a torch.fx.GraphModule.
 
 The fallback that always works: what a module's Python can't express, its program can. Sizes that nothing cuts stay
-symbolic, so batch and sequence remain dynamic where torch.export can capture them so.
+symbolic, so batch, sequence and picture remain dynamic where torch.export can capture them so.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from depgraph.cutting.elsewhere import require_same_elsewhere
 from depgraph.cutting.modes import follow_modes
 from depgraph.cutting.module import new_tensor
 from depgraph.cutting.rewriting import Share, call_arguments, rewrite
+from depgraph.cutting.varying import Taken, TakenInput
 from depgraph.errors import CutError
 from depgraph.graph import Program
 from depgraph.widths import Kept, Widths
@@ -39,7 +40,12 @@ if TYPE_CHECKING:
     from depgraph.plan import Plan
 
 
-_FIXED = "the graph form is fixed to the example inputs' sizes: the model can't be captured with dynamic ones"
+@dataclass(frozen=True)
+class Way:
+    """A cut program, and what its capture says of the input tensors; None where that holds for the example's sizes only."""
+
+    model: GraphModule
+    inputs: Taken | None
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,8 @@ class _Captured:
     kept: Kept
 
 
-def cut_programs(plan: Plan) -> Iterator[tuple[GraphModule, tuple[str, ...]]]:
-    """The cut program in each way that it can be had, the best first, and notes on what couldn't be kept (dynamic sizes).
+def cut_programs(plan: Plan) -> Iterator[Way]:
+    """The cut program in each way that it can be had, that for the most sizes of the inputs first.
 
     Raises CutError where there is none.
     """
@@ -72,21 +78,46 @@ def cut_programs(plan: Plan) -> Iterator[tuple[GraphModule, tuple[str, ...]]]:
         require_same_elsewhere(graph)
     inputs = graph.args, graph.kwargs
     found = False
-    for given, dims in ((_two_of_each(inputs), _open_dims), (inputs, lambda leaf: None)):
-        exported = _exported(graph, given, dims)
-        captured = None if exported is None else _matching(plan, exported)
-        if exported is not None and captured is not None:
+    for given, dims in _attempts(inputs):
+        way = _captured_again(plan, given, dims)
+        if way is not None:
             found = True
-            yield _cut(plan, captured, exported.module(check_guards=False)), _fixed_sizes(exported, dims)
+            yield way
     traced = graph.capture.exported
     if isinstance(traced, DirectProgram):
         captured = _Captured(traced, graph.capture.program, plan.kept())
-        yield _cut(plan, captured, module_of(traced, graph.tensors(), inputs)), (_FIXED,)
+        yield Way(_cut(plan, captured, module_of(traced, graph.tensors(), inputs)), None)
     elif not found:
         raise CutError(
             f"torch.export captures {type(graph.model).__name__} in another way than it was traced, so that its graph "
             "can't be cut by this plan: use form='module', or plan with form='module'"
         )
+
+
+def _attempts(inputs: Any) -> Iterator[tuple[Any, Any]]:
+    """What to capture with, and which dims to leave open: all, batch and sequence (where these are fewer), none."""
+    two, tried = _two_of_each(inputs), []
+    for open_dims in (_all_dims, _batch_and_sequence):
+        dims = pytree.tree_map(open_dims, two)
+        if dims not in tried:
+            tried.append(dims)
+            yield two, dims
+    yield inputs, pytree.tree_map(lambda leaf: None, inputs)
+
+
+def _captured_again(plan: Plan, given: Any, dims: Any) -> Way | None:
+    """The cut in torch.export's capture with these dims open; None where that fails, or sees the model otherwise."""
+    exported = _exported(plan.graph, given, dims)
+    captured = None if exported is None else _matching(plan, exported)
+    if exported is None or captured is None:
+        return None
+    taken = _taken(exported, given)
+    model = exported.module(check_guards=False)
+    if not taken:
+        return Way(_cut(plan, captured, model), None)
+    with contextlib.suppress(Exception):  # an argument that is computed from a size, where only a number will do
+        return Way(_cut(plan, captured, model), taken)
+    return None
 
 
 def _cut(plan: Plan, captured: _Captured, module: GraphModule) -> GraphModule:
@@ -97,12 +128,11 @@ def _cut(plan: Plan, captured: _Captured, module: GraphModule) -> GraphModule:
     return module
 
 
-def _exported(graph: DependencyGraph, inputs: Any, open_dims: Callable[[Any], Any]) -> ExportedProgram | None:
-    """torch.export's capture of the model with the dims left open that `open_dims` names; None where there is none."""
+def _exported(graph: DependencyGraph, inputs: Any, dims: Any) -> ExportedProgram | None:
+    """torch.export's capture of the model with `dims` left open; None where there is none."""
     args, kwargs = inputs
     with contextlib.suppress(Exception), dumps_dropped(), quiet(graph.model), torch.no_grad():
-        shapes = _by_name(graph, pytree.tree_map(open_dims, (args, kwargs)))
-        return torch.export.export(graph.model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        return torch.export.export(graph.model, args, kwargs, dynamic_shapes=_by_name(graph, dims), strict=False)
     return None
 
 
@@ -122,18 +152,21 @@ def _matching(plan: Plan, exported: ExportedProgram) -> _Captured | None:
     return _Captured(exported, program, kept) if same else None
 
 
-def _fixed_sizes(exported: ExportedProgram, open_dims: Callable[[Any], Any]) -> tuple[str, ...]:
-    """A note for every batch and sequence of an input that torch.export took for a constant; one for all if none was open."""
-    if open_dims is not _open_dims:
-        return (_FIXED,)
-    names = exported.graph_signature.user_inputs
-    inputs = [n for n in exported.graph.nodes if n.name in names and isinstance(n.meta.get("val"), torch.Tensor)]
-    return tuple(
-        f"the graph form is fixed to size {node.meta['val'].shape[d]} of dimension {d} of input {node.name!r}"
-        for node in inputs
-        for d in _open_dims(node.meta["val"])
-        if not isinstance(node.meta["val"].shape[d], torch.SymInt)
-    )
+def _taken(exported: ExportedProgram, given: Any) -> Taken:
+    """The captured input tensors, by their places among the flattened inputs; empty where no dim of any is open."""
+    nodes = {node.name: node for node in exported.graph.nodes}
+    places = zip(pytree.tree_leaves(given), exported.graph_signature.user_inputs, strict=False)
+    taken = {
+        place: TakenInput(name, tuple(map(_settled, nodes[name].meta["val"].shape)))
+        for place, (leaf, name) in enumerate(places)
+        if isinstance(leaf, torch.Tensor) and name in nodes
+    }
+    return taken if any(isinstance(size, torch.SymInt) for one in taken.values() for size in one.shape) else {}
+
+
+def _settled(size: int | torch.SymInt) -> int | torch.SymInt:
+    """A symbol that turned out to be a number, as a number."""
+    return size if isinstance(size, torch.SymInt) and size.node.expr.free_symbols else int(size)
 
 
 def _narrowed(program: Program, kept: Kept) -> dict[tuple[str, int], bytes]:
@@ -156,7 +189,11 @@ def _two_of_each(inputs: Any) -> Any:
     return pytree.tree_map(lambda t: torch.cat([t, t]) if isinstance(t, torch.Tensor) and t.ndim else t, inputs)
 
 
-def _open_dims(leaf: Any) -> Any:
+def _all_dims(leaf: Any) -> Any:
+    return dict.fromkeys(range(leaf.ndim), Dim.AUTO) if isinstance(leaf, torch.Tensor) else None
+
+
+def _batch_and_sequence(leaf: Any) -> Any:
     """Batch, and for anything of two or three dims the sequence too."""
     if not isinstance(leaf, torch.Tensor):
         return None

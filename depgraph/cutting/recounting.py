@@ -22,8 +22,8 @@ def _padding(op: Sized) -> None:
 @rewrites("one_hot")
 def _places(op: Sized) -> None:
     """How many numbers there are places for."""
-    if op.arguments["num_classes"] != (count := op.shape(op.outputs[0])[-1]):
-        op.changes["num_classes"] = count
+    if op.narrowed(op.outputs[0], len(op.outputs[0].shape) - 1):
+        op.changes["num_classes"] = op.shape(op.outputs[0])[-1]
 
 
 @rewrites("histc")

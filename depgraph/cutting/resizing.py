@@ -48,8 +48,9 @@ def _normalized_shape(op: Sized) -> None:
 def _split_sizes(op: Sized) -> None:
     along = op.arguments["dim"]
     name = "split_size" if "split_size" in op.arguments else "split_sizes"
-    new = [op.shape(v)[along] for v in op.outputs]
-    if new != list(op.arguments[name]):
+    old = list(op.arguments[name])
+    new = [op.size(s, v, along) if op.narrowed(v, along) else s for s, v in zip(old, op.outputs, strict=True)]
+    if new != old:
         op.changes[name] = new
 
 
@@ -152,9 +153,12 @@ def _slice(op: Sized) -> None:
 def _repeat(op: Sized) -> None:
     assert op.source is not None
     old = list(op.arguments.get("repeats") or op.arguments["dims"])
-    before, after = op.shape(op.source), op.shape(op.outputs[0])
-    before = (1,) * (len(after) - len(before)) + before
-    new = [a // b for a, b in zip(after, before, strict=True)]
+    ones = (1,) * (len(op.outputs[0].shape) - len(op.source.shape))
+    now = zip(op.shape(op.outputs[0]), ones + op.shape(op.source), strict=True)
+    once = zip(op.outputs[0].shape, ones + op.source.shape, strict=True)
+    counts = [(after // given, made // read) for (after, given), (made, read) in zip(now, once, strict=True)]
+    offset = len(counts) - len(old)
+    new = [times if (pair := counts[k + offset])[0] == pair[1] else pair[0] for k, times in enumerate(old)]
     if new != old:
         op.changes["repeats" if "repeats" in op.arguments else "dims"] = new
 
@@ -167,7 +171,7 @@ def _repeat_interleave(op: Sized) -> None:
     d = op.arguments["dim"] % len(op.source.shape)
     made = op.outputs[0]
     new = op.shape(made)[d] // op.shape(op.source)[d]
-    if new != op.arguments["repeats"]:
+    if new != made.shape[d] // op.source.shape[d]:
         op.changes["repeats"] = new
     if op.arguments.get("output_size") is not None and op.narrowed(made, d):
         op.changes["output_size"] = op.size(op.arguments["output_size"], made, d)

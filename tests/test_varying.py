@@ -1,0 +1,92 @@
+"""Which input sizes a graph form takes: as many as torch.export leaves open, and a note for each that it is fixed to."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import depgraph
+import importance
+from depgraph.cutting.program import cut_programs
+from depgraph.cutting.report import CutReport
+from depgraph.cutting.varying import fixed_sizes
+
+
+class Picture(nn.Module):
+    """Pools what it sees, so that any height and width will do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x).relu()).relu().flatten(2).mean(-1))
+
+
+class Repeated(nn.Module):
+    """Repeats a table for each example of the batch and for all features that are left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.register_buffer("table", torch.rand(1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).relu()
+        return self.second(hidden * self.table.repeat(x.shape[0], 1, 16))
+
+
+class Unrolled(nn.Module):
+    """Takes a sequence of any length, one step after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step, self.head = nn.GRUCell(6, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        state = x.new_zeros(x.shape[0], self.step.hidden_size)
+        for t in range(x.shape[1]):
+            state = self.step(x[:, t] * scale[:, t], state)
+        return self.head(state)
+
+
+def as_graph(model: nn.Module, *args: Tensor) -> CutReport:
+    graph = depgraph.trace(model.eval(), args)
+    return graph.plan(importance.Magnitude(), depgraph.Target(params=0.6)).apply_with_report(form="graph")
+
+
+def test_a_graph_form_takes_pictures_of_other_sizes() -> None:
+    report = as_graph(Picture(), torch.rand(2, 3, 16, 16))
+    assert report.notes == ()
+    assert report.model(torch.rand(3, 3, 24, 12)).shape == (3, 5)
+
+
+def test_a_repeat_for_each_example_follows_the_batch() -> None:
+    report = as_graph(Repeated(), torch.rand(2, 7, 6))
+    x = torch.rand(5, 9, 6)
+    assert report.model(x).shape == (5, 9, 4)
+    assert report.notes == ()
+    torch.testing.assert_close(report.model(x)[:2], report.model(x[:2]))
+
+
+def test_a_length_that_the_graph_form_needs_and_the_model_does_not_is_noted() -> None:
+    report = as_graph(Unrolled(), torch.rand(2, 7, 6), torch.rand(2, 7, 1))
+    (note,) = report.notes
+    assert "takes only size 7 of dimension 1 of input 'x'" in note
+    assert report.model(torch.rand(3, 7, 6), torch.rand(3, 7, 1)).shape == (3, 4)
+
+
+@pytest.mark.parametrize("wrong", [lambda y: y[:2], lambda y: y / y.shape[0]], ids=["rows", "values"])
+def test_a_batch_that_a_number_in_the_graph_came_from_is_noted(wrong: object) -> None:
+    class Baked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return wrong(way.model(x))  # type: ignore[operator]
+
+    graph = depgraph.trace(Picture().eval(), (torch.rand(2, 3, 16, 16),))
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.6))
+    way = next(cut_programs(plan))
+    assert fixed_sizes(graph, way.model, way.inputs) == ()
+    (note,) = fixed_sizes(graph, Baked(), way.inputs)
+    assert "size 2 of dimension 0 of input 'x'" in note
