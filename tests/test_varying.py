@@ -90,3 +90,24 @@ def test_a_batch_that_a_number_in_the_graph_came_from_is_noted(wrong: object) ->
     assert fixed_sizes(graph, way.model, way.inputs) == ()
     (note,) = fixed_sizes(graph, Baked(), way.inputs)
     assert "size 2 of dimension 0 of input 'x'" in note
+
+
+class Halves(nn.Module):
+    """Its windows are as long as half of the sequence, which torch.export takes for a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).relu().unflatten(2, (4, 4)).flatten(2)
+        length = x.shape[1] // 2
+        return self.second(hidden.unfold(1, length, length).mean(-1).mean(1))
+
+
+def test_a_graph_form_refuses_sizes_at_which_it_would_compute_something_else() -> None:
+    report = as_graph(Halves(), torch.randn(2, 6, 6))
+    assert any("takes only size 6 of dimension 1 of input 'x'" in note for note in report.notes)
+    report.model(torch.randn(5, 6, 6))
+    with pytest.raises(RuntimeError, match="to be equal to 6"):
+        report.model(torch.randn(2, 9, 6))

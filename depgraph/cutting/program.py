@@ -30,7 +30,7 @@ from depgraph.cutting.elsewhere import require_same_elsewhere
 from depgraph.cutting.modes import follow_modes
 from depgraph.cutting.module import new_tensor
 from depgraph.cutting.rewriting import Share, call_arguments, rewrite
-from depgraph.cutting.varying import Taken, TakenInput
+from depgraph.cutting.varying import Dims, Taken, TakenInput, wrong_sizes
 from depgraph.errors import CutError
 from depgraph.graph import Program
 from depgraph.widths import Kept, Widths
@@ -108,16 +108,34 @@ def _attempts(inputs: Any) -> Iterator[tuple[Any, Any]]:
 def _captured_again(plan: Plan, given: Any, dims: Any) -> Way | None:
     """The cut in torch.export's capture with these dims open; None where that fails, or sees the model otherwise."""
     exported = _exported(plan.graph, given, dims)
+    taken = {} if exported is None else _taken(exported, given)
+    if exported is not None and taken:
+        wrong = wrong_sizes(plan.graph, exported.module(check_guards=False), taken)
+        if wrong:
+            return _captured_again(plan, given, _closed(dims, given, wrong))
     captured = None if exported is None else _matching(plan, exported)
     if exported is None or captured is None:
         return None
-    taken = _taken(exported, given)
     model = exported.module(check_guards=False)
     if not taken:
         return Way(_cut(plan, captured, model), None)
     with contextlib.suppress(Exception):  # an argument that is computed from a size, where only a number will do
         return Way(_cut(plan, captured, model), taken)
     return None
+
+
+def _closed(dims: Any, given: Any, wrong: Dims) -> Any:
+    """`dims` without those that turned out wrong: a graph that is told so refuses other sizes."""
+    leaves, spec = pytree.tree_flatten(given)
+    place = iter(range(len(leaves)))
+
+    def closed(leaf: Any, which: Any) -> Any:
+        at = next(place)
+        left = {d: open_dim for d, open_dim in (which or {}).items() if (at, d) not in wrong}
+        return left if isinstance(leaf, torch.Tensor) else which
+
+    listed = spec.flatten_up_to(dims)
+    return pytree.tree_unflatten([closed(leaf, which) for leaf, which in zip(leaves, listed, strict=True)], spec)
 
 
 def _cut(plan: Plan, captured: _Captured, module: GraphModule) -> GraphModule:

@@ -53,6 +53,18 @@ def fixed_sizes(graph: DependencyGraph, model: nn.Module, inputs: Taken | None) 
     )
 
 
+def wrong_sizes(graph: DependencyGraph, whole: nn.Module, inputs: Taken) -> Dims:
+    """The open dims of the inputs at other sizes of which a capture of the original, not cut, doesn't compute what it does."""
+    trial = _Trial(graph, whole)
+    wrong: Dims = frozenset()
+    for place, given in inputs.items():
+        for d, size in enumerate(given.shape):
+            dims = next(_together(inputs, place, d))
+            if isinstance(size, torch.SymInt) and (place, d) not in wrong and trial.differs(dims):
+                wrong |= dims
+    return wrong
+
+
 def _together(inputs: Taken, place: int, d: int) -> Iterator[Dims]:
     """The dims to change with one: those that share a symbol; else those of its size at its place, or it alone."""
     size = inputs[place].shape[d]
@@ -70,6 +82,10 @@ def _symbols(size: Any) -> set[Any]:
 
 def _doubled(tensor: Tensor, d: int) -> Tensor:
     return torch.cat([tensor, tensor], d)
+
+
+def _longer(tensor: Tensor, d: int) -> Tensor:
+    return torch.cat([tensor, tensor.narrow(d, 0, min(3, tensor.shape[d]))], d)
 
 
 def _halved(tensor: Tensor, d: int) -> Tensor:
@@ -101,6 +117,19 @@ class _Trial:
             if self.known[dims] is not None:
                 return bool(self.known[dims])
         return False
+
+    def differs(self, dims: Dims) -> bool:
+        """Does the model give other numbers than the original at other sizes of these dims?"""
+        return any(self._differs(dims, vary) for vary in (_doubled, _longer, _halved))
+
+    def _differs(self, dims: Dims, vary: Vary) -> bool:
+        leaves = self._varied(dims, vary)
+        expected = None if leaves is None else self._run(self.graph.model, leaves)
+        if leaves is None or expected is None:
+            return False
+        got = self._run(self.model, leaves)
+        tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for t in expected), default=1e-4)
+        return got is None or not difference(got, expected) <= tolerance
 
     def _fixed(self, dims: Dims) -> bool | None:
         """None where the original takes no other size that was tried."""
