@@ -199,6 +199,25 @@ def test_by_products_do_not_fix_and_unread_parameters_make_no_axis() -> None:
     )
 
 
+class Policy(nn.Module):
+    """Gives its logits, and what is computed from them without a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 16), nn.Linear(16, 6)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.head(torch.relu(self.body(x)))
+        shares = logits.softmax(-1)
+        return {"logits": logits, "entropy": -(shares * shares.log()).sum(-1), "best": shares.amax(-1)}
+
+
+def test_outputs_beside_what_is_computed_from_them_without_a_weight_stay() -> None:
+    graph = depgraph.trace(Policy(), torch.randn(2, 4))
+    assert [axis.size for axis in graph.axes] == [16]
+    assert graph.capture.program.by_products == set()
+
+
 def test_buffers_that_only_training_reads_are_noted_where_their_module_was_cut() -> None:
     class Averaged(nn.Module):
         def __init__(self) -> None:

@@ -181,12 +181,26 @@ class _Lowering:
         op.fix_all(NO_RULE)
         domains.follow(op)
 
+    def _weighing(self) -> set[Node]:
+        """The operators that multiply what is computed from the inputs with what parameters alone give."""
+        values, working = self.program.values, {work.op for work in self.program.relations.work}
+        fixed: set[Node] = set()
+        found: set[Node] = set()
+        for node in self.exported.graph.nodes:
+            parents = node.all_input_nodes
+            stored = node.op == "placeholder" and values[node.name].kind != "input" if node.name in values else False
+            if stored or (parents and all(parent in fixed for parent in parents)):
+                fixed.add(node)
+            elif node.name in working and any(parent in fixed for parent in parents):
+                found.add(node)
+        return found
+
     def _outputs(self) -> None:
         """Fix what the model gives back, by name, and know what it only shows on the way to another output."""
         relations = self.program.relations
         by_name = {node.name: node for node in self.exported.graph.nodes}
         names = [spec.arg.name for spec in self.exported.graph_signature.output_specs if hasattr(spec.arg, "name")]
-        final = final_outputs([by_name[name] for name in names if name in by_name])
+        final = final_outputs([by_name[name] for name in names if name in by_name], self._weighing())
         for position, name in enumerate(names):
             value, lift = self.program.values.get(name), f"output {position}"
             if value is None:
@@ -215,20 +229,23 @@ def concrete(size: int | torch.SymInt, node: Node) -> int:
     return int(size.node.hint)
 
 
-def final_outputs(outputs: list[Node]) -> set[str]:
-    """Names of the outputs that no other output is computed from."""
+def final_outputs(outputs: list[Node], weighing: set[Node]) -> set[str]:
+    """Names of the outputs that no other output is computed from by operators that weigh it with parameters.
+
+    Hidden states beside logits aren't final; logits beside their entropy, or beside a loss, are: no weight would go with them.
+    """
     chosen = {node.name for node in outputs}
     inner: set[str] = set()
-    seen: set[Node] = set()
-    queue = [parent for node in outputs for parent in node.all_input_nodes]
+    seen: set[tuple[Node, bool]] = set()
+    queue = [(node, False) for node in outputs]
     while queue:
-        node = queue.pop()
-        if node in seen:
+        node, weighed = queue.pop()
+        if (node, weighed) in seen:
             continue
-        seen.add(node)
-        if node.name in chosen:
+        seen.add((node, weighed))
+        if weighed and node.name in chosen:
             inner.add(node.name)
-        queue.extend(node.all_input_nodes)
+        queue.extend((parent, weighed or node in weighing) for parent in node.all_input_nodes)
     return chosen - inner or chosen
 
 
