@@ -146,6 +146,11 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
             f"{name} doesn't run on these example inputs ({given or 'none'}){_place(failure)}: {_first_line(failure)}; "
             "give the arguments of one call of its forward"
         )
+    if "functorch" in str(error):
+        return (
+            f"{name} runs, but torch.export can't capture a derivative that torch.func takes in it{place}: take it with "
+            "torch.autograd.grad under torch.enable_grad, or prune the submodule that can be captured"
+        )
     return (
         f"{name} runs, but torch.export can't capture it{place}: {_first_line(error)}; "
         "change the code there, or prune the submodule that can be captured"
