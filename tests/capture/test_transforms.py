@@ -24,7 +24,7 @@ class Ensemble(nn.Module):
         def one(first: Tensor, second: Tensor, x: Tensor) -> Tensor:
             return (x @ first).relu() @ second
 
-        return torch.func.vmap(one, in_dims=(0, 0, None), out_dims=1)(self.first, self.second, x).mean(1)
+        return torch.func.vmap(one, in_dims=(0, 0, None))(self.first, self.second, x).mean(0)
 
 
 class Adapted(nn.Module):
