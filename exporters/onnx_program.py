@@ -116,6 +116,9 @@ def _export(
     return program
 
 
+_NODE = re.compile(r"call_function\[target=(?:torch\.ops\.)?([\w.]+)\]")
+
+
 def _failure(owner: str, error: Exception) -> ExportError:
     """What torch's exporter says, with the place in the model's code where it gives one."""
     cause = error.__cause__ or error
@@ -126,6 +129,11 @@ def _failure(owner: str, error: Exception) -> ExportError:
             f"{owner} branches on a tensor's values{where}, which a graph can't; use torch.where or torch.cond there."
         )
     kind = Uncaptured if type(error).__name__ == "TorchExportError" else Refused
+    if node := _NODE.search(f"{first_line(cause)} {first_line(error)}"):
+        return kind(
+            f"torch.onnx.export has no translation of this use of {node[1]} in {owner}{where}; write it with other operators "
+            "of torch there."
+        )
     return kind(f"torch.onnx.export can't export {owner}{where}: {first_line(cause)}.")
 
 

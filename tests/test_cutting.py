@@ -647,3 +647,24 @@ def test_a_wrong_cut_of_a_sampling_model_is_noticed() -> None:
         pruned.spread.bias[0] += 1.0
     with pytest.raises(CheckError, match="differs from the zeroed original"):
         Verifier(plan).check(pruned)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_embedding_makes_up_for_its_scale_unless_another_layer_reads_it(tied: bool) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.head = nn.Embedding(40, 16), nn.Linear(16, 40, bias=False)
+            if tied:
+                self.head.weight = self.words.weight
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head((self.words(ids) * math.sqrt(self.words.embedding_dim)).tanh())
+
+    model, ids = Scaled().eval(), torch.randint(0, 40, (2, 7))
+    graph = depgraph.trace(model, (ids,))
+    (axis,) = (axis for axis in graph.axes if axis.size == 16)
+    plan = graph.cut_plan({axis.name: [1, 2, 5]})
+    report = plan.apply_with_report()
+    assert report.form == ("graph" if tied else "module")
+    torch.testing.assert_close(report.model(ids), zeroed(model, plan)(ids))

@@ -170,6 +170,16 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
             f"{name} doesn't run on these example inputs ({given or 'none'}){_place(failure)}: {_first_line(failure)}; "
             "give the arguments of one call of its forward"
         )
+    if "functorch" in str(error):
+        return (
+            f"{name} runs, but torch.export can't capture a derivative that torch.func takes in it{place}: take it with "
+            "torch.autograd.grad under torch.enable_grad, or prune the submodule that can be captured"
+        )
+    if "found a fake tensor" in str(error):
+        return (
+            f"{name} runs, but torch.export loses track of a tensor in it{place} (of torch.func.vmap with out_dims other than "
+            "0, say): write that without the transform, or prune the submodule that can be captured"
+        )
     return (
         f"{name} runs, but torch.export can't capture it{place}: {_first_line(error)}; "
         "change the code there, or prune the submodule that can be captured"

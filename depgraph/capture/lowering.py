@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -273,4 +274,11 @@ def op_of(node: Node, lowering: _Lowering) -> rules.Op:
         for k, declared in enumerate(schema.arguments):
             given = node.args[k] if k < len(node.args) else node.kwargs.get(declared.name, declared.default_value)
             arguments[declared.name] = convert(given)
-    return rules.Op(node.name, str(node.target), arguments, [], lowering.program, place(node), lowering.constants)
+    return rules.Op(node.name, _name(node), arguments, [], lowering.program, place(node), lowering.constants)
+
+
+def _name(node: Node) -> str:
+    """What an operator is called; a function of Python by the package that it is from."""
+    if isinstance(node.target, types.FunctionType):
+        return f"{node.target.__module__.split('.')[0]}.{node.target.__name__}"
+    return str(node.target)

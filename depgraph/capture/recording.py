@@ -27,6 +27,7 @@ from depgraph.capture.deciding import Decisions
 from depgraph.capture.direct import capture_directly
 from depgraph.capture.exported import CapturedProgram, DirectProgram
 from depgraph.capture.expressions import renamed
+from depgraph.capture.inlining import inlined
 from depgraph.capture.leaving import fill_what_is_left
 from depgraph.capture.matching import EXPRESSION, IMPLICIT, UNKNOWN, Path, Source, slots
 from depgraph.capture.restoring import restored
@@ -155,7 +156,7 @@ def record_exported(
     """
 
     def export() -> torch.export.ExportedProgram:
-        return torch.export.export(model, args, kwargs, strict=False, **options)
+        return inlined(torch.export.export(model, args, kwargs, strict=False, **options))
 
     try:
         return _recorded(model, export)

@@ -66,7 +66,7 @@ def absorb(graph: DependencyGraph, model: nn.Module, drifts: list[Drift], kept: 
         if not ways:
             raise CutError(
                 f"{drift.where}: the code computes a number from a size, which the cut changes by a factor of {drift.ratio:.4f}, "
-                "and no weight can make up for it; use form='graph' (or 'auto')"
+                "and no weight that only this reads can make up for it; use form='graph' (or 'auto')"
             )
         if any(all(abs(done.get(key, 0) - drift.factor) < 1e-9 for key in _keys(way)) for way in ways):
             continue
@@ -135,6 +135,9 @@ class _Search:
             return self._walk(node.all_input_nodes[0], [node, *moves])
         if name in _LINEAR and (made := self._linear(node, moves)) is not None:
             return [made]
+        if name == "embedding":
+            table = node.all_input_nodes[0]
+            return [] if _picks(moves) or not self._is_read_once(table) else [self._whole(table)]
         if name in ("layer_norm", "rms_norm"):
             return self._together([self._walk(a, []) for a in node.all_input_nodes[1:]])
         if name in _EITHER:
@@ -161,6 +164,12 @@ class _Search:
     def _whole(self, node: Node) -> Found:
         size = node.meta["val"].shape[-1]
         return {self.parameters[node.name]: np.append(np.arange(size), -1)}
+
+    def _is_read_once(self, node: Node) -> bool:
+        """Is it a parameter that one operator reads, under one name?"""
+        ties, target = self.graph.capture.program.ties, self.parameters.get(node.name, "")
+        same = [name for name, first in ties.items() if first == ties.get(target, target)]
+        return bool(target) and len(node.users) == 1 and len(same) <= 1
 
     def _linear(self, node: Node, moves: list[Node]) -> Found | None:
         """The rows of the weight (and of a bias) that make what `moves` leave of a product with a parameter."""

@@ -23,6 +23,7 @@ from depgraph.axes import build_axes
 from depgraph.capture.capturing import dumps_dropped, quiet, ties_of
 from depgraph.capture.deciding import at_places
 from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_of
+from depgraph.capture.inlining import inlined
 from depgraph.capture.lowering import lower
 from depgraph.capture.unlifting import module_of
 from depgraph.coupling import Classes
@@ -150,7 +151,8 @@ def _exported(graph: DependencyGraph, inputs: Any, dims: Any) -> ExportedProgram
     """torch.export's capture of the model with `dims` left open; None where there is none."""
     args, kwargs = inputs
     with contextlib.suppress(Exception), dumps_dropped(), quiet(graph.model), torch.no_grad():
-        return torch.export.export(graph.model, args, kwargs, dynamic_shapes=_by_name(graph, dims), strict=False)
+        shapes = _by_name(graph, dims)
+        return inlined(torch.export.export(graph.model, args, kwargs, dynamic_shapes=shapes, strict=False))
     return None
 
 

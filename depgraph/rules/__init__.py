@@ -14,6 +14,7 @@ from depgraph.rules import (  # noqa: F401
     aten_recurrent,
     aten_reduce,
     aten_space,
+    vectorised,
 )
 from depgraph.rules.registry import Op, lookup, rule, table
 

@@ -15,6 +15,7 @@ rule("aten.dot", "aten.vdot", equation="i, i ->", work="i")
 rule("aten.linalg_vecdot", equation="... i, ... i -> ...", work="... i")
 rule("aten.outer", "aten.ger", equation="a, b -> a b", work="a b")
 rule("aten.mm", equation="a k, k b -> a b", work="a k b")
+rule("aten._sparse_mm", equation="a! k!, k b -> a b", work="a k b")
 rule("aten.bmm", equation="n a k, n k b -> n a b", work="n a k b")
 rule("aten.bilinear", equation="... i, ... j, o i j, o -> ... o", work="... i j o")
 

@@ -333,7 +333,7 @@ def test_functions_of_torch_written_in_python_are_looked_into() -> None:
 
 def test_nodes_within_a_submodule_carry_its_name() -> None:
     def run(m: Any, x: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
             table = torch.arange(m.eight).float() * m.two
         return x + table[:, None]
 
@@ -341,6 +341,19 @@ def test_nodes_within_a_submodule_carry_its_name() -> None:
     names = [site.node for site in recording.sites if site.expr == Attr("", "eight")]
     assert names == ["submod_1.arange"]
     assert hasattr(program.graph_module.submod_1.graph, "nodes")
+
+
+def test_code_under_another_gradient_mode_is_in_the_one_graph() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            table = torch.arange(m.eight).float() * m.two
+        return x + table[:, None]
+
+    x = torch.randn(2, 8, 16)
+    program, recording = record_exported(Numbers(run), (x,))
+    assert [site.node for site in recording.sites if site.expr == Attr("", "eight")] == ["arange"]
+    assert all(node.op != "get_attr" for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x), Numbers(run)(x))
 
 
 class Shared(nn.Module):

@@ -511,3 +511,19 @@ def test_latencies_side_by_side(tmp_path: Path) -> None:
     assert 0 < alone.min_ms <= alone.median_ms and "1 thread" in str(alone)
     with pytest.raises(ExportError, match="input is not given"):
         exporters.latency(paths["dense"], {})
+
+
+def test_an_operator_without_a_translation_is_named_in_one_sentence(tmp_path: Path) -> None:
+    class Spectrum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.svdvals(self.linear(x))
+
+    with pytest.raises(
+        ExportError, match=r"no translation of this use of aten\.\w+\.\w+ in Spectrum; .*\.$"
+    ) as refusal:
+        exporters.to_onnx(Spectrum().eval(), (torch.rand(4, 4),), tmp_path / "model.onnx")
+    assert "num_users" not in str(refusal.value)

@@ -126,6 +126,9 @@ SAMPLES = [
 ]  # fmt: skip
 
 UNSAMPLED = {
+    "aten._sparse_mm": "one operand is sparse; tests/capture/test_transforms.py runs it",
+    "torch._add_batch_dim": "it runs within a transform only; tests/capture/test_transforms.py runs it",
+    "torch._remove_batch_dim": "it runs within a transform only; tests/capture/test_transforms.py runs it",
     "aten._grouped_mm": "it takes single precision at most; tests/test_experts.py runs it",
     "transformers.grouped_mm_fallback": "the same, where torch has no kernel for it",
 }
