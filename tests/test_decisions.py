@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Iterable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -254,3 +256,83 @@ def test_a_mask_of_two_dims_picks() -> None:
     plan = depgraph.trace(model, (x,)).plan(importance.Magnitude(), depgraph.Target(params=0.5))
     pruned, expected, other = plan.apply(), zeroed(model, plan), torch.randn(3, 5, 8)
     torch.testing.assert_close(pruned(other), expected(other), rtol=1e-4, atol=1e-5)
+
+
+class Routed(nn.Module):
+    """Asks in Python which expert a token goes to: experts in a list keep their numbers."""
+
+    def __init__(self, ask: Callable[[Tensor], Iterable[int]]) -> None:
+        super().__init__()
+        self.before, self.router = nn.Linear(6, 12), nn.Linear(12, 4)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 12)) for _ in range(4))
+        self.after, self.ask = nn.Linear(12, 5), ask
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        made = [self.experts[int(number)](token) for number, token in zip(self.ask(self.router(x)), x, strict=True)]
+        return self.after(x + torch.stack(made))
+
+
+ASKS: dict[str, Callable[[Tensor], Iterable[int]]] = {
+    "argmax": lambda scores: scores.argmax(-1).tolist(),
+    "item": lambda scores: [row.argmax().item() for row in scores],
+    "top-k": lambda scores: scores.topk(1)[1][:, 0].tolist(),
+    "sort": lambda scores: scores.sort(descending=True)[1][:, 0],
+    "numpy": lambda scores: scores.numpy().argmax(-1),
+    "comparison": lambda scores: [int(torch.nonzero(row == row.max())[0, 0]) for row in scores],
+}
+
+
+@pytest.mark.parametrize("name", ASKS)
+def test_what_is_chosen_in_python_keeps_its_numbers_and_unchosen_experts_fit(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = Routed(ASKS[name]).eval(), torch.randn(2, 6)
+    graph = depgraph.trace(model, (x,))
+    plan = graph.plan(importance.Random(seed=0), depgraph.Target(params=0.6))
+    pruned, expected = plan.apply(), zeroed(model, plan)
+    assert pruned.router.out_features == 4 and pruned.router.in_features < 12
+    with torch.no_grad():
+        for inputs in (x, torch.randn(30, 6)):  # which goes through all experts
+            torch.testing.assert_close(pruned(inputs), expected(inputs), rtol=1e-4, atol=1e-5)
+
+
+class ByWayOfNumpy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(8, 32), nn.Linear(32, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.from_numpy(np.sqrt(torch.relu(self.first(x)).detach().numpy()))
+        return self.head(torch.relu(self.second(hidden)))
+
+
+def test_what_goes_through_numpy_keeps_its_size() -> None:
+    torch.manual_seed(0)
+    model, x = ByWayOfNumpy().eval(), torch.randn(4, 8)
+    graph = depgraph.trace(model, (x,))
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7))
+    pruned = plan.apply()
+    assert pruned.first.out_features == 32 and pruned.second.out_features < 24
+    for inputs in (x, torch.randn(4, 8)):
+        torch.testing.assert_close(pruned(inputs), zeroed(model, plan)(inputs), rtol=1e-4, atol=1e-5)
+
+
+class Tasks(nn.Module):
+    """A head for each task, of which a call uses one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 16)
+        self.heads = nn.ModuleDict({"first": nn.Linear(16, 3), "second": nn.Linear(16, 5)})
+
+    def forward(self, x: Tensor, task: str = "first") -> Tensor:
+        return self.heads[task](torch.relu(self.body(x)))
+
+
+def test_entries_of_a_dict_that_the_example_passes_by_go_with_the_one_it_takes() -> None:
+    model, x = Tasks().eval(), torch.randn(4, 6)
+    plan = depgraph.trace(model, (x,)).plan(importance.Magnitude(), depgraph.Target(params=0.6))
+    pruned, expected = plan.apply(), zeroed(model, plan)
+    assert pruned.body.out_features < 16
+    for task in ("first", "second"):
+        torch.testing.assert_close(pruned(x, task=task), expected(x, task=task), rtol=1e-4, atol=1e-5)

@@ -20,6 +20,7 @@ from torch import nn
 from depgraph.capture.containers import see_inside
 from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.frames import shown
+from depgraph.capture.holding import held_by
 from depgraph.capture.keeping import unchanged
 from depgraph.capture.lowering import lower
 from depgraph.capture.recording import Recording, record, record_decided
@@ -83,20 +84,13 @@ def _wraps(exported: CapturedProgram) -> bool:
 
 def _lowered(model: nn.Module, captured: tuple[CapturedProgram, Recording], strict: bool) -> Capture:
     exported, recording = captured
-    program = lower(exported, strict, ties_of(model))
+    program = lower(exported, strict, held_by(model))
     if not program.outputs:
         raise OpaqueValue(
             f"{type(model).__name__} gives no tensor, so that nothing says what must stay the same: let its forward return "
             "what it computes"
         )
     return Capture(exported, program, recording)
-
-
-def ties_of(model: nn.Module) -> dict[str, str]:
-    """For every parameter and buffer, the first name under which the same tensor is known."""
-    first: dict[int, str] = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
 
 
 def check_parameters(model: nn.Module) -> None:

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph.capture import proxies
 from depgraph.capture.containers import see_inside
-from depgraph.capture.deciding import DRAWS, WEIGHTS, Deciding, Decision, Decisions, Reading, copied
+from depgraph.capture.deciding import DRAWS, WEIGHTS, Asked, Deciding, Decision, Decisions, Reading, copied
 from depgraph.capture.exported import DirectProgram
 from depgraph.capture.frames import where
 from depgraph.capture.keeping import Contents, written
@@ -121,8 +121,13 @@ class _Recorder(Deciding):
         """Let the graph give it."""
         self.decided_by.append(self.traced.nodes[id(self.traced.stand_in(tensor))])
 
-    def decide(self, func: Any, operands: Any, compute: Callable[[], Any]) -> Any:
+    def decide(self, func: Any, operands: Any, compute: Callable[[], Any], along: int | None = None) -> Any:
         """Write down what `compute` gives; tensors are constants of the graph."""
+        for tensor in pytree.tree_leaves(operands):
+            if isinstance(tensor, Tensor) and tensor.ndim:
+                node = self.traced.nodes[id(self.traced.stand_in(tensor))]
+                dim = None if along is None else along % tensor.ndim
+                self.decisions.asked.append(Asked(node.name, dim, str(func), where()))
         result, draws = _with_draws(func, compute)
         inputs = self.follows_from(operands) | draws
         self.decisions.made.append(Decision(str(func), where(), copied(result), inputs))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -73,19 +73,30 @@ class Decision:
     inputs: frozenset[int] = frozenset()
 
 
+class Asked(NamedTuple):
+    """Node `node` of the graph is asked by `operator` for values: along dim `dim`, or whole (None)."""
+
+    node: str
+    dim: int | None
+    operator: str
+    where: str
+
+
 @dataclass
 class Decisions:
     """The decisions of one forward, in the order in which they were made.
 
     `exporting` says whether the code was told that it is being exported (`torch.compiler.is_exporting()`), `among` whether
     choices among values (top-k, sort, argmax), whose sizes are known beforehand, are decisions too, and `rebinds` whether the
-    forward gives a parameter or buffer other memory, which no graph can repeat.
+    forward gives a parameter or buffer other memory, which no graph can repeat. `asked` are the tensors by whose order the code
+    goes from then on.
     """
 
     made: list[Decision] = field(default_factory=list)
     exporting: bool = True
     among: bool = True
     rebinds: bool = False
+    asked: list[Asked] = field(default_factory=list)
 
     def told(self) -> AbstractContextManager[None]:
         """Within, the code is told the same."""
@@ -120,8 +131,8 @@ class Deciding(proxies.OperatorMode):
         """Run an operator whose result has a size known beforehand."""
         raise NotImplementedError
 
-    def decide(self, func: Any, operands: Any, compute: Callable[[], Any]) -> Any:
-        """The decision that `compute` makes by the values of `operands`."""
+    def decide(self, func: Any, operands: Any, compute: Callable[[], Any], along: int | None = None) -> Any:
+        """The decision that `compute` makes by the values of `operands`, between the indices of dim `along` if it is given."""
         raise NotImplementedError
 
     def notice(self, tensor: Tensor) -> None:
@@ -152,7 +163,8 @@ class Deciding(proxies.OperatorMode):
         if getattr(func, "namespace", "aten") not in _TORCH:
             return self.foreign(func, args, kwargs)
         if not _BY_VALUES.isdisjoint(tags) or name in _INDICES and self.decisions.among:
-            return self.decide(func, (args, kwargs), lambda: proxies.at_once(func, args, kwargs))
+            along = _named(func, args, kwargs).get("dim") if name in _INDICES else None
+            return self.decide(func, (args, kwargs), lambda: proxies.at_once(func, args, kwargs), along)
         return self.write(func, args, kwargs)
 
     def _indices(self, func: Any, indices: Any) -> list[Any]:
@@ -170,7 +182,7 @@ class Deciding(proxies.OperatorMode):
         named = _named(func, args, kwargs)
         self.notice(named["self"])
         given, dim, kept = named["self"], named.get("dim", -1), named.get("keepdim", True)
-        index = self.decide(func, given, lambda: proxies.at_once(func, args, kwargs)[1])
+        index = self.decide(func, given, lambda: proxies.at_once(func, args, kwargs)[1], dim)
         if given.ndim == 0:
             return given, index
         wide = index if kept else self.write(_aten.unsqueeze.default, (index, dim), {})
@@ -226,7 +238,7 @@ class _Following(Deciding):
         """Remember it."""
         self.given.append(tensor)
 
-    def decide(self, func: Any, operands: Any, compute: Callable[[], Any]) -> Any:
+    def decide(self, func: Any, operands: Any, compute: Callable[[], Any], along: int | None = None) -> Any:
         """What was decided before."""
         if not self.left or self.left[-1].operator != str(func):
             expected = self.left[-1].operator if self.left else "nothing"

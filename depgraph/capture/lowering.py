@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import operator
-import re
 import types
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from torch.fx import Node
 
 from depgraph import rules
 from depgraph.capture.exported import CapturedProgram, decisions_of
+from depgraph.capture.holding import Held
 from depgraph.capture.places import module_path, place
 from depgraph.capture.reading import indices_read
 from depgraph.errors import CaptureError, UnsupportedOperator
@@ -27,28 +26,30 @@ _KINDS = {
     InputKind.CONSTANT_TENSOR: "constant",
     InputKind.USER_INPUT: "input",
 }
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 _LARGEST_INDEX_TABLE = 1 << 20
 INPUT, OUTPUT = "the model's inputs have this size", "the model's outputs have this size"
+ASKED = "the code of the model goes by its indices"
+UNREAD = "nothing that the example runs reads it"
 GIVEN = "the model gives back its indices as numbers"
 LEFT_OUT = "slices leave it out, which may differ with inputs of other sizes"
 NO_RULE = "no rule knows what this operator does with it"
 
 
-def lower(exported: CapturedProgram, strict: bool = False, ties: Mapping[str, str] | None = None) -> Program:
+def lower(exported: CapturedProgram, strict: bool = False, held: Held | None = None) -> Program:
     """Lower a captured program. With `strict`, an operator without a rule raises UnsupportedOperator.
 
-    `ties` maps the name of each tied parameter to the name of the first one: tied parameters have the same dims.
+    Tied parameters have the same dims; what nothing reads has those of its like, as far as `held` knows any.
     """
-    return _Lowering(exported, strict, ties or {}).run()
+    return _Lowering(exported, strict, held or Held()).run()
 
 
 class _Lowering:
-    def __init__(self, exported: CapturedProgram, strict: bool, ties: Mapping[str, str]) -> None:
+    def __init__(self, exported: CapturedProgram, strict: bool, held: Held) -> None:
         self.exported = exported
         self.first_of: dict[str, Value] = {}
         self.strict = strict
-        self.program = Program(ties=dict(ties))
+        self.kin = held.kin
+        self.program = Program(ties=dict(held.ties))
         self.constants: dict[str, np.ndarray] = {}
         self.tuples: dict[str, list[Value | None]] = {}
 
@@ -61,11 +62,20 @@ class _Lowering:
                 self._constant(node)
             elif node.op == "call_function":
                 self._call(node)
+        self._asked()
         self._outputs()
         self._left_out()
-        if decisions_of(self.exported) is not None:
-            self._unread()
+        self._unread()
         return self.program
+
+    def _asked(self) -> None:
+        """Fix the dims whose indices, or numbers in their order, the code got hold of."""
+        decisions = decisions_of(self.exported)
+        for asked in () if decisions is None else decisions.asked:
+            value = self.program.values.get(asked.node)
+            for d in () if value is None else (range(len(value.shape)) if asked.dim is None else [asked.dim]):
+                text = f"{asked.operator} at {asked.where or 'an unknown place'} asks for its indices"
+                self.program.relations.fix(value.dim(d), Reason(text, why=ASKED))  # type: ignore[union-attr]
 
     def _left_out(self) -> None:
         """Fix the indices that only slices leave out, of what the model holds: a longer input may read them."""
@@ -84,18 +94,24 @@ class _Lowering:
                     self.program.relations.fix(value.dim(d), reason, left)
 
     def _unread(self) -> None:
-        """Parameters that the decisions of the example passed by have the dims of their like in the same list of modules."""
-        read: dict[tuple[str, tuple[int, ...]], Value] = {}
-        held = [v for v in self.program.values.values() if v.kind in ("parameter", "buffer") and v.target]
+        """What the example passed by has the dims of its like in the same list or dict of modules; other dims of it stay."""
+        held = [v for v in self.program.values.values() if v.kind in ("parameter", "buffer") and v.target in self.kin]
+        read: dict[tuple[str, int], list[Value]] = {}
         for value in held:
             if value.used:
-                read.setdefault((_NUMBER.sub("#", value.target), value.shape), value)
+                read.setdefault((self.kin[value.target], len(value.shape)), []).append(value)
+        reason = Reason("the traced forward doesn't read it", why=UNREAD)
         for value in held:
-            like = read.get((_NUMBER.sub("#", value.target), value.shape))
-            if not value.used and like is not None:
-                value.used = True
-                for mine, theirs in zip(value.dims, like.dims, strict=True):
-                    self.program.relations.align(mine, theirs)
+            like = read.get((self.kin[value.target], len(value.shape)), [])
+            if value.used or not like:
+                continue
+            value.used = True
+            nearest = max(like, key=lambda one: sum(a == b for a, b in zip(one.shape, value.shape, strict=True)))
+            for d, size in enumerate(value.shape):
+                if nearest.shape[d] == size:
+                    self.program.relations.align(value.dim(d), nearest.dim(d))
+                else:
+                    self.program.relations.fix(value.dim(d), reason)
 
     def _placeholder(self, node: Node, spec: Any) -> None:
         tensor = node.meta.get("val")

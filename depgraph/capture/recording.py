@@ -139,9 +139,9 @@ def record_decided(
         return _recorded(model, lambda: capture_decided(model, args, kwargs or {}, decisions))
 
     try:
-        return recorded(replace(wanted, made=[]))
+        return recorded(replace(wanted, made=[], asked=[]))
     except Exception:
-        return recorded(replace(wanted, made=[], exporting=False))
+        return recorded(replace(wanted, made=[], asked=[], exporting=False))
 
 
 def record_exported(

@@ -6,6 +6,8 @@ autoencoder, noise in a forward) couldn't be compared.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -18,6 +20,14 @@ from depgraph.cutting.rewriting import by_name
 from depgraph.cutting.slicing import positions
 from depgraph.graph import Value
 from depgraph.widths import Kept
+
+
+@contextlib.contextmanager
+def same_draws() -> Iterator[None]:
+    """The random numbers drawn within are the same each time; the random state is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 @cache

@@ -9,12 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
+from depgraph.capture.capturing import quiet
+from depgraph.capture.keeping import unchanged
+from depgraph.cutting.draws import same_draws
 from depgraph.cutting.reference import Reference
 from depgraph.cutting.rerunning import Inputs, rerun
 from depgraph.cutting.sides import Side
-from depgraph.errors import CutError
+from depgraph.errors import CheckError, CutError
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 
 def require_same_elsewhere(graph: DependencyGraph) -> None:
     """Raise CutError when the program of `graph` and its model part on inputs that differ a little from the example's."""
-    from depgraph.cutting.verifying import TOLERANCE, difference, same_draws
+    from depgraph.cutting.verifying import TOLERANCE, difference
 
     inputs, empty = _moved((graph.args, graph.kwargs)), graph.widths.at({})
     with same_draws():
@@ -38,6 +42,20 @@ def require_same_elsewhere(graph: DependencyGraph) -> None:
             f"{type(graph.model).__name__} has no graph form: it computes something from its inputs that torch doesn't see, "
             f"and on other inputs the captured graph is off by {apart:.1e} of the largest output; use form='module'"
         )
+
+
+def require_runs_by_itself(graph: DependencyGraph, model: nn.Module, inputs: Inputs) -> None:
+    """Raise CheckError when a cut model fails on the example once it decides by its own values, not as the original did."""
+    args, kwargs = pytree.tree_map(lambda leaf: leaf, inputs)
+    try:
+        with quiet(model), torch.no_grad(), unchanged(model), same_draws():
+            model(*args, **kwargs)
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        raise CheckError(
+            f"the pruned {type(model).__name__} computes what it should where it decides as the original does, but fails when "
+            f"it decides by itself: {type(error).__name__}: {text[0] if text else ''}; protect the axes of what it reads then"
+        ) from error
 
 
 def _moved(inputs: Inputs) -> Inputs:

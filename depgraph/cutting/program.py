@@ -20,9 +20,10 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from depgraph.axes import build_axes
-from depgraph.capture.capturing import dumps_dropped, quiet, ties_of
+from depgraph.capture.capturing import dumps_dropped, quiet
 from depgraph.capture.deciding import at_places
 from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_of
+from depgraph.capture.holding import held_by
 from depgraph.capture.inlining import inlined
 from depgraph.capture.lowering import lower
 from depgraph.capture.unlifting import module_of
@@ -160,7 +161,7 @@ def _matching(plan: Plan, exported: ExportedProgram) -> _Captured | None:
     """The cut in terms of another capture, if it is the same there; None otherwise."""
     graph = plan.graph
     try:
-        program = lower(exported, ties=ties_of(graph.model))
+        program = lower(exported, held=held_by(graph.model))
     except Exception:
         return None
     classes = Classes.of(program, graph.free)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from depgraph.cutting.draws import same_draws
 from depgraph.cutting.rerunning import Inputs, rerun
-from depgraph.cutting.verifying import TOLERANCE, difference, same_draws
+from depgraph.cutting.verifying import TOLERANCE, difference
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph

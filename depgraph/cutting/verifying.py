@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.fx
 from torch import nn
+from torch.fx import GraphModule
 
 from depgraph.capture.exported import decisions_of
 from depgraph.capture.recording import Call
 from depgraph.cutting.choices import Chosen
-from depgraph.cutting.draws import Drawing, may_draw
+from depgraph.cutting.draws import Drawing, may_draw, same_draws
+from depgraph.cutting.elsewhere import require_runs_by_itself
 from depgraph.cutting.reference import Following, Outputs, Reference
 from depgraph.cutting.report import Check
 from depgraph.cutting.rerunning import Inputs, inputs_at, inputs_of_others, rerun
@@ -94,6 +96,8 @@ class Verifier:
                 f"the pruned {type(model).__name__} differs from the zeroed original by {error:.1e} of the largest output "
                 f"(allowed {tolerance:.0e}, the removal itself moved it by {check.sensitivity:.1e}){self._leaks()}"
             )
+        if decisions_of(graph.capture.exported) is not None and not isinstance(model, GraphModule):
+            require_runs_by_itself(graph, model, inputs_at(graph, self.plan.kept()))
         return check
 
     def _chooses(self) -> bool:
@@ -148,14 +152,6 @@ def _computed(nodes: Iterable[torch.fx.Node]) -> list[torch.Tensor]:
     """What a graph computes by the way, perhaps in lower precision than its outputs have; without data."""
     made = [node.meta.get("val") for node in nodes if node.op == "call_function"]
     return [one for one in made if isinstance(one, torch.Tensor)]
-
-
-@contextlib.contextmanager
-def same_draws() -> Iterator[None]:
-    """The random numbers drawn within are the same each time; the random state is put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 def difference(got: Tensors, expected: Tensors) -> float:

@@ -1,0 +1,35 @@
+"""What is to be known of the names under which a model holds its parameters and buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+_LISTS = (nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(frozen=True)
+class Held:
+    """`ties`: for each name, the first one of the same tensor. `kin`: for what is in an entry of a list or dict of modules,
+    its name without the entry, which its like in other entries share."""
+
+    ties: Mapping[str, str] = field(default_factory=dict)
+    kin: Mapping[str, str] = field(default_factory=dict)
+
+
+def held_by(model: nn.Module) -> Held:
+    """The names of what `model` holds."""
+    first: dict[int, str] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    ties = {name: first.setdefault(id(tensor), name) for name, tensor in named}
+    lists = frozenset(path for path, module in model.named_modules() if isinstance(module, _LISTS))
+    kin = {name: _without_entries(name, lists) for name in ties} if lists else {}
+    return Held(ties, {name: key for name, key in kin.items() if key != name})
+
+
+def _without_entries(name: str, lists: frozenset[str]) -> str:
+    parts = name.split(".")
+    shown = ["#" if ".".join(parts[:position]) in lists else part for position, part in enumerate(parts)]
+    return ".".join(shown)
