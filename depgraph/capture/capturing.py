@@ -24,6 +24,7 @@ from depgraph.capture.holding import held_by
 from depgraph.capture.keeping import unchanged
 from depgraph.capture.lowering import lower
 from depgraph.capture.recording import Recording, record, record_decided
+from depgraph.capture.training import Inputs, leaves_unread, related_in_training
 from depgraph.dense import form_of, packed_modules
 from depgraph.errors import CaptureError, DepgraphError, OpaqueValue, UnsupportedOperator, UnsupportedParameter
 from depgraph.graph import Program
@@ -31,11 +32,15 @@ from depgraph.graph import Program
 
 @dataclass(frozen=True)
 class Capture:
-    """A model's exported program, its values and relations, and where its integers came from."""
+    """A model's exported program, its values and relations, and where its integers came from.
+
+    `trained` says whether the relations are also those of its training forward.
+    """
 
     exported: CapturedProgram
     program: Program
     recording: Recording
+    trained: bool = False
 
 
 def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], strict: bool = False) -> Capture:
@@ -55,7 +60,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     with quiet(model), torch.no_grad():
         try:
             with dumps_dropped():
-                found = _lowered(model, record(*given), strict)
+                found = _lowered(model, given[1:], record(*given), strict)
         except (UnsupportedOperator, OpaqueValue):
             raise
         except Exception as error:
@@ -64,7 +69,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
             return found
         if not strict:
             try:
-                return _lowered(model, record_decided(*given), strict)
+                return _lowered(model, given[1:], record_decided(*given), strict)
             except OpaqueValue:
                 raise
             except Exception:  # what torch.export said is of more use
@@ -82,15 +87,17 @@ def _wraps(exported: CapturedProgram) -> bool:
     return any(isinstance(node.target, torch._ops.HigherOrderOperator) for node in exported.graph.nodes)
 
 
-def _lowered(model: nn.Module, captured: tuple[CapturedProgram, Recording], strict: bool) -> Capture:
+def _lowered(model: nn.Module, inputs: Inputs, captured: tuple[CapturedProgram, Recording], strict: bool) -> Capture:
     exported, recording = captured
-    program = lower(exported, strict, held_by(model))
+    held = held_by(model)
+    program = lower(exported, strict, held)
     if not program.outputs:
         raise OpaqueValue(
             f"{type(model).__name__} gives no tensor, so that nothing says what must stay the same: let its forward return "
             "what it computes"
         )
-    return Capture(exported, program, recording)
+    trained = None if strict or not leaves_unread(exported) else related_in_training(model, inputs, program, held)
+    return Capture(exported, trained or program, recording, trained is not None)
 
 
 def check_parameters(model: nn.Module) -> None:

@@ -43,6 +43,25 @@ def lower(exported: CapturedProgram, strict: bool = False, held: Held | None = N
     return _Lowering(exported, strict, held or Held()).run()
 
 
+def lower_also(program: Program, exported: CapturedProgram, held: Held) -> bool:
+    """Let what another program of the same model says about dims hold in `program` too, and what it reads be read.
+
+    False, with `program` half changed, where it has operators without a rule.
+    """
+    lowering = _Lowering(exported, False, held)
+    stored = {v.target: v for v in program.values.values() if v.kind in ("parameter", "buffer") and v.target}
+    lowering.program.relations = program.relations
+    lowering.first_of = {program.ties.get(target, target): value for target, value in reversed(stored.items())}
+    contractions, work = program.relations.contractions, program.relations.work
+    program.relations.contractions, program.relations.work = [], []
+    also = lowering.run()
+    program.relations.contractions, program.relations.work = contractions, work
+    for value in also.values.values():
+        if value.used and value.target in stored:
+            stored[value.target].used = True
+    return not also.unknown
+
+
 class _Lowering:
     def __init__(self, exported: CapturedProgram, strict: bool, held: Held) -> None:
         self.exported = exported

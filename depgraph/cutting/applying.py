@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
+from depgraph.capture.capturing import quiet
 from depgraph.capture.exported import only_as_module
+from depgraph.capture.training import training_forward
 from depgraph.cutting.absorbing import absorb
 from depgraph.cutting.drifting import new_drifts, numbers_of
 from depgraph.cutting.expressing import Conflict, Solution
@@ -91,7 +94,7 @@ def apply_in_place(plan: Plan, **options: Any) -> CutReport:
         )
         absorb(graph, graph.model, solution.drifts, plan.kept())
         check = _check(verifier, graph.model, how, follow_shapes(graph))
-        return _report(plan, graph.model, "module", check, solution, ())
+        return _report(plan, graph.model, "module", check, solution, _in_training(plan, graph.model))
     except BaseException:
         undo()
         raise
@@ -127,7 +130,16 @@ def _module(plan: Plan, how: How) -> CutReport:
     solution.drifts += new_drifts(plan.graph, dense, after, solution.drifts)
     absorb(plan.graph, model, solution.drifts, plan.kept())
     check = _check(Verifier(plan), model, how, follow_shapes(plan.graph))
-    return _report(plan, model, "module", check, solution, ())
+    return _report(plan, model, "module", check, solution, _in_training(plan, model))
+
+
+def _in_training(plan: Plan, model: nn.Module) -> tuple[str, ...]:
+    """A note where the training forward went with the example and doesn't any more."""
+    with quiet(model), torch.no_grad():
+        inputs = inputs_at(plan.graph, plan.kept())
+        if not plan.graph.capture.trained or training_forward(model, inputs) is not None:
+            return ()
+    return ("its forward in training mode fails on the example now, which it didn't before: it has sizes of its own",)
 
 
 def _graph(plan: Plan, how: How, why: str) -> CutReport:

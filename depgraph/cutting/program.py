@@ -26,6 +26,7 @@ from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_
 from depgraph.capture.holding import held_by
 from depgraph.capture.inlining import inlined
 from depgraph.capture.lowering import lower
+from depgraph.capture.training import related_in_training
 from depgraph.capture.unlifting import module_of
 from depgraph.coupling import Classes
 from depgraph.cutting.elsewhere import require_same_elsewhere
@@ -160,10 +161,14 @@ def _exported(graph: DependencyGraph, inputs: Any, dims: Any) -> ExportedProgram
 def _matching(plan: Plan, exported: ExportedProgram) -> _Captured | None:
     """The cut in terms of another capture, if it is the same there; None otherwise."""
     graph = plan.graph
+    held = held_by(graph.model)
     try:
-        program = lower(exported, held=held_by(graph.model))
+        program = lower(exported, held=held)
     except Exception:
         return None
+    if graph.capture.trained:
+        with quiet(graph.model), torch.no_grad():
+            program = related_in_training(graph.model, (graph.args, graph.kwargs), program, held) or program
     classes = Classes.of(program, graph.free)
     widths = Widths(program, classes, build_axes(program, classes))
     if any(name not in widths.axes or widths.axes[name].size != graph[name].size for name in plan.removal):
