@@ -19,8 +19,10 @@ from torch import nn
 
 from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.frames import shown
+from depgraph.capture.keeping import unwritten
 from depgraph.capture.lowering import lower
 from depgraph.capture.recording import Recording, record, record_decided
+from depgraph.capture.restoring import own_containers
 from depgraph.dense import form_of, packed_modules
 from depgraph.errors import CaptureError, DepgraphError, UnsupportedOperator, UnsupportedParameter
 from depgraph.graph import Program
@@ -139,7 +141,9 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
             "write that as torch.where, or take it out of the forward"
         )
     try:
-        model(*args, **kwargs)
+        run_args, run_kwargs = own_containers((args, dict(kwargs)))
+        with unwritten(model, *args, kwargs):
+            model(*run_args, **run_kwargs)
     except Exception as failure:
         given = ", ".join([*map(_described, args), *(f"{k}={_described(v)}" for k, v in kwargs.items())])
         return (

@@ -9,8 +9,7 @@ following the same decisions.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ from depgraph.capture import proxies
 from depgraph.capture.deciding import DRAWS, WEIGHTS, Deciding, Decision, Decisions, Reading, copied
 from depgraph.capture.exported import DirectProgram
 from depgraph.capture.frames import where
+from depgraph.capture.keeping import written_by
 from depgraph.capture.signature import Names
 from depgraph.capture.traced import Traced, Unusual, module_paths
 
@@ -53,8 +53,6 @@ class _Recorder(Deciding):
         self.traced = traced
         self.decided_by: list[torch.fx.Node] = []
         self.inputs: dict[int, frozenset[int]] = {}
-        model = traced.names.model
-        self.parameters = {proxies.storage_key(parameter) for parameter in model.parameters()}
 
     def write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A node for `func`, and what it makes."""
@@ -62,14 +60,12 @@ class _Recorder(Deciding):
             raise Unusual(f"{func} is a higher-order operator, or runs under autocast or a transform")
         if func is _aten.lift_fresh.default:
             func = _aten.lift_fresh_copy.default
-        if func._schema.is_mutable and any(proxies.storage_key(t) in self.parameters for t in _written(func, args)):
-            raise Unusual(f"{func} writes to a parameter")
         node = self._node(func, args, kwargs)
         made, draws = _with_draws(func, lambda: proxies.at_once(func, args, kwargs))
         if not func._schema.is_mutable and not any(isinstance(t, Tensor) for t in pytree.tree_leaves(made)):
             self.traced.graph.erase_node(node)  # an assertion, or a question about sizes
             return made
-        self._mark((made, _written(func, args)), self.follows_from((args, kwargs)) | draws)
+        self._mark((made, written_by(func, args, kwargs)), self.follows_from((args, kwargs)) | draws)
         if isinstance(made, Tensor):
             node.meta["val"] = _shape_of(made)
             self._follow(made, node)
@@ -144,7 +140,7 @@ def capture_decided(
     """Capture `model`, which must not need gradients now, on the values of the example inputs, and fill `decisions`.
 
     After the outputs that its signature names, the graph gives the floating tensors that are decided by, in order, unless
-    the decisions are settled. What the forward writes to buffers, whole or through a view, is put back.
+    the decisions are settled. What the forward writes to tensors stays; see `unwritten`.
 
     Raises:
         Unusual: the model can't be captured like that; so it may with any other exception.
@@ -154,7 +150,7 @@ def capture_decided(
     run_args, run_kwargs = traced.begin(*copies)
     recorder = _Recorder(traced, decisions)
     recorder.give(run_args, run_kwargs)
-    with decisions.told(), module_paths(model, traced), _buffers_kept(model), recorder, Reading(recorder):
+    with decisions.told(), module_paths(model, traced), recorder, Reading(recorder):
         output = model(*run_args, **run_kwargs)
     outputs = traced.leaves_of(output)
     decided_by = [] if decisions.settled else recorder.decided_by
@@ -170,30 +166,6 @@ def _with_draws(func: Any, compute: Callable[[], Any]) -> tuple[Any, frozenset[i
     made = compute()
     drew = not proxies.at_once(torch.equal, (before, torch.get_rng_state()), {})
     return made, frozenset([DRAWS] if drew else [])
-
-
-def _written(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> list[Tensor]:
-    """The tensors among positional arguments that the operator writes to."""
-    pairs = zip(func._schema.arguments, args, strict=False)
-    return [
-        tensor
-        for argument, value in pairs
-        if argument.alias_info is not None and argument.alias_info.is_write
-        for tensor in pytree.tree_leaves(value)
-        if isinstance(tensor, Tensor)
-    ]
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """The storages of the model's buffers hold the same bytes afterwards."""
-    storages = {proxies.storage_key(buffer): buffer.untyped_storage() for buffer in model.buffers()}
-    before = {key: storage.clone() for key, storage in storages.items()}
-    try:
-        yield
-    finally:
-        for key, storage in storages.items():
-            storage.copy_(before[key])
 
 
 def _shape_of(tensor: Tensor) -> Tensor:

@@ -23,12 +23,14 @@ from torch import nn
 from torch.fx.node import map_aggregate
 
 from depgraph.capture.attributes import assign, current, mark
+from depgraph.capture.data import data_by_operators
 from depgraph.capture.decided import capture_decided
 from depgraph.capture.deciding import Decisions
 from depgraph.capture.direct import capture_directly
 from depgraph.capture.exported import CapturedProgram, DirectProgram
 from depgraph.capture.expressions import renamed
 from depgraph.capture.matching import EXPRESSION, IMPLICIT, UNKNOWN, Path, Source, slots
+from depgraph.capture.keeping import unwritten
 from depgraph.capture.restoring import restored
 from depgraph.capture.sizes import Expr, plain
 from depgraph.capture.watching import Call, Log, watched
@@ -109,8 +111,9 @@ def record(
     Raises:
         Exception: whatever `torch.export.export` raises for this model.
     """
+    given = (*args, kwargs or {})
     with contextlib.suppress(Exception):
-        return _recorded(model, lambda: capture_directly(model, args, kwargs or {}))
+        return _recorded(model, given, lambda: capture_directly(model, args, kwargs or {}))
     return record_exported(model, args, kwargs)
 
 
@@ -125,9 +128,11 @@ def record_decided(
         Exception: whatever keeps the model from being captured.
     """
     wanted = wanted or Decisions()
+    given = (*args, kwargs or {})
 
     def recorded(decisions: Decisions) -> tuple[DirectProgram, Recording]:
-        return _recorded(model, lambda: capture_decided(model, args, kwargs or {}, decisions))
+        with unwritten(model, *given):
+            return _recorded(model, given, lambda: capture_decided(model, args, kwargs or {}, decisions))
 
     try:
         return recorded(replace(wanted, made=[]))
@@ -146,20 +151,24 @@ def record_exported(
         Exception: whatever `torch.export.export` raises for this model without the recording.
     """
 
+    given = (*args, kwargs or {})
+
     def export() -> torch.export.ExportedProgram:
         return torch.export.export(model, args, kwargs, strict=False, **options)
 
     try:
-        return _recorded(model, export)
+        return _recorded(model, given, export)
     except Exception as error:
         note = f"recorded capture failed with {type(error).__name__}: {error}"
-    with restored(model):
+    with restored(model, *given), data_by_operators(model):
         return export(), Recording(note=note)
 
 
-def _recorded(model: nn.Module, capture: Callable[[], _Program]) -> tuple[_Program, Recording]:
+def _recorded(
+    model: nn.Module, inputs: tuple[Any, ...], capture: Callable[[], _Program]
+) -> tuple[_Program, Recording]:
     log = Log()
-    with restored(model), watched(model, log, _tag_nodes):
+    with restored(model, *inputs), watched(model, log, _tag_nodes):
         mark(model)
         program = capture()
     return program, _recording(program, log)

@@ -1,15 +1,24 @@
-"""All that a model's modules hold, put back exactly: a forward may cache tensors, set attributes or replace modules."""
+"""All that a model's modules hold, put back exactly: a forward may cache tensors, set attributes or replace modules.
+
+What is written into the memory of tensors is put back by `keeping`, which sees the operators that do so.
+"""
 
 from __future__ import annotations
 
 import enum
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from depgraph.capture.proxies import storage_key
 
 _MAX_DEPTH, _MAX_ITEMS = 5, 1024
 _CONTAINERS = (list, dict, set)
@@ -17,19 +26,35 @@ _FOREIGN = frozenset(sys.stdlib_module_names - {"types", "argparse"}) | {"torch"
 
 
 @contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Whatever happens within: every list, dict, set and plain object that `model` holds has the same contents afterwards.
+def restored(model: nn.Module, *inputs: Any) -> Iterator[None]:
+    """Whatever happens within: all that `model` and its `inputs` hold is the same afterwards.
 
-    Contents are the same by identity: what was added is gone, what was replaced or removed is back, in the old order.
-    Tensors keep what was written into them.
+    Every list, dict, set and plain object has the same contents by identity: what was added is gone, what was replaced or
+    removed is back, in the old order. Every tensor has the same memory and layout; what is written there stays.
     """
-    saved = [(container, _copied(container)) for container in _containers(model)]
+    saved = [(container, _copied(container)) for container in _containers(model, inputs) if not isinstance(container, tuple)]
+    tensors = [(tensor, tensor.detach()) for tensor in held_tensors(model, *inputs)]
     try:
         yield
     finally:
         for container, before in saved:
             if not _is_same(container, before):
                 _fill(container, before)
+        for tensor, alias in tensors:
+            if _layout(tensor) != _layout(alias):
+                tensor.data = alias
+
+
+def held_tensors(model: nn.Module, *inputs: Any) -> list[Tensor]:
+    """Every tensor that `model` and `inputs` hold and that has memory of its own kind, once."""
+    containers: list[Any] = [list(model.parameters()), list(model.buffers()), *_containers(model, inputs)]
+    found = {id(one): one for held in containers for one in _tensors(held)}
+    return list(found.values())
+
+
+def own_containers(inputs: Any) -> Any:
+    """The same inputs in new lists and dicts: a forward may add to those."""
+    return pytree.tree_map(lambda leaf: leaf, inputs)
 
 
 def is_open(value: Any) -> bool:
@@ -39,8 +64,10 @@ def is_open(value: Any) -> bool:
     return type(value).__module__.split(".")[0] not in _FOREIGN
 
 
-def _containers(model: nn.Module) -> Iterator[Any]:
+def _containers(model: nn.Module, inputs: Any) -> Iterator[Any]:
+    """Lists, dicts, sets, and tuples among them."""
     seen: set[int] = set()
+    yield from _within(inputs, _MAX_DEPTH, seen)
     for module in model.modules():
         if not isinstance(module, torch.jit.ScriptModule):
             yield from _within(vars(module), _MAX_DEPTH, seen)
@@ -53,13 +80,26 @@ def _within(container: Any, depth: int, seen: set[int]) -> Iterator[Any]:
     yield container
     if not depth or len(container) > _MAX_ITEMS or isinstance(container, set):
         return
+    depth = depth if isinstance(container, tuple) else depth - 1
     for value in list(container.values() if isinstance(container, dict) else container):
-        if isinstance(value, _CONTAINERS):
-            yield from _within(value, depth - 1, seen)
-        elif isinstance(value, tuple):
-            yield from (c for one in value if isinstance(one, _CONTAINERS) for c in _within(one, depth - 1, seen))
+        if isinstance(value, (*_CONTAINERS, tuple)):
+            yield from _within(value, depth, seen)
         elif is_open(value):
-            yield from _within(vars(value), depth - 1, seen)
+            yield from _within(vars(value), depth, seen)
+
+
+def _tensors(container: Any) -> Iterator[Tensor]:
+    for value in container.values() if isinstance(container, dict) else container:
+        if isinstance(value, Tensor) and _has_memory(value):
+            yield value
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    return not is_lazy(tensor) and tensor.layout is torch.strided and not is_traceable_wrapper_subclass(tensor)
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return storage_key(tensor), tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
 def _copied(container: Any) -> Any:
@@ -84,5 +124,6 @@ def _fill(container: Any, before: Any) -> None:
     if isinstance(container, list):
         container[:] = before
         return
-    container.clear()
-    container.update(before)
+    kind = next(kind for kind in (OrderedDict, dict, set) if isinstance(container, kind))  # subclasses may refuse
+    kind.clear(container)
+    kind.update(container, before)

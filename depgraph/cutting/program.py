@@ -21,9 +21,11 @@ from torch.utils import _pytree as pytree
 
 from depgraph.axes import build_axes
 from depgraph.capture.capturing import dumps_dropped, quiet, ties_of
+from depgraph.capture.data import data_by_operators
 from depgraph.capture.deciding import at_places
 from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_of
 from depgraph.capture.lowering import lower
+from depgraph.capture.restoring import restored
 from depgraph.capture.unlifting import module_of
 from depgraph.coupling import Classes
 from depgraph.cutting.modes import follow_modes
@@ -92,9 +94,11 @@ def _cut(plan: Plan, captured: _Captured, module: GraphModule) -> GraphModule:
 def _exported(graph: DependencyGraph, inputs: Any, open_dims: Callable[[Any], Any]) -> ExportedProgram | None:
     """torch.export's capture of the model with the dims left open that `open_dims` names; None where there is none."""
     args, kwargs = inputs
-    with contextlib.suppress(Exception), dumps_dropped(), quiet(graph.model), torch.no_grad():
+    model = graph.model
+    with contextlib.suppress(Exception), dumps_dropped(), quiet(model), torch.no_grad():
         shapes = _by_name(graph, pytree.tree_map(open_dims, (args, kwargs)))
-        return torch.export.export(graph.model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        with restored(model, *args, kwargs), data_by_operators(model):
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     return None
 
 
