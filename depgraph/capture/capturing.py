@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from depgraph.capture.data import Rebound
 from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.frames import shown
 from depgraph.capture.keeping import unwritten
@@ -58,8 +59,12 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         except Exception as error:
             failure = error
         if not strict:
-            with contextlib.suppress(Exception):
+            try:
                 return _lowered(model, record_decided(*given), strict)
+            except Rebound as error:
+                failure = error
+            except Exception:  # what torch.export said is better known
+                pass
     if isinstance(failure, DepgraphError):
         raise failure
     with quiet(model), torch.no_grad():

@@ -6,11 +6,25 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from depgraph.capture.frames import where
 from depgraph.errors import CaptureError
+
+
+class Rebound(CaptureError):
+    """The forward gives a tensor memory that a graph can't give it."""
+
+
+def check_memory_stays(func: Any) -> None:
+    """Raise Rebound for an operator that gives a tensor other memory."""
+    if getattr(func, "overloadpacket", None) is torch.ops.aten.set_:
+        raise Rebound(
+            f"at {where()} the forward gives a tensor other memory ({func}), which can't be captured: copy into it with "
+            "copy_ there, or take that out of the forward"
+        )
 
 
 class DataByOperators(TorchFunctionMode):
@@ -39,7 +53,7 @@ def data_by_operators(model: nn.Module) -> Iterator[None]:
 
 def _replace(tensor: Tensor, value: Tensor) -> None:
     if (tensor.shape, tensor.dtype) != (value.shape, value.dtype):
-        raise CaptureError(
+        raise Rebound(
             f"at {where()} the data of a {tensor.dtype} tensor of shape {tuple(tensor.shape)} is replaced by a {value.dtype} "
             f"one of shape {tuple(value.shape)}, which can't be captured: take that out of the forward"
         )

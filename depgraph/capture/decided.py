@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from depgraph.capture import proxies
+from depgraph.capture.data import check_memory_stays
 from depgraph.capture.deciding import DRAWS, WEIGHTS, Deciding, Decision, Decisions, Reading, copied
 from depgraph.capture.exported import DirectProgram
 from depgraph.capture.frames import where
@@ -60,6 +61,7 @@ class _Recorder(Deciding):
             raise Unusual(f"{func} is a higher-order operator, or runs under autocast or a transform")
         if func is _aten.lift_fresh.default:
             func = _aten.lift_fresh_copy.default
+        check_memory_stays(func)
         node = self._node(func, args, kwargs)
         made, draws = _with_draws(func, lambda: proxies.at_once(func, args, kwargs))
         if not func._schema.is_mutable and not any(isinstance(t, Tensor) for t in pytree.tree_leaves(made)):

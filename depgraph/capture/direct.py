@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from depgraph.capture import proxies
+from depgraph.capture.data import check_memory_stays
 from depgraph.capture.exported import DirectProgram
 from depgraph.capture.frames import where
 from depgraph.capture.metas import Remembered
@@ -148,6 +149,7 @@ class _Call:
 def _traits(func: Any) -> _Traits:
     if not isinstance(func, torch._ops.OpOverload):
         raise Unusual(f"{func} is a higher-order operator")
+    check_memory_stays(func)
     tags = func.tags
     return _Traits(
         reads_values=torch.Tag.data_dependent_output in tags,

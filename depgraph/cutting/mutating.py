@@ -6,7 +6,14 @@ import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from torch.fx import Node
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+from torch.export.graph_signature import OutputKind
+
+from depgraph.capture.exported import CapturedProgram
+
+_MUTATIONS = {OutputKind.BUFFER_MUTATION, getattr(OutputKind, "PARAMETER_MUTATION", None)}
 
 
 class Write(NamedTuple):
@@ -19,6 +26,33 @@ class Write(NamedTuple):
 def writes(nodes: Iterable[Node]) -> list[Write]:
     """All writes of a captured graph."""
     return [Write(node, _root(target)) for node in nodes for target in _written(node)]
+
+
+def written_targets(exported: CapturedProgram) -> set[str]:
+    """Names of the parameters, buffers and constants that a captured program writes to."""
+    signature = exported.graph_signature
+    names = {spec.arg.name: spec.target for spec in signature.input_specs}
+    found = {names.get(write.root.name) for write in writes(exported.graph.nodes)}
+    found |= {spec.target for spec in signature.output_specs if spec.kind in _MUTATIONS}
+    return {name for name in found if name}
+
+
+def write_without_gradients(module: GraphModule) -> None:
+    """Let writes to parameters take no part in gradients: torch allows no other, and a capture doesn't say so."""
+    held = dict(module.named_parameters(remove_duplicate=False))
+    for writer, root in writes(list(module.graph.nodes)):
+        if root.op != "get_attr" or root.target not in held:
+            continue
+        writer.replace_all_uses_with(next(_written(writer)))
+        with module.graph.inserting_before(writer):
+            writer.args, writer.kwargs = map_arg((writer.args, writer.kwargs), _detached)  # type: ignore[assignment]
+
+
+def _detached(node: Node) -> Node:
+    made = node.meta.get("val")
+    if node.op != "get_attr" and not isinstance(made, torch.Tensor):
+        return node
+    return node.graph.call_function(torch.ops.aten.detach.default, (node,))
 
 
 def _written(node: Node) -> Iterator[Node]:

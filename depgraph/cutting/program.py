@@ -30,6 +30,7 @@ from depgraph.capture.unlifting import module_of
 from depgraph.coupling import Classes
 from depgraph.cutting.modes import follow_modes
 from depgraph.cutting.module import new_tensor
+from depgraph.cutting.mutating import write_without_gradients, written_targets
 from depgraph.cutting.rewriting import Share, call_arguments, rewrite
 from depgraph.errors import CutError
 from depgraph.graph import Program
@@ -86,6 +87,7 @@ def cut_programs(plan: Plan) -> Iterator[tuple[GraphModule, tuple[str, ...]]]:
 def _cut(plan: Plan, captured: _Captured, module: GraphModule) -> GraphModule:
     _rewrite_calls(module, captured)
     _narrow_tensors(module, plan.graph, captured)
+    write_without_gradients(module)
     follow_modes(module, plan.graph.model.training)
     module.recompile()
     return module
@@ -114,6 +116,8 @@ def _matching(plan: Plan, exported: ExportedProgram) -> _Captured | None:
     if any(name not in widths.axes or widths.axes[name].size != graph[name].size for name in plan.removal):
         return None
     kept = widths.at(plan.removal)
+    if written_targets(exported) != written_targets(graph.capture.exported):
+        return None
     same = _narrowed(program, kept) == _narrowed(graph.capture.program, plan.kept())
     return _Captured(exported, program, kept) if same else None
 
