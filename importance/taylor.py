@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
+from depgraph.capture.keeping import unwritten
 from depgraph.errors import DataError
 from importance.calling import check_batches, loss_of, moved
 from importance.choices import pick
@@ -88,7 +89,8 @@ class Taylor:
             return {}
         consumer = _Consumer(layout, FORMS[self.form])
         each_batch = self.accumulate == "abs"
-        with quiet(graph.model), borrowed(graph.model, layout, consumer if each_batch else None):
+        hook = consumer if each_batch else None
+        with unwritten(graph.model), quiet(graph.model), borrowed(graph.model, layout, hook):
             self._backward(graph.model)
             if not each_batch:
                 for parameter in layout.parameters.values():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from depgraph.capture.signature import Names
 from depgraph.capture.traced import Traced, Unusual, module_paths
 
 _aten = torch.ops.aten
+Held = dict[str, Tensor]
 
 
 @dataclass
@@ -148,6 +149,7 @@ def capture_decided(
         Unusual: the model can't be captured like that; so it may with any other exception.
     """
     traced = _RealTraced(Names(model))
+    before = _held(model)
     copies = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
     run_args, run_kwargs = traced.begin(*copies)
     recorder = _Recorder(traced, decisions)
@@ -156,8 +158,29 @@ def capture_decided(
         output = model(*run_args, **run_kwargs)
     outputs = traced.leaves_of(output)
     decided_by = [] if decisions.settled else recorder.decided_by
+    replaced = _copy_replaced(model, before, traced)
     traced.graph.output((*outputs, *decided_by))
-    return traced.program(output, outputs, decisions)
+    return replace(traced.program(output, outputs, decisions), replaced=", ".join(replaced))
+
+
+def _copy_replaced(model: nn.Module, before: Held, traced: _RealTraced) -> list[str]:
+    """Copy into each tensor of `before` what the forward put in its place, in the graph; gives those that have no room."""
+    without_room = []
+    for name, now in _held(model).items():
+        old = before.get(name)
+        if now is old:
+            continue
+        if old is None or (old.shape, old.dtype) != (now.shape, now.dtype):
+            without_room.append(name)
+            continue
+        given = tuple(traced.nodes[id(traced.stand_in(tensor))] for tensor in (old, now))
+        node = traced.graph.call_function(_aten.copy_.default, given)
+        node.meta.update(val=_shape_of(old), nn_module_stack={}, place="")
+    return without_room
+
+
+def _held(model: nn.Module) -> Held:
+    return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
 
 
 def _with_draws(func: Any, compute: Callable[[], Any]) -> tuple[Any, frozenset[int]]:

@@ -40,16 +40,20 @@ def decisions_of(program: CapturedProgram) -> Decisions | None:
 
 
 def only_as_module(program: CapturedProgram) -> bool:
-    """Has it no graph form, since it takes something from the values of the example that others would change?"""
+    """Has it no graph form?
+
+    It takes something from the values of the example that others would change, or its forward replaces parameters.
+    """
     decisions = decisions_of(program)
-    return decisions is not None and not decisions.settled
+    return decisions is not None and not decisions.settled or bool(getattr(program, "replaced", ""))
 
 
 @dataclass
 class DirectProgram:
     """A program captured by `direct` or `decided`. Of the model's state it holds the tensors of integers only: index tables.
 
-    `decisions` says what the program takes from the values of the example; None where nothing depends on values.
+    `decisions` says what the program takes from the values of the example; None where nothing depends on values. `replaced`
+    names parameters and buffers that the forward replaces by others, which the graph doesn't.
     """
 
     graph: torch.fx.Graph
@@ -58,6 +62,7 @@ class DirectProgram:
     state_dict: dict[str, Any]
     output_spec: Any
     decisions: Decisions | None = None
+    replaced: str = ""
     graph_module: torch.fx.GraphModule = field(init=False)
 
     def __post_init__(self) -> None:

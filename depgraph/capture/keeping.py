@@ -96,13 +96,13 @@ def written_by(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> l
     if not isinstance(func, torch._ops.OpOverload):
         given: Any = (args, kwargs)
     else:
-        given = [args[at] if at < len(args) else kwargs.get(name) for at, name in _written_arguments(func)]
+        given = [args[at] if at < len(args) else kwargs.get(name) for at, name in written_arguments(func)]
     return [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)] if given else []
 
 
 @cache
-def _written_arguments(func: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
-    """Position and name of the arguments that an operator writes to."""
+def written_arguments(func: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
+    """Position and name of the arguments that an operator writes to; running statistics among them, always."""
     return tuple(
         (position, argument.name)
         for position, argument in enumerate(func._schema.arguments)

@@ -11,7 +11,6 @@ named with the submodule's path, `submod_1.arange`; capture under `torch.no_grad
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -29,10 +28,11 @@ from depgraph.capture.deciding import Decisions
 from depgraph.capture.direct import capture_directly
 from depgraph.capture.exported import CapturedProgram, DirectProgram
 from depgraph.capture.expressions import renamed
-from depgraph.capture.matching import EXPRESSION, IMPLICIT, UNKNOWN, Path, Source, slots
 from depgraph.capture.keeping import unwritten
+from depgraph.capture.matching import EXPRESSION, IMPLICIT, UNKNOWN, Path, Source, slots
 from depgraph.capture.restoring import restored
 from depgraph.capture.sizes import Expr, plain
+from depgraph.capture.traced import Replaced
 from depgraph.capture.watching import Call, Log, watched
 
 __all__ = [
@@ -112,8 +112,14 @@ def record(
         Exception: whatever `torch.export.export` raises for this model.
     """
     given = (*args, kwargs or {})
-    with contextlib.suppress(Exception):
+    try:
         return _recorded(model, given, lambda: capture_directly(model, args, kwargs or {}))
+    except Replaced as error:
+        program, recording = record_exported(model, args, kwargs)
+        program.replaced = str(error)  # type: ignore[attr-defined]
+        return program, recording
+    except Exception:  # torch.export takes it, or says what is wrong
+        pass
     return record_exported(model, args, kwargs)
 
 
@@ -154,19 +160,18 @@ def record_exported(
     given = (*args, kwargs or {})
 
     def export() -> torch.export.ExportedProgram:
-        return torch.export.export(model, args, kwargs, strict=False, **options)
+        with unwritten(model, *given):
+            return torch.export.export(model, args, kwargs, strict=False, **options)
 
     try:
         return _recorded(model, given, export)
     except Exception as error:
         note = f"recorded capture failed with {type(error).__name__}: {error}"
-    with restored(model, *given), data_by_operators(model):
+    with data_by_operators(model):
         return export(), Recording(note=note)
 
 
-def _recorded(
-    model: nn.Module, inputs: tuple[Any, ...], capture: Callable[[], _Program]
-) -> tuple[_Program, Recording]:
+def _recorded(model: nn.Module, inputs: tuple[Any, ...], capture: Callable[[], _Program]) -> tuple[_Program, Recording]:
     log = Log()
     with restored(model, *inputs), watched(model, log, _tag_nodes):
         mark(model)

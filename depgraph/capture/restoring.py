@@ -32,7 +32,9 @@ def restored(model: nn.Module, *inputs: Any) -> Iterator[None]:
     Every list, dict, set and plain object has the same contents by identity: what was added is gone, what was replaced or
     removed is back, in the old order. Every tensor has the same memory and layout; what is written there stays.
     """
-    saved = [(container, _copied(container)) for container in _containers(model, inputs) if not isinstance(container, tuple)]
+    saved = [
+        (container, _copied(container)) for container in _containers(model, inputs) if not isinstance(container, tuple)
+    ]
     tensors = [(tensor, tensor.detach()) for tensor in held_tensors(model, *inputs)]
     try:
         yield

@@ -24,8 +24,8 @@ from depgraph.capture.capturing import dumps_dropped, quiet, ties_of
 from depgraph.capture.data import data_by_operators
 from depgraph.capture.deciding import at_places
 from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_of
+from depgraph.capture.keeping import unwritten
 from depgraph.capture.lowering import lower
-from depgraph.capture.restoring import restored
 from depgraph.capture.unlifting import module_of
 from depgraph.coupling import Classes
 from depgraph.cutting.modes import follow_modes
@@ -65,6 +65,12 @@ def cut_programs(plan: Plan) -> Iterator[tuple[GraphModule, tuple[str, ...]]]:
             f"{type(graph.model).__name__} has no graph form, as its code depends on values{at_places(decisions)}: use "
             "form='module', or plan with form='module'"
         )
+    replaced = getattr(graph.capture.exported, "replaced", "")
+    if replaced:
+        raise CutError(
+            f"{type(graph.model).__name__} has no graph form, as its forward replaces {replaced}, which a graph can't: "
+            "use form='module', or plan with form='module'"
+        )
     inputs = graph.args, graph.kwargs
     found = False
     for given, dims in ((_two_of_each(inputs), _open_dims), (inputs, lambda leaf: None)):
@@ -99,7 +105,7 @@ def _exported(graph: DependencyGraph, inputs: Any, open_dims: Callable[[Any], An
     model = graph.model
     with contextlib.suppress(Exception), dumps_dropped(), quiet(model), torch.no_grad():
         shapes = _by_name(graph, pytree.tree_map(open_dims, (args, kwargs)))
-        with restored(model, *args, kwargs), data_by_operators(model):
+        with unwritten(model, *args, kwargs), data_by_operators(model):
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     return None
 
