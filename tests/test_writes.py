@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import depgraph
+import exporters
 import importance
 from depgraph.capture.keeping import unwritten
 from depgraph.errors import CaptureError, CutError
@@ -248,3 +249,11 @@ def test_containers_and_tensors_of_the_example_stay_as_they_were() -> None:
     graph.cut_plan({axis.name: [2, 3] for axis in graph.axes if axis.size == 24}).apply(form="module")
     assert list(given) == ["x", "more"] and given["more"] == [] and given["x"] is x
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("name", ["data", "mask"])
+def test_an_export_leaves_no_write_behind(name: str, tmp_path: Any) -> None:
+    model = Teacher(WRITES[name]).eval()
+    before = holdings(model)
+    exporters.to_onnx(model, (torch.randn(4, 6),), tmp_path / "teacher.onnx")
+    assert same(holdings(model), before)
