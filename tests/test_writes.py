@@ -198,6 +198,19 @@ def test_only_what_is_written_is_copied() -> None:
     assert len(copies) == 1 and copies[0] is model.mean
 
 
+def test_code_that_compiles_itself_may_do_so_and_its_writes_are_put_back() -> None:
+    def halved(weight: Tensor, x: Tensor) -> Tensor:
+        weight.mul_(0.5)
+        return x @ weight.T
+
+    model, x = nn.Linear(6, 6), torch.randn(4, 6)
+    before = model.weight.detach().clone()
+    with torch.no_grad(), unwritten(model, x):
+        torch.compile(halved, backend="eager", fullgraph=True)(model.weight, x)
+        assert torch.equal(model.weight, before * 0.5)
+    assert torch.equal(model.weight, before)
+
+
 def test_scores_checkpoints_and_cuts_in_place_leave_no_write_behind(tmp_path: Any) -> None:
     model, x = Teacher(WRITES["data_in_place"]).eval(), torch.randn(4, 6)
     before, base = holdings(model), copy.deepcopy(model)

@@ -35,6 +35,11 @@ class Written(TorchDispatchMode):
         self._held = {storage_key(t): t.untyped_storage() for t in tensors if not t.is_meta}
         self._before: dict[int, torch.UntypedStorage] = {}
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Code that compiles itself, as flex attention does, may do so within."""
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator."""
         kwargs = kwargs or {}
