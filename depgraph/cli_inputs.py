@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from depgraph.capture.capturing import quiet
+from depgraph.capture.keeping import unwritten
 from depgraph.errors import ModelError
 
 BATCH, TOKENS, SIDE, SAMPLES = 2, 16, 224, 16000
@@ -95,7 +96,7 @@ def make_inputs(model: nn.Module, folder: Path, seed: int) -> dict[str, Tensor]:
             if getattr(maker.config, "is_encoder_decoder", False) and "decoder_input_ids" in takes:
                 inputs["decoder_input_ids"] = maker.text().to(inputs[main].device)
             if inputs[main].device.type != "meta":
-                with quiet(model), torch.no_grad():
+                with quiet(model), torch.no_grad(), unwritten(model):
                     model(**inputs)
         except Exception as error:
             failure = failure or f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import quiet
+from depgraph.capture.keeping import unwritten
 from depgraph.configs import Place, edited, recorded_edits
 from depgraph.cutting.inputs import make_inputs
 from depgraph.cutting.record import attention_of, cuts, original_config
@@ -226,7 +227,7 @@ def _rebuilt(model: nn.Module, config: Any, made: list[dict[str, Any]]) -> tuple
     except Exception as error:
         return f"it couldn't be compared with the plain reload: {error}", rebuilt
     here = next(model.parameters()).device
-    with torch.no_grad(), quiet(model), quiet(rebuilt):
+    with torch.no_grad(), quiet(model), quiet(rebuilt), unwritten(model), unwritten(rebuilt):
         mine = model(*pytree.tree_map(lambda t: _to(t, here), args), **pytree.tree_map(lambda t: _to(t, here), kwargs))
         try:
             theirs = rebuilt(*args, **kwargs)

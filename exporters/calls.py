@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from depgraph.capture.keeping import unwritten
 from depgraph.errors import ExportError
 
 
@@ -216,7 +217,8 @@ def output_names(flat: FlatModel, call: Call) -> tuple[tuple[str, ...], list[str
     """
     owner = type(flat.model).__name__
     try:
-        tensors, skipped = flat.outputs(call.tensors)
+        with unwritten(flat, call.tensors):
+            tensors, skipped = flat.outputs(call.tensors)
     except Exception as error:
         raise ExportError(f"{owner} doesn't run on the example inputs ({first_line(error)}); give others.") from error
     if not tensors:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from depgraph.capture.keeping import unwritten
 from exporters.calls import FlatModel
 
 NamedDims = Mapping[str, Mapping[int, str]]
@@ -119,7 +120,8 @@ def other_values(subject: Subject) -> list[Case]:
 
 
 def _run_torch(flat: FlatModel, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(t.detach().cpu() for t in flat(*(t.clone() for t in inputs)))
+    with unwritten(flat) as written:
+        return tuple(written.own(t).detach().cpu() for t in flat(*(t.clone() for t in inputs)))
 
 
 def _random_like(example: Tensor, shape: list[int], name: str, generator: torch.Generator) -> Tensor:

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from depgraph.capture.keeping import unwritten
 from exporters.calls import FlatModel
 from exporters.cases import Case, Subject
 from exporters.onnx_check import Differs, Tolerance, compare
@@ -59,8 +61,8 @@ def with_first_of_equals(flat: FlatModel, cases: Sequence[Case]) -> list[Case] |
     """The cases with what PyTorch makes of them when it takes the first of equal values; None if that is what it does."""
     settled, met = [], False
     for case in cases:
-        with FirstOfEquals() as mode:
-            outputs = flat(*(t.clone() for t in case.inputs))
+        with FirstOfEquals() as mode, unwritten(flat) as written:
+            outputs = pytree.tree_map(written.own, flat(*(t.clone() for t in case.inputs)))
         met |= mode.met
         settled.append(replace(case, expected=tuple(t.detach().cpu() for t in outputs)))
     return settled if met else None
@@ -74,7 +76,9 @@ def traced_otherwise(
         return None
     for case in cases:
         try:
-            captured = program.exported_program.module()(*(t.clone() for t in case.inputs))
+            module = program.exported_program.module()
+            with unwritten(module) as written:
+                captured = pytree.tree_map(written.own, module(*(t.clone() for t in case.inputs)))
         except Exception:  # a case of a size that the captured program refuses says nothing
             continue
         for name, expected, got in zip(subject.outputs, case.expected, captured, strict=True):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from depgraph.capture.restoring import restored
 from depgraph.dense import not_dense
 from depgraph.errors import ExportError
 from depgraph.finite import require_finite
@@ -147,7 +148,7 @@ def to_onnx(
     with onnx_file.staging(target) as draft:
         call = built_in(flatten_call(model, args, kwargs), options.constants)
         subject, call = _prepared(model, call, options)
-        with preserved(subject), torch.no_grad():
+        with restored(subject), preserved(subject), torch.no_grad():
             subject.eval()
             without_cache(subject)
             flat = FlatModel(subject, call)

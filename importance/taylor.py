@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
+from depgraph.capture.keeping import Written, put_back
 from depgraph.errors import DataError
 from importance.calling import check_batches, loss_of, moved
 from importance.choices import pick
@@ -88,18 +89,21 @@ class Taylor:
             return {}
         consumer = _Consumer(layout, FORMS[self.form])
         each_batch = self.accumulate == "abs"
-        with quiet(graph.model), borrowed(graph.model, layout, consumer if each_batch else None):
-            self._backward(graph.model)
+        hook = consumer if each_batch else None
+        with put_back(graph.model) as written, quiet(graph.model), borrowed(graph.model, layout, hook):
+            self._backward(graph.model, written)
             if not each_batch:
                 for parameter in layout.parameters.values():
                     consumer(parameter)
         return layout.scores(consumer.sums, Reduction.of(self.reduction), Normalisation.of(self.normalise))
 
-    def _backward(self, model: nn.Module) -> None:
+    def _backward(self, model: nn.Module, written: Written) -> None:
         device = next(model.parameters()).device
         count = 0
         for batch in self._shown():
-            loss_of(model, moved(batch, device), self.loss).backward()
+            with written:
+                loss = loss_of(model, moved(batch, device), self.loss)
+            loss.backward()
             count += 1
         if not count:
             raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")

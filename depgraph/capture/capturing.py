@@ -18,12 +18,14 @@ import torch
 from torch import nn
 
 from depgraph.capture.containers import see_inside
+from depgraph.capture.data import Rebound
 from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.frames import shown
 from depgraph.capture.holding import held_by
-from depgraph.capture.keeping import unchanged
+from depgraph.capture.keeping import unwritten
 from depgraph.capture.lowering import lower
 from depgraph.capture.recording import Recording, record, record_decided
+from depgraph.capture.restoring import own_containers
 from depgraph.capture.training import Inputs, leaves_unread, related_in_training
 from depgraph.dense import form_of, packed_modules
 from depgraph.errors import CaptureError, DepgraphError, OpaqueValue, UnsupportedOperator, UnsupportedParameter
@@ -72,6 +74,8 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
                 return _lowered(model, given[1:], record_decided(*given), strict)
             except OpaqueValue:
                 raise
+            except Rebound as error:
+                failure = error
             except Exception:  # what torch.export said is of more use
                 pass
     if found is not None:
@@ -163,8 +167,9 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
             "write that as torch.where, or take it out of the forward"
         )
     try:
-        with unchanged(model):
-            model(*args, **kwargs)
+        run_args, run_kwargs = own_containers((args, dict(kwargs)))
+        with unwritten(model, *args, kwargs):
+            model(*run_args, **run_kwargs)
     except Exception as failure:
         given = ", ".join([*map(_described, args), *(f"{k}={_described(v)}" for k, v in kwargs.items())])
         return (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,50 +20,37 @@ from torch.utils import _pytree as pytree
 
 from depgraph.capture import proxies
 from depgraph.capture.containers import see_inside
+from depgraph.capture.data import check_memory_stays
 from depgraph.capture.deciding import DRAWS, WEIGHTS, Asked, Deciding, Decision, Decisions, Reading, copied
 from depgraph.capture.exported import DirectProgram
 from depgraph.capture.frames import where
-from depgraph.capture.keeping import Contents, written
+from depgraph.capture.keeping import written_by
 from depgraph.capture.signature import Names
 from depgraph.capture.traced import Traced, Unusual, module_paths
 
 _aten = torch.ops.aten
+Held = dict[str, Tensor]
 
 
 @dataclass
 class _RealTraced(Traced):
-    """As `Traced`, but every tensor stands for itself; `storages` is the memory of those that were there before."""
-
-    storages: dict[int, int] = field(default_factory=dict)
+    """As `Traced`, but every tensor stands for itself."""
 
     def stand_in_for(self, value: Tensor) -> Tensor:
         """The tensor itself."""
         if value.is_meta:
             raise Unusual("a tensor on the meta device has no values to decide by")
-        self.storages[id(value)] = proxies.storage_key(value)
         return value
-
-    def _known_as(self, tensor: Tensor) -> Tensor | None:
-        """As for any; a parameter that was given other memory since is what was seen there."""
-        key = id(tensor)
-        if key in self.storages and self.storages[key] != proxies.storage_key(tensor):
-            twin = self.memory.twin(tensor)
-            if twin is None:
-                raise Unusual("a parameter is given data that no operator made")
-            self.storages[key] = proxies.storage_key(tensor)
-            self.follow(tensor, self.nodes[id(twin)], self.devices[id(twin)])
-        return super()._known_as(tensor)
 
 
 class _Recorder(Deciding):
     """Runs every operator and writes it into the graph; writes decisions down."""
 
-    def __init__(self, traced: _RealTraced, decisions: Decisions, kept: Contents) -> None:
+    def __init__(self, traced: _RealTraced, decisions: Decisions) -> None:
         super().__init__(traced, decisions)
         self.traced = traced
         self.decided_by: list[torch.fx.Node] = []
         self.inputs: dict[int, frozenset[int]] = {}
-        self.kept = kept
 
     def write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A node for `func`, and what it makes."""
@@ -71,13 +58,13 @@ class _Recorder(Deciding):
             raise Unusual(f"{func} is a higher-order operator")
         if func is _aten.lift_fresh.default:
             func = _aten.lift_fresh_copy.default
-        self.kept.keep(written(func, args))
+        check_memory_stays(func)
         node = self._node(func, args, kwargs)
         made, draws = _with_draws(func, lambda: proxies.at_once(func, args, kwargs))
         if not func._schema.is_mutable and not any(isinstance(t, Tensor) for t in pytree.tree_leaves(made)):
             self.traced.graph.erase_node(node)  # an assertion, or a question about sizes
             return made
-        self._mark((made, written(func, args)), self.follows_from((args, kwargs)) | draws)
+        self._mark((made, written_by(func, args, kwargs)), self.follows_from((args, kwargs)) | draws)
         if isinstance(made, Tensor):
             node.meta["val"] = _shape_of(made)
             self._follow(made, node)
@@ -157,25 +144,45 @@ def capture_decided(
     """Capture `model`, which must not need gradients now, on the values of the example inputs, and fill `decisions`.
 
     After the outputs that its signature names, the graph gives the floating tensors that are decided by, in order, unless
-    the decisions are settled. What the forward writes to parameters and buffers, whole or through a view, is put back.
+    the decisions are settled. What the forward writes to tensors stays; see `unwritten`.
 
     Raises:
         Unusual: the model can't be captured like that; so it may with any other exception.
     """
     traced = _RealTraced(Names(model))
+    before = _held(model)
     copies = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
     run_args, run_kwargs = traced.begin(*copies)
-    with Contents(model) as kept:
-        recorder = _Recorder(traced, decisions, kept)
-        recorder.give(run_args, run_kwargs)
-        with decisions.told(), module_paths(model, traced), recorder, Reading(recorder):
-            output = model(*run_args, **run_kwargs)
-        decisions.rebinds = kept.rebound()
+    recorder = _Recorder(traced, decisions)
+    recorder.give(run_args, run_kwargs)
+    with decisions.told(), module_paths(model, traced), recorder, Reading(recorder):
+        output = model(*run_args, **run_kwargs)
     see_inside(output, f"an output of {type(model).__name__}")
     outputs = traced.leaves_of(output)
     decided_by = [] if decisions.settled else recorder.decided_by
+    replaced = _copy_replaced(model, before, traced)
     traced.graph.output((*outputs, *decided_by))
-    return traced.program(output, outputs, decisions)
+    return replace(traced.program(output, outputs, decisions), replaced=", ".join(replaced))
+
+
+def _copy_replaced(model: nn.Module, before: Held, traced: _RealTraced) -> list[str]:
+    """Copy into each tensor of `before` what the forward put in its place, in the graph; gives those that have no room."""
+    without_room = []
+    for name, now in _held(model).items():
+        old = before.get(name)
+        if now is old:
+            continue
+        if old is None or (old.shape, old.dtype) != (now.shape, now.dtype):
+            without_room.append(name)
+            continue
+        given = tuple(traced.nodes[id(traced.stand_in(tensor))] for tensor in (old, now))
+        node = traced.graph.call_function(_aten.copy_.default, given)
+        node.meta.update(val=_shape_of(old), nn_module_stack={}, place="")
+    return without_room
+
+
+def _held(model: nn.Module) -> Held:
+    return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
 
 
 def _with_draws(func: Any, compute: Callable[[], Any]) -> tuple[Any, frozenset[int]]:

@@ -87,15 +87,13 @@ class Decisions:
     """The decisions of one forward, in the order in which they were made.
 
     `exporting` says whether the code was told that it is being exported (`torch.compiler.is_exporting()`), `among` whether
-    choices among values (top-k, sort, argmax), whose sizes are known beforehand, are decisions too, and `rebinds` whether the
-    forward gives a parameter or buffer other memory, which no graph can repeat. `asked` are the tensors by whose order the code
-    goes from then on.
+    choices among values (top-k, sort, argmax), whose sizes are known beforehand, are decisions too. `asked` are the tensors
+    by whose order the code goes from then on.
     """
 
     made: list[Decision] = field(default_factory=list)
     exporting: bool = True
     among: bool = True
-    rebinds: bool = False
     asked: list[Asked] = field(default_factory=list)
 
     def told(self) -> AbstractContextManager[None]:

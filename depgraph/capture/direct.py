@@ -11,7 +11,8 @@ subclasses of tensors.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +22,11 @@ from torch.utils import _pytree as pytree
 
 from depgraph.capture import proxies
 from depgraph.capture.containers import see_inside
+from depgraph.capture.data import check_memory_stays
 from depgraph.capture.exported import DirectProgram
-from depgraph.capture.keeping import Contents
 from depgraph.capture.metas import Remembered
 from depgraph.capture.signature import Names
-from depgraph.capture.traced import Traced, Unusual, module_paths
+from depgraph.capture.traced import Replaced, Traced, Unusual, module_paths
 
 _aten = torch.ops.aten
 _META = torch.device("meta")
@@ -154,6 +155,7 @@ class _Call:
 def _traits(func: Any) -> _Traits:
     if not isinstance(func, torch._ops.OpOverload):
         raise Unusual(f"{func} is a higher-order operator")
+    check_memory_stays(func)
     tags = func.tags
     return _Traits(
         reads_values=torch.Tag.data_dependent_output in tags,
@@ -197,6 +199,28 @@ def _follow_values(traced: Traced, func: Any, args: Any, kwargs: Any, made: Any)
             traced.known[id(tensor)] = value
 
 
+@contextmanager
+def _same_tensors(model: nn.Module) -> Iterator[None]:
+    """Raise Replaced where parameters are others afterwards, even if something fails within; Unusual where buffers are."""
+    parameters, buffers = _identities(model)
+    try:
+        yield
+    finally:
+        now = _identities(model)
+        others = [name for name, tensor in now[0].items() if parameters.get(name) != tensor]
+        if others:
+            raise Replaced(", ".join(others))
+    if now[1] != buffers:
+        raise Unusual("the forward replaces a buffer")
+
+
+def _identities(model: nn.Module) -> tuple[dict[str, int], dict[str, int]]:
+    """Which tensors are its parameters and buffers now, by name."""
+    named = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    parameters, buffers = ({name: id(tensor) for name, tensor in held} for held in named)
+    return parameters, buffers
+
+
 def capture_directly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DirectProgram:
     """Capture `model`, which must not need gradients now.
 
@@ -205,18 +229,12 @@ def capture_directly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     """
     names = Names(model)
     traced = Traced(names)
-    buffers = {name: id(tensor) for name, tensor in model.named_buffers(remove_duplicate=False)}
     run_args, run_kwargs = traced.begin(args, kwargs)
     without_cudnn = torch.backends.cudnn.flags(
         enabled=False
     )  # as under torch.export: it stands in operators' arguments
-    with Contents(model) as kept:
-        with proxies.exporting_flags(), without_cudnn, module_paths(model, traced), _Writer(traced):
-            output = model(*run_args, **run_kwargs)
-        if kept.rebound():
-            raise Unusual("the forward gives a parameter other memory")
-    if buffers != {name: id(tensor) for name, tensor in model.named_buffers(remove_duplicate=False)}:
-        raise Unusual("the forward replaces a buffer")
+    with _same_tensors(model), proxies.exporting_flags(), without_cudnn, module_paths(model, traced), _Writer(traced):
+        output = model(*run_args, **run_kwargs)
     see_inside(output, f"an output of {type(model).__name__}")
     outputs = traced.leaves_of(output)
     traced.graph.output(tuple(outputs))

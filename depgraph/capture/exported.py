@@ -40,9 +40,12 @@ def decisions_of(program: CapturedProgram) -> Decisions | None:
 
 
 def only_as_module(program: CapturedProgram) -> bool:
-    """Has it no graph form, since it takes something from the values of the example that others would change?"""
+    """Has it no graph form?
+
+    It takes something from the values of the example that others would change, or its forward replaces parameters.
+    """
     decisions = decisions_of(program)
-    return decisions is not None and (not decisions.settled or decisions.rebinds)
+    return decisions is not None and not decisions.settled or bool(getattr(program, "replaced", ""))
 
 
 @dataclass
@@ -50,7 +53,8 @@ class DirectProgram:
     """A program captured by `direct` or `decided`. Of the model's state it holds the tensors of integers only: index tables.
 
     `decisions` says what the program takes from the values of the example; None where nothing depends on values. `given` are
-    the tensors that the code was given, with their nodes, until it is known which of them it kept.
+    the tensors that the code was given, with their nodes, until it is known which of them it kept. `replaced` names
+    parameters and buffers that the forward replaces by others, which the graph doesn't.
     """
 
     graph: torch.fx.Graph
@@ -60,6 +64,7 @@ class DirectProgram:
     output_spec: Any
     decisions: Decisions | None = None
     given: list[tuple[torch.Tensor, torch.fx.Node]] = field(default_factory=list)
+    replaced: str = ""
     graph_module: torch.fx.GraphModule = field(init=False)
 
     def __post_init__(self) -> None:

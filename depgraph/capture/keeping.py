@@ -1,77 +1,121 @@
-"""What a model's parameters and buffers hold, kept while its forward runs that may write to them."""
+"""Memory kept as it was: just before an operator first writes to a held tensor's memory, what that holds is copied.
+
+A forward may write to the tensors of its model and to its inputs: running statistics, a teacher that follows its student, a
+mask multiplied into a weight. Each write passes torch's dispatcher, through views and `.data` too, so that only what is
+written to is ever copied; `.data` that is replaced is put back by `restored`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from depgraph.capture.proxies import storage_key
-from depgraph.capture.restoring import restored
+from depgraph.capture.restoring import held_tensors, restored
+
+_STATISTICS = frozenset(["running_mean", "running_var"])  # written to by operators that don't declare it
+_HANDED_OVER = frozenset([Tensor.numpy, Tensor.__array__, Tensor.__dlpack__])  # others may write there, unseen
 
 
-class Contents:
-    """The parameters and buffers of a model hold the same numbers after this as before, if `keep` is told before each write.
+class Written(TorchDispatchMode):
+    """Copies of the memory of certain tensors as it was before operators wrote to it, while this mode is on."""
 
-    Only memory that is written to is copied.
-    """
+    supports_higher_order_operators = True
 
-    def __init__(self, model: nn.Module) -> None:
-        self._held = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
-        dense = (data for _, data in self._held if data.layout is torch.strided)
-        self._storages = {storage_key(data): data.untyped_storage() for data in dense}
-        self._copies: dict[int, torch.UntypedStorage] = {}
-
-    def keep(self, tensors: Iterable[torch.Tensor]) -> None:
-        """These are about to be written to."""
-        for key in map(storage_key, tensors):
-            if key in self._storages and key not in self._copies:
-                self._copies[key] = self._storages[key].clone()
-
-    def rebound(self) -> bool:
-        """Has any been given other memory (`p.data = ...`)?"""
-        return any(storage_key(tensor) != storage_key(data) for tensor, data in self._held)
-
-    def __enter__(self) -> Contents:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for key, copy in self._copies.items():
-            self._storages[key].copy_(copy)
-
-
-class _Watching(TorchDispatchMode):
-    """Keeps what an operator is about to write to."""
-
-    def __init__(self, contents: Contents) -> None:
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
-        self.contents = contents
+        self._held = {storage_key(t): t.untyped_storage() for t in tensors if not t.is_meta}
+        self._before: dict[int, torch.UntypedStorage] = {}
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Code that compiles itself, as flex attention does, may do so within."""
+        return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator."""
-        self.contents.keep(written(func, args))
+        kwargs = kwargs or {}
+        for tensor in written_by(func, args, kwargs):
+            self.keep(tensor)
+        return func(*args, **kwargs)
+
+    def keep(self, tensor: Tensor) -> None:
+        """Copy its memory if it is held, and not copied yet."""
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            return
+        key = storage_key(tensor)
+        if key in self._held and key not in self._before:
+            self._before[key] = self._held[key].clone()
+
+    def own(self, value: Any) -> Any:
+        """A tensor whose memory will be put back as a copy of its own; anything else as it is."""
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            return value
+        return value.clone() if storage_key(value) in self._before else value
+
+    def put_back(self) -> None:
+        """Let all memory hold again what it held."""
+        for key, before in self._before.items():
+            storage = self._held[key]
+            if storage.nbytes() != before.nbytes():
+                storage.resize_(before.nbytes())
+            storage.copy_(before)
+
+
+class _HandedOver(TorchFunctionMode):
+    """Copies memory that is handed over as an array, in which others may write."""
+
+    def __init__(self, written: Written) -> None:
+        super().__init__()
+        self.written = written
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one function."""
+        if func in _HANDED_OVER:
+            self.written.keep(args[0])
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Whatever a forward of `model` does within, all that the model holds is as it was afterwards."""
-    with restored(model), Contents(model) as contents, _Watching(contents):
-        yield
+def unwritten(model: nn.Module, *inputs: Any) -> Iterator[Written]:
+    """As `restored`; and all tensors that `model` and its `inputs` hold, hold the same values afterwards."""
+    with put_back(model, *inputs) as written, written, _HandedOver(written):
+        yield written
 
 
-def written(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> list[Tensor]:
-    """The tensors among positional arguments that the operator writes to."""
-    pairs = zip(func._schema.arguments, args, strict=False)
-    return [
-        tensor
-        for argument, value in pairs
-        if argument.alias_info is not None and argument.alias_info.is_write
-        for tensor in pytree.tree_leaves(value)
-        if isinstance(tensor, Tensor)
-    ]
+@contextmanager
+def put_back(model: nn.Module, *inputs: Any) -> Iterator[Written]:
+    """As `unwritten`, for what is written while the mode that it gives is on: backward passes are faster without."""
+    with restored(model, *inputs):
+        written = Written(held_tensors(model, *inputs))
+        try:
+            yield written
+        finally:
+            written.put_back()
+
+
+def written_by(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that an operator writes to; of a higher-order operator all that it is given."""
+    if not isinstance(func, torch._ops.OpOverload):
+        given: Any = (args, kwargs)
+    else:
+        given = [args[at] if at < len(args) else kwargs.get(name) for at, name in written_arguments(func)]
+    return [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)] if given else []
+
+
+@cache
+def written_arguments(func: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
+    """Position and name of the arguments that an operator writes to; running statistics among them, always."""
+    return tuple(
+        (position, argument.name)
+        for position, argument in enumerate(func._schema.arguments)
+        if argument.name in _STATISTICS or (argument.alias_info is not None and argument.alias_info.is_write)
+    )

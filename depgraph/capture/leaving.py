@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.exported import DirectProgram
-from depgraph.capture.keeping import Contents, written
+from depgraph.capture.keeping import unwritten
 from depgraph.capture.proxies import held_by_torch
 
 _BY_THE_LOOP = 3  # the pair that holds a tensor, the name of the loop, and the question itself
@@ -62,14 +62,12 @@ def _values(
     targets = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
     given = iter(pytree.tree_map_only(Tensor, Tensor.clone, pytree.tree_leaves(inputs)))
     env: dict[Node, Any] = {}
-    with Contents(model) as contents:
+    with unwritten(model):
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 target = targets[node.name]
                 env[node] = next(given) if target is None else held[target]
             elif node.op == "call_function" and not wanted <= env.keys():
                 args, kwargs = map_arg((node.args, node.kwargs), env.__getitem__)
-                if isinstance(node.target, torch._ops.OpOverload):
-                    contents.keep(written(node.target, args))
                 env[node] = node.target(*args, **kwargs)  # type: ignore[operator]
     return env

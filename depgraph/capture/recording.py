@@ -22,16 +22,19 @@ from torch import nn
 from torch.fx.node import map_aggregate
 
 from depgraph.capture.attributes import assign, current, mark
+from depgraph.capture.data import data_by_operators
 from depgraph.capture.decided import capture_decided
 from depgraph.capture.deciding import Decisions
 from depgraph.capture.direct import capture_directly
 from depgraph.capture.exported import CapturedProgram, DirectProgram
 from depgraph.capture.expressions import renamed
 from depgraph.capture.inlining import inlined
+from depgraph.capture.keeping import unwritten
 from depgraph.capture.leaving import fill_what_is_left
 from depgraph.capture.matching import EXPRESSION, IMPLICIT, UNKNOWN, Path, Source, slots
 from depgraph.capture.restoring import restored
 from depgraph.capture.sizes import Expr, plain
+from depgraph.capture.traced import Replaced
 from depgraph.capture.watching import Call, Log, watched
 from depgraph.errors import OpaqueValue
 
@@ -113,13 +116,18 @@ def record(
         OpaqueValue: an output holds something that can't be looked into.
         Exception: whatever `torch.export.export` raises for this model.
     """
+    given = (*args, kwargs or {})
     try:
-        program, recording = _recorded(model, lambda: capture_directly(model, args, kwargs or {}))
+        program, recording = _recorded(model, given, lambda: capture_directly(model, args, kwargs or {}))
         fill_what_is_left(program, model, (args, kwargs or {}))
         return program, recording
     except OpaqueValue:
         raise
-    except Exception:  # torch.export may do it
+    except Replaced as error:
+        exported, recording = record_exported(model, args, kwargs)
+        exported.replaced = str(error)  # type: ignore[attr-defined]
+        return exported, recording
+    except Exception:  # torch.export takes it, or says what is wrong
         return record_exported(model, args, kwargs)
 
 
@@ -134,9 +142,11 @@ def record_decided(
         Exception: whatever keeps the model from being captured.
     """
     wanted = wanted or Decisions()
+    given = (*args, kwargs or {})
 
     def recorded(decisions: Decisions) -> tuple[DirectProgram, Recording]:
-        return _recorded(model, lambda: capture_decided(model, args, kwargs or {}, decisions))
+        with unwritten(model, *given):
+            return _recorded(model, given, lambda: capture_decided(model, args, kwargs or {}, decisions))
 
     try:
         return recorded(replace(wanted, made=[], asked=[]))
@@ -155,20 +165,23 @@ def record_exported(
         Exception: whatever `torch.export.export` raises for this model without the recording.
     """
 
+    given = (*args, kwargs or {})
+
     def export() -> torch.export.ExportedProgram:
-        return inlined(torch.export.export(model, args, kwargs, strict=False, **options))
+        with unwritten(model, *given):
+            return inlined(torch.export.export(model, args, kwargs, strict=False, **options))
 
     try:
-        return _recorded(model, export)
+        return _recorded(model, given, export)
     except Exception as error:
         note = f"recorded capture failed with {type(error).__name__}: {error}"
-    with restored(model):
+    with data_by_operators(model):
         return export(), Recording(note=note)
 
 
-def _recorded(model: nn.Module, capture: Callable[[], _Program]) -> tuple[_Program, Recording]:
+def _recorded(model: nn.Module, inputs: tuple[Any, ...], capture: Callable[[], _Program]) -> tuple[_Program, Recording]:
     log = Log()
-    with restored(model), watched(model, log, _tag_nodes):
+    with restored(model, *inputs), watched(model, log, _tag_nodes):
         mark(model)
         program = capture()
     return program, _recording(program, log)

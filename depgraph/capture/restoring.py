@@ -1,17 +1,24 @@
-"""All that a model's modules hold, put back exactly: a forward may cache tensors, set attributes or replace modules."""
+"""All that a model's modules hold, put back exactly: a forward may cache tensors, set attributes or replace modules.
+
+What is written into the memory of tensors is put back by `keeping`, which sees the operators that do so.
+"""
 
 from __future__ import annotations
 
 import enum
 import operator
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from depgraph.capture.proxies import storage_key
 
@@ -24,16 +31,16 @@ _FOREIGN = frozenset(sys.stdlib_module_names - {"types", "argparse"}) | {"torch"
 
 
 @contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Whatever happens within: every list, dict, set and plain object that `model` holds has the same contents afterwards.
+def restored(model: nn.Module, *inputs: Any) -> Iterator[None]:
+    """Whatever happens within: all that `model` and its `inputs` hold is the same afterwards.
 
-    Contents are the same by identity: what was added is gone, what was replaced or removed is back, in the old order.
-    Parameters and buffers have their memory again (`p.data = ...`); what was written into it stays.
+    Every list, dict, set and plain object has the same contents by identity: what was added is gone, what was replaced or
+    removed is back, in the old order. Every tensor has the same memory and layout; what is written there stays.
     """
-    found = _containers(model)
+    found = [container for container in _containers(model, inputs) if not isinstance(container, tuple)]
     empty = [container for container in found if not container]
     saved = [(container, _copied(container)) for container in found if container]
-    held = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
+    tensors = [(tensor, tensor.detach()) for tensor in held_tensors(model, *inputs)]
     try:
         yield
     finally:
@@ -43,9 +50,21 @@ def restored(model: nn.Module) -> Iterator[None]:
         for container, before in saved:
             if not _is_same(container, before):
                 _fill(container, before)
-        for tensor, data in held:
-            if storage_key(tensor) != storage_key(data):
-                tensor.data = data
+        for tensor, alias in tensors:
+            if _layout(tensor) != _layout(alias):
+                tensor.data = alias
+
+
+def held_tensors(model: nn.Module, *inputs: Any) -> list[Tensor]:
+    """Every tensor that `model` and `inputs` hold and that has memory of its own kind, once."""
+    containers: list[Any] = [list(model.parameters()), list(model.buffers()), *_containers(model, inputs)]
+    found = {id(one): one for held in containers for one in _tensors(held)}
+    return list(found.values())
+
+
+def own_containers(inputs: Any) -> Any:
+    """The same inputs in new lists and dicts: a forward may add to those."""
+    return pytree.tree_map(lambda leaf: leaf, inputs)
 
 
 def is_open(value: Any) -> bool:
@@ -61,9 +80,11 @@ def _may_be_open(cls: Any) -> bool:
     return cls.__module__.split(".")[0] not in _FOREIGN
 
 
-def _containers(model: nn.Module) -> list[Any]:
+def _containers(model: nn.Module, inputs: Any) -> list[Any]:
+    """Lists, dicts, sets, and tuples among them."""
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    left = [(vars(module), _MAX_DEPTH) for module in reversed(modules)]
+    left: list[tuple[Any, int]] = [(vars(module), _MAX_DEPTH) for module in reversed(modules)]
+    left.append((inputs, _MAX_DEPTH))
     seen: set[int] = set()
     found: list[Any] = []
     while left:
@@ -72,19 +93,31 @@ def _containers(model: nn.Module) -> list[Any]:
             continue
         seen.add(id(container))
         found.append(container)
-        if container and depth and len(container) <= _MAX_ITEMS and not isinstance(container, set):
-            values = container.values() if isinstance(container, dict) else container
-            left += [(one, depth - 1) for value in values if type(value) not in _PLAIN for one in _held_by(value)]
+        if not container or not depth or len(container) > _MAX_ITEMS or isinstance(container, set):
+            continue
+        below = depth if isinstance(container, tuple) else depth - 1
+        for value in container.values() if isinstance(container, dict) else container:
+            if type(value) in _PLAIN:
+                continue
+            if isinstance(value, (*_CONTAINERS, tuple)):
+                left.append((value, below))
+            elif is_open(value):
+                left.append((vars(value), below))
     return found
 
 
-def _held_by(value: Any) -> list[Any]:
-    """The containers that `value` is, or that it holds itself."""
-    if isinstance(value, _CONTAINERS):
-        return [value]
-    if isinstance(value, tuple):
-        return [one for one in value if isinstance(one, _CONTAINERS)]
-    return [vars(value)] if is_open(value) else []
+def _tensors(container: Any) -> Iterator[Tensor]:
+    for value in container.values() if isinstance(container, dict) else container:
+        if isinstance(value, Tensor) and _has_memory(value):
+            yield value
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    return not is_lazy(tensor) and tensor.layout is torch.strided and not is_traceable_wrapper_subclass(tensor)
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return storage_key(tensor), tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
 def _copied(container: Any) -> Any:
@@ -106,5 +139,6 @@ def _fill(container: Any, before: Any) -> None:
     if isinstance(container, list):
         container[:] = before
         return
-    container.clear()
-    container.update(before)
+    kind = next(kind for kind in (OrderedDict, dict, set) if isinstance(container, kind))  # subclasses may refuse
+    kind.clear(container)
+    kind.update(container, before)

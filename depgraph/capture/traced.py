@@ -27,6 +27,10 @@ class Unusual(Exception):
     """The forward does something that only torch.export captures."""
 
 
+class Replaced(Unusual):
+    """The forward replaces the parameters named, which only module forms do again."""
+
+
 @dataclass
 class Traced(proxies.Tracer):
     """A graph under construction, and whose node every tensor is. All tensors are kept alive, so that ids stay theirs.

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import quiet
-from depgraph.capture.keeping import unchanged
+from depgraph.capture.keeping import unwritten
 from depgraph.cutting.draws import same_draws
 from depgraph.cutting.reference import Reference
 from depgraph.cutting.rerunning import Inputs, rerun
@@ -48,7 +48,7 @@ def require_runs_by_itself(graph: DependencyGraph, model: nn.Module, inputs: Inp
     """Raise CheckError when a cut model fails on the example once it decides by its own values, not as the original did."""
     args, kwargs = pytree.tree_map(lambda leaf: leaf, inputs)
     try:
-        with quiet(model), torch.no_grad(), unchanged(model), same_draws():
+        with quiet(model), torch.no_grad(), unwritten(model, *args, kwargs), same_draws():
             model(*args, **kwargs)
     except Exception as error:
         text = str(error).strip().splitlines()

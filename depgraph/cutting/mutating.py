@@ -6,7 +6,15 @@ import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from torch.fx import Node
+import torch
+from torch.export.graph_signature import OutputKind
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from depgraph.capture.exported import CapturedProgram
+from depgraph.capture.keeping import written_arguments
+
+_MUTATIONS = {OutputKind.BUFFER_MUTATION, getattr(OutputKind, "PARAMETER_MUTATION", None)}
 
 
 class Write(NamedTuple):
@@ -21,16 +29,57 @@ def writes(nodes: Iterable[Node]) -> list[Write]:
     return [Write(node, _root(target)) for node in nodes for target in _written(node)]
 
 
+def written_targets(exported: CapturedProgram) -> set[str]:
+    """Names of the parameters, buffers and constants that a captured program writes to."""
+    signature = exported.graph_signature
+    names = {spec.arg.name: spec.target for spec in signature.input_specs}
+    found = {names.get(write.root.name) for write in writes(exported.graph.nodes)}
+    found |= {spec.target for spec in signature.output_specs if spec.kind in _MUTATIONS}
+    return {name for name in found if name}
+
+
+def write_without_gradients(module: GraphModule) -> None:
+    """Let writes to parameters take no part in gradients: torch allows no other, and a capture doesn't say so."""
+    held = dict(module.named_parameters(remove_duplicate=False))
+    for writer, root in writes(list(module.graph.nodes)):
+        if root.op != "get_attr" or root.target not in held:
+            continue
+        if _schema_of(writer).is_mutable:
+            writer.replace_all_uses_with(next(_written(writer)))
+        with module.graph.inserting_before(writer):
+            writer.args, writer.kwargs = map_arg((writer.args, writer.kwargs), _detached)  # type: ignore[assignment]
+
+
+def _detached(node: Node) -> Node:
+    made = node.meta.get("val")
+    if node.op != "get_attr" and not isinstance(made, torch.Tensor):
+        return node
+    return node.graph.call_function(torch.ops.aten.detach.default, (node,))
+
+
 def _written(node: Node) -> Iterator[Node]:
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
+    if not isinstance(node.target, torch._ops.OpOverload):
         return
-    for k, declared in enumerate(schema.arguments):
-        given = node.args[k] if k < len(node.args) else node.kwargs.get(declared.name)
-        if declared.alias_info is not None and declared.alias_info.is_write:
+    written = [
+        node.args[k] if k < len(node.args) else node.kwargs.get(name) for k, name in written_arguments(node.target)
+    ]
+    if written and (_schema_of(node).is_mutable or _trains(node)):
+        for given in written:
             yield from (
                 one for one in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(one, Node)
             )
+
+
+def _trains(node: Node) -> bool:
+    """Is it a norm that updates its running statistics?"""
+    for k, declared in enumerate(_schema_of(node).arguments):
+        if declared.name in ("training", "use_input_stats"):
+            return bool(node.args[k] if k < len(node.args) else node.kwargs.get(declared.name))
+    return False
+
+
+def _schema_of(node: Node) -> Any:
+    return getattr(node.target, "_schema", None)
 
 
 def _root(node: Node) -> Node:
@@ -45,7 +94,7 @@ def _base(node: Node) -> Node | None:
     if node.target is operator.getitem:
         first: Any = node.args[0]
         return first if isinstance(first, Node) else None
-    schema = getattr(node.target, "_schema", None)
+    schema = _schema_of(node)
     if schema is None or not any(made.alias_info is not None for made in schema.returns):
         return None
     return next((n for n in node.args if isinstance(n, Node)), None)

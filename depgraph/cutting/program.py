@@ -21,10 +21,12 @@ from torch.utils import _pytree as pytree
 
 from depgraph.axes import build_axes
 from depgraph.capture.capturing import dumps_dropped, quiet
+from depgraph.capture.data import data_by_operators
 from depgraph.capture.deciding import at_places
 from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_of
 from depgraph.capture.holding import held_by
 from depgraph.capture.inlining import inlined
+from depgraph.capture.keeping import unwritten
 from depgraph.capture.lowering import lower
 from depgraph.capture.training import related_in_training
 from depgraph.capture.unlifting import module_of
@@ -32,6 +34,7 @@ from depgraph.coupling import Classes
 from depgraph.cutting.elsewhere import require_same_elsewhere
 from depgraph.cutting.modes import follow_modes
 from depgraph.cutting.module import new_tensor
+from depgraph.cutting.mutating import write_without_gradients, written_targets
 from depgraph.cutting.rewriting import Share, call_arguments, rewrite
 from depgraph.cutting.varying import Dims, Taken, TakenInput, wrong_sizes
 from depgraph.errors import CutError
@@ -67,15 +70,16 @@ def cut_programs(plan: Plan) -> Iterator[Way]:
     """
     graph = plan.graph
     decisions = decisions_of(graph.capture.exported)
-    if decisions is not None and decisions.rebinds:
-        raise CutError(
-            f"{type(graph.model).__name__} has no graph form, as its forward gives a parameter or buffer other data: use "
-            "form='module', or plan with form='module'"
-        )
     if decisions is not None and not decisions.settled:
         raise CutError(
             f"{type(graph.model).__name__} has no graph form, as its code depends on values{at_places(decisions)}: use "
             "form='module', or plan with form='module'"
+        )
+    replaced = getattr(graph.capture.exported, "replaced", "")
+    if replaced:
+        raise CutError(
+            f"{type(graph.model).__name__} has no graph form, as its forward replaces {replaced}, which a graph can't: "
+            "use form='module', or plan with form='module'"
         )
     if decisions is not None:
         require_same_elsewhere(graph)
@@ -144,6 +148,7 @@ def _closed(dims: Any, given: Any, wrong: Dims) -> Any:
 def _cut(plan: Plan, captured: _Captured, module: GraphModule) -> GraphModule:
     _rewrite_calls(module, captured)
     _narrow_tensors(module, plan.graph, captured)
+    write_without_gradients(module)
     follow_modes(module, plan.graph.model.training)
     module.recompile()
     return module
@@ -152,9 +157,11 @@ def _cut(plan: Plan, captured: _Captured, module: GraphModule) -> GraphModule:
 def _exported(graph: DependencyGraph, inputs: Any, dims: Any) -> ExportedProgram | None:
     """torch.export's capture of the model with `dims` left open; None where there is none."""
     args, kwargs = inputs
-    with contextlib.suppress(Exception), dumps_dropped(), quiet(graph.model), torch.no_grad():
+    model = graph.model
+    with contextlib.suppress(Exception), dumps_dropped(), quiet(model), torch.no_grad():
         shapes = _by_name(graph, dims)
-        return inlined(torch.export.export(graph.model, args, kwargs, dynamic_shapes=shapes, strict=False))
+        with unwritten(model, *args, kwargs), data_by_operators(model):
+            return inlined(torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False))
     return None
 
 
@@ -174,6 +181,8 @@ def _matching(plan: Plan, exported: ExportedProgram) -> _Captured | None:
     if any(name not in widths.axes or widths.axes[name].size != graph[name].size for name in plan.removal):
         return None
     kept = widths.at(plan.removal)
+    if written_targets(exported) != written_targets(graph.capture.exported):
+        return None
     same = _narrowed(program, kept) == _narrowed(graph.capture.program, plan.kept())
     return _Captured(exported, program, kept) if same else None
 

@@ -104,10 +104,10 @@ class Reference:
         written = any(write.root is node for write in self.writes)
         self._put(node, tensor.clone() if written else tensor)
         for side in self.sides:
-            if written and node in self.apart:
-                side.env[node] = tensor.clone()
             if stored:
                 side.stored.add(node)
+            if written and node in self.apart:
+                side.hold(node, tensor)
 
     def _put(self, node: Node, made: Any) -> None:
         """The same on all sides."""

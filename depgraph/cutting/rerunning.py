@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +13,9 @@ from torch.utils import _pytree as pytree
 from depgraph.capture.capturing import quiet
 from depgraph.capture.deciding import following
 from depgraph.capture.exported import decisions_of
-from depgraph.capture.keeping import Contents
+from depgraph.capture.keeping import unwritten
 from depgraph.capture.recording import Call, replay
-from depgraph.capture.restoring import restored
-from depgraph.cutting.mutating import writes
+from depgraph.capture.restoring import own_containers
 from depgraph.widths import Kept
 
 if TYPE_CHECKING:
@@ -33,21 +30,17 @@ def rerun(
 ) -> tuple[list[torch.Tensor], list[Call]]:
     """The output tensors and the torch calls of one forward that decides as the traced one did.
 
-    After the outputs come the floating tensors that it decides by, unless the decisions are settled. Inputs,
-    parameters and buffers that it writes to are put back, and so is all that its modules keep.
+    After the outputs come the floating tensors that it decides by, unless the decisions are settled. Whatever it writes to
+    tensors, inputs and all that its modules keep is put back.
     `inputs` are the graph's own unless the model is cut in a vocabulary, see `inputs_at`.
     """
-    exported = graph.capture.exported
-    placeholders = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs}
-    written = {placeholders[w.root.name] for w in writes(exported.graph.nodes) if w.root.name in placeholders}
-    given = inputs if inputs is not None else (graph.args, graph.kwargs)
-    args, kwargs = pytree.tree_map(_copied if None in written else _same, given)  # containers of its own in any case
-    decisions = None if isinstance(model, GraphModule) else decisions_of(exported)
-    names = {name for name in written if name}
-    with quiet(model), torch.no_grad(), restored(model), _kept(model, names), following(decisions) as by:
+    args, kwargs = own_containers(inputs if inputs is not None else (graph.args, graph.kwargs))
+    decisions = None if isinstance(model, GraphModule) else decisions_of(graph.capture.exported)
+    with quiet(model), torch.no_grad(), unwritten(model, *args, kwargs) as written, following(decisions) as given:
         output, calls = replay(model, args, kwargs, decisions)
-    by = [] if decisions is None or decisions.settled else by
-    return [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)] + by, calls
+        made = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+        made += [] if decisions is None or decisions.settled else given
+        return [written.own(tensor) for tensor in made], calls
 
 
 def inputs_at(graph: DependencyGraph, kept: Kept) -> Inputs:
@@ -73,20 +66,3 @@ def _with_ids(graph: DependencyGraph, new: np.ndarray, old: np.ndarray) -> Input
             leaves[place] = torch.from_numpy(ids).to(leaves[place])
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     return args, kwargs
-
-
-def _same(leaf: Any) -> Any:
-    return leaf
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
-
-
-@contextmanager
-def _kept(model: nn.Module, names: set[str]) -> Iterator[None]:
-    """Parameters and buffers of these names have their values again afterwards."""
-    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    with Contents(model) as contents:
-        contents.keep(tensor for name, tensor in named if name in names)
-        yield

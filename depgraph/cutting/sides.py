@@ -133,6 +133,13 @@ class SideRun:
             return sliced_tensor(made, self.sliced, self.values[node.name])
         return made
 
+    def hold(self, node: Node, tensor: torch.Tensor) -> None:
+        """Let a placeholder that is written to have memory of its own, cut at once: writes must reach what is read later."""
+        self.env[node] = tensor
+        made = self.cut(node)
+        self.env[node] = tensor.clone() if made is tensor else made
+        self.stored.discard(node)
+
     def _whole(self, node: Node) -> Any:
         """What a node made, at its full size."""
         made = self.env[node]

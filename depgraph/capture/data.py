@@ -1,0 +1,66 @@
+"""`.data` by operators: torch reads and replaces it past its dispatcher, where a capture doesn't see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from depgraph.capture.frames import where
+from depgraph.errors import CaptureError
+
+
+class Rebound(CaptureError):
+    """The forward gives a tensor memory that a graph can't give it."""
+
+
+def check_memory_stays(func: Any) -> None:
+    """Raise Rebound for an operator that gives a tensor other memory."""
+    if getattr(func, "overloadpacket", None) is torch.ops.aten.set_:
+        raise Rebound(
+            f"at {where()} the forward gives a tensor other memory ({func}), which can't be captured: copy into it with "
+            "copy_ there, or take that out of the forward"
+        )
+
+
+class DataByOperators(TorchFunctionMode):
+    """Within, `tensor.data` is `tensor.detach()`, and `tensor.data = value` copies `value` into the tensor's memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one function."""
+        return _BY_OPERATORS.get(func, func)(*args, **(kwargs or {}))
+
+
+@contextmanager
+def data_by_operators(model: nn.Module) -> Iterator[None]:
+    """`DataByOperators` while `model` runs within."""
+    inside = ExitStack()
+    handles = [
+        model.register_forward_pre_hook(lambda module, args: inside.enter_context(DataByOperators()) and None),
+        model.register_forward_hook(lambda module, args, output: inside.close(), always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        inside.close()
+
+
+def _replace(tensor: Tensor, value: Tensor) -> None:
+    if (tensor.shape, tensor.dtype) != (value.shape, value.dtype):
+        raise Rebound(
+            f"at {where()} the data of a {tensor.dtype} tensor of shape {tuple(tensor.shape)} is replaced by a {value.dtype} "
+            f"one of shape {tuple(value.shape)}, which can't be captured: take that out of the forward"
+        )
+    tensor.detach().copy_(value)
+
+
+_BY_OPERATORS: dict[Any, Callable[..., Any]] = {
+    Tensor.data.__get__: Tensor.detach,  # type: ignore[attr-defined]
+    Tensor.data.__set__: _replace,  # type: ignore[attr-defined]
+}
