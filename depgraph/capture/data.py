@@ -32,7 +32,7 @@ class DataByOperators(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one function."""
-        return _BY_OPERATORS.get(func, func)(*args, **(kwargs or {}))
+        return BY_OPERATORS.get(func, func)(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def _replace(tensor: Tensor, value: Tensor) -> None:
     tensor.detach().copy_(value)
 
 
-_BY_OPERATORS: dict[Any, Callable[..., Any]] = {
+BY_OPERATORS: dict[Any, Callable[..., Any]] = {
     Tensor.data.__get__: Tensor.detach,  # type: ignore[attr-defined]
     Tensor.data.__set__: _replace,  # type: ignore[attr-defined]
 }

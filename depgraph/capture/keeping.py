@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from depgraph.capture.proxies import storage_key
-from depgraph.capture.restoring import held_tensors, restored
+from depgraph.capture.restoring import restored
 
 _STATISTICS = frozenset(["running_mean", "running_var"])  # written to by operators that don't declare it
 _HANDED_OVER = frozenset([Tensor.numpy, Tensor.__array__, Tensor.__dlpack__])  # others may write there, unseen
@@ -94,8 +94,8 @@ def unwritten(model: nn.Module, *inputs: Any) -> Iterator[Written]:
 @contextmanager
 def put_back(model: nn.Module, *inputs: Any) -> Iterator[Written]:
     """As `unwritten`, for what is written while the mode that it gives is on: backward passes are faster without."""
-    with restored(model, *inputs):
-        written = Written(held_tensors(model, *inputs))
+    with restored(model, *inputs) as held:
+        written = Written(held)
         try:
             yield written
         finally:

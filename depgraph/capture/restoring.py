@@ -31,18 +31,19 @@ _FOREIGN = frozenset(sys.stdlib_module_names - {"types", "argparse"}) | {"torch"
 
 
 @contextmanager
-def restored(model: nn.Module, *inputs: Any) -> Iterator[None]:
-    """Whatever happens within: all that `model` and its `inputs` hold is the same afterwards.
+def restored(model: nn.Module, *inputs: Any) -> Iterator[list[Tensor]]:
+    """Whatever happens within: all that `model` and its `inputs` hold is the same afterwards. Gives the tensors among it.
 
     Every list, dict, set and plain object has the same contents by identity: what was added is gone, what was replaced or
     removed is back, in the old order. Every tensor has the same memory and layout; what is written there stays.
     """
-    found = [container for container in _containers(model, inputs) if not isinstance(container, tuple)]
+    every = _containers(model, inputs)
+    found = [container for container in every if not isinstance(container, tuple)]
     empty = [container for container in found if not container]
     saved = [(container, _copied(container)) for container in found if container]
-    tensors = [(tensor, tensor.detach()) for tensor in held_tensors(model, *inputs)]
+    tensors = [(tensor, tensor.detach()) for tensor in _tensors_in(model, every)]
     try:
-        yield
+        yield [tensor for tensor, _ in tensors]
     finally:
         for container in empty:
             if container:
@@ -55,10 +56,13 @@ def restored(model: nn.Module, *inputs: Any) -> Iterator[None]:
                 tensor.data = alias
 
 
-def held_tensors(model: nn.Module, *inputs: Any) -> list[Tensor]:
-    """Every tensor that `model` and `inputs` hold and that has memory of its own kind, once."""
-    containers: list[Any] = [list(model.parameters()), list(model.buffers()), *_containers(model, inputs)]
-    found = {id(one): one for held in containers for one in _tensors(held)}
+def _tensors_in(model: nn.Module, containers: list[Any]) -> list[Tensor]:
+    """Every tensor that `model` and `containers` hold and that has memory of its own kind, once."""
+    found = {id(one): one for one in (*model.parameters(), *model.buffers()) if _has_memory(one)}
+    for container in containers:
+        for value in container.values() if isinstance(container, dict) else container:
+            if isinstance(value, Tensor) and id(value) not in found and _has_memory(value):
+                found[id(value)] = value
     return list(found.values())
 
 
@@ -104,12 +108,6 @@ def _containers(model: nn.Module, inputs: Any) -> list[Any]:
             elif is_open(value):
                 left.append((vars(value), below))
     return found
-
-
-def _tensors(container: Any) -> Iterator[Tensor]:
-    for value in container.values() if isinstance(container, dict) else container:
-        if isinstance(value, Tensor) and _has_memory(value):
-            yield value
 
 
 def _has_memory(tensor: Tensor) -> bool:

@@ -46,12 +46,14 @@ def training_forward(model: nn.Module, inputs: Inputs) -> DirectProgram | None:
 
 
 def leaves_unread(exported: CapturedProgram) -> bool:
-    """Is there a parameter, or a buffer of floating numbers, that nothing in the program reads?"""
+    """Is there a parameter, or a table of floating numbers among the buffers, that nothing in the program reads?"""
     signature = exported.graph_signature
-    held = {*signature.parameters, *signature.buffers}
+    least = dict.fromkeys(signature.buffers, 2) | dict.fromkeys(signature.parameters, 1)
     targets = {spec.arg.name: spec.target for spec in signature.input_specs}
-    unread = (n.meta["val"] for n in exported.graph.nodes if not n.users and targets.get(n.name) in held)
-    return any(tensor.ndim and tensor.is_floating_point() for tensor in unread)
+    unread = [
+        (targets.get(n.name), n.meta["val"]) for n in exported.graph.nodes if n.op == "placeholder" and not n.users
+    ]
+    return any(name in least and t.is_floating_point() and t.ndim >= least[name] for name, t in unread)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from depgraph.capture import proxies
-from depgraph.capture.data import DataByOperators
+from depgraph.capture.data import BY_OPERATORS
 from depgraph.capture.expressions import parts
 from depgraph.capture.frames import here, where
 from depgraph.capture.matching import Path, Python, Source, given_expressions, sources
@@ -99,7 +99,7 @@ class Watch(TorchFunctionMode):
         if query is not None:
             return query(func(*args, **kwargs), args, kwargs, tracer)
         before = proxies.last_node(tracer)
-        result = func(*args, **kwargs)
+        result = BY_OPERATORS.get(func, func)(*args, **kwargs)
         made = proxies.nodes_after(tracer, before)
         self._record(func, result, made)
         if made:
@@ -161,7 +161,6 @@ def watched(model: nn.Module, log: Log, finish: Callable[[Any], None]) -> Iterat
         log.tracer = proxies.active_tracer()
         inside.enter_context(proxies.open_functionals())
         if log.tracer is not None:
-            inside.enter_context(DataByOperators())
             inside.enter_context(observing(log))
             inside.enter_context(_builtin_extremes())
         inside.enter_context(Watch(log))
