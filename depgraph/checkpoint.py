@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from depgraph.cutting.record import (
     Record,
@@ -181,6 +182,17 @@ def load(
     return _load(path, manifest, model, torch.device(device if device is not None else "cpu"))
 
 
+def _initialise(model: nn.Module, made: list[Record]) -> None:
+    """Give lazy modules their shapes, by running them on inputs like the recorded ones."""
+    if any(map(is_lazy, model.parameters())):
+        run_once(model, made)
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise CheckpointError(
+                f"parameter {name!r} of the module that was given has no shape yet: run it once before loading"
+            )
+
+
 def _load(path: Path, manifest: Mapping[str, Any], model: Any, where: torch.device) -> nn.Module:
     if manifest["kind"] == "plain" and model is None:
         return _dressed(_from_plain(path, manifest, where), manifest)
@@ -189,6 +201,7 @@ def _load(path: Path, manifest: Mapping[str, Any], model: Any, where: torch.devi
     original = _original(path, manifest, model, where)
     if model is None and made and made[0]["original"].get("modules", {}) != classes_of(original):
         run_once(original, made)  # it replaces modules when it runs
+    _initialise(original, made)
     try:
         loaded = _filled(original, (manifest["tensors"], tensors), made, where)
     except CheckpointError:

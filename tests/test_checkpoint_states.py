@@ -266,3 +266,15 @@ def test_query_and_kv_heads_both_follow_in_a_plain_config(tmp_path: Path) -> Non
     heads = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
     assert [config[name] for name in heads] == [48, 6, 3, 12]
     assert_same(example, pruned, depgraph.load(tmp_path / "saved"))
+
+
+def test_a_lazy_module_is_initialised_before_it_is_filled(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.Linear(16, 3)).eval()
+
+    model, x = build(), torch.randn(2, 5)
+    model(x)
+    pruned = depgraph.trace(model, (x,)).cut_plan({"0.weight:0": [0, 2]}).apply()
+    depgraph.save(pruned, tmp_path / "saved")
+    loaded = depgraph.load(tmp_path / "saved", model=build)
+    torch.testing.assert_close(loaded(x), pruned(x), rtol=0, atol=0)

@@ -668,3 +668,17 @@ def test_an_embedding_makes_up_for_its_scale_unless_another_layer_reads_it(tied:
     report = plan.apply_with_report()
     assert report.form == ("graph" if tied else "module")
     torch.testing.assert_close(report.model(ids), zeroed(model, plan)(ids))
+
+
+def test_outputs_that_are_not_numbers_prove_nothing() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.relu(self.first(x))) + x.abs().sum() / 0
+
+    graph = depgraph.trace(Broken().eval(), torch.randn(2, 4))
+    with pytest.raises(CheckError, match="nothing but NaN and infinity on the example inputs"):
+        graph.cut_plan({"first.weight:0": [0]}).apply()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import depgraph
+import importance
 from tests.test_end_to_end import random_scores
 
 Body = Callable[[Tensor], Tensor]
@@ -107,3 +108,31 @@ def test_a_number_that_only_an_assertion_reads_binds_nothing() -> None:
             return self.last(y)
 
     check(Asserting(), torch.randn(2, 6))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_learns_to_be_quantised_is_cut() -> None:
+    from torch.ao.quantization import FusedMovingAvgObsFakeQuantize, MovingAveragePerChannelMinMaxObserver
+
+    of_rows = FusedMovingAvgObsFakeQuantize.with_args(
+        observer=MovingAveragePerChannelMinMaxObserver, quant_min=-128, quant_max=127, dtype=torch.qint8,
+        qscheme=torch.per_channel_symmetric,
+    )  # fmt: skip
+
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 3)
+            self.rows, self.whole = of_rows(), FusedMovingAvgObsFakeQuantize()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.whole(F.linear(x, self.rows(self.first.weight), self.first.bias).relu())
+            return self.second(hidden)
+
+    torch.manual_seed(0)
+    model, x = Learned(), torch.randn(8, 6)
+    model(x)
+    graph = depgraph.trace(model.eval(), (x,))
+    report = graph.plan(importance.Magnitude(), depgraph.Target(params=0.6)).apply_with_report()
+    assert report.model.first.out_features < 16 and not graph.unknown
+    assert report.model.rows.scale.shape == (report.model.first.out_features,)

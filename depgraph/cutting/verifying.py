@@ -84,6 +84,7 @@ class Verifier:
         with torch.no_grad():
             reference, original = self._references(Side(sliced, zeroed), Side(empty, empty), follow)
             expected = self._narrow(reference, zeroed, sliced)
+        self._require_finite(expected)
         moved = self._narrow(original, self.plan.kept(), empty)
         error = difference(got, expected)
         check = Check(error, difference(expected, moved), tolerance, len(self.exact), len(self.mixed), compared)
@@ -99,6 +100,14 @@ class Verifier:
         if decisions_of(graph.capture.exported) is not None and not isinstance(model, GraphModule):
             require_runs_by_itself(graph, model, inputs_at(graph, self.plan.kept()))
         return check
+
+    def _require_finite(self, expected: Tensors) -> None:
+        numbers = [t for t in expected if t.numel() and _is_continuous(t)]
+        if numbers and not any(bool(torch.isfinite(t).any()) for t in numbers):
+            raise CheckError(
+                f"{type(self.graph.model).__name__} gives nothing but NaN and infinity on the example inputs, so that nothing can "
+                "be compared with it: trace it with other inputs, or mend its weights"
+            )
 
     def _chooses(self) -> bool:
         """Does the graph choose among indices, and not as decisions say?"""

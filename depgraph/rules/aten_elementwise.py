@@ -56,6 +56,21 @@ def fake_quantize(op: Op) -> None:
         op.relations.align(value.dim(0), source.dim(op["axis"]))
 
 
+@rule("aten.fused_moving_avg_obs_fake_quant", "aten._fused_moving_avg_obs_fq_helper")
+def observed_fake_quantize(op: Op) -> None:
+    """As `fake_quantize`, with the scale of the extremes that were seen: of each row, or of all."""
+    source = op["self"]
+    for made in op.outputs:
+        op.align_elementwise([source, made])
+    if op["per_row_fake_quant"]:
+        for name in ("running_min", "running_max", "scale", "zero_point"):
+            if op[name].shape:
+                op.relations.align(op[name].dim(0), source.dim(op["ch_axis"]))
+    for d in range(len(source.shape)):
+        if not op["per_row_fake_quant"] or d != op["ch_axis"] % len(source.shape):
+            op.relations.mix(source.dim(d), "its scale is that of the extremes along it")
+
+
 @rule("aten.glu")
 def glu(op: Op) -> None:
     """The first half of `dim` times the sigmoid of its second half: [half, size] in one."""

@@ -134,6 +134,8 @@ SAMPLES = [
 
 UNSAMPLED = {
     "aten.fake_quantize_per_channel_affine": "its scales are of single precision only",
+    "aten.fused_moving_avg_obs_fake_quant": "it takes single precision only; tests/test_operators.py cuts a model with it",
+    "aten._fused_moving_avg_obs_fq_helper": "it takes single precision only",
     **{f"aten.{name}": _RANDOM for name in
        words("bernoulli normal_ uniform_ exponential_ rand_like randn_like randint_like rand randn randint randperm")},
     **{f"aten.{name}": "its values are whatever was in memory" for name in
