@@ -682,3 +682,28 @@ def test_outputs_that_are_not_numbers_prove_nothing() -> None:
     graph = depgraph.trace(Broken().eval(), torch.randn(2, 4))
     with pytest.raises(CheckError, match="nothing but NaN and infinity on the example inputs"):
         graph.cut_plan({"first.weight:0": [0]}).apply()
+
+
+def test_a_part_of_a_packed_weight_makes_up_for_the_scale_of_its_heads() -> None:
+    class Pooling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.probe, self.attention = (
+                nn.Parameter(torch.randn(1, 1, 32)),
+                nn.MultiheadAttention(32, 4, batch_first=True),
+            )
+            self.body, self.head = nn.Linear(8, 32), nn.Linear(32, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.body(x)
+            made, _ = self.attention(self.probe.expand(len(x), -1, -1), x, x)
+            return self.head(made[:, 0])
+
+    torch.manual_seed(0)
+    model, x = Pooling().eval(), torch.randn(3, 6, 8)
+    graph = depgraph.trace(model, (x,))
+    widths = {axis.name: list(range(axis.size // 4)) for axis in graph.axes if axis.size in (8, 32)}
+    plan = graph.cut_plan(widths)
+    report = plan.apply_with_report()
+    assert report.form == "module" and report.model.attention.out_proj.in_features == 24
+    torch.testing.assert_close(report.model(x), zeroed(model, plan)(x), rtol=1e-4, atol=1e-5)

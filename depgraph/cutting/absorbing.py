@@ -11,7 +11,7 @@ import itertools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,21 @@ _MOVES = frozenset(
 _LINEAR = frozenset(["linear", "conv1d", "conv2d", "addmm", "matmul", "mm"])
 _EITHER = frozenset(["mul", "matmul", "bmm", "einsum"])
 _ALL = frozenset(["add", "sub", "cat", "stack", "neg"])
+_OF_A_WEIGHT = frozenset(
+    [
+        "t",
+        "numpy_T",
+        "transpose",
+        "permute",
+        "contiguous",
+        "getitem",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "slice",
+        "narrow",
+    ]
+)
 _FIRST = frozenset(["div", "gather", "roll"])
 _MOST_WAYS = 16
 
@@ -174,28 +189,53 @@ class _Search:
     def _linear(self, node: Node, moves: list[Node]) -> Found | None:
         """The rows of the weight (and of a bias) that make what `moves` leave of a product with a parameter."""
         operands = [(a, self._held(a)) for a in node.all_input_nodes]
-        weights = [p for a, p in operands[1:] if p is not None and len(p.meta["val"].shape) > 1]
+        weights = [held for a, held in operands[1:] if held is not None and len(a.meta["val"].shape) > 1]
         if not weights:
             return None
         made = _rows(node, moves)
         widths, values = self.graph.widths, self.graph.capture.program.values
         out = values[node.name].dim(1 if _name(node).startswith("conv") else -1)
         found: Found = {}
-        for _, held in operands:
+        for operand, held in operands:
             if held is not None:
                 dims = [
-                    d for d, dim in enumerate(values[held.name].dims) if widths.class_of(dim) == widths.class_of(out)
+                    d for d, dim in enumerate(values[operand.name].dims) if widths.class_of(dim) == widths.class_of(out)
                 ]
-                if len(dims) != 1 or len(held.users) > 1:  # read elsewhere too
+                source = held.rows(operand, dims[0]) if len(dims) == 1 else None
+                if source is None or len(held.parameter.users) > 1:  # read elsewhere too
                     return None
-                found[self.parameters[held.name]] = np.append(made, dims[0])
+                d, rows = source
+                found[self.parameters[held.parameter.name]] = np.append(rows[made], d)
         return found
 
-    def _held(self, node: Node) -> Node | None:
-        """The parameter that a node is, but for transposes."""
-        while _name(node) in ("t", "numpy_T", "transpose", "permute", "to", "contiguous"):
+    def _held(self, node: Node) -> _Part | None:
+        """The parameter that a node is, or a part of it, but for transposes."""
+        moves: list[Node] = []
+        while node.name not in self.parameters:
+            if _name(node) not in _OF_A_WEIGHT or not node.all_input_nodes:
+                return None
+            moves.insert(0, node)
             node = node.all_input_nodes[0]
-        return node if node.name in self.parameters else None
+        return _Part(node, moves)
+
+
+class _Part(NamedTuple):
+    """What `moves` leave of a parameter."""
+
+    parameter: Node
+    moves: list[Node]
+
+    def rows(self, operand: Node, dim: int) -> tuple[int, np.ndarray] | None:
+        """Which dim of the parameter, and which of its indices, lie along dimension `dim` of `operand`; None if that varies."""
+        shape = tuple(self.parameter.meta["val"].shape)
+        for d, size in enumerate(shape):
+            numbers: Any = torch.arange(size).reshape([-1 if k == d else 1 for k in range(len(shape))]).expand(shape)
+            for move in self.moves:
+                numbers = move.target(numbers, *move.args[1:], **move.kwargs)  # type: ignore[operator]
+            along = numbers.movedim(dim, 0).reshape(numbers.shape[dim], -1)
+            if size > 1 and bool((along == along[:, :1]).all()) and len(along[:, 0].unique()) == len(along):
+                return d, along[:, 0].numpy()
+        return None
 
 
 def _name(node: Node) -> str:
