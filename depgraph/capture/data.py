@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from depgraph.capture.frames import where
+from depgraph.capture.hooking import hooked
 from depgraph.errors import CaptureError
 
 
@@ -39,16 +40,15 @@ class DataByOperators(TorchFunctionMode):
 def data_by_operators(model: nn.Module) -> Iterator[None]:
     """`DataByOperators` while `model` runs within."""
     inside = ExitStack()
-    handles = [
-        model.register_forward_pre_hook(lambda module, args: inside.enter_context(DataByOperators()) and None),
-        model.register_forward_hook(lambda module, args, output: inside.close(), always_call=True),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+    def enter(module: nn.Module, args: Any) -> None:
+        inside.enter_context(DataByOperators())
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
         inside.close()
+
+    with inside, hooked(model, enter, leave):
+        yield
 
 
 def _replace(tensor: Tensor, value: Tensor) -> None:

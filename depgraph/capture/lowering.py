@@ -54,8 +54,10 @@ def lower_also(program: Program, exported: CapturedProgram, held: Held) -> bool:
     lowering.first_of = {program.ties.get(target, target): value for target, value in reversed(stored.items())}
     contractions, work = program.relations.contractions, program.relations.work
     program.relations.contractions, program.relations.work = [], []
-    also = lowering.run()
-    program.relations.contractions, program.relations.work = contractions, work
+    try:
+        also = lowering.run()
+    finally:
+        program.relations.contractions, program.relations.work = contractions, work
     for value in also.values.values():
         if value.used and value.target in stored:
             stored[value.target].used = True

@@ -20,6 +20,7 @@ from depgraph.capture import proxies
 from depgraph.capture.data import BY_OPERATORS
 from depgraph.capture.expressions import parts
 from depgraph.capture.frames import here, where
+from depgraph.capture.hooking import hooked
 from depgraph.capture.matching import Path, Python, Source, given_expressions, sources
 from depgraph.capture.sizes import Expr, ShapeOf, SizeInt, observing, plain, tracked_extreme
 
@@ -178,17 +179,8 @@ def watched(model: nn.Module, log: Log, finish: Callable[[Any], None]) -> Iterat
             return None
         return pytree.tree_unflatten([plain(leaf) for leaf in leaves], spec)
 
-    with proxies.function_mode_stack_kept():
-        handles = [
-            model.register_forward_pre_hook(enter, prepend=True),
-            model.register_forward_hook(leave, always_call=True),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            inside.close()
+    with proxies.function_mode_stack_kept(), inside, hooked(model, enter, leave):
+        yield
 
 
 @contextmanager
