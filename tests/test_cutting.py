@@ -612,6 +612,7 @@ DRAWN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bernoulli": lambda mean, spread: mean * torch.empty_like(spread).bernoulli_(0.3),
     "dropout": lambda mean, spread: F.dropout(mean + spread, 0.3, training=True),
     "gumbel": lambda mean, spread: F.gumbel_softmax(mean + spread),
+    "one number": lambda mean, spread: mean * torch.randn_like(mean) + spread * torch.rand(()),
 }
 
 

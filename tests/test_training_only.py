@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 import depgraph
 import importance
+from depgraph import rules
+from depgraph.rules import registry
 from tests.test_end_to_end import zeroed
 
 
@@ -84,3 +86,13 @@ def test_a_training_forward_that_the_example_does_not_go_through_changes_nothing
     assert not graph.capture.trained
     report = graph.plan(importance.Magnitude(), depgraph.Target(params=0.6)).apply_with_report()
     assert any("doesn't read them: side.0.weight" in note for note in report.notes)
+
+
+def test_a_training_forward_that_no_rule_copes_with_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(op: rules.Op) -> None:
+        raise KeyError("an argument that this use doesn't have")
+
+    monkeypatch.setitem(registry._TABLE, "aten.adaptive_avg_pool2d", fails)
+    graph = depgraph.trace(Auxiliary(), (torch.randn(4, 3, 8, 8),))
+    assert not graph.capture.trained and graph.note == ""
+    assert graph["first.weight:0"].prunable.all()

@@ -111,8 +111,7 @@ class Redrawing(TorchDispatchMode):
             or tuple(map(len, self.at)) != tuple(theirs.shape)
         ):
             return False
-        if theirs.ndim:
-            made[torch.meshgrid(*self.at, indexing="ij")] = theirs.to(made)
+        made[torch.meshgrid(*self.at, indexing="ij") if self.at else ()] = theirs.to(made)
         return True
 
 
