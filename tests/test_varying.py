@@ -111,3 +111,10 @@ def test_a_graph_form_refuses_sizes_at_which_it_would_compute_something_else() -
     report.model(torch.randn(5, 6, 6))
     with pytest.raises(RuntimeError, match="to be equal to 6"):
         report.model(torch.randn(2, 9, 6))
+
+
+def test_a_model_without_data_has_a_graph_form() -> None:
+    with torch.device("meta"):
+        model, x = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(4, 8)
+    report = depgraph.trace(model.eval(), (x,)).cut_plan({"0.weight:0": [0, 1]}).apply_with_report(form="graph")
+    assert report.notes == () and report.model(torch.randn(7, 8, device="meta")).shape == (7, 4)
