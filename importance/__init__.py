@@ -3,20 +3,44 @@
 An estimator is called with a `depgraph.DependencyGraph` and returns a dict from axis name to a float64 array [groups].
 """
 
+from importance.accumulators import Gram, Moments, Norms, SampleMeans, Weights
+from importance.activation import CRITERIA, Activation, Criterion
+from importance.compensation import Compensated, Compensation, compensate
+from importance.contributions import Contributions
 from importance.losses import next_token
 from importance.magnitude import Magnitude
 from importance.normalisation import Normalisation
+from importance.obs import OptimalBrain
 from importance.randomly import Random
 from importance.reduction import Reduction
 from importance.registry import named, names, needs_data
+from importance.statistics import Consumer, Gathering, Statistics, collect, consumers_of
 from importance.taylor import Taylor
 
 __all__ = [
+    "CRITERIA",
+    "Activation",
+    "Compensated",
+    "Compensation",
+    "Consumer",
+    "Contributions",
+    "Criterion",
+    "Gathering",
+    "Gram",
     "Magnitude",
+    "Moments",
     "Normalisation",
+    "Norms",
+    "OptimalBrain",
     "Random",
     "Reduction",
+    "SampleMeans",
+    "Statistics",
     "Taylor",
+    "Weights",
+    "collect",
+    "compensate",
+    "consumers_of",
     "named",
     "names",
     "needs_data",

@@ -43,6 +43,16 @@ def loss_of(model: nn.Module, batch: Any, loss: Loss | None) -> Tensor:
     return _checked(value, model)
 
 
+def inputs_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What of a batch `model` is called with: labels, and tensors that `forward` has no room for, are left out.
+
+    Raises DataError when a batch is no tensor, tuple or mapping.
+    """
+    args, kwargs = _arguments(batch)
+    takes = _Signature(model.forward)
+    return takes.positional(args), {n: v for n, v in kwargs.items() if n != "labels" and takes.keyword(n)}
+
+
 def moved(batch: Any, device: torch.device) -> Any:
     """The batch with all its tensors on a device; tuples, lists and mappings keep their form."""
     if isinstance(batch, Tensor):

@@ -26,6 +26,7 @@ from depgraph.widths import Kept
 
 Fetch = Callable[[str], torch.Tensor]
 Outputs = list[tuple[Value, torch.Tensor]]
+Watch = Mapping[Node, Callable[[Node, SideRun], None]]
 _ROWS = {"linear": 0, "mm": 0, "matmul": 0, "addmm": 1}  # products, and which operand is taken row by row
 
 
@@ -46,15 +47,23 @@ class Reference:
     """A captured program that can be run with some axes sliced and others zeroed.
 
     What is the same on all sides is computed once, and one weight times the rows of several sides is one product, so
-    that weights are read from memory once. The first side chooses as `follow` says.
+    that weights are read from memory once. The first side chooses as `follow` says, and is shown to `watch` after each of the
+    nodes that it has.
     """
 
     def __init__(
-        self, exported: CapturedProgram, program: Program, sides: Sequence[Side], follow: Following | None = None
+        self,
+        exported: CapturedProgram,
+        program: Program,
+        sides: Sequence[Side],
+        follow: Following | None = None,
+        *,
+        watch: Watch | None = None,
     ) -> None:
         self.exported = exported
         self.program = program
         self.follow = follow or Following({}, 0.0, Draws(), None)
+        self.watch = watch or {}
         self.nodes = list(exported.graph.nodes)
         self.sides = [SideRun(side, program, self.nodes) for side in sides]
         self.writes = writes(self.nodes)
@@ -90,6 +99,8 @@ class Reference:
             else:
                 found = [n for n in pytree.tree_leaves(node.args) if isinstance(n, Node)]
                 outputs = [self._outputs(found, side) for side in self.sides]
+            if node in self.watch:
+                self.watch[node](node, self.sides[0])
             for side in self.sides:
                 for dead in last_use.get(node, ()):
                     del side.env[dead]

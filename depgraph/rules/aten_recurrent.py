@@ -66,6 +66,8 @@ def recurrent_layers(op: Op) -> None:
     op.relations.fold(output.dim(-1), [directions, cells.state])
     for k, weights in enumerate(_per_cell(op, projected)):
         first = k < (2 if op["bidirectional"] else 1)
+        if first:
+            op.contract(source, -1, product=weights[0].first)
         _cell(cells, weights, reads=[source.dim(-1)] if first else [directions, cells.state])
 
 

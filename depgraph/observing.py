@@ -1,0 +1,217 @@
+"""Running a traced model on other inputs, an operator at a time, and looking at what its operators are given.
+
+The captured program is run, not the module: so everything that the graph knows of can be watched, in any architecture, a
+weight is fetched when it is needed and let go after, and the model itself stays as it is. For inputs of other shapes than the
+example's the model is captured again (without weights), once for each shape; a model whose code depends on values, for every
+batch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from depgraph.capture.capturing import Capture, quiet
+from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_of
+from depgraph.capture.holding import held_by
+from depgraph.capture.lowering import lower
+from depgraph.capture.recording import record, record_decided
+from depgraph.consumers import Meeting, meetings
+from depgraph.cutting.draws import same_draws
+from depgraph.cutting.reference import Outputs, Reference
+from depgraph.cutting.sides import Side, SideRun
+from depgraph.errors import DataError
+from depgraph.graph import Program
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
+
+Watcher = Callable[["Met"], None]
+Seen = Mapping[str, Callable[[torch.Tensor], None]]
+Shapes = tuple[Any, ...]
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Met(NamedTuple):
+    """What came together in a `meeting`: its operand, and the other operand; without gradients. `node` is the operator."""
+
+    meeting: Meeting
+    operand: torch.Tensor
+    other: torch.Tensor
+    node: Node
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A capture for inputs of certain shapes; `same` says whether it has the nodes of the graph's own capture."""
+
+    exported: CapturedProgram
+    program: Program
+    same: bool
+
+    @cached_property
+    def meetings(self) -> list[Meeting]:
+        """Its products, see `depgraph.consumers.meetings`."""
+        return meetings(self.program, self.exported.graph.nodes)
+
+    @cached_property
+    def tables(self) -> dict[str, int]:
+        """The sizes of the tables that inputs point into, by the names of these."""
+        fixed = (
+            (reason.lift.removeprefix("index "), dim) for dim, _, reason in self.program.relations.fixed if reason.lift
+        )
+        return {name: self.program.relations.sizes[dim] for name, dim in fixed}
+
+    @cached_property
+    def nodes(self) -> dict[str, list[Meeting]]:
+        """Its products by the operators that take them."""
+        found: dict[str, list[Meeting]] = defaultdict(list)
+        for meeting in self.meetings:
+            found[meeting.op].append(meeting)
+        return found
+
+
+class Observer:
+    """Runs the model of a graph on batches of any shape; `fetch` gives a tensor of the model by name."""
+
+    def __init__(self, graph: DependencyGraph, fetch: Callable[[str], torch.Tensor] | None = None) -> None:
+        self.graph = graph
+        self.tensors = fetch or graph.tensors().__getitem__
+        self._captures: dict[Shapes, Runnable] = {}
+
+    @cached_property
+    def own(self) -> Runnable:
+        """The capture that the graph was made of."""
+        return Runnable(self.graph.capture.exported, self.graph.capture.program, True)
+
+    @cached_property
+    def _by_values(self) -> bool:
+        decisions = decisions_of(self.graph.capture.exported)
+        return decisions is not None and not decisions.settled
+
+    def runnable(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Runnable:
+        """The capture for inputs of these shapes.
+
+        Raises DataError when the model can't be captured on them.
+        """
+        if self._by_values:
+            return self._capture(args, kwargs)
+        key = shapes_of(args, kwargs)
+        if key not in self._captures:
+            example = shapes_of(self.graph.args, self.graph.kwargs)
+            self._captures[key] = self.own if key == example else self._capture(args, kwargs)
+        return self._captures[key]
+
+    def run(
+        self, inputs: Inputs, watch: Watcher | None = None, seen: Seen | None = None, side: Side | None = None
+    ) -> Outputs:
+        """Run one batch and give every product with two operands to `watch`, and values to what `seen` has under their names.
+
+        `side` says what is zeroed meanwhile; values can be seen in a capture with the graph's own nodes only.
+
+        Raises DataError when an input points beyond a table, or the model can't be captured on inputs of these shapes.
+        """
+        args, kwargs = inputs
+        found = self.runnable(args, kwargs)
+        self._require_within(found, args, kwargs)
+        if (side is not None or seen) and not found.same:
+            raise DataError(
+                f"{type(self.graph.model).__name__} takes another way on a batch than on the example that it was traced with: trace "
+                "it on such a batch"
+            )
+        whole = self.graph.widths.at({})
+        watched = _Shower(found, watch, seen or {}).nodes()
+        reference = Reference(found.exported, found.program, [side or Side(whole, whole)], watch=watched)
+        with torch.no_grad(), same_draws():
+            (outputs,) = reference.run(lambda name: self._fetch(found, name), args, kwargs)
+        return outputs
+
+    def _fetch(self, found: Runnable, name: str) -> torch.Tensor:
+        constants = found.exported.constants
+        return constants[name] if name in constants and name not in self._names else self.tensors(name)
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.graph.tensors())
+
+    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Runnable:
+        model, traced = self.graph.model, self.graph.capture
+        by_value = isinstance(traced.exported, DirectProgram) and decisions_of(traced.exported) is not None
+        how = record_decided if by_value else record
+        try:
+            with quiet(model), torch.no_grad():
+                exported, _ = how(model, args, dict(kwargs))
+        except Exception as error:
+            text = (str(error).strip().splitlines() or [""])[0]
+            raise DataError(
+                f"a batch doesn't fit {type(model).__name__}, which failed with {type(error).__name__}: {text}"
+            ) from error
+        if _alike(exported, traced):
+            return Runnable(exported, traced.program, True)
+        return Runnable(exported, lower(exported, False, held_by(model)), False)
+
+    def _require_within(self, found: Runnable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise DataError when integers of an input that are looked up in a table lie outside of it."""
+        targets = {spec.arg.name: spec.target for spec in found.exported.graph_signature.input_specs}
+        given = [n.name for n in found.exported.graph.nodes if n.op == "placeholder" and targets[n.name] is None]
+        for name, leaf in zip(given, pytree.tree_leaves((args, dict(kwargs))), strict=False):
+            size = found.tables.get(name)
+            if size is None or not isinstance(leaf, torch.Tensor) or leaf.is_floating_point() or not leaf.numel():
+                continue
+            largest, least = int(leaf.max()), int(leaf.min())
+            if largest >= size or least < -size:
+                raise DataError(
+                    f"input {name!r} of a batch holds the index {largest if largest >= size else least}, but the table that it "
+                    f"points into has {size} rows: look for a tokenizer that isn't the model's"
+                )
+
+
+@dataclass(frozen=True)
+class _Shower:
+    """Shows what the products of an operator multiply to a watcher, and values to those who asked for them."""
+
+    found: Runnable
+    watch: Watcher | None
+    seen: Seen
+
+    def nodes(self) -> dict[Node, Callable[[Node, SideRun], None]]:
+        """The nodes that there is something to show of."""
+        met = self.found.nodes if self.watch is not None else {}
+        return {n: self.show for n in self.found.exported.graph.nodes if n.name in met or n.name in self.seen}
+
+    def show(self, node: Node, side: SideRun) -> None:
+        """What a node has made, and what it has met."""
+        if node.name in self.seen:
+            self.seen[node.name](side.cut(node).detach())
+        values = self.found.program.values
+        made = {values[n.name].name: n for n in node.all_input_nodes if n.name in values}
+        for meeting in self.found.nodes.get(node.name, ()) if self.watch is not None else ():
+            if meeting.operand in made and meeting.other in made:
+                operand, other = side.cut(made[meeting.operand]), side.cut(made[meeting.other])
+                if operand.is_floating_point() or operand.is_complex():
+                    self.watch(Met(meeting, operand.detach(), other.detach(), node))  # type: ignore[misc]
+
+
+def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Shapes:
+    """What a capture depends on: the structure of the inputs, the shapes and dtypes of tensors, all other leaves."""
+    leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+    found = [(tuple(x.shape), x.dtype, x.device.type) if isinstance(x, torch.Tensor) else repr(x) for x in leaves]
+    return (str(spec), *found)
+
+
+def _alike(exported: CapturedProgram, traced: Capture) -> bool:
+    """Has a capture the operators of the graph's own, under the same names and given the same?"""
+    mine, own = list(exported.graph.nodes), list(traced.exported.graph.nodes)
+    return len(mine) == len(own) and all(
+        a.name == b.name
+        and a.target == b.target
+        and [n.name for n in a.all_input_nodes] == [n.name for n in b.all_input_nodes]
+        for a, b in zip(mine, own, strict=True)
+    )

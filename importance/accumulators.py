@@ -1,0 +1,214 @@
+"""Running statistics of the rows that come into a consumer: constant memory, whatever the number and order of batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from importance.choices import pick
+from importance.rows import Rows
+
+
+class Statistic(Protocol):
+    """What can be asked for: hashable, so that two who ask for the same share it.
+
+    `start(consumer)` makes a fresh accumulator. `view` says what that takes in: "channels" (if absent), "columns" (the windows
+    of a convolution laid out), "weights" (what the channels are multiplied with), or "both" (channels and weights).
+    """
+
+    def start(self, consumer: Any = None, /) -> Any: ...
+
+
+@dataclass
+class MomentSums:
+    """Number, mean and variance of rows, merged batch by batch (Chan et al. 1979): equal in any order, to rounding."""
+
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros(()))
+    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, rows: Rows) -> None:
+        """Take in rows [samples, positions, channels]."""
+        flat = rows.flat
+        new = len(flat)
+        if not new:
+            return
+        variance, mean = torch.var_mean(flat, dim=0, correction=0)
+        total = self.count + new
+        apart = mean - self.mean.to(mean)
+        self.squares = self.squares.to(mean) + variance * new + apart.square() * (self.count * new / total)
+        self.mean = self.mean.to(mean) + apart * (new / total)
+        self.count = total
+
+    @property
+    def variance(self) -> Tensor:
+        """Unbiased (divided by rows - 1), [channels]; zeros where there is one row only."""
+        return self.squares / max(self.count - 1, 1)
+
+
+@dataclass
+class NormSums:
+    """Sums of |x| and x^2 over all rows [channels], the numbers of rows and of samples."""
+
+    rows: int = 0
+    samples: int = 0
+    absolutes: Tensor = field(default_factory=lambda: torch.zeros(()))
+    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, rows: Rows) -> None:
+        """Take in rows [samples, positions, channels]."""
+        flat = rows.flat
+        self.rows += len(flat)
+        self.samples += rows.samples
+        self.absolutes = torch.linalg.vector_norm(flat, 1, dim=0) + self.absolutes.to(flat)
+        self.squares = torch.linalg.vector_norm(flat, 2, dim=0).square() + self.squares.to(flat)
+
+    @property
+    def norm(self) -> Tensor:
+        """||X_j|| over the root of the number of samples, [channels]: Wanda's factor."""
+        return (self.squares / max(self.samples, 1)).sqrt()
+
+
+_OVER_POSITIONS = {
+    "mean": lambda rows: rows.sample_means(rows.values.abs()),
+    "l2": lambda rows: rows.sample_means(rows.values.square()).sqrt(),
+    "var": lambda rows: rows.sample_means(rows.values.square()) - rows.sample_means(rows.values).square(),
+}
+_OVER_SAMPLES = {
+    "mean": lambda sums: sums.total / max(sums.count, 1),
+    "l2": lambda sums: sums.squares.sqrt(),
+    "var": lambda sums: (sums.squares - sums.total.square() / max(sums.count, 1)) / max(sums.count, 1),
+}
+
+
+@dataclass
+class SampleSums:
+    """Per sample one number a channel, over its positions; then sums of these and of their squares, [channels]."""
+
+    positions: str
+    samples: str
+    count: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, rows: Rows) -> None:
+        """Take in rows [samples, positions, channels]."""
+        each = _OVER_POSITIONS[self.positions](rows)
+        self.count += len(each)
+        self.total = each.sum(dim=0) + self.total.to(each)
+        self.squares = each.square().sum(dim=0) + self.squares.to(each)
+
+    @property
+    def value(self) -> Tensor:
+        """The aggregate over samples, [channels]."""
+        found: Tensor = _OVER_SAMPLES[self.samples](self)
+        return found
+
+
+@dataclass
+class GramSums:
+    """X'X [channels, channels], the sum of rows [channels] and their number."""
+
+    rows: int = 0
+    gram: Tensor = field(default_factory=lambda: torch.zeros(()))
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, rows: Rows) -> None:
+        """Take in rows [samples, positions, channels]."""
+        flat = rows.flat
+        self.rows += len(flat)
+        self.gram = flat.T @ flat + self.gram.to(flat)
+        self.total = flat.sum(dim=0) + self.total.to(flat)
+
+
+@dataclass
+class WeightSums:
+    """Of what channels are multiplied with, rows [outputs] of columns [channels]: sums of |w|, of w^2 and of |w| over its row's."""
+
+    rows: int = 0
+    samples: int = 0
+    absolutes: Tensor = field(default_factory=lambda: torch.zeros(()))
+    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
+    shares: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, rows: Rows) -> None:
+        """Take in rows [samples, outputs, channels]."""
+        flat = rows.flat.abs()
+        self.rows += len(flat)
+        self.samples += rows.samples
+        self.absolutes = flat.sum(dim=0) + self.absolutes.to(flat)
+        self.squares = flat.square().sum(dim=0) + self.squares.to(flat)
+        row = flat.sum(dim=1, keepdim=True)
+        self.shares = (flat / torch.where(row > 0, row, 1)).sum(dim=0) + self.shares.to(flat)
+
+    @property
+    def absolute_mean(self) -> Tensor:
+        """mean_i |W_ij|, [channels]."""
+        return self.absolutes / max(self.rows, 1)
+
+    @property
+    def square_sum(self) -> Tensor:
+        """sum_i W_ij^2 [channels]; of what isn't a weight but computed, the mean over samples of that."""
+        return self.squares / max(self.samples, 1)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Asks for `WeightSums`."""
+
+    view: ClassVar[str] = "weights"
+
+    def start(self, consumer: Any = None) -> WeightSums:
+        return WeightSums()
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Asks for `MomentSums` of a view, see `Statistic`."""
+
+    view: str = "channels"
+
+    def start(self, consumer: Any = None) -> MomentSums:
+        return MomentSums()
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Asks for `NormSums`."""
+
+    def start(self, consumer: Any = None) -> NormSums:
+        return NormSums()
+
+
+@dataclass(frozen=True)
+class SampleMeans:
+    """Asks for `SampleSums`: |x| over a sample's positions by `positions` ("mean", "l2", "var"), over samples by `samples`."""
+
+    positions: str = "mean"
+    samples: str = "l2"
+
+    def __post_init__(self) -> None:
+        pick(_OVER_POSITIONS, self.positions, "aggregation over positions")
+        pick(_OVER_SAMPLES, self.samples, "aggregation over samples")
+
+    def start(self, consumer: Any = None) -> SampleSums:
+        return SampleSums(self.positions, self.samples)
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Asks for `GramSums`, over the columns of the weights: for a convolution, its windows."""
+
+    view: ClassVar[str] = "columns"
+
+    def start(self, consumer: Any = None) -> GramSums:
+        return GramSums()
+
+
+def finite(accumulator: Any) -> bool:
+    """Are all tensors of an accumulator free of NaN and infinity?"""
+    held = [t for t in vars(accumulator).values() if isinstance(t, Tensor)]
+    return all(bool(torch.isfinite(t).all()) for t in held)

@@ -1,0 +1,257 @@
+"""Making up for what went without training: the consumers' remaining weights and biases take over what they can.
+
+The channels P of a consumer go, K stay. Its bias takes the mean of what went (FLAP, METHODS.md 2.2): b += W_P mean(x_P).
+Least squares takes more (2.13): what stays predicts what went, W_K += W_P C_PK C_KK^-1, with C the covariance of the channels
+where a bias takes the means, and X'X where none can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depgraph.cutting.slicing import sliced_tensor
+from depgraph.errors import ScoreError
+from depgraph.plan import Plan
+from importance.accumulators import Gram, Moments, Statistic
+from importance.choices import pick
+from importance.columns import Block, as_weight, blocks_of
+from importance.obs import damped
+from importance.readers import Reader, readers_of
+from importance.statistics import Gathering, Statistics, collect
+
+BIASES = {
+    "create": "a linear map or convolution of torch without a bias gets one",
+    "existing": "only biases that are there take anything over",
+    "none": "biases stay as they are",
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a consumer's matrix [outputs, columns] and its bias [outputs] become (None: as it was)."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def _means(block: Block, gone: Tensor, sums: Any, damping: float) -> Change:
+    return Change(None, block.matrix[:, gone] @ sums.mean.to(block.matrix)[gone])
+
+
+def _least_squares(block: Block, gone: Tensor, sums: Any, damping: float) -> Change:
+    gram, mean = _moments(sums, block.matrix)
+    return _solved(block, gone, gram - torch.outer(mean, mean), mean, damping)
+
+
+def _least_squares_alone(block: Block, gone: Tensor, sums: Any, damping: float) -> Change:
+    gram, mean = _moments(sums, block.matrix)
+    return _solved(block, gone, gram, torch.zeros_like(mean), damping)
+
+
+def _moments(sums: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    return sums.gram.to(like) / max(sums.rows, 1), sums.total.to(like) / max(sums.rows, 1)
+
+
+def _solved(block: Block, gone: Tensor, spread: Tensor, mean: Tensor, damping: float) -> Change:
+    stays = torch.ones(len(mean), dtype=torch.bool)
+    stays[gone] = False
+    kept = torch.nonzero(stays).flatten()
+    if not len(kept):
+        return Change(None, block.matrix[:, gone] @ mean[gone])
+    gain = torch.linalg.solve(damped(spread[kept][:, kept], damping), spread[kept][:, gone])
+    weight = block.matrix.clone()
+    weight[:, kept] += block.matrix[:, gone] @ gain.T
+    return Change(weight, block.matrix[:, gone] @ (mean[gone] - gain.T @ mean[kept]))
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What a kind of compensation needs, what it does where a bias takes the means, and what where none does."""
+
+    needs: Statistic
+    with_bias: Callable[[Block, Tensor, Any, float], Change]
+    without: Callable[[Block, Tensor, Any, float], Change] | None
+
+
+WAYS: dict[str, _Way] = {
+    "bias": _Way(Moments("columns"), _means, None),
+    "least-squares": _Way(Gram(), _least_squares, _least_squares_alone),
+}
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """kind: "bias" or "least-squares"; biases: what may take over means, see `BIASES`; damping: a share of the mean variance."""
+
+    kind: str = "least-squares"
+    biases: str = "create"
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        pick(WAYS, self.kind, "kind of compensation")
+        pick(BIASES, self.biases, "use of biases")
+        if not 0 <= self.damping < float("inf"):
+            raise ScoreError(f"damping must be a finite number of at least 0, it is {self.damping}")
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """The statistics that `importance.collect` must gather for it, of the dense model."""
+        return (WAYS[self.kind].needs,)
+
+
+@dataclass(frozen=True)
+class Compensated:
+    """Which parameters took something over, which biases were made, and why others took nothing."""
+
+    changed: tuple[str, ...]
+    created: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def compensate(
+    model: nn.Module,
+    plan: Plan,
+    data: Iterable[Any] | Statistics,
+    how: Compensation | None = None,
+    gathering: Gathering | None = None,
+) -> Compensated:
+    """Change the weights of `model`, which `plan.apply()` gave, so that its consumers put out what they did before.
+
+    Statistics are those of the dense model. Each consumer is solved by itself, for the inputs that it had there. Weights that
+    are read elsewhere too (a tied embedding) stay as they are.
+
+    Raises:
+        DataError, ScoreError: as `importance.collect` does; a ScoreError also where X'X is singular and damping 0.
+    """
+    how, gathering = how or Compensation(), gathering or Gathering()
+    if not isinstance(data, Statistics):
+        data = collect(plan.graph, data, how.needs, gathering)
+    changed, created, left = [], [], []
+    work = []
+    for reader in readers_of(data, plan):
+        if reader.refused:
+            left.append(reader.refused)
+            continue
+        target = _bias_of(model, reader, how)
+        if how.kind == "bias" and target is None:
+            left.append(f"{reader.consumer.weight}: it has no bias")
+            continue
+        work.append((reader, target, _changed(reader, how, data, bias=target is not None)))
+    for reader, target, change in work:  # nothing is written before all is solved
+        changed += _write(model, reader, change.weight)
+        if target is not None and change.bias is not None:
+            created += _write_bias(model, reader, target, change.bias)
+            changed.append(target)
+    _note(model, created)
+    return Compensated(tuple(dict.fromkeys(changed)), tuple(created), tuple(left))
+
+
+def _changed(reader: Reader, how: Compensation, found: Statistics, *, bias: bool) -> Change:
+    """What a consumer's whole weight and bias become, before they are cut."""
+    way = WAYS[how.kind]
+    solve = way.with_bias if bias else way.without
+    assert solve is not None
+    weight = found.graph.tensors()[reader.consumer.weight].detach()
+    blocks, biases, narrow = [], [], False
+    for block in blocks_of(reader.consumer, weight, reader.columns(found.of(reader.consumer, way.needs))):
+        inside = reader.gone[(reader.gone >= block.start) & (reader.gone < block.stop)] - block.start
+        sums = found.of(reader.consumer, way.needs)
+        wide = Block(block.matrix.double().cpu(), block.start)
+        change = solve(wide, torch.from_numpy(inside), _part(sums, block), how.damping)
+        narrow = narrow or change.weight is not None
+        blocks.append(Block(wide.matrix if change.weight is None else change.weight, block.start))
+        biases.append(change.bias)
+    whole = as_weight(reader.consumer, blocks, weight.double().cpu()) if narrow else None
+    return Change(whole, torch.cat([b for b in biases if b is not None]) if bias else None)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """The part of some sums that belongs to one matrix."""
+
+    rows: int
+    mean: Tensor
+    gram: Tensor
+    total: Tensor
+
+
+def _part(sums: Any, block: Block) -> _Sums:
+    at = slice(block.start, block.stop)
+    none = torch.zeros(0, dtype=torch.float64)
+    mean = sums.mean[at].double().cpu() if hasattr(sums, "mean") else none
+    gram = sums.gram[at, at].double().cpu() if hasattr(sums, "gram") else none
+    total = sums.total[at].double().cpu() if hasattr(sums, "total") else none
+    return _Sums(getattr(sums, "rows", getattr(sums, "count", 0)), mean, gram, total)
+
+
+def _bias_of(model: nn.Module, reader: Reader, how: Compensation) -> str | None:
+    """The bias that may take over means: the consumer's own, or one that its module can be given; None for none."""
+    if how.biases == "none" or not reader.takes_bias:
+        return None
+    if reader.bias:
+        return reader.bias
+    prefix, _, _ = reader.consumer.weight.rpartition(".")
+    try:
+        owner = model.get_submodule(prefix)
+    except AttributeError:
+        return None
+    fits = isinstance(owner, (nn.Linear, nn.Conv1d, nn.Conv2d)) and owner._parameters.get("bias", 0) is None
+    return f"{prefix}.bias" if fits and how.biases == "create" and prefix else None
+
+
+def _write(model: nn.Module, reader: Reader, weight: Tensor | None) -> list[str]:
+    """Put a whole weight, cut as the plan says, into the pruned model; what a cut has scaled its rows by stays."""
+    if weight is None:
+        return []
+    name = reader.consumer.weight
+    here, value = model.get_parameter(name), reader.value
+    dense = sliced_tensor(reader.tensor.detach().double().cpu(), reader.kept, value)
+    fresh = sliced_tensor(weight, reader.kept, value)
+    with torch.no_grad():
+        now = here.detach().double().cpu()
+        if now.shape != dense.shape:
+            raise ScoreError(
+                f"{name!r} has shape {list(now.shape)}, the plan leaves {list(dense.shape)}: give plan.apply()'s model"
+            )
+        here.copy_(now + (fresh - dense) * _scale(now, dense))
+    return [name]
+
+
+def _scale(now: Tensor, dense: Tensor) -> Tensor | float:
+    """By what each row of a weight was multiplied when it was cut."""
+    if torch.equal(now, dense):
+        return 1.0
+    rest = list(range(1, now.ndim))
+    size = dense.square().sum(dim=rest, keepdim=True)
+    return torch.where(size > 0, (now * dense).sum(dim=rest, keepdim=True) / size.clamp(min=1e-300), 1.0)
+
+
+def _write_bias(model: nn.Module, reader: Reader, name: str, change: Tensor) -> list[str]:
+    """Add to a bias, or make it; the names of those that were made."""
+    stays = reader.outputs_kept
+    change = change if stays is None else change[torch.from_numpy(stays)]
+    if reader.bias:
+        here = model.get_parameter(name)
+        with torch.no_grad():
+            here.add_(change.to(here))
+        return []
+    owner = model.get_submodule(name.rpartition(".")[0])
+    weight = model.get_parameter(reader.consumer.weight)
+    owner.register_parameter("bias", nn.Parameter(change.to(weight.detach()), requires_grad=weight.requires_grad))
+    return [name]
+
+
+def _note(model: nn.Module, created: list[str]) -> None:
+    """Let the record of the cut say which parameters the dense model didn't have."""
+    record: Any = getattr(model, "depgraph_record", None)
+    if record is not None and created:
+        made = [{"target": n, "shape": list(model.get_parameter(n).shape)} for n in created]
+        model.depgraph_record = {**record, "added": [*record.get("added", ()), *made]}  # type: ignore[assignment]
+
+
+__all__ = ["BIASES", "WAYS", "Compensated", "Compensation", "compensate"]

@@ -1,0 +1,77 @@
+"""How much a group adds to what its consumers put out: AMP's score of heads (METHODS.md 2.28)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depgraph.coupling import NONE
+from importance.reduction import Scored
+from importance.rows import Rows
+from importance.statistics import Consumer, Statistics
+
+
+@dataclass
+class ContributionSums:
+    """For each axis and group: over samples, the sum of the mean over positions of ||x_g W_g||_1.
+
+    x_g are the channels of the group and W_g the columns that they meet. Where every group has one channel, what it adds is
+    |x| times the size of its column; AMP leaves the weights out for such, and so does this.
+    """
+
+    labels: dict[str, np.ndarray]
+    samples: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, both: tuple[Rows, Rows]) -> None:
+        """Take in channels [samples, positions, channels] and weights [..., outputs, channels]."""
+        rows, weights = both
+        matrix = weights.flat.to(rows.values)
+        self.samples += rows.samples
+        for axis, labels in self.labels.items():
+            each = _contributions(rows, matrix, labels)
+            self.sums[axis] = each + self.sums[axis].to(each) if axis in self.sums else each
+
+    def scores(self, axis: str) -> Scored:
+        """The groups of an axis that are read here, and the mean over samples."""
+        labels = self.labels[axis]
+        present = np.bincount(labels[labels != NONE]) > 0
+        found = (self.sums[axis] / max(self.samples, 1)).cpu().double().numpy()
+        return np.where(present, np.arange(len(present)), NONE), found
+
+
+def _contributions(rows: Rows, matrix: Tensor, labels: np.ndarray) -> Tensor:
+    """[groups], summed over samples."""
+    read = np.flatnonzero(labels != NONE)
+    size = int(labels.max()) + 1
+    if len(np.unique(labels[read])) == len(read):
+        channels = rows.sample_means(rows.values.abs()).sum(dim=0)
+        found = channels.new_zeros(size)
+        found[torch.from_numpy(labels[read])] = channels[torch.from_numpy(read)]
+        return found
+    found = rows.values.new_zeros(size)
+    for group in np.unique(labels[read]):
+        at = torch.from_numpy(np.flatnonzero(labels == group)).to(rows.values.device)
+        added = (rows.values[..., at] @ matrix[:, at].T).abs().sum(dim=-1)
+        found[int(group)] = rows.sample_means(added).sum()
+    return found
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Asks for `ContributionSums`."""
+
+    view: ClassVar[str] = "both"
+
+    def start(self, consumer: Any = None) -> ContributionSums:
+        return ContributionSums(dict(consumer.labels))
+
+
+def amp(consumer: Consumer, found: Statistics, axis: str) -> Scored:
+    """AMP's scores of the groups of an axis that a consumer reads."""
+    scores: Scored = found.of(consumer, Contributions()).scores(axis)
+    return scores

@@ -1,0 +1,113 @@
+"""The consumers that a plan narrows: which of their columns go, and what of them may be changed to make up for that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.fx import Node
+
+from depgraph.cutting.sides import operator_name
+from depgraph.graph import Value
+from depgraph.plan import Plan
+from depgraph.widths import Kept
+from importance.statistics import Consumer, Statistics
+
+_BIASES = {"linear": "bias", "conv1d": "bias", "conv2d": "bias", "addmm": "self"}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A consumer that loses channels.
+
+    `tensor` is its parameter in the dense model, `value` that parameter in the graph, `kept` what the plan leaves, `gone` the
+    columns that go. `bias` names the parameter that is added to what it puts out (empty for none), `takes_bias` whether there
+    can be one. `refused` says why its weights must stay as they are; empty where they may change.
+    """
+
+    consumer: Consumer
+    tensor: Tensor
+    value: Value
+    kept: Kept
+    gone: np.ndarray
+    window: int
+    bias: str
+    takes_bias: bool
+    refused: str = ""
+
+    def columns(self, sums: Any) -> int:
+        """How many columns the consumer's statistics have."""
+        return self.consumer.size * self.window
+
+    @cached_property
+    def outputs_kept(self) -> np.ndarray | None:
+        """Which of the consumer's outputs stay; None for all."""
+        return self.kept.of(self.value, 1 if self.consumer.weight_dim == 0 else 0)
+
+
+def readers_of(found: Statistics, plan: Plan) -> Iterator[Reader]:
+    """Every consumer with statistics that the plan takes channels from, in the order in which the model computes."""
+    graph, kept = found.graph, plan.kept()
+    program = graph.capture.program
+    nodes = {node.name: node for node in graph.capture.exported.graph.nodes}
+    by_target = {program.ties.get(v.target, v.target): v for v in program.values.values() if v.kind == "parameter"}
+    for consumer in found.consumers:
+        meeting = consumer.meetings[0]
+        stays = kept.of(program.values[meeting.operand], meeting.dim)
+        if stays is None or consumer.key not in found.found or not consumer.weight:
+            continue
+        gone = np.setdiff1d(np.arange(consumer.size), stays)
+        window = _window(nodes[meeting.op], graph.tensors()[consumer.weight])
+        columns = (gone[:, None] * window + np.arange(window)[None]).reshape(-1)
+        bias, takes = _bias(nodes[meeting.op], program.values)
+        yield Reader(
+            consumer=consumer,
+            tensor=graph.tensors()[consumer.weight],
+            value=by_target[consumer.weight],
+            kept=kept,
+            gone=columns,
+            window=window,
+            bias=bias,
+            takes_bias=takes,
+            refused=_elsewhere(consumer, by_target[consumer.weight], nodes, program.values),
+        )
+
+
+def _window(node: Node, weight: Tensor) -> int:
+    """How many columns a channel has where the statistics see a convolution's windows (`patches`)."""
+    return int(weight[0, 0].numel()) if operator_name(node.target) in ("conv1d", "conv2d") else 1
+
+
+def _bias(node: Node, values: dict[str, Value]) -> tuple[str, bool]:
+    """The parameter that an operator adds to its outputs, and whether it can add any."""
+    name = _BIASES.get(operator_name(node.target))
+    if name is None:
+        return "", False
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    at = names.index(name)
+    given = node.args[at] if len(node.args) > at else node.kwargs.get(name)
+    value = values.get(given.name) if isinstance(given, Node) else None
+    if value is None:
+        return "", given is None
+    alone = value.kind == "parameter" and isinstance(given, Node) and len(given.users) == 1
+    return (value.target, True) if alone else ("", False)
+
+
+def _elsewhere(consumer: Consumer, value: Value, nodes: dict[str, Node], values: dict[str, Value]) -> str:
+    """Why a consumer's weight can't be changed: it is read by something else; empty where it isn't."""
+    ops = {meeting.op for meeting in consumer.meetings}
+    others = {meeting.other for meeting in consumer.meetings}
+    seen = [n for n in nodes.values() if values.get(n.name) is value]
+    for node in seen:
+        for user in node.users:
+            if user.name in ops:
+                continue
+            if user.op == "call_function" and all(p in seen for p in user.all_input_nodes):
+                seen.append(user)
+                continue
+            return f"{consumer.weight}: {user.name} reads it too"
+    return "" if others else f"{consumer.weight}: nothing is multiplied with it"

@@ -1,0 +1,65 @@
+"""What comes into a consumer, as rows of channels: one for every position (token, pixel) of every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`values` [samples, positions, channels] in float32 or wider; `text` [samples, positions] says which rows count, None: all."""
+
+    values: Tensor
+    text: Tensor | None = None
+
+    @property
+    def flat(self) -> Tensor:
+        """The rows that count: [rows, channels]."""
+        return self.values.flatten(0, 1) if self.text is None else self.values[self.text]
+
+    @property
+    def samples(self) -> int:
+        """How many samples have a row that counts."""
+        return len(self.values) if self.text is None else int(self.text.any(dim=1).sum())
+
+    def sample_means(self, values: Tensor) -> Tensor:
+        """The mean of [samples, positions, ...] over the positions that count, for samples that have any: [samples, ...]."""
+        if self.text is None:
+            return values.mean(dim=1)
+        weight = self.text.to(values.dtype).reshape(*self.text.shape, *[1] * (values.ndim - 2))
+        some = self.text.any(dim=1)
+        return ((values * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1))[some]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """How many samples a batch has, and masks [samples, positions] that say what of them is text and what padding."""
+
+    count: int
+    masks: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def of(cls, args: Iterable[Any], kwargs: Mapping[str, Any]) -> Samples:
+        """Of a call's arguments: their leading size, and all arguments [samples, positions] named ...attention_mask."""
+        tensors = [t for t in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(t, Tensor) and t.ndim]
+        count = max((len(t) for t in tensors), default=1)
+        named = [t for name, t in kwargs.items() if name.endswith("attention_mask")]
+        masks = tuple(t != 0 for t in named if isinstance(t, Tensor) and t.ndim == 2 and not bool((t != 0).all()))
+        return cls(count, masks)
+
+    def rows(self, values: Tensor, dim: int, dtype: torch.dtype) -> Rows:
+        """A tensor's channels, along `dim`, as rows; dims before the last are taken for positions of samples, in their order."""
+        moved = values.movedim(dim, -1).to(torch.promote_types(values.dtype, dtype))
+        if moved.is_complex():
+            moved = moved.abs()
+        total = moved.numel() // max(moved.shape[-1], 1)
+        samples = self.count if self.count and total % self.count == 0 and moved.ndim > 1 else 1
+        rows = moved.reshape(samples, -1, moved.shape[-1])
+        fits = (m.to(rows.device) for m in self.masks if m.shape == rows.shape[:2])
+        return Rows(rows, next(fits, None))

@@ -1,0 +1,229 @@
+"""Statistics of what comes into the consumers of every axis, gathered in one pass over calibration data.
+
+A consumer is a dim that an operator sums over (`depgraph.consumers`): what a removed group no longer feeds. The captured
+program is run (`depgraph.observing`), so that every architecture has them; nothing is kept of a batch but running sums, so
+memory doesn't grow with the number of batches, and the order of batches doesn't matter.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depgraph import DependencyGraph
+from depgraph.capture.capturing import quiet
+from depgraph.consumers import Meeting, meetings
+from depgraph.cutting.sides import Side
+from depgraph.errors import DataError, ScoreError
+from depgraph.observing import Met, Observer
+from importance.accumulators import Statistic, finite
+from importance.calling import check_batches, inputs_of, moved
+from importance.patches import patches
+from importance.rows import Rows, Samples
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A dim that operators sum over: all that meets one dim of one parameter, or what meets in one operator.
+
+    `size` is the number of channels that come in; `labels` says for each axis which group every channel belongs to, -1 for
+    none. `weight` and `weight_dim` are the parameter that the channels are multiplied with; empty where that is no single one.
+    """
+
+    key: Key
+    meetings: tuple[Meeting, ...]
+    size: int
+    labels: Mapping[str, np.ndarray] = field(repr=False)
+
+    @property
+    def weight(self) -> str:
+        return self.meetings[0].weight
+
+    @property
+    def weight_dim(self) -> int:
+        return self.meetings[0].weight_dim
+
+    def __str__(self) -> str:
+        return str(self.meetings[0])
+
+
+def consumers_of(graph: DependencyGraph) -> list[Consumer]:
+    """All consumers of a graph's axes, in the order in which the model computes."""
+    program = graph.capture.program
+    found: dict[Key, list[Meeting]] = defaultdict(list)
+    for meeting in meetings(program, graph.capture.exported.graph.nodes):
+        found[meeting.key].append(meeting)
+    consumers = []
+    for key, here in found.items():
+        dim = program.values[here[0].operand].dim(here[0].dim)
+        number = graph.widths.class_of(dim)
+        labels = {name: graph[name].labels[number] for name in graph.widths.axes_of(dim)}
+        if labels:
+            consumers.append(Consumer(key, tuple(here), program.relations.sizes[dim], labels))
+    return consumers
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one pass found: for each consumer, an accumulator for every statistic that was asked for."""
+
+    graph: DependencyGraph = field(repr=False)
+    found: Mapping[Key, Mapping[Statistic, Any]] = field(repr=False)
+    batches: int = 0
+
+    def of(self, consumer: Consumer, statistic: Statistic) -> Any:
+        """The accumulator of one consumer.
+
+        Raises ScoreError when the statistic wasn't asked for.
+        """
+        here = self.found.get(consumer.key, {})
+        if statistic not in here:
+            raise ScoreError(
+                f"{statistic} of {consumer} was not collected: give it to importance.collect(graph, batches, [...]) too"
+            )
+        return here[statistic]
+
+    @cached_property
+    def consumers(self) -> list[Consumer]:
+        """The consumers of the graph's axes."""
+        return consumers_of(self.graph)
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """How statistics are gathered.
+
+    `dtype`: what sums are taken in (float32, or float64). `side`: what is zeroed meanwhile, None for the dense model.
+    `axes`: whose consumers are looked at, None for all that may lose a group. `progress`: show a bar on stderr.
+    """
+
+    dtype: torch.dtype = torch.float32
+    side: Side | None = None
+    axes: frozenset[str] | None = None
+    progress: bool = False
+
+
+def collect(
+    graph: DependencyGraph, batches: Iterable[Any], statistics: Iterable[Any], how: Gathering | None = None
+) -> Statistics:
+    """Gather all `statistics` of all consumers in one pass over `batches`.
+
+    `statistics` are statistics (`importance.Moments()`), or estimators, which say what they need. The model runs in eval mode
+    without gradients and stays as it is; rows where a batch's attention mask is 0 don't count.
+
+    Raises:
+        DataError: there are no batches, one doesn't fit the model, or an index in it points beyond its table.
+        ScoreError: NaN or infinity comes into a consumer, which is named.
+    """
+    check_batches(batches)
+    how = how or Gathering()
+    wanted = list(dict.fromkeys(s for one in statistics for s in getattr(one, "needs", (one,))))
+    collector = _Collector(graph, wanted, how)
+    device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
+    observer, count = Observer(graph), 0
+    with quiet(graph.model):
+        for batch in _shown(batches, how):
+            args, kwargs = inputs_of(graph.model, moved(batch, device))
+            collector.samples = Samples.of(args, kwargs)
+            observer.run((args, kwargs), watch=collector, side=how.side)
+            count += 1
+    if not count:
+        raise DataError("there are no batches to collect from (a generator gives its batches only once: pass a list)")
+    collector.require_finite()
+    return Statistics(graph, collector.found, count)
+
+
+class _Collector:
+    """Sorts what meets into the accumulators of its consumer."""
+
+    def __init__(self, graph: DependencyGraph, wanted: list[Statistic], how: Gathering) -> None:
+        prunable = {axis.name for axis in graph.axes if axis.prunable.any()}
+        axes = prunable if how.axes is None else how.axes
+        self.dtype = how.dtype
+        self.consumers = {c.key: c for c in consumers_of(graph) if not axes.isdisjoint(c.labels)}
+        self.wanted = wanted
+        self.found: dict[Key, dict[Statistic, Any]] = {}
+        self.samples = Samples(1)
+        self._weighed: set[Key] = set()
+
+    def __call__(self, met: Met) -> None:
+        consumer = self.consumers.get(met.meeting.key)
+        if consumer is None:
+            return
+        if consumer.key not in self.found:
+            self.found[consumer.key] = {statistic: statistic.start(consumer) for statistic in self.wanted}
+        here, views = self.found[consumer.key], dict[str, Any]()
+        again = met.meeting.stored and met.meeting.key in self._weighed
+        for statistic, accumulator in here.items():
+            view = getattr(statistic, "view", "channels")
+            if view == "weights" and again:
+                continue
+            if view not in views:
+                views[view] = _VIEWS[view](self, met)
+            accumulator.add(views[view])
+        self._weighed.add(met.meeting.key)
+
+    def channels(self, met: Met) -> Rows:
+        """What comes in: one column for every channel."""
+        return self.samples.rows(met.operand, met.meeting.dim, self.dtype)
+
+    def columns(self, met: Met) -> Rows:
+        """What comes in, one column for every column of the weights: a convolution's windows laid out."""
+        windows = patches(met.node, met.operand)
+        return self.channels(met) if windows is None else self.samples.rows(windows, 1, self.dtype)
+
+    def weights(self, met: Met) -> Rows:
+        """What it is multiplied with: one column for every channel that comes in."""
+        other = met.other.movedim(met.meeting.other_dim, -1)
+        size, own = met.operand.shape[met.meeting.dim], other.shape[-1]
+        if own != size:  # every group of a convolution has channels of its own
+            groups = size // own
+            other = other.reshape(groups, -1, own).transpose(0, 1).reshape(-1, size)
+        return (Samples(1) if met.meeting.stored else self.samples).rows(other, -1, self.dtype)
+
+    def both(self, met: Met) -> tuple[Rows, Rows]:
+        """What comes in, and what it is multiplied with."""
+        return self.channels(met), self.weights(met)
+
+    def require_finite(self) -> None:
+        """Raise ScoreError for the first consumer into which something came that is NaN or infinite."""
+        for key, here in self.found.items():
+            for accumulator in here.values():
+                if not finite(accumulator):
+                    raise ScoreError(
+                        f"NaN or infinity comes in at {self.consumers[key]}: look at the weights before it and at the batches"
+                    )
+
+
+_VIEWS: dict[str, Callable[[_Collector, Met], Any]] = {
+    "channels": _Collector.channels,
+    "columns": _Collector.columns,
+    "weights": _Collector.weights,
+    "both": _Collector.both,
+}
+
+
+def _shown(batches: Iterable[Any], how: Gathering) -> Iterable[Any]:
+    if not how.progress:
+        return batches
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(batches, "collecting statistics", console=Console(stderr=True), transient=True)
+
+
+def channel_scores(consumer: Consumer, values: Tensor) -> np.ndarray:
+    """One number per channel of a consumer, float64, checked to be as many as it has."""
+    array = values.detach().cpu().double().numpy()
+    if array.shape != (consumer.size,):
+        raise ScoreError(f"{consumer} has {consumer.size} channels, but a score has shape {array.shape}")
+    return array
