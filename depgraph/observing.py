@@ -26,9 +26,10 @@ from depgraph.capture.recording import record, record_decided
 from depgraph.consumers import Meeting, meetings
 from depgraph.cutting.draws import same_draws
 from depgraph.cutting.reference import Outputs, Reference
-from depgraph.cutting.sides import Side, SideRun
+from depgraph.cutting.sides import Side, SideRun, operator_name
 from depgraph.errors import DataError
 from depgraph.graph import Program
+from depgraph.rules.domains import MOVES
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -63,11 +64,17 @@ class Runnable:
 
     @cached_property
     def tables(self) -> dict[str, int]:
-        """The sizes of the tables that inputs point into, by the names of these."""
-        fixed = (
-            (reason.lift.removeprefix("index "), dim) for dim, _, reason in self.program.relations.fixed if reason.lift
-        )
-        return {name: self.program.relations.sizes[dim] for name, dim in fixed}
+        """The sizes of the tables that inputs point into as they are, by the names of these."""
+        nodes = {node.name: node for node in self.exported.graph.nodes}
+        found: dict[str, int] = {}
+        for dim, _, reason in self.program.relations.fixed:
+            looking = nodes.get(reason.lift.removeprefix("index "))
+            for given in looking.all_input_nodes if looking is not None and reason.lift.startswith("index ") else ():
+                while given.op == "call_function" and given.all_input_nodes[1:] == [] and _moves(given):
+                    given = given.all_input_nodes[0]
+                if given.op == "placeholder":
+                    found[given.name] = min(self.program.relations.sizes[dim], found.get(given.name, 1 << 62))
+        return found
 
     @cached_property
     def nodes(self) -> dict[str, list[Meeting]]:
@@ -197,6 +204,11 @@ class _Shower:
                 operand, other = side.cut(made[meeting.operand]), side.cut(made[meeting.other])
                 if operand.is_floating_point() or operand.is_complex():
                     self.watch(Met(meeting, operand.detach(), other.detach(), node))  # type: ignore[misc]
+
+
+def _moves(node: Node) -> bool:
+    """Does a node with one operand leave its numbers what they are?"""
+    return bool(node.all_input_nodes) and f"aten.{operator_name(node.target)}" in MOVES
 
 
 def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Shapes:

@@ -111,9 +111,10 @@ def check_fits(model: nn.Module, table: Table, made: list[Record]) -> None:
     held = held_tensors(model)
     gone = _removed_counts(table, made)
     is_graph = any(cut["form"] == "graph" for cut in made)
+    added = {entry["target"] for cut in made for entry in cut.get("added", ())}
     for target, entry in table.items():
         if target not in held:
-            if entry["kind"] == "attribute" or (is_graph and entry["kind"] != "parameter"):
+            if entry["kind"] == "attribute" or (is_graph and entry["kind"] != "parameter") or target in added:
                 continue
             raise CheckpointError(
                 f"the given {name} has no {entry['kind']} {target!r}, which was saved: pass the model that was cut"
@@ -195,6 +196,18 @@ def _narrow(model: nn.Module, cut: Record, undo: list[Undo]) -> None:
         undo.append(assign(model, attr_of(change), change["after"]))
     compute_again(model)
     undo.extend(follow(model))
+    for added in cut.get("added", ()):
+        _add(model, added, undo)
+
+
+def _add(model: nn.Module, added: Record, undo: list[Undo]) -> None:
+    """Make a parameter, such as a bias, that the original hasn't; like the first of its module."""
+    path, _, name = added["target"].rpartition(".")
+    owner = model.get_submodule(path)
+    like = next(iter(owner.parameters(recurse=False)), torch.empty(0))
+    before = owner._parameters.get(name)
+    owner._parameters[name] = nn.Parameter(like.detach().new_empty(added["shape"]), requires_grad=like.requires_grad)
+    undo.append(lambda: owner._parameters.__setitem__(name, before))
 
 
 def _empty(old: torch.Tensor, shape: list[int], **changes: Any) -> torch.Tensor:
