@@ -3,7 +3,7 @@
 An estimator is called with a `depgraph.DependencyGraph` and returns a dict from axis name to a float64 array [groups].
 """
 
-from importance.accumulators import Gram, Moments, Norms, SampleMeans, Weights
+from importance.accumulators import Absolutes, Gram, Moments, Norms, SampleMeans, Weights
 from importance.activation import CRITERIA, Activation, Criterion
 from importance.compensation import Compensated, Compensation, compensate
 from importance.contributions import Contributions
@@ -19,6 +19,7 @@ from importance.taylor import Taylor
 
 __all__ = [
     "CRITERIA",
+    "Absolutes",
     "Activation",
     "Compensated",
     "Compensation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -22,6 +23,14 @@ class Statistic(Protocol):
     def start(self, consumer: Any = None, /) -> Any: ...
 
 
+_PIECE = 1 << 17
+
+
+def pieces(flat: Tensor) -> Iterator[Tensor]:
+    """Rows [rows, channels], so many at a time that they stay in the cache on a CPU."""
+    return iter(flat.split(max(1, _PIECE // max(flat.shape[1], 1))) if len(flat) else ())
+
+
 @dataclass
 class MomentSums:
     """Number, mean and variance of rows, merged batch by batch (Chan et al. 1979): equal in any order, to rounding."""
@@ -32,16 +41,15 @@ class MomentSums:
 
     def add(self, rows: Rows) -> None:
         """Take in rows [samples, positions, channels]."""
-        flat = rows.flat
-        new = len(flat)
-        if not new:
-            return
-        variance, mean = torch.var_mean(flat, dim=0, correction=0)
-        total = self.count + new
-        apart = mean - self.mean.to(mean)
-        self.squares = self.squares.to(mean) + variance * new + apart.square() * (self.count * new / total)
-        self.mean = self.mean.to(mean) + apart * (new / total)
-        self.count = total
+        for part in pieces(rows.flat):
+            new = len(part)
+            mean = part.mean(dim=0)
+            spread = (part - mean).square_().sum(dim=0)
+            total = self.count + new
+            apart = mean - self.mean.to(mean)
+            self.squares = self.squares.to(mean) + spread + apart.square() * (self.count * new / total)
+            self.mean = self.mean.to(mean) + apart * (new / total)
+            self.count = total
 
     @property
     def variance(self) -> Tensor:
@@ -51,11 +59,10 @@ class MomentSums:
 
 @dataclass
 class NormSums:
-    """Sums of |x| and x^2 over all rows [channels], the numbers of rows and of samples."""
+    """The sum of x^2 over all rows [channels], the numbers of rows and of samples."""
 
     rows: int = 0
     samples: int = 0
-    absolutes: Tensor = field(default_factory=lambda: torch.zeros(()))
     squares: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def add(self, rows: Rows) -> None:
@@ -63,13 +70,33 @@ class NormSums:
         flat = rows.flat
         self.rows += len(flat)
         self.samples += rows.samples
-        self.absolutes = torch.linalg.vector_norm(flat, 1, dim=0) + self.absolutes.to(flat)
-        self.squares = torch.linalg.vector_norm(flat, 2, dim=0).square() + self.squares.to(flat)
+        for part in pieces(flat):
+            self.squares = part.square().sum(dim=0) + self.squares.to(flat)
 
     @property
     def norm(self) -> Tensor:
         """||X_j|| over the root of the number of samples, [channels]: Wanda's factor."""
         return (self.squares / max(self.samples, 1)).sqrt()
+
+
+@dataclass
+class AbsoluteSums:
+    """The sum of |x| over all rows [channels], and their number."""
+
+    rows: int = 0
+    absolutes: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, rows: Rows) -> None:
+        """Take in rows [samples, positions, channels]."""
+        flat = rows.flat
+        self.rows += len(flat)
+        for part in pieces(flat):
+            self.absolutes = part.abs().sum(dim=0) + self.absolutes.to(flat)
+
+    @property
+    def mean(self) -> Tensor:
+        """mean |x|, [channels]."""
+        return self.absolutes / max(self.rows, 1)
 
 
 _OVER_POSITIONS = {
@@ -181,6 +208,14 @@ class Norms:
 
     def start(self, consumer: Any = None) -> NormSums:
         return NormSums()
+
+
+@dataclass(frozen=True)
+class Absolutes:
+    """Asks for `AbsoluteSums`."""
+
+    def start(self, consumer: Any = None) -> AbsoluteSums:
+        return AbsoluteSums()
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,12 @@ class ContributionSums:
     """For each axis and group: over samples, the sum of the mean over positions of ||x_g W_g||_1.
 
     x_g are the channels of the group and W_g the columns that they meet. Where every group has one channel, what it adds is
-    |x| times the size of its column; AMP leaves the weights out for such, and so does this.
+    |x| times the size of its column; AMP leaves the weights out for such, and so does this. Where there are no weights (queries
+    that meet keys), it is the sum over the channels of |x| times the mean of what it meets.
     """
 
     labels: dict[str, np.ndarray]
+    stored: bool = True
     samples: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
 
@@ -33,7 +35,7 @@ class ContributionSums:
         matrix = weights.flat.to(rows.values)
         self.samples += rows.samples
         for axis, labels in self.labels.items():
-            each = _contributions(rows, matrix, labels)
+            each = _contributions(rows, matrix if self.stored else matrix.abs().mean(dim=0).diag(), labels)
             self.sums[axis] = each + self.sums[axis].to(each) if axis in self.sums else each
 
     def scores(self, axis: str) -> Scored:
@@ -68,7 +70,7 @@ class Contributions:
     view: ClassVar[str] = "both"
 
     def start(self, consumer: Any = None) -> ContributionSums:
-        return ContributionSums(dict(consumer.labels))
+        return ContributionSums(dict(consumer.labels), consumer.meetings[0].stored)
 
 
 def amp(consumer: Consumer, found: Statistics, axis: str) -> Scored:

@@ -158,7 +158,7 @@ class Reference:
 def _in_one_product(name: str, calls: list[Called]) -> Sequence[Any]:
     """What `calls` make; the rows of all sides at once where they are multiplied with the same weight."""
     at, first = _ROWS.get(name), calls[0]
-    if at is None or any(len(call.args) <= at for call in calls):
+    if at is None or len(calls) == 1 or any(len(call.args) <= at for call in calls):
         return [call.make() for call in calls]
     rows = [call.args[at] for call in calls]
     others = [[*call.args[:at], *call.args[at + 1 :], *call.kwargs.values()] for call in calls]

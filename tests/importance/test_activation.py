@@ -13,7 +13,7 @@ import depgraph
 import importance
 from depgraph.errors import DataError, ScoreError
 from importance import CRITERIA, Activation, Gathering, Norms, collect
-from importance.accumulators import Gram, Moments, SampleMeans, Weights
+from importance.accumulators import Absolutes, Gram, Moments, SampleMeans, Weights
 from tests.zoo import MODULES, ZOO
 
 FIRST, SECOND = [1.0, 0.0, 2.0, 1.0], [3.0, 0.0, 0.0, 1.0]
@@ -147,7 +147,7 @@ def test_permuting_units_permutes_scores(criterion: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "statistic", [Moments(), Norms(), SampleMeans(), SampleMeans("var", "mean"), Gram(), Weights()]
+    "statistic", [Moments(), Norms(), Absolutes(), SampleMeans(), SampleMeans("var", "mean"), Gram(), Weights()]
 )
 def test_statistics_are_the_same_in_any_batches_and_order(statistic: Any) -> None:
     model, batches = _net()
