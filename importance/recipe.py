@@ -82,4 +82,4 @@ class Recipe:
         gathering = self.gathering
         if gathering.axes is None:
             gathering = replace(gathering, axes=frozenset(a.name for a in graph.axes if a.prunable.any()))
-        return collect(graph, self.batches, needs, gathering)
+        return collect(graph, self.batches, needs, gathering)  # type: ignore[arg-type]
