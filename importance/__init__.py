@@ -12,6 +12,7 @@ from importance.normalisation import Normalisation
 from importance.randomly import Random
 from importance.reduction import Reduction
 from importance.registry import named, names, needs_data
+from importance.schedule import Schedule, Scheduled, Step
 from importance.taylor import Taylor
 
 __all__ = [
@@ -20,6 +21,9 @@ __all__ = [
     "Normalisation",
     "Random",
     "Reduction",
+    "Schedule",
+    "Scheduled",
+    "Step",
     "Taylor",
     "allocations",
     "named",
