@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -81,12 +82,14 @@ class PerKind:
                 raise ScoreError(f"the pace of {pattern!r} is {pace!r}: give a finite number, 0 or more")
 
     def __call__(self, graph: DependencyGraph, scores: Arrays, /) -> dict[str, np.ndarray]:
-        axes = scored(graph, self.within(graph, scores))
         paces = self._paces(graph)
+        kinds = defaultdict(list)
+        for entry in scored(graph, self.within(graph, scores)):
+            kinds[entry[0].kind].append(entry)
         found, last = {}, 1 / min([pace for pace in paces.values() if pace], default=1.0)
-        for kind, pace in paces.items():
-            alike = [entry for entry in axes if entry[0].kind == kind]
-            shares = _ranks([given for _, _, given in alike]) / max(sum(axis.size for axis, _, _ in alike), 1)
+        for kind, alike in kinds.items():
+            pace = paces[kind]
+            shares = _ranks([given for _, _, given in alike]) / sum(axis.size for axis, _, _ in alike)
             levels = shares / pace if pace else last + 1 + shares
             ends = np.cumsum([len(order) for _, order, _ in alike])[:-1]
             for (axis, order, _), values in zip(alike, np.split(levels, ends), strict=True):
@@ -112,7 +115,7 @@ class PerKind:
 
 def _ranks(parts: list[np.ndarray]) -> np.ndarray:
     """The places, counted from 1, of all values of some arrays among all of them; equal ones in the order given."""
-    values = np.concatenate([*parts, np.zeros(0)])
+    values = np.concatenate(parts)
     ranks = np.empty(len(values))
     ranks[np.argsort(values, kind="stable")] = np.arange(len(values)) + 1
     return ranks
