@@ -12,12 +12,14 @@ import numpy as np
 from torch import nn
 
 import depgraph
-from depgraph import Cost, DependencyGraph, Target
+from depgraph import Axis, Cost, DependencyGraph, Plan, Target
 from depgraph.cutting.report import Check
 from depgraph.cutting.rerunning import Inputs, inputs_at
 from depgraph.errors import DepgraphError, PlanError, ScoreError, TargetError
+from depgraph.options import Options, matches
 from depgraph.scoring import Scorer
 from importance.choices import pick
+from importance.earlier import Key, keys
 
 Curve = Callable[[float, float], float]
 """Maps how far the steps have come, in (0, 1], and the share that is to go in the end, to the share that is gone by then."""
@@ -138,7 +140,8 @@ class Schedule:
         Args:
             graph: of the model as it is; `target` is a share of its cost.
             scorer: an estimator, called with the graph of every step.
-            options: those of `graph.plan`; `form` and `check` (of `plan.apply`) hold for every cut.
+            options: those of `graph.plan`; `protect` and `only` mean axes of this graph, `floor` shares of their groups here.
+                `form`, and `check` of `plan.apply`, hold for every cut.
 
         Raises what `depgraph.trace`, `graph.plan` and `plan.apply` raise, with the step and what was reached; ScoreError for
         scores by axis, which can't be taken anew, with more than one step.
@@ -179,7 +182,7 @@ class _Run:
         self.dense = graph.dense_cost
         self.graph = graph
         self.scorer = scorer
-        self.planning = {name: value for name, value in options.items() if name != "check"}
+        self.options = _Kept(graph, {name: value for name, value in options.items() if name != "check"})
         self.applying = {name: value for name, value in options.items() if name in ("form", "check")}
         self.model = graph.model
         self.inputs: Inputs = (graph.args, graph.kwargs)
@@ -204,12 +207,16 @@ class _Run:
         target = _remaining(wanted.keep, self.dense, self.graph.dense_cost)
         done = replace(wanted, cost=self.graph.dense_cost)
         if target is not None or not self.steps:
-            plan = self.graph.plan(self.scorer, target, **self.planning) if target else self.graph.cut_plan({})
+            plan = self._plan(target) if target else self.graph.cut_plan({})
             report = plan.apply_with_report(**self.applying)
             self.model, self.inputs = report.model, inputs_at(self.graph, plan.kept())
             done = replace(wanted, cost=report.after, check=report.check, notes=(*plan.notes, *report.notes))
         self.steps.append(done)
         return done
+
+    def _plan(self, target: Target) -> Plan:
+        options = self.options.on(self.graph) if self.steps else self.options.given
+        return self.graph.plan(self.scorer, target, **options)
 
     def _again(self) -> DependencyGraph:
         """The graph of the cut model, with the same outputs free.
@@ -225,6 +232,31 @@ class _Run:
                 "what is called after a step may change weights, not their shapes"
             )
         return graph
+
+
+class _Kept:
+    """Options of a plan as they hold for later graphs: axes that were named stay so, floors are shares of the first widths."""
+
+    def __init__(self, graph: DependencyGraph, given: dict[str, Any]) -> None:
+        options, now = Options.of(given), keys(graph.axes)
+        self.given = given
+        self.patterns = {
+            name: {now[axis.name] for axis in graph.axes if matches(axis, patterns)}
+            for name, patterns in {"protect": options.protect, "only": options.only}.items()
+            if patterns
+        }
+        self.floors = {now[axis.name]: options.floor_of(axis) * axis.size for axis in graph.axes}
+
+    def on(self, graph: DependencyGraph) -> dict[str, Any]:
+        """The options for the graph of a later step."""
+        now = keys(graph.axes)
+        named = {name: _named(now, wanted) for name, wanted in self.patterns.items()}
+        stay = {axis.name: self.floors.get(now[axis.name], 0.0) / axis.size for axis in graph.axes}
+        return self.given | named | {"floor": {name: min(share, 1.0) for name, share in stay.items() if share}}
+
+
+def _named(now: dict[str, Key], wanted: set[Key]) -> Callable[[Axis], bool]:
+    return lambda axis: now[axis.name] in wanted
 
 
 def _remaining(keep: dict[str, float], dense: Cost, now: Cost) -> Target | None:

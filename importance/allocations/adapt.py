@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from depgraph import Axis, DependencyGraph
-from depgraph.cutting.record import cuts
 from depgraph.errors import ScoreError
 from importance.allocations.allocated import Arrays, Level, at_levels, in_proportion
 from importance.allocations.blocks import Given, PerBlock
+from importance.earlier import first_size
 
 MOST = 0.99
 
@@ -31,12 +31,6 @@ def stepped(
     """The sparsities after one step: more by step - amplitude * importance (`centred`), within 0 and 0.99."""
     given = centred(importances)
     return {name: float(np.clip(before[name] + step - amplitude * given[name], 0, MOST)) for name in given}
-
-
-def initial_size(graph: DependencyGraph, axis: Axis) -> int:
-    """How many groups an axis had before the first cut that the model's record tells of."""
-    earlier = cuts(getattr(graph.model, "depgraph_record", None))
-    return int(next((cut["axes"][axis.name][0] for cut in earlier if axis.name in cut["axes"]), axis.size))
 
 
 @dataclass(frozen=True)
@@ -73,7 +67,7 @@ class AdaptPruner:
     def __call__(self, graph: DependencyGraph, scores: Arrays, /) -> dict[str, np.ndarray]:
         found = PerBlock.of(graph, self.importances, "the importances")
         given = centred(found.values)
-        sizes = {axis.name: initial_size(graph, axis) for axis in graph.axes}
+        sizes = {axis.name: first_size(graph, axis) for axis in graph.axes}
 
         def level(axis: Axis) -> Level:
             pace = 1 - self.amplitude / self.step * found.get(axis, 0.0, given)
