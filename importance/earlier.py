@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 
-from depgraph import Axis, DependencyGraph
+from depgraph import Axis, DependencyGraph, Plan
 from depgraph.cutting.record import cuts
 
-Key = tuple[str, int]
 
+def followed(plan: Plan, after: Iterable[Axis]) -> dict[str, str]:
+    """The name in the plan's graph of every axis of the cut model, by its name there, as far as it can be told.
 
-def keys(axes: Iterable[Axis]) -> dict[str, Key]:
-    """What stays the same of every axis of a graph when the model is cut and traced again, by the axis's name.
-
-    Names lose the positions of a slice, `[0:144]`; axes that are called alike then are told apart by their order.
+    Names lose the positions of a slice, `[0:144]`; axes that are called alike then keep their order. An axis that is left with
+    one group is none any more.
     """
-    seen: Counter[str] = Counter()
-    found = {}
-    for axis in axes:
-        stem = _stem(axis.name)
-        found[axis.name] = stem, seen[stem]
-        seen[stem] += 1
+    before, now = _by_stem(axis.name for axis in plan.graph.axes), _by_stem(axis.name for axis in after)
+    found: dict[str, str] = {}
+    for stem, names in now.items():
+        old = before[stem]
+        if len(old) != len(names):
+            old = [name for name in old if plan.graph[name].size - len(plan.removal.get(name, ())) > 1]
+        if len(old) == len(names):
+            found |= dict(zip(names, old, strict=True))
     return found
 
 
 def first_size(graph: DependencyGraph, axis: Axis) -> int:
     """How many groups an axis had before the first cut that the model's record tells of."""
-    size = axis.size
-    for cut in reversed(cuts(getattr(graph.model, "depgraph_record", None))):
+    size, record = axis.size, getattr(graph.model, "depgraph_record", None)
+    for cut in reversed(cuts(record)):
         alike = [entry for name, entry in cut["axes"].items() if _stem(name) == _stem(axis.name)]
         size = next((int(before) for before, gone in alike if before - gone == size), size)
     return size
+
+
+def _by_stem(names: Iterable[str]) -> Mapping[str, list[str]]:
+    found = defaultdict(list)
+    for name in names:
+        found[_stem(name)].append(name)
+    return found
 
 
 def _stem(name: str) -> str:

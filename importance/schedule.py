@@ -14,12 +14,12 @@ from torch import nn
 import depgraph
 from depgraph import Axis, Cost, DependencyGraph, Plan, Target
 from depgraph.cutting.report import Check
-from depgraph.cutting.rerunning import Inputs, inputs_at
-from depgraph.errors import DepgraphError, PlanError, ScoreError, TargetError
-from depgraph.options import Options, matches
+from depgraph.cutting.rerunning import inputs_at
+from depgraph.errors import DepgraphError, NothingToPrune, PlanError, ScoreError, TargetError
+from depgraph.options import Options, Pattern, matches
 from depgraph.scoring import Scorer
 from importance.choices import pick
-from importance.earlier import Key, keys
+from importance.earlier import followed
 
 Curve = Callable[[float, float], float]
 """Maps how far the steps have come, in (0, 1], and the share that is to go in the end, to the share that is gone by then."""
@@ -172,7 +172,7 @@ class Schedule:
 
 
 class _Run:
-    """The state between steps: the model as far as it is cut, and inputs that it takes."""
+    """The state between steps: the model as far as it is cut, and the plan of the last step if it cut anything."""
 
     def __init__(self, graph: DependencyGraph, scorer: Scorer, target: Target, options: dict[str, Any]) -> None:
         if not isinstance(target, Target):
@@ -185,7 +185,7 @@ class _Run:
         self.options = _Kept(graph, {name: value for name, value in options.items() if name != "check"})
         self.applying = {name: value for name, value in options.items() if name in ("form", "check")}
         self.model = graph.model
-        self.inputs: Inputs = (graph.args, graph.kwargs)
+        self.plan: Plan | None = None
         self.steps: list[Step] = []
 
     @contextmanager
@@ -198,39 +198,39 @@ class _Run:
                 raise
             shares = (self.steps[-1].cost if self.steps else self.dense).share_of(self.dense)
             reached = ", ".join(f"{metric}={share:.3f}" for metric, share in shares.items())
-            raise type(error)(f"step {number} of {steps}, from a model with {reached}: {error}") from error
+            kind = TargetError if self.steps and isinstance(error, NothingToPrune) else type(error)
+            raise kind(f"step {number} of {steps}, from a model with {reached}: {error}") from error
 
     def step(self, wanted: Step) -> Step:
         """Cut the model to what a step keeps, where it isn't that small yet; the first step makes it a copy in any case."""
-        if self.steps:
-            self.graph = self._again()
+        if self.plan is not None:
+            self.graph = self._again(self.plan)
         target = _remaining(wanted.keep, self.dense, self.graph.dense_cost)
         done = replace(wanted, cost=self.graph.dense_cost)
+        self.plan = None
         if target is not None or not self.steps:
-            plan = self._plan(target) if target else self.graph.cut_plan({})
-            report = plan.apply_with_report(**self.applying)
-            self.model, self.inputs = report.model, inputs_at(self.graph, plan.kept())
-            done = replace(wanted, cost=report.after, check=report.check, notes=(*plan.notes, *report.notes))
+            options = self.options.on(self.graph)
+            self.plan = self.graph.plan(self.scorer, target, **options) if target else self.graph.cut_plan({})
+            report = self.plan.apply_with_report(**self.applying)
+            self.model, notes = report.model, (*self.plan.notes, *report.notes)
+            done = replace(wanted, cost=report.after, check=report.check, notes=notes)
         self.steps.append(done)
         return done
 
-    def _plan(self, target: Target) -> Plan:
-        options = self.options.on(self.graph) if self.steps else self.options.given
-        return self.graph.plan(self.scorer, target, **options)
-
-    def _again(self) -> DependencyGraph:
+    def _again(self, plan: Plan) -> DependencyGraph:
         """The graph of the cut model, with the same outputs free.
 
         Raises PlanError where what was called after a step has changed shapes.
         """
-        before, (args, kwargs) = self.graph, self.inputs
+        before, (args, kwargs) = plan.graph, inputs_at(plan.graph, plan.kept())
         by_products = before.capture.program.by_products
         graph = depgraph.trace(self.model, args, kwargs, free=before.free, fixed=by_products - before.free)
-        if graph.dense_cost.params != self.steps[-1].cost.params:
+        if graph.dense_cost.params != plan.cost().params:
             raise PlanError(
-                f"the model has {graph.dense_cost.params:,} parameters, the step before left {self.steps[-1].cost.params:,}: "
+                f"the model has {graph.dense_cost.params:,} parameters, the step before left {plan.cost().params:,}: "
                 "what is called after a step may change weights, not their shapes"
             )
+        self.options.follow(plan, graph)
         return graph
 
 
@@ -238,25 +238,32 @@ class _Kept:
     """Options of a plan as they hold for later graphs: axes that were named stay so, floors are shares of the first widths."""
 
     def __init__(self, graph: DependencyGraph, given: dict[str, Any]) -> None:
-        options, now = Options.of(given), keys(graph.axes)
         self.given = given
-        self.patterns = {
-            name: {now[axis.name] for axis in graph.axes if matches(axis, patterns)}
-            for name, patterns in {"protect": options.protect, "only": options.only}.items()
-            if patterns
-        }
-        self.floors = {now[axis.name]: options.floor_of(axis) * axis.size for axis in graph.axes}
+        self.options = Options.of(given)
+        self.options.check_patterns(graph)
+        self.first = {axis.name: axis for axis in graph.axes}
+        self.now = {name: name for name in self.first}
+
+    def follow(self, plan: Plan, graph: DependencyGraph) -> None:
+        """From now on, `graph` is the current one, of the model that the plan has cut."""
+        names = followed(plan, graph.axes)
+        self.now = {new: self.now[old] for new, old in names.items() if old in self.now}
 
     def on(self, graph: DependencyGraph) -> dict[str, Any]:
-        """The options for the graph of a later step."""
-        now = keys(graph.axes)
-        named = {name: _named(now, wanted) for name, wanted in self.patterns.items()}
-        stay = {axis.name: self.floors.get(now[axis.name], 0.0) / axis.size for axis in graph.axes}
-        return self.given | named | {"floor": {name: min(share, 1.0) for name, share in stay.items() if share}}
+        """The options for the current graph."""
+        named = {name: self._named(getattr(self.options, name)) for name in ("protect", "only") if name in self.given}
+        stay = {new: self.options.floor_of(self.first[old]) * self.first[old].size for new, old in self.now.items()}
+        return (
+            self.given
+            | named
+            | {"floor": {n: min(groups / graph[n].size, 1.0) for n, groups in stay.items() if groups}}
+        )
 
+    def _named(self, patterns: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
+        def is_named(axis: Axis) -> bool:
+            return matches(self.first.get(self.now.get(axis.name, ""), axis), patterns)
 
-def _named(now: dict[str, Key], wanted: set[Key]) -> Callable[[Axis], bool]:
-    return lambda axis: now[axis.name] in wanted
+        return (is_named,) if patterns else ()
 
 
 def _remaining(keep: dict[str, float], dense: Cost, now: Cost) -> Target | None:

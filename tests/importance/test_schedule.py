@@ -166,17 +166,15 @@ def test_options_hold_in_every_step() -> None:
 
 
 def test_axes_named_by_their_position_are_the_same_in_every_step() -> None:
-    """A slice of a fused weight is called [0:144] before the first cut, and otherwise after it."""
-    graph = zoo_graph("phi3")
-    name = next(axis.name for axis in graph.axes if "qkv_proj.weight:0[0:144]" in axis.name)
-    options = {"protect": [name], "floor": {name: 1.0, "*gate_up_proj*": 0.3}, "scope": "axis"}
-    done = Schedule(3, "linear").apply(graph, importance.Magnitude(), depgraph.Target(params=0.6), **options)
-    again = depgraph.trace(done.model, graph.args, graph.kwargs)
-    sizes = zip(graph.axes, again.axes, strict=True)
-    assert all(new.size >= old.size * 0.3 for old, new in sizes if "gate_up" in old.name)
-    assert (
-        next(new.size for old, new in zip(graph.axes, again.axes, strict=True) if old.name == name) == graph[name].size
-    )
+    """Slices of a fused weight are called [24:40] and [40:52] before the first cut, and otherwise after it."""
+    graph = zoo_graph("split_sizes")
+    whole, half = "fused.weight:0[24:40]", "fused.weight:0[40:52]"
+    target = depgraph.Target(params=0.45)
+    done = Schedule(4, "linear").apply(graph, importance.Magnitude(), target, protect=whole, floor={half: 0.5})
+    assert done.model.sizes == [1, 16, 6]
+    target = depgraph.Target(params=0.7)
+    done = Schedule(4).apply(graph, importance.Magnitude(), target, only=[whole, half])
+    assert done.model.sizes[0] == 24  # type: ignore[index]
 
 
 def test_outputs_that_were_free_stay_free(graph: Graph) -> None:
@@ -278,6 +276,9 @@ def test_a_target_that_can_not_be_met_names_the_step_and_what_was_reached(graph:
         TargetError, match=r"step 3 of 3, from a model with params=0\.5\d+, macs=.*: a target of .* can't be met"
     ):
         Schedule(3, "linear").apply(graph, importance.Magnitude(), depgraph.Target(params=0.3), floor=0.65)
+    nearly_all = Schedule(2, lambda progress, final: final if progress == 1 else 0.77)
+    with pytest.raises(TargetError, match=r"step 2 of 2, from a model with params=0\.229.* leave no group that may go"):
+        nearly_all.apply(graph, importance.Magnitude(), depgraph.Target(params=0.2), only="2.weight:0")
     assert equal(state(graph.model), before)
 
 
