@@ -6,22 +6,23 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from depgraph import Axis, DependencyGraph, Plan
+from depgraph import Axis, DependencyGraph
 from depgraph.cutting.record import cuts
 
 
-def followed(plan: Plan, after: Iterable[Axis]) -> dict[str, str]:
-    """The name in the plan's graph of every axis of the cut model, by its name there, as far as it can be told.
+def followed(left: Mapping[str, int], after: Iterable[Axis]) -> dict[str, str]:
+    """The name before a cut of every axis of the cut model, by its name now, as far as it can be told.
 
+    `left` has the groups that the cut leaves of each axis, in the order of the graph.
     Names lose the positions of a slice, `[0:144]`; axes that are called alike then keep their order. An axis that is left with
     one group is none any more.
     """
-    before, now = _by_stem(axis.name for axis in plan.graph.axes), _by_stem(axis.name for axis in after)
+    before, now = _by_stem(left), _by_stem(axis.name for axis in after)
     found: dict[str, str] = {}
     for stem, names in now.items():
         old = before[stem]
         if len(old) != len(names):
-            old = [name for name in old if plan.graph[name].size - len(plan.removal.get(name, ())) > 1]
+            old = [name for name in old if left[name] > 1]
         if len(old) == len(names):
             found |= dict(zip(names, old, strict=True))
     return found

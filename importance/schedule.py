@@ -14,7 +14,7 @@ from torch import nn
 import depgraph
 from depgraph import Axis, Cost, DependencyGraph, Plan, Target
 from depgraph.cutting.report import Check
-from depgraph.cutting.rerunning import inputs_at
+from depgraph.cutting.rerunning import Inputs, inputs_at
 from depgraph.errors import DepgraphError, NothingToPrune, PlanError, ScoreError, TargetError
 from depgraph.options import Options, Pattern, matches
 from depgraph.scoring import Scorer
@@ -171,8 +171,39 @@ class Schedule:
         return track(keep, "pruning in steps", console=Console(stderr=True), transient=True)
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """What the next step has to know of a cut, without the model before it: groups left, and how to trace the model again."""
+
+    left: dict[str, int]
+    inputs: Inputs
+    free: frozenset[str]
+    fixed: frozenset[str]
+    params: int
+
+    @classmethod
+    def of(cls, plan: Plan) -> _Cut:
+        graph = plan.graph
+        left = {axis.name: axis.size - len(plan.removal.get(axis.name, ())) for axis in graph.axes}
+        fixed = frozenset(graph.capture.program.by_products) - graph.free
+        return cls(left, inputs_at(graph, plan.kept()), graph.free, fixed, plan.cost().params)
+
+    def again(self, model: nn.Module) -> DependencyGraph:
+        """The graph of the cut model, with the same outputs free.
+
+        Raises PlanError where what was called after a step has changed shapes.
+        """
+        graph = depgraph.trace(model, *self.inputs, free=self.free, fixed=self.fixed)
+        if graph.dense_cost.params != self.params:
+            raise PlanError(
+                f"the model has {graph.dense_cost.params:,} parameters, the step before left {self.params:,}: "
+                "what is called after a step may change weights, not their shapes"
+            )
+        return graph
+
+
 class _Run:
-    """The state between steps: the model as far as it is cut, and the plan of the last step if it cut anything."""
+    """The state between steps: the model as far as it is cut, and either its graph or the cut that it comes from."""
 
     def __init__(self, graph: DependencyGraph, scorer: Scorer, target: Target, options: dict[str, Any]) -> None:
         if not isinstance(target, Target):
@@ -180,12 +211,11 @@ class _Run:
         if graph.words is not None:
             raise PlanError("a graph with an open vocabulary can't be pruned in steps: trim it before or after")
         self.dense = graph.dense_cost
-        self.graph = graph
+        self.state: DependencyGraph | _Cut = graph
         self.scorer = scorer
         self.options = _Kept(graph, {name: value for name, value in options.items() if name != "check"})
         self.applying = {name: value for name, value in options.items() if name in ("form", "check")}
         self.model = graph.model
-        self.plan: Plan | None = None
         self.steps: list[Step] = []
 
     @contextmanager
@@ -203,35 +233,23 @@ class _Run:
 
     def step(self, wanted: Step) -> Step:
         """Cut the model to what a step keeps, where it isn't that small yet; the first step makes it a copy in any case."""
-        if self.plan is not None:
-            self.graph = self._again(self.plan)
-        target = _remaining(wanted.keep, self.dense, self.graph.dense_cost)
-        done = replace(wanted, cost=self.graph.dense_cost)
-        self.plan = None
+        graph = self._graph()
+        target = _remaining(wanted.keep, self.dense, graph.dense_cost)
+        done = replace(wanted, cost=graph.dense_cost)
         if target is not None or not self.steps:
-            options = self.options.on(self.graph)
-            self.plan = self.graph.plan(self.scorer, target, **options) if target else self.graph.cut_plan({})
-            report = self.plan.apply_with_report(**self.applying)
-            self.model, notes = report.model, (*self.plan.notes, *report.notes)
-            done = replace(wanted, cost=report.after, check=report.check, notes=notes)
+            plan = graph.plan(self.scorer, target, **self.options.on(graph)) if target else graph.cut_plan({})
+            report = plan.apply_with_report(**self.applying)
+            self.model, self.state = report.model, _Cut.of(plan)
+            done = replace(wanted, cost=report.after, check=report.check, notes=(*plan.notes, *report.notes))
         self.steps.append(done)
         return done
 
-    def _again(self, plan: Plan) -> DependencyGraph:
-        """The graph of the cut model, with the same outputs free.
-
-        Raises PlanError where what was called after a step has changed shapes.
-        """
-        before, (args, kwargs) = plan.graph, inputs_at(plan.graph, plan.kept())
-        by_products = before.capture.program.by_products
-        graph = depgraph.trace(self.model, args, kwargs, free=before.free, fixed=by_products - before.free)
-        if graph.dense_cost.params != plan.cost().params:
-            raise PlanError(
-                f"the model has {graph.dense_cost.params:,} parameters, the step before left {plan.cost().params:,}: "
-                "what is called after a step may change weights, not their shapes"
-            )
-        self.options.follow(plan, graph)
-        return graph
+    def _graph(self) -> DependencyGraph:
+        if isinstance(self.state, _Cut):
+            graph = self.state.again(self.model)
+            self.options.follow(self.state.left, graph)
+            self.state = graph
+        return self.state
 
 
 class _Kept:
@@ -244,9 +262,9 @@ class _Kept:
         self.first = {axis.name: axis for axis in graph.axes}
         self.now = {name: name for name in self.first}
 
-    def follow(self, plan: Plan, graph: DependencyGraph) -> None:
-        """From now on, `graph` is the current one, of the model that the plan has cut."""
-        names = followed(plan, graph.axes)
+    def follow(self, left: dict[str, int], graph: DependencyGraph) -> None:
+        """From now on `graph` is the current one; of the axes of that before, the cut has left so many groups."""
+        names = followed(left, graph.axes)
         self.now = {new: self.now[old] for new, old in names.items() if old in self.now}
 
     def on(self, graph: DependencyGraph) -> dict[str, Any]:

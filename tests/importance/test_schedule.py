@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +259,18 @@ def test_training_never_touches_the_original(graph: Graph) -> None:
     assert equal(state(graph.model), before)
     assert [step.cost.params for step in done.steps[:2]] == [graph.dense_cost.params] * 2
     assert done.after.params <= 0.5 * graph.dense_cost.params
+
+
+def test_while_one_model_is_trained_no_earlier_one_is_held(graph: Graph) -> None:
+    models = []
+
+    def watch(model: nn.Module, step: Step) -> None:
+        models.append(weakref.ref(model))
+        gc.collect()
+        assert [held() is None for held in models] == [True] * (step.number - 1) + [False]
+
+    Schedule(3, after_step=watch).apply(graph, importance.Magnitude(), HALF)
+    assert len(models) == 3
 
 
 def test_a_callback_may_not_change_shapes(graph: Graph) -> None:
