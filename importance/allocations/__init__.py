@@ -9,7 +9,7 @@ from importance.allocations.blocks import axis_blocks, blocks, first_and_last
 from importance.allocations.cfsp import Cfsp
 from importance.allocations.floors import least_shares
 from importance.allocations.lamp import Lamp
-from importance.allocations.owl import Owl, outlier_ratio
+from importance.allocations.owl import Owl, outlier_ratio, weight_outliers
 from importance.allocations.registry import ALLOCATIONS, named, names, needs
 from importance.allocations.sap import Sap, pq_index
 from importance.allocations.spread import ByCost, Global, PerKind, Uniform, group_costs
@@ -39,4 +39,5 @@ __all__ = [
     "needs",
     "outlier_ratio",
     "pq_index",
+    "weight_outliers",
 ]

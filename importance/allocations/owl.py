@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
-from importance.allocations.allocated import Arrays, at_levels, scored
-from importance.allocations.blocks import Given, PerBlock, axis_blocks
+from importance.allocations.allocated import Arrays, at_levels
+from importance.allocations.blocks import Given, PerBlock, blocks
 
 
 def outlier_ratio(values: np.ndarray, times: float = 5.0) -> float:
@@ -30,6 +30,19 @@ def leads(ratios: Mapping[str, float], spread: float) -> dict[str, float]:
     return dict(zip(ratios, (raised - raised.mean()).tolist(), strict=True))
 
 
+@torch.no_grad()
+def weight_outliers(graph: DependencyGraph, times: float = 5.0) -> dict[str, float]:
+    """Of every block, the per cent of its weights (parameters of two dims or more) above `times` their mean magnitude."""
+    found = {}
+    for block in blocks(graph):
+        parameters = graph.model.get_submodule(block).parameters()
+        sizes = [p.detach().abs().float() for p in parameters if p.dim() > 1 and not p.is_meta]
+        count = max(sum(size.numel() for size in sizes), 1)
+        limit = times * sum(float(size.double().sum()) for size in sizes) / count
+        found[block] = 100.0 * sum(int((size > limit).sum()) for size in sizes) / count
+    return found
+
+
 @dataclass(frozen=True)
 class Owl:
     """OWL (METHODS.md 2.17): at the sparsity S, block l keeps the share 1 - S + lead_l of each of its axes.
@@ -40,8 +53,8 @@ class Owl:
 
     Args:
         ratios: the outlier ratio of every block or axis, in per cent, or a function of the graph that finds them. The paper
-            takes it of the Wanda scores of all weights of a block. None takes the groups' own scores, each divided
-            by the mean of its axis: a cheap stand-in, which needs no data.
+            takes it of the Wanda scores of all weights of a block; None takes it of the weights' magnitudes, which needs no
+            data (`weight_outliers`), and is uniform where a model has no blocks.
         spread: the paper's lambda.
         times: the paper's M, where `ratios` is None.
 
@@ -59,19 +72,9 @@ class Owl:
             raise ScoreError(f"OWL's outliers are {self.times!r} times the mean: give a finite number above 0")
 
     def __call__(self, graph: DependencyGraph, scores: Arrays, /) -> dict[str, np.ndarray]:
-        given = self._of_scores(graph, scores) if self.ratios is None else self.ratios
-        if not given:
+        given = weight_outliers(graph, self.times) if self.ratios is None else self.ratios
+        if self.ratios is None and not given:
             return at_levels(graph, scores, lambda axis: lambda shares: shares)
         found = PerBlock.of(graph, given, "the outlier ratios")
         lead = leads(found.values, self.spread)
         return at_levels(graph, scores, lambda axis: lambda shares: shares + found.get(axis, 0.0, lead))
-
-    def _of_scores(self, graph: DependencyGraph, scores: Arrays) -> dict[str, float]:
-        within = axis_blocks(graph)
-        pools = defaultdict(list)
-        for axis, _, given in scored(graph, scores):
-            if axis.name in within and given.mean() > 0:
-                pools[within[axis.name]].append(given / given.mean())
-            elif axis.name in within:
-                pools[within[axis.name]].append(np.zeros(len(given)))
-        return {block: outlier_ratio(np.concatenate(pool), self.times) for block, pool in pools.items()}

@@ -328,13 +328,23 @@ def test_owl_with_equal_ratios_is_uniform(stack: Graph) -> None:
     assert same(found, allocated(stack, allocations.Uniform(), scores))
 
 
-def test_owl_finds_the_outliers_among_the_groups(stack: Graph) -> None:
-    scores = {name: np.linspace(1, 1.5, len(given)) for name, given in random_scores(stack).items()}
-    scores[neuron("layers.1")][:4] = 100
-    gone = removed(stack, allocations.Owl(), 149, scores)
-    assert gone == [55, 39, 55]
-    quiet = {name: np.linspace(1, 1.5, len(given)) for name, given in scores.items()}
-    assert removed(stack, allocations.Owl(), 150, quiet) == [50, 50, 50]
+def test_owl_without_ratios_looks_for_outliers_among_the_weights() -> None:
+    model = Stack(100, 100, 100)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.up.weight.fill_(0.1)  # type: ignore[union-attr, operator]
+            layer.down.weight.fill_(-0.1)  # type: ignore[union-attr, operator]
+        model.layers[1].up.weight[:4] = 5.0  # type: ignore[union-attr, index]
+    graph = traced(model)
+    assert allocations.weight_outliers(graph) == {"layers.0": 0.0, "layers.1": 2.0, "layers.2": 0.0}
+    assert removed(graph, allocations.Owl(), 149) == [55, 39, 55]
+    assert removed(graph, allocations.Owl(times=50.0), 150) == [50, 50, 50]
+
+
+def test_owl_without_blocks_is_uniform() -> None:
+    graph = traced(nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 2)))
+    scores = random_scores(graph)
+    assert same(allocated(graph, allocations.Owl(), scores), allocated(graph, allocations.Uniform(), scores))
 
 
 def test_the_outlier_ratio_is_a_percentage() -> None:
