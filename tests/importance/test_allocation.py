@@ -184,6 +184,19 @@ def test_global_ranks_the_scores_as_they_are(stack: Graph) -> None:
         assert plan.removal == stack.plan(scores, target, scope="global").removal
 
 
+def test_one_threshold_counts_what_rows_and_columns_have_in_common_once() -> None:
+    """LLM Surgeon, METHODS.md 2.14: a rows and b columns of a layer with C columns and R rows hold aC + bR - ab weights."""
+    model = nn.Sequential(*(nn.Linear(n, m, bias=False) for n, m in ((1, 30), (30, 20), (20, 1))))
+    graph = traced(model, 1)
+    columns, rows = (axis.name for axis in graph.axes)
+    scores = {columns: np.linspace(1, 2, 30), rows: np.linspace(1.01, 2.01, 20)}
+    plan = graph.plan(importance.Allocated(scores, allocations.named("surgeon")), depgraph.Target(params=0.5))
+    a, b = len(plan.removal[rows]), len(plan.removal[columns])
+    assert graph.dense_cost.params - plan.cost().params == (a * 30 + b * 20 - a * b) + a + b
+    gone = max(scores[columns][b - 1], scores[rows][a - 1])
+    assert min(scores[columns][b], scores[rows][a]) > gone
+
+
 def test_by_cost_is_density() -> None:
     graph, target = traced(TwoCosts(), 1), depgraph.Target(params=0.5)
     assert allocations.group_costs(graph) == {"heads.weight:0": 3.0, "neurons.weight:0": 1.0}
