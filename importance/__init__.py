@@ -1,10 +1,13 @@
 """What a group is worth: estimators that give every group of every axis one number, the lowest to go first.
 
 An estimator is called with a `depgraph.DependencyGraph` and returns a dict from axis name to a float64 array [groups].
+`Allocated` makes an estimator of another one and of a way to spread the budget over the axes, see `importance.allocations`.
 """
 
+from importance import allocations
 from importance.accumulators import Absolutes, Gram, Moments, Norms, SampleMeans, Weights
 from importance.activation import CRITERIA, Activation, Criterion
+from importance.allocations import Allocated
 from importance.compensation import Compensated, Compensation, compensate
 from importance.contributions import Contributions
 from importance.losses import next_token
@@ -14,13 +17,15 @@ from importance.obs import OptimalBrain
 from importance.randomly import Random
 from importance.reduction import Reduction
 from importance.registry import named, names, needs_data
+from importance.schedule import Schedule, Scheduled, Step
 from importance.statistics import Consumer, Gathering, Statistics, collect, consumers_of
 from importance.taylor import Taylor
 
 __all__ = [
-    "CRITERIA",
     "Absolutes",
     "Activation",
+    "Allocated",
+    "CRITERIA",
     "Compensated",
     "Compensation",
     "Consumer",
@@ -36,9 +41,13 @@ __all__ = [
     "Random",
     "Reduction",
     "SampleMeans",
+    "Schedule",
+    "Scheduled",
     "Statistics",
+    "Step",
     "Taylor",
     "Weights",
+    "allocations",
     "collect",
     "compensate",
     "consumers_of",
