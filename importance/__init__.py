@@ -5,8 +5,10 @@ An estimator is called with a `depgraph.DependencyGraph` and returns a dict from
 
 from importance.accumulators import Absolutes, Gram, Moments, Norms, SampleMeans, Weights
 from importance.activation import CRITERIA, Activation, Criterion
+from importance.column_magnitude import ColumnMagnitude
 from importance.compensation import Compensated, Compensation, compensate
 from importance.contributions import Contributions
+from importance.fpgm import FilterDistance
 from importance.losses import next_token
 from importance.magnitude import Magnitude
 from importance.normalisation import Normalisation
@@ -21,11 +23,13 @@ __all__ = [
     "CRITERIA",
     "Absolutes",
     "Activation",
+    "ColumnMagnitude",
     "Compensated",
     "Compensation",
     "Consumer",
     "Contributions",
     "Criterion",
+    "FilterDistance",
     "Gathering",
     "Gram",
     "Magnitude",

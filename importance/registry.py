@@ -10,6 +10,8 @@ from typing import Any
 from depgraph.errors import ScoreError
 from depgraph.scoring import Scorer
 from importance.choices import pick
+from importance.column_magnitude import ColumnMagnitude
+from importance.fpgm import FilterDistance
 from importance.magnitude import Magnitude
 from importance.randomly import Random
 from importance.taylor import Taylor
@@ -34,6 +36,9 @@ SCORERS: dict[str, Entry] = {
     "random": Entry(Random),
     "magnitude": Entry(Magnitude),
     "magnitude-l1": Entry(Magnitude, {"p": 1.0}),
+    "lamp": Entry(Magnitude, {"normalise": "lamp"}),
+    "mag-sp": Entry(ColumnMagnitude),
+    "fpgm": Entry(FilterDistance),
     "taylor": Entry(Taylor),
     "taylor-vector": Entry(Taylor, {"form": "vector"}),
 }
