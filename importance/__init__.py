@@ -8,6 +8,7 @@ from importance.activation import CRITERIA, Activation, Criterion
 from importance.column_magnitude import ColumnMagnitude
 from importance.compensation import Compensated, Compensation, compensate
 from importance.contributions import Contributions
+from importance.fisher import Fisher
 from importance.fpgm import FilterDistance
 from importance.losses import next_token
 from importance.magnitude import Magnitude
@@ -30,6 +31,7 @@ __all__ = [
     "Contributions",
     "Criterion",
     "FilterDistance",
+    "Fisher",
     "Gathering",
     "Gram",
     "Magnitude",

@@ -100,10 +100,10 @@ def distance_sums(weight: Tensor, dim: int, table: Tensor) -> Tensor:
 
 def _block(moved: Tensor, table: Tensor, start: int, step: int) -> Tensor:
     here = slice(start, start + step)
-    inner, norms = 0, 0
+    inner, norms = torch.zeros(()), torch.zeros(())
     for part in _slices(moved, table):
-        inner = part[here] @ part.T + inner
-        norms = part.square().sum(dim=1) + norms
+        inner = part[here] @ part.T + inner.to(part)
+        norms = part.square().sum(dim=1) + norms.to(part)
     squares = (norms[here, None] + norms[None] - 2 * inner).clamp_(min=0)
     squares.diagonal(offset=start).zero_()
     return squares.sqrt_().sum(dim=1)

@@ -11,6 +11,7 @@ from depgraph.errors import ScoreError
 from depgraph.scoring import Scorer
 from importance.choices import pick
 from importance.column_magnitude import ColumnMagnitude
+from importance.fisher import Fisher
 from importance.fpgm import FilterDistance
 from importance.magnitude import Magnitude
 from importance.randomly import Random
@@ -41,6 +42,9 @@ SCORERS: dict[str, Entry] = {
     "fpgm": Entry(FilterDistance),
     "taylor": Entry(Taylor),
     "taylor-vector": Entry(Taylor, {"form": "vector"}),
+    "taylor-second": Entry(Fisher),
+    "taylor-mix": Entry(Fisher, {"form": "mix"}),
+    "obd": Entry(Fisher, {"reduction": "mean"}),
 }
 
 
