@@ -17,6 +17,7 @@ from importance.obs import OptimalBrain
 from importance.randomly import Random
 from importance.reduction import Reduction
 from importance.registry import named, names, needs_data
+from importance.scales import NormScale
 from importance.statistics import Consumer, Gathering, Statistics, collect, consumers_of
 from importance.taylor import Taylor
 
@@ -36,6 +37,7 @@ __all__ = [
     "Gram",
     "Magnitude",
     "Moments",
+    "NormScale",
     "Normalisation",
     "Norms",
     "OptimalBrain",

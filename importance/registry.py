@@ -15,6 +15,7 @@ from importance.fisher import Fisher
 from importance.fpgm import FilterDistance
 from importance.magnitude import Magnitude
 from importance.randomly import Random
+from importance.scales import NormScale
 from importance.taylor import Taylor
 
 SHARED = frozenset({"batches", "loss", "seed", "progress"})
@@ -40,6 +41,7 @@ SCORERS: dict[str, Entry] = {
     "lamp": Entry(Magnitude, {"normalise": "lamp"}),
     "mag-sp": Entry(ColumnMagnitude),
     "fpgm": Entry(FilterDistance),
+    "norm-scale": Entry(NormScale),
     "taylor": Entry(Taylor),
     "taylor-vector": Entry(Taylor, {"form": "vector"}),
     "taylor-second": Entry(Fisher),
