@@ -10,6 +10,7 @@ from importance.compensation import Compensated, Compensation, compensate
 from importance.contributions import Contributions
 from importance.fisher import Fisher
 from importance.fpgm import FilterDistance
+from importance.gblm import GradientBlend
 from importance.losses import next_token
 from importance.magnitude import Magnitude
 from importance.normalisation import Normalisation
@@ -34,6 +35,7 @@ __all__ = [
     "FilterDistance",
     "Fisher",
     "Gathering",
+    "GradientBlend",
     "Gram",
     "Magnitude",
     "Moments",

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from depgraph import DependencyGraph
 from importance.calling import check_batches
 from importance.choices import pick
-from importance.gradients import GradientSums, backwards, shown
+from importance.gradients import ElementSums, GradientSums, backwards, shown
 from importance.layout import Layout, Sums
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
@@ -72,7 +71,7 @@ class Fisher:
     def _second(self, graph: DependencyGraph, layout: Layout) -> Sums:
         hook = GradientSums(layout, _squared)
         samples = 0
-        with backwards(graph.model, layout, self.loss, hook) as backward:
+        with backwards(graph.model, layout.parameters, self.loss, hook) as backward:
             for batch in shown(self.batches, self.progress):
                 for sample in samples_of(batch):
                     backward(sample)
@@ -80,21 +79,22 @@ class Fisher:
         return {name: {d: part / samples for d, part in parts.items()} for name, parts in hook.sums.items()}
 
     def _mix(self, graph: DependencyGraph, layout: Layout) -> Sums:
-        hook = _Held(layout)
-        samples = 0
-        with backwards(graph.model, layout, self.loss, hook) as backward:
+        samples = count = 0
+        gradient, squares = ElementSums(lambda g: g * count), ElementSums(lambda g: g.abs().square_())
+        hook: list[ElementSums] = [gradient]
+        with backwards(graph.model, layout.parameters, self.loss, lambda parameter: hook[0](parameter)) as backward:
             for batch in shown(self.batches, self.progress):
                 count = sample_count(batch)
                 samples += count
-                hook.weight, hook.into = count, hook.gradient
+                hook[0] = gradient
                 backward(batch)
-                hook.weight, hook.into = 1, hook.squares
+                hook[0] = squares
                 for sample in samples_of(batch):
                     backward(sample)
         return {
             name: index_sums(
                 lambda w, g, f: _mixed(w, g / samples, f / samples),
-                (parameter, hook.gradient[name], hook.squares[name]),
+                (parameter, gradient.total(parameter), squares.total(parameter)),
                 layout.dims[name],
             )
             for name, parameter in layout.parameters.items()
@@ -107,28 +107,3 @@ def _squared(weight: Tensor, gradient: Tensor) -> Tensor:
 
 def _mixed(weight: Tensor, gradient: Tensor, fisher: Tensor) -> Tensor:
     return ((weight * gradient.conj()).real - weight.abs().square() * fisher / 2).abs_()
-
-
-class _Held:
-    """A hook that adds gradients to `gradient`, times `weight`, or their squares to `squares`, whichever is `into`."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.names = {id(parameter): name for name, parameter in layout.parameters.items()}
-        self.gradient = {
-            name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False)
-            for name, p in layout.parameters.items()
-        }
-        self.squares = {
-            name: torch.zeros_like(held.real if held.is_complex() else held) for name, held in self.gradient.items()
-        }
-        self.weight, self.into = 1, self.gradient
-
-    @torch.no_grad()
-    def __call__(self, parameter: Tensor) -> None:
-        if parameter.grad is None:
-            return
-        gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-        held = self.into[self.names[id(parameter)]]
-        wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        held += wide.abs().square() if self.into is self.squares else self.weight * wide
-        parameter.grad = None

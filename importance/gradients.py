@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ Hook = Callable[[Tensor], None]
 
 @contextlib.contextmanager
 def backwards(
-    model: nn.Module, layout: Layout, loss: Loss | None, hook: Hook | None
+    model: nn.Module, parameters: Mapping[str, Tensor], loss: Loss | None, hook: Hook | None
 ) -> Iterator[Callable[[Any], None]]:
     """A function that runs one batch (or sample) backward, its gradients going to `hook`, or added up without one.
 
@@ -32,7 +32,7 @@ def backwards(
     """
     device = next(model.parameters()).device
     calls = 0
-    with put_back(model) as written, quiet(model), borrowed(model, layout, hook):
+    with put_back(model) as written, quiet(model), borrowed(model, parameters, hook):
 
         def backward(batch: Any) -> None:
             nonlocal calls
@@ -90,17 +90,40 @@ class GradientSums:
         self.sums[name] = {d: self.sums[name][d].to(part.device, part.dtype) + part.abs() for d, part in found.items()}
 
 
+class ElementSums:
+    """A hook that adds a function of every gradient, in float32 or wider, to a sum of the parameter's shape, and drops it."""
+
+    def __init__(self, of: Callable[[Tensor], Tensor]) -> None:
+        self.of = of
+        self.sums: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, parameter: Tensor) -> None:
+        if parameter.grad is None:
+            return
+        gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+        found = self.of(gradient.to(torch.promote_types(gradient.dtype, torch.float32)))
+        held = self.sums.get(id(parameter))
+        self.sums[id(parameter)] = found if held is None else held.add_(found)
+        parameter.grad = None
+
+    def total(self, parameter: Tensor) -> Tensor:
+        """The sum for a parameter; zeros where it never had a gradient."""
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        return self.sums.get(id(parameter), torch.zeros_like(parameter, dtype=wide, requires_grad=False))
+
+
 @contextlib.contextmanager
-def borrowed(model: nn.Module, layout: Layout, hook: Callable[[Tensor], None] | None) -> Iterator[None]:
-    """Gradients for the layout's parameters and no others, each given to `hook` as soon as it is made.
+def borrowed(model: nn.Module, parameters: Mapping[str, Tensor], hook: Hook | None) -> Iterator[None]:
+    """Gradients for these parameters and no others, each given to `hook` as soon as it is made.
 
     The `grad` and `requires_grad` of all parameters and the random state are put back afterwards. Raises ScoreError, before
     anything is changed, for a parameter that can't have a gradient.
     """
-    for name, parameter in layout.parameters.items():
+    for name, parameter in parameters.items():
         _require_differentiable(name, parameter)
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    wanted = {id(parameter) for parameter in layout.parameters.values()}
+    wanted = {id(parameter) for parameter in parameters.values()}
     devices = {p.device for p, _, _ in before if p.device.type == "cuda"}
     handles = []
     try:

@@ -13,6 +13,7 @@ from importance.choices import pick
 from importance.column_magnitude import ColumnMagnitude
 from importance.fisher import Fisher
 from importance.fpgm import FilterDistance
+from importance.gblm import GradientBlend
 from importance.magnitude import Magnitude
 from importance.randomly import Random
 from importance.scales import NormScale
@@ -47,6 +48,7 @@ SCORERS: dict[str, Entry] = {
     "taylor-second": Entry(Fisher),
     "taylor-mix": Entry(Fisher, {"form": "mix"}),
     "obd": Entry(Fisher, {"reduction": "mean"}),
+    "gblm": Entry(GradientBlend),
 }
 
 

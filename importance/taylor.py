@@ -86,7 +86,7 @@ class Taylor:
             return {}
         consumer = GradientSums(layout, FORMS[self.form])
         each_batch = self.accumulate == "abs"
-        with backwards(graph.model, layout, self.loss, consumer if each_batch else None) as backward:
+        with backwards(graph.model, layout.parameters, self.loss, consumer if each_batch else None) as backward:
             for batch in shown(self.batches, self.progress):
                 backward(batch)
             if not each_batch:
