@@ -20,6 +20,7 @@ from importance.reduction import Reduction
 from importance.registry import named, names, needs_data
 from importance.scales import NormScale
 from importance.statistics import Consumer, Gathering, Statistics, collect, consumers_of
+from importance.surgeon import Surgeon, column_costs, row_costs, surgeon_update
 from importance.taylor import Taylor
 
 __all__ = [
@@ -47,13 +48,17 @@ __all__ = [
     "Reduction",
     "SampleMeans",
     "Statistics",
+    "Surgeon",
     "Taylor",
     "Weights",
     "collect",
+    "column_costs",
     "compensate",
     "consumers_of",
     "named",
     "names",
     "needs_data",
     "next_token",
+    "row_costs",
+    "surgeon_update",
 ]

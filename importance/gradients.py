@@ -24,20 +24,22 @@ Hook = Callable[[Tensor], None]
 @contextlib.contextmanager
 def backwards(
     model: nn.Module, parameters: Mapping[str, Tensor], loss: Loss | None, hook: Hook | None
-) -> Iterator[Callable[[Any], None]]:
+) -> Iterator[Callable[..., None]]:
     """A function that runs one batch (or sample) backward, its gradients going to `hook`, or added up without one.
 
-    The model runs in eval mode without a key-value cache, and is put back afterwards, also after an error. Raises DataError
-    when the function was never called: there were no batches.
+    A second argument is called with the loss before that goes backward. The model runs in eval mode without a key-value
+    cache, and is put back afterwards, also after an error. Raises DataError when the function was never called: there were
+    no batches.
     """
     device = next(model.parameters()).device
     calls = 0
     with put_back(model) as written, quiet(model), borrowed(model, parameters, hook):
 
-        def backward(batch: Any) -> None:
+        def backward(batch: Any, before: Callable[[Tensor], None] = lambda loss: None) -> None:
             nonlocal calls
             with written:
                 value = loss_of(model, moved(batch, device), loss)
+            before(value)
             value.backward()
             calls += 1
 

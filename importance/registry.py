@@ -17,6 +17,7 @@ from importance.gblm import GradientBlend
 from importance.magnitude import Magnitude
 from importance.randomly import Random
 from importance.scales import NormScale
+from importance.surgeon import Surgeon
 from importance.taylor import Taylor
 
 SHARED = frozenset({"batches", "loss", "seed", "progress"})
@@ -49,6 +50,7 @@ SCORERS: dict[str, Entry] = {
     "taylor-mix": Entry(Fisher, {"form": "mix"}),
     "obd": Entry(Fisher, {"reduction": "mean"}),
     "gblm": Entry(GradientBlend),
+    "llm-surgeon": Entry(Surgeon),
 }
 
 
