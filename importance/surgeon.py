@@ -165,7 +165,7 @@ class FactorSums:
         self.shape = product.weight.shape
         self.outputs, self.columns = (1, 0) if product.turned else (0, 1)
         self.dims = [d for d in (self.outputs, self.columns) if d in dims]
-        self.used = 0
+        self.used, self.scale = 0, 0.0
         self.sums: dict[str, Tensor] = {}
         self.width = product.matrix.shape[2]
         self.matrix = _with_bias(product)
@@ -178,6 +178,8 @@ class FactorSums:
         )
         if self.matrix.shape[2] > self.width:
             inputs = torch.cat([inputs, inputs.new_full((*inputs.shape[:2], 1), product.bias is not None)], dim=2)
+        self.scale = self.scale or _inverse_size(gradients)
+        gradients = gradients * self.scale
         matrix = self.matrix.to(inputs)
         self.used += inputs.shape[1]
         self._sum("inputs' power", inputs.square().mean(dim=2).sum(dim=1))
@@ -205,7 +207,7 @@ class FactorSums:
             energy = mean["back"] + _added(mean["gradients' power"], damping)[:, None] * squares.sum(dim=1)
             columns = self._over(energy, mean["inputs"], damping, f"the input of {name}").sum(dim=0)
             found[self.columns] = columns[: self.width].reshape(self.shape[self.columns], -1).sum(dim=1)
-        return found
+        return {d: cost / self.scale**2 for d, cost in found.items()} if self.scale else found
 
     def _over(self, energy: Tensor, curvature: Tensor, damping: float, where: str) -> Tensor:
         blocks = zip(energy, curvature, strict=True)
@@ -218,6 +220,12 @@ def _with_bias(product: Product) -> Tensor:
     if product.bias is None:
         return matrix
     return torch.cat([matrix, product.bias.detach().reshape(*matrix.shape[:2], 1).to(matrix)], dim=2)
+
+
+def _inverse_size(gradients: Tensor) -> float:
+    """One over the gradients' root mean square, that their squares stay within float32's range; 0 where there are none."""
+    size = float(gradients.double().square().mean().sqrt()) if gradients.numel() else 0.0
+    return 1 / size if size else 0.0
 
 
 def _added(power: Tensor, damping: float) -> Tensor:

@@ -163,6 +163,15 @@ def test_dead_units_are_lowest_and_a_linear_path_may_be_rescaled() -> None:
     assert (found.argmin(), found[6]) == (6, 0)
 
 
+def test_tiny_gradients_keep_their_curvature() -> None:
+    """Squares of gradients of 1e-25 leave float32's range; costs only scale, by the square of the loss."""
+    model, batches = _net()
+    graph = depgraph.trace(model, batches[0])
+    whole = Surgeon(batches, squared)(graph)[NEURONS]
+    tiny = Surgeon(batches, lambda output, batch: 1e-22 * squared(output, batch))(graph)[NEURONS]
+    assert tiny == pytest.approx(1e-44 * whole, rel=1e-3, abs=0)
+
+
 def test_units_may_be_permuted() -> None:
     model, batches = _net()
     before = Surgeon(batches, squared)(depgraph.trace(model, batches[0]))[NEURONS]
