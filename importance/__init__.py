@@ -11,6 +11,7 @@ from importance.contributions import Contributions
 from importance.fisher import Fisher
 from importance.fpgm import FilterDistance
 from importance.gblm import GradientBlend
+from importance.lora import LoraPrune
 from importance.losses import next_token
 from importance.magnitude import Magnitude
 from importance.normalisation import Normalisation
@@ -38,6 +39,7 @@ __all__ = [
     "Gathering",
     "GradientBlend",
     "Gram",
+    "LoraPrune",
     "Magnitude",
     "Moments",
     "NormScale",
