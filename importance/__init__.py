@@ -8,6 +8,7 @@ from importance.activation import CRITERIA, Activation, Criterion
 from importance.column_magnitude import ColumnMagnitude
 from importance.compensation import Compensated, Compensation, compensate
 from importance.contributions import Contributions
+from importance.experts import ExpertClusters, clusters_below, clusters_of, merges
 from importance.fisher import Fisher
 from importance.fpgm import FilterDistance
 from importance.gblm import GradientBlend
@@ -34,6 +35,7 @@ __all__ = [
     "Consumer",
     "Contributions",
     "Criterion",
+    "ExpertClusters",
     "FilterDistance",
     "Fisher",
     "Gathering",
@@ -53,10 +55,13 @@ __all__ = [
     "Surgeon",
     "Taylor",
     "Weights",
+    "clusters_below",
+    "clusters_of",
     "collect",
     "column_costs",
     "compensate",
     "consumers_of",
+    "merges",
     "named",
     "names",
     "needs_data",

@@ -69,7 +69,7 @@ def _filters(places: tuple[Place, ...], layout: Layout, read: set[tuple[str, int
 
 
 def _scored(weight: Tensor, place: Place) -> Scored:
-    groups, table = _indices(place.labels)
+    groups, table = indices_of(place.labels)
     found = distance_sums(weight.detach(), place.dim, torch.from_numpy(table).to(weight.device)).cpu().double().numpy()
     if not np.isfinite(found).all():
         raise ScoreError(
@@ -78,7 +78,7 @@ def _scored(weight: Tensor, place: Place) -> Scored:
     return groups, found
 
 
-def _indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def indices_of(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The groups that labels name, and the indices of each [groups, most indices of one], -1 where it has no more."""
     groups = np.unique(labels[labels != NONE])
     members = [np.flatnonzero(labels == group) for group in groups]
@@ -91,17 +91,21 @@ def _indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @torch.no_grad()
 def distance_sums(weight: Tensor, dim: int, table: Tensor) -> Tensor:
     """For every row of `table` [slices, indices] (-1: none), its slice's distances to all others, summed: [slices]."""
-    moved = torch.view_as_real(weight) if weight.is_complex() else weight
-    moved = moved.movedim(dim, 0)
+    moved = in_front(weight, dim)
     step = max(1, PIECE // max(len(table), 1))
     sums = [_block(moved, table, at, step) for at in range(0, len(table), step)]
     return torch.cat(sums) if sums else weight.new_zeros(0)
 
 
+def in_front(weight: Tensor, dim: int) -> Tensor:
+    """A real tensor with `dim` as its first."""
+    return (torch.view_as_real(weight) if weight.is_complex() else weight).movedim(dim, 0)
+
+
 def _block(moved: Tensor, table: Tensor, start: int, step: int) -> Tensor:
     here = slice(start, start + step)
     inner, norms = torch.zeros(()), torch.zeros(())
-    for part in _slices(moved, table):
+    for part in slices(moved, table):
         inner = part[here] @ part.T + inner.to(part)
         norms = part.square().sum(dim=1) + norms.to(part)
     squares = (norms[here, None] + norms[None] - 2 * inner).clamp_(min=0)
@@ -109,7 +113,7 @@ def _block(moved: Tensor, table: Tensor, start: int, step: int) -> Tensor:
     return squares.sqrt_().sum(dim=1)
 
 
-def _slices(moved: Tensor, table: Tensor) -> Iterator[Tensor]:
+def slices(moved: Tensor, table: Tensor) -> Iterator[Tensor]:
     """The slices [slices, numbers], so many of their numbers at a time that memory stays bounded."""
     if moved.ndim == 1:
         moved = moved[:, None]

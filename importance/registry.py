@@ -11,6 +11,7 @@ from depgraph.errors import ScoreError
 from depgraph.scoring import Scorer
 from importance.choices import pick
 from importance.column_magnitude import ColumnMagnitude
+from importance.experts import ExpertClusters
 from importance.fisher import Fisher
 from importance.fpgm import FilterDistance
 from importance.gblm import GradientBlend
@@ -51,6 +52,7 @@ SCORERS: dict[str, Entry] = {
     "obd": Entry(Fisher, {"reduction": "mean"}),
     "gblm": Entry(GradientBlend),
     "llm-surgeon": Entry(Surgeon),
+    "stun": Entry(ExpertClusters),
 }
 
 
