@@ -44,7 +44,7 @@ SCORERS: dict[str, Entry] = {
     "lamp": Entry(Magnitude, {"normalise": "lamp"}),
     "mag-sp": Entry(ColumnMagnitude),
     "fpgm": Entry(FilterDistance),
-    "norm-scale": Entry(NormScale),
+    "bn-scale": Entry(NormScale),
     "taylor": Entry(Taylor),
     "taylor-vector": Entry(Taylor, {"form": "vector"}),
     "taylor-second": Entry(Fisher),

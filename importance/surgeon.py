@@ -73,8 +73,9 @@ class Surgeon:
     Factors are gathered in one forward and backward pass for each batch: A with a one appended for a bias, G of the gradients
     of each sample's loss (the empirical Fisher). Positions on which the loss doesn't depend (padding, mostly) don't count. Of
     each weight only what some axis needs is held: G for its rows, A for its columns, and sums of squares for the others. Where
-    a weight is used several times, its uses are added. Costs are of one loss and compare across axes; an axis with neither row
-    nor column in such a map goes last, by the size of its weights.
+    a weight is used several times, its uses are added; stacked weights of experts, multiplied in batches, don't count. Costs
+    are of one loss and compare across axes; an axis with neither row nor column in such a map goes last, by the size of its
+    weights.
 
     Args:
         batches: an iterable of tensors, tuples (arguments) or dicts (keyword arguments).
@@ -106,9 +107,9 @@ class Surgeon:
         Normalisation.of(self.normalise)
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
-        layout = Layout.of(graph)
+        layout = _prunable(graph, Layout.of(graph))
         if not layout.parameters:
-            return {}
+            return with_unread(graph, {})
         gathered = self._gather(graph, layout)
         costs: dict[str, dict[int, Tensor]] = {}
         for (name, _), sums in gathered.items():
@@ -146,6 +147,13 @@ class Surgeon:
                 samples = Samples.of(*inputs_of(graph.model, batch)).count
                 backward(batch, watch)
         return gathered
+
+
+def _prunable(graph: DependencyGraph, layout: Layout) -> Layout:
+    """A layout without the axes that may not lose anything: their factors (of a vocabulary, say) would be large and unused."""
+    places = {axis: found for axis, found in layout.places.items() if graph[axis].prunable.any()}
+    reached = {place.parameter for found in places.values() for place in found}
+    return replace(layout, parameters={n: p for n, p in layout.parameters.items() if n in reached}, places=places)
 
 
 def _biases(graph: DependencyGraph) -> dict[str, Tensor]:
@@ -196,9 +204,9 @@ class FactorSums:
 
     def costs(self, damping: float, name: str) -> dict[int, Tensor]:
         """The costs [size] of the indices of each of `dims`; those of a convolution's windows, and of its groups, are added."""
-        mean = {n: (s / max(self.used, 1)).double().cpu() for n, s in self.sums.items()}
+        mean = {n: (s / max(self.used, 1)).cpu().double() for n, s in self.sums.items()}
         _require_finite(mean, name)
-        squares = self.matrix.double().cpu().square()
+        squares = self.matrix.cpu().double().square()
         found = {}
         if self.outputs in self.dims:
             energy = mean["outputs"] + _added(mean["inputs' power"], damping)[:, None] * squares.sum(dim=2)
@@ -223,8 +231,8 @@ def _with_bias(product: Product) -> Tensor:
 
 
 def _inverse_size(gradients: Tensor) -> float:
-    """One over the gradients' root mean square, that their squares stay within float32's range; 0 where there are none."""
-    size = float(gradients.double().square().mean().sqrt()) if gradients.numel() else 0.0
+    """One over the largest gradient, that their squares stay within float32's range; 0 where there are none."""
+    size = float(gradients.abs().max()) if gradients.numel() else 0.0
     return 1 / size if size else 0.0
 
 
