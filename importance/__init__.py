@@ -8,8 +8,14 @@ from importance import allocations
 from importance.accumulators import Absolutes, Gram, Moments, Norms, SampleMeans, Weights
 from importance.activation import CRITERIA, Activation, Criterion
 from importance.allocations import Allocated
+from importance.column_magnitude import ColumnMagnitude
 from importance.compensation import Compensated, Compensation, compensate
 from importance.contributions import Contributions
+from importance.experts import ExpertClusters, clusters_below, clusters_of, merges
+from importance.fisher import Fisher
+from importance.fpgm import FilterDistance
+from importance.gblm import GradientBlend
+from importance.lora import LoraPrune
 from importance.losses import next_token
 from importance.magnitude import Magnitude
 from importance.normalisation import Normalisation
@@ -17,8 +23,10 @@ from importance.obs import OptimalBrain
 from importance.randomly import Random
 from importance.reduction import Reduction
 from importance.registry import named, names, needs_data
+from importance.scales import NormScale
 from importance.schedule import Schedule, Scheduled, Step
 from importance.statistics import Consumer, Gathering, Statistics, collect, consumers_of
+from importance.surgeon import Surgeon, column_costs, row_costs, surgeon_update
 from importance.taylor import Taylor
 
 __all__ = [
@@ -26,15 +34,22 @@ __all__ = [
     "Activation",
     "Allocated",
     "CRITERIA",
+    "ColumnMagnitude",
     "Compensated",
     "Compensation",
     "Consumer",
     "Contributions",
     "Criterion",
+    "ExpertClusters",
+    "FilterDistance",
+    "Fisher",
     "Gathering",
+    "GradientBlend",
     "Gram",
+    "LoraPrune",
     "Magnitude",
     "Moments",
+    "NormScale",
     "Normalisation",
     "Norms",
     "OptimalBrain",
@@ -45,14 +60,21 @@ __all__ = [
     "Scheduled",
     "Statistics",
     "Step",
+    "Surgeon",
     "Taylor",
     "Weights",
     "allocations",
+    "clusters_below",
+    "clusters_of",
     "collect",
+    "column_costs",
     "compensate",
     "consumers_of",
+    "merges",
     "named",
     "names",
     "needs_data",
     "next_token",
+    "row_costs",
+    "surgeon_update",
 ]

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from depgraph.errors import ScoreError
 from importance.choices import pick
 
 Part = Callable[[np.ndarray], np.ndarray]
@@ -63,6 +64,19 @@ def min_max(scores: np.ndarray) -> np.ndarray:
     return (scores - scores.min()) / width if width else np.zeros_like(scores)
 
 
+def lamp(scores: np.ndarray) -> np.ndarray:
+    """Each over the sum of itself and all that are larger (LAMP): the largest gets 1, and equal ones the same.
+
+    Meant for squared magnitudes: a threshold over all axes then never empties one. Raises ScoreError for negative scores.
+    """
+    if (scores < 0).any():
+        raise ScoreError("LAMP needs scores of at least zero, such as squared magnitudes: take another normalisation")
+    ascending = np.sort(scores)
+    from_here = np.append(np.cumsum(ascending[::-1])[::-1], 0.0)
+    larger = from_here[np.searchsorted(ascending, scores * (1 + _ROUNDING), side="right")]
+    return np.divide(scores, scores + larger, out=np.zeros_like(scores), where=scores > 0)
+
+
 PARTS: dict[str, Part] = {
     "none": none,
     "mean": by_mean,
@@ -70,6 +84,7 @@ PARTS: dict[str, Part] = {
     "max": by_max,
     "gaussian": gaussian,
     "min-max": min_max,
+    "lamp": lamp,
 }
 
 

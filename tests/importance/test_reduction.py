@@ -85,10 +85,20 @@ SCORES = np.array([1.0, 2.0, 6.0])
         ("max", [1 / 6, 1 / 3, 1]),
         ("gaussian", [-2 / 7**0.5, -1 / 7**0.5, 3 / 7**0.5]),
         ("min-max", [0, 0.2, 1]),
+        ("lamp", [1 / 9, 2 / 8, 1]),
     ],
 )
 def test_normalisations(name: str, expected: list[float]) -> None:
     np.testing.assert_allclose(Normalisation.of(name)(SCORES), expected)
+
+
+def test_lamp_gives_the_largest_one_and_never_empties_an_axis() -> None:
+    """METHODS.md 2.4: [9, 1, 4] -> [1, .071429, .307692]; of equal ones, all get what the last of them would."""
+    lamp = Normalisation.of("lamp")
+    np.testing.assert_allclose(lamp(np.array([9.0, 1.0, 4.0])), [1, 1 / 14, 4 / 13])
+    np.testing.assert_allclose(lamp(np.array([0.0, 2.0, 1.0, 2.0])), [0, 1, 1 / 5, 1])
+    with pytest.raises(ScoreError, match="LAMP needs scores of at least zero"):
+        lamp(np.array([1.0, -1.0]))
 
 
 def test_normalisations_are_applied_one_after_the_other() -> None:

@@ -1,0 +1,135 @@
+"""Where weights meet rows of a batch in a backward pass, read off the graph that autograd has made of the forward pass.
+
+So it doesn't matter which module owns a weight or how the product was written. Each product says what came in and, when the
+backward pass gets there, the gradient of what it put out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_TURNS = {"TBackward0", "TransposeBackward0", "PermuteBackward0"}
+_COPIES = {"ToCopyBackward0", "CloneBackward0", "AliasBackward0"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What met at one product: `inputs` [blocks, rows, columns], `gradients` of its outputs [blocks, rows, outputs]."""
+
+    inputs: Tensor
+    gradients: Tensor
+
+
+@dataclass(frozen=True)
+class Product:
+    """One use of a weight. `turned`: it is stored [columns, outputs]; `bias` is the parameter that is added, None for none."""
+
+    node: Any
+    weight: Tensor
+    turned: bool
+    bias: Tensor | None
+    blocks: int
+    reader: Callable[[Any, Tensor], Rows]
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as [blocks, outputs, columns]; a convolution has a block for each of its groups."""
+        weight = self.weight.detach().T if self.turned else self.weight.detach()
+        return weight.reshape(self.blocks, weight.shape[0] // self.blocks, -1)
+
+    def watch(self, see: Callable[[Product, Rows], None]) -> None:
+        """Let `see` have what meets here, when the gradient of what comes out is known."""
+
+        def hook(gradients: tuple[Tensor | None, ...]) -> None:
+            if gradients[0] is not None:
+                with torch.no_grad():
+                    see(self, self.reader(self.node, gradients[0]))
+
+        self.node.register_prehook(hook)
+
+
+def products(loss: Tensor) -> Iterator[Product]:
+    """All products of a matrix that is a parameter with rows, and convolutions, that `loss` depends on."""
+    seen, waiting = {loss.grad_fn}, [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        before = [n for n, _ in getattr(node, "next_functions", ())]
+        found = _product(node, before)
+        if found is not None:
+            yield found
+        fresh = [n for n in dict.fromkeys(before) if n is not None and n not in seen]
+        seen.update(fresh)
+        waiting += fresh
+
+
+def _product(node: Any, before: list[Any]) -> Product | None:
+    kind = _KINDS.get(node.name())
+    if kind is None or len(before) <= kind.weight:
+        return None
+    weight, turns = _parameter(before[kind.weight])
+    bias = _parameter(before[kind.bias])[0] if kind.bias is not None and len(before) > kind.bias else None
+    if weight is None or kind.flat and weight.ndim != 2 or getattr(node, "_saved_transposed", False):
+        return None
+    if not kind.flat and weight.ndim not in (3, 4):
+        return None
+    return Product(
+        node=node,
+        weight=weight,
+        turned=kind.flat and turns % 2 == 0,
+        bias=bias if bias is not None and bias.ndim == 1 else None,
+        blocks=getattr(node, "_saved_groups", 1),
+        reader=kind.reader,
+    )
+
+
+def _parameter(node: Any) -> tuple[Tensor | None, int]:
+    """The parameter that a node hands gradients to, and how often it is transposed on the way."""
+    turns = 0
+    while node is not None and node.name() in _TURNS | _COPIES:
+        turns += node.name() in _TURNS
+        node = node.next_functions[0][0]
+    return getattr(node, "variable", None), turns
+
+
+def _linear(node: Any, gradient: Tensor) -> Rows:
+    inputs = node._saved_mat1 if hasattr(node, "_saved_mat1") else node._saved_self
+    return Rows(inputs.detach()[None], gradient[None])
+
+
+def _convolution(node: Any, gradient: Tensor) -> Rows:
+    image, window = node._saved_input.detach(), tuple(node._saved_weight.shape[2:])
+    given = [tuple(getattr(node, f"_saved_{name}")) for name in ("dilation", "padding", "stride")]
+    if image.ndim == 3:
+        image, window = image[:, :, None], (1, *window)
+        given = [(neutral, *sizes) for neutral, sizes in zip((1, 0, 1), given, strict=True)]
+    columns = F.unfold(image, window, *given)
+    blocks = node._saved_groups
+    return Rows(_blocks(columns, blocks), _blocks(gradient.flatten(2), blocks))
+
+
+def _blocks(values: Tensor, blocks: int) -> Tensor:
+    """[samples, blocks * channels, positions] as [blocks, samples * positions, channels]."""
+    return values.unflatten(1, (blocks, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Which of a node's operands are the weight and the bias, whether the weight is a matrix, and how rows are read."""
+
+    weight: int
+    bias: int | None
+    flat: bool
+    reader: Callable[[Any, Tensor], Rows]
+
+
+_KINDS = {
+    "AddmmBackward0": _Kind(2, 0, True, _linear),
+    "MmBackward0": _Kind(1, None, True, _linear),
+    "ConvolutionBackward0": _Kind(1, 2, False, _convolution),
+}

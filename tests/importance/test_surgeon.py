@@ -1,0 +1,237 @@
+"""LLM Surgeon: the numbers of METHODS.md 2.14, the factors of any model's maps, and what holds for its costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import depgraph
+from depgraph.errors import DataError, ScoreError
+from importance import Surgeon, column_costs, row_costs, surgeon_update
+from importance.obs import Problem, damped
+from tests.importance.test_activation import NEURONS, _net
+from tests.importance.toys import regression
+from tests.zoo import MODULES, ZOO
+
+G = torch.tensor([[2.0, 0], [0, 1]])
+A = torch.tensor([[2.0, 1], [1, 2]])
+W = torch.tensor([[1.0, 1], [1, 0]])
+
+
+def squared(output: Tensor, batch: Any) -> Tensor:
+    return output.square().mean()
+
+
+def test_the_numbers_by_hand() -> None:
+    """METHODS.md 2.14: rows [6, 1], columns [2.25, 1.5]; removing column 1 gives [[1.5, 0], [1, 0]]."""
+    assert row_costs(W, A, G).tolist() == pytest.approx([6, 1])
+    assert column_costs(W, A, G).tolist() == pytest.approx([2.25, 1.5])
+    assert torch.allclose(surgeon_update(W, A, G, [], [1]), torch.tensor([[1.5, 0], [1, 0]]))
+    assert torch.allclose(surgeon_update(W, A, G, [0], []), torch.tensor([[0.0, 0], [1, 0]]))
+    assert torch.equal(surgeon_update(W, A, G, [], []), W)
+
+
+def test_without_correlation_a_column_costs_half_its_power_and_with_even_gradients_it_is_optimal_brain_surgery() -> (
+    None
+):
+    weight, x = torch.randn(3, 4, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
+    inputs, even = x.T @ x, torch.eye(3, dtype=torch.float64)
+    alone = column_costs(weight, inputs.diagonal().diag(), even)
+    assert torch.allclose(alone, weight.square().sum(0) * inputs.diagonal() / 2)
+    problem = Problem(weight.clone(), torch.linalg.inv(inputs), np.arange(4))
+    losses = problem.losses(range(4))
+    assert column_costs(weight, inputs, even).tolist() == pytest.approx([losses[c] / 2 for c in range(4)])
+    problem.remove([1, 3])
+    assert torch.allclose(surgeon_update(weight, inputs, even, [], [1, 3]), problem.weight)
+
+
+def test_an_update_lowers_what_removing_costs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, g = (torch.randn(30, n, n, generator=generator, dtype=torch.float64).sum(0) for n in (4, 3))
+    inputs, gradients = x @ x.T, g @ g.T
+    weight = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+
+    def cost(after: Tensor) -> float:
+        change = after - weight
+        return float((gradients @ change @ inputs * change).sum() / 2)
+
+    for rows, columns in (([1], []), ([], [2])):
+        plain = weight.clone()
+        plain[rows] = 0
+        plain[:, columns] = 0
+        updated = cost(surgeon_update(weight, inputs, gradients, rows, columns))
+        expected = row_costs(weight, inputs, gradients)[1] if rows else column_costs(weight, inputs, gradients)[2]
+        assert updated == pytest.approx(float(expected))
+        assert updated < cost(plain)
+
+
+def by_hand(model: nn.Module, x: Tensor, damping: float) -> dict[str, tuple[Tensor, Tensor]]:
+    """Row and column costs of every nn.Linear, from hooks on the modules and full factors."""
+    held: dict[str, tuple[Tensor, Tensor]] = {}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+
+    def keep(name: str, given: Tensor, made: Tensor) -> None:
+        made.retain_grad()
+        held[name] = (given.detach(), made)
+
+    hooks = [
+        layer.register_forward_hook(lambda _, given, made, name=name: keep(name, given[0], made))
+        for name, layer in layers.items()
+    ]
+    squared(model(x), None).backward()
+    model.zero_grad()
+    found = {}
+    for name, layer in layers.items():
+        inputs, gradients = (t.double().flatten(0, -2) for t in (held[name][0], held[name][1].grad * len(x)))
+        inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], 1)
+        weight = torch.cat([layer.weight, layer.bias[:, None]], 1).detach().double()
+        a, g = (damped(t.T @ t / len(t), damping) for t in (inputs, gradients))
+        found[name] = (row_costs(weight, a, g), column_costs(weight, a, g)[:-1])
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("damping", [0.01, 0.5])
+def test_scores_are_the_costs_of_a_groups_rows_and_columns(damping: float) -> None:
+    model, _ = _net()
+    x = torch.randn(6, 7, 5)
+    graph = depgraph.trace(model, x)
+    costs = by_hand(model, x, damping)
+    expected = costs["gate"][0] + costs["up"][0] + costs["down"][1]
+    whole = Surgeon([x], squared, damping)(graph)
+    assert whole[NEURONS] == pytest.approx(expected.tolist(), rel=1e-3)
+    (stream,) = (name for name in whole if name != NEURONS)
+    residual = costs["embed"][0] + costs["down"][0] + costs["gate"][1] + costs["up"][1] + costs["head"][1]
+    assert whole[stream] == pytest.approx(residual.tolist(), rel=1e-3)
+    parts = Surgeon([x[:2], x[2:3], x[3:]], squared, damping)(graph)
+    for name, scores in whole.items():
+        assert parts[name] == pytest.approx(scores, rel=1e-3)
+
+
+class Written(nn.Module):
+    """The same two maps, as modules, as products with either layout, and as convolutions."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        first, last = (torch.randn(o, i, generator=generator) for o, i in ((6, 4), (2, 6)))
+        self.how = how
+        shape: Callable[[Tensor], Tensor] = {
+            "stored turned": lambda w: w.T.contiguous(),
+            "convolution": lambda w: w[..., None],
+        }.get(how, lambda w: w)
+        self.first, self.last = nn.Parameter(shape(first)), nn.Parameter(shape(last))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for weight in (self.first, self.last):
+            x = self._times(torch.tanh(x), weight)
+        return x
+
+    def _times(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.how == "convolution":
+            return torch.nn.functional.conv1d(x.mT, weight).mT
+        return x @ (weight if self.how == "stored turned" else weight.mT)
+
+
+def test_it_does_not_matter_how_a_product_is_written() -> None:
+    x = torch.randn(3, 5, 4)
+    found = []
+    for how in ("matrix", "stored turned", "convolution"):
+        graph = depgraph.trace(Written(how), x)
+        (scores,) = Surgeon([x], squared)(graph).values()
+        found.append(scores)
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert found[2] == pytest.approx(found[0], rel=1e-4)
+    assert found[0].min() > 0
+
+
+def test_dead_units_are_lowest_and_a_linear_path_may_be_rescaled() -> None:
+    model = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3))
+    _, batches, loss = regression()
+    batches = [(torch.randn(64, 5), torch.randn(64, 3))]
+    with torch.no_grad():
+        for dead in (model[0].weight[6], model[0].bias[6], model[1].weight[:, 6]):
+            dead.zero_()
+    graph = depgraph.trace(model, batches[0][0])
+    found = Surgeon(batches, loss)(graph)["0.weight:0"]
+    assert (found.argmin(), found[6]) == (6, 0)
+
+
+def test_tiny_gradients_keep_their_curvature() -> None:
+    """Squares of gradients of 1e-25 leave float32's range; costs only scale, by the square of the loss."""
+    model, batches = _net()
+    graph = depgraph.trace(model, batches[0])
+    whole = Surgeon(batches, squared)(graph)[NEURONS]
+    tiny = Surgeon(batches, lambda output, batch: 1e-22 * squared(output, batch))(graph)[NEURONS]
+    assert tiny == pytest.approx(1e-44 * whole, rel=1e-3, abs=0)
+
+
+def test_units_may_be_permuted() -> None:
+    model, batches = _net()
+    before = Surgeon(batches, squared)(depgraph.trace(model, batches[0]))[NEURONS]
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    with torch.no_grad():
+        for layer in (model.gate, model.up):
+            layer.weight.copy_(layer.weight[order].clone())
+            layer.bias.copy_(layer.bias[order].clone())
+        model.down.weight.copy_(model.down.weight[:, order].clone())
+    after = Surgeon(batches, squared)(depgraph.trace(model, batches[0]))[NEURONS]
+    assert after == pytest.approx(before[order.numpy()], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama_8_2", "gpt2", "residual_cnn", "multihead_attention", "tied_weights"])
+def test_every_axis_of_any_model_has_scores(name: str) -> None:
+    example = (MODULES | ZOO)[name]()
+    graph = depgraph.trace(example.model, example.args, example.kwargs)
+    batch = example.kwargs or example.args
+    loss = (
+        None if name in ZOO else lambda output, _: (output[0] if isinstance(output, tuple) else output).square().mean()
+    )
+    scorer = Surgeon([batch], loss)
+    found = scorer(graph)
+    for axis in graph.axes:
+        assert found[axis.name].shape == (axis.size,)
+        assert np.isfinite(found[axis.name]).all()
+    assert graph.plan(scorer, depgraph.Target(params=0.9)).removal
+    assert not any(p.grad is not None for p in example.model.parameters())
+
+
+def test_padding_does_not_count() -> None:
+    example = ZOO["llama_8_2"]()
+    graph = depgraph.trace(example.model, example.args, example.kwargs)
+    ids, mask = example.kwargs["input_ids"], example.kwargs["attention_mask"]
+    right = {"input_ids": ids[:1], "attention_mask": torch.ones_like(mask[:1])}
+    longer = {n: torch.cat([t, torch.zeros_like(t)], 1) for n, t in right.items()}
+    found, padded = Surgeon([right])(graph), Surgeon([longer])(graph)
+    for axis in graph.axes:
+        np.testing.assert_allclose(padded[axis.name], found[axis.name], rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("error", "batches", "loss", "message"),
+    [
+        (DataError, [], squared, "no batches"),
+        (DataError, [torch.randn(4, 9)], squared, "doesn't fit Sequential"),
+        (ScoreError, [torch.randn(4, 5)], None, "pass loss=callable"),
+        (ScoreError, [torch.full((4, 5), float("nan"))], squared, "loss of a batch is nan"),
+    ],
+)
+def test_what_cant_be_used_is_refused(error: Any, batches: Any, loss: Any, message: str) -> None:
+    model, _, _ = regression()
+    with pytest.raises(error, match=message):
+        Surgeon(batches, loss)(depgraph.trace(model, torch.randn(2, 5)))
+
+
+def test_a_singular_factor_is_refused_without_damping() -> None:
+    model, _, _ = regression()
+    graph = depgraph.trace(model, torch.randn(2, 5))
+    with pytest.raises(ScoreError, match="singular"):
+        Surgeon([torch.randn(2, 5)], squared, damping=0.0)(graph)
+    with pytest.raises(ScoreError, match="damping"):
+        Surgeon([torch.randn(2, 5)], damping=-1)
