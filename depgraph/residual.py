@@ -1,0 +1,262 @@
+"""Residual branches: where an addition joins a stream with something computed from it, which can then be left out.
+
+All is read from the captured graph: what lies between the stream and the addition, what else reads it, and what is
+computed with. Names only say where that happens.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch.fx import Node
+
+from depgraph.joins import Flow, Join, copies, name_of, shape_of
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
+
+_RECURRENT = ("lstm", "gru", "rnn")
+_MIXERS = ("pool", "fft")  # operators without weights that a branch may consist of
+_SCALINGS = ("mul", "div")
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Something that an addition joins with the stream that it was computed from; without it, the stream goes on alone.
+
+    `nodes` are the names of the graph's nodes that go with it; `source` and `add` those of the stream where it starts and
+    of the addition, of which it is (or they are) the `operands`. `parameters` are names of those that only it uses, `params`
+    the number of their elements, and `macs` what its nodes multiply and add. `kind` is "attention", "convolution", "mlp"
+    or "other". `order` counts the branches in order of execution.
+    """
+
+    name: str
+    kind: str
+    nodes: tuple[str, ...]
+    source: str
+    add: str
+    operands: tuple[str, ...]
+    parameters: tuple[str, ...]
+    params: int
+    macs: int
+    order: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What may be a branch: a join, the stream, the nodes between them and those that go; or `why` they can't."""
+
+    join: Join
+    source: Node
+    inner: frozenset[Node]
+    gone: frozenset[Node]
+    why: str = ""
+
+
+class Branches:
+    """The branches of a graph: `found`, in order of execution, and by name why others can't go (`refused`)."""
+
+    def __init__(self, graph: DependencyGraph) -> None:
+        self.graph = graph
+        self.program = graph.capture.program
+        self.flow = Flow(graph)
+        self.work: dict[str, int] = defaultdict(int)
+        for work in self.program.relations.work:
+            self.work[work.op] += prod(self.program.relations.sizes[d] for d in work.dims)
+        self.entries = frozenset(container_entries(graph.model))
+        candidates = [c for join in self.flow.joins if (c := self._candidate(join)) is not None]
+        self.candidates = self._without_sums([c for c in candidates if not c.why])
+        self.found, self.refused = self._named(self.candidates, [c for c in candidates if c.why])
+
+    @cached_property
+    def contracted(self) -> dict[str, list[str]]:
+        """For each operator, the values that it sums over."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for c in self.program.relations.contractions:
+            found[c.op].append(c.operand)
+        return found
+
+    def works(self, node: Node) -> bool:
+        """Does an operator do more than to move numbers, or to compute with each alone?"""
+        return node in self.flow.moving and (self.work[node.name] > 0 or any(m in name_of(node) for m in _MIXERS))
+
+    def module(self, node: Node) -> str:
+        """The path of the module in which a node is computed."""
+        value = self.program.values.get(node.name) or self.program.values.get(f"{node.name}:0")
+        return value.module if value is not None else ""
+
+    def _candidate(self, join: Join) -> Candidate | None:
+        """The branch that `join` adds, or why it is none; None where it doesn't look like one."""
+        streams = {n for term in self.flow.terms(self.flow.top(join.node), join.operands) for n in self.flow.origins(term)}
+        streams -= set(join.operands)
+        tried = [self._from(join, s) for s in sorted(streams, key=self.flow.index.__getitem__, reverse=True)]
+        looks = [c for c in tried if c is not None]
+        if looks:
+            return next((c for c in looks if not c.why), looks[0])
+        return self._without_stream(join)
+
+    def _from(self, join: Join, stream: Node) -> Candidate | None:
+        inner = self.flow.between(stream, join.operands)
+        if not inner or not any(map(self.works, inner)):
+            return None
+        source = self.flow.original(stream)
+        inner |= self.flow.between(source, join.operands)
+        gone = self.flow.dying(join.node, join.operands)
+        found = Candidate(join, source, frozenset(inner), frozenset(gone))
+        return replace(found, why=self._refusal(found))
+
+    def _refusal(self, found: Candidate) -> str:
+        """Why what is between a stream and an addition can't be left out."""
+        flow, join = self.flow, found.join
+        if shape_of(join.rest) != shape_of(join.node) or any(shape_of(n) != shape_of(join.node) for n in join.operands[:1]):
+            return f"it is added to a stream of another size, at {join.node.name}"
+        if join.scaled:
+            return f"the stream is multiplied where it is added, at {join.node.name}"
+        for node in sorted(found.inner - found.gone, key=flow.index.__getitem__):
+            if any(self.works(n) for n in {node, *(flow.between(found.source, (node,)) & found.inner)}):
+                reader = next(user for user in node.users if user not in found.gone)
+                return f"{node.name}, inside it, is also {self._read_by(reader)}"
+        for write in flow.writes:
+            if write.writer in found.gone and write.root in flow.moving and write.root not in found.gone:
+                return f"{write.writer.name}, inside it, writes into {write.root.name}, which stays"
+        return ""
+
+    def _read_by(self, reader: Node) -> str:
+        if reader.op == "output":
+            return "an output of the model"
+        return f"read by {reader.name}" + (f" in {self.module(reader)}" if self.module(reader) else "")
+
+    def _without_stream(self, join: Join) -> Candidate | None:
+        """Why a join of two things computed from one has no branch: its shortcut does something of its own."""
+        if join.rest in self.flow.between(join.node, join.operands) or len(join.operands) > 1:
+            return None
+        source = self.flow.common(join.rest, join.operands[0])
+        if source is None or source in (join.rest, join.operands[0]):
+            return None
+        inner, shortcut = (self.flow.between(source, (n,)) for n in (join.operands[0], join.rest))
+        ours, theirs = (sum(map(self.works, side)) for side in (inner, shortcut))
+        if ours < 1 or theirs > 1 or theirs == 1 and ours < 2:
+            return None
+        found = Candidate(join, self.flow.original(source), frozenset(inner), frozenset())
+        changes = [n for n in shortcut if not copies(n)]
+        at = next((n for n in sorted(changes, key=self.flow.index.__getitem__) if self.works(n)), None)
+        if at is not None:
+            return replace(found, why=f"its shortcut isn't plain: it goes through {at.name} in {self.module(at) or 'the model'}")
+        if changes and all(name_of(n) in _SCALINGS for n in changes):
+            return replace(found, why=f"its stream is multiplied before it is added, at {changes[0].name}")
+        return replace(found, why=f"its shortcut isn't plain: it goes through {changes[0].name}") if changes else None
+
+    def _without_sums(self, candidates: list[Candidate]) -> list[Candidate]:
+        """The candidates but those that are sums of others, each a branch of the same stream."""
+        parts = Counter((c.join.node, c.source) for c in candidates)
+
+        def is_sum(candidate: Candidate) -> bool:
+            inner = self.flow.sum_in(candidate.join.operands[0])
+            return inner is not None and parts[inner, candidate.source] == 2
+
+        return [c for c in candidates if not is_sum(c)]
+
+    def _named(self, good: list[Candidate], bad: list[Candidate]) -> tuple[tuple[Branch, ...], dict[str, str]]:
+        kinds = [self._kind(c) for c in good]
+        names = unique([(self._place(c), kind) for c, kind in zip(good, kinds, strict=True)], self.entries)
+        branches = tuple(self._branch(*row) for row in zip(good, names, kinds, range(len(good)), strict=True))
+        taken = {*names, *self.entries}
+        refused = unique([(self._place(c), self._kind(c)) for c in bad], taken)
+        return branches, {name: c.why for name, c in zip(refused, bad, strict=True)}
+
+    def _branch(self, found: Candidate, name: str, kind: str, order: int) -> Branch:
+        gone = sorted(found.gone, key=self.flow.index.__getitem__)
+        parameters = self._parameters(found.gone)
+        params = sum(prod(self.program.values[n.name].shape) for n in parameters)
+        return Branch(
+            name,
+            kind,
+            tuple(n.name for n in gone),
+            found.source.name,
+            found.join.node.name,
+            tuple(n.name for n in found.join.operands),
+            tuple(self.program.values[n.name].target for n in parameters),
+            params,
+            sum(self.work[n.name] for n in gone),
+            order,
+        )
+
+    def _parameters(self, gone: Iterable[Node]) -> list[Node]:
+        """Nodes of the parameters that no node but those of `gone` uses, under any of their names."""
+        used: dict[str, list[Node]] = defaultdict(list)
+        for node in self.flow.nodes:
+            value = self.program.values.get(node.name)
+            if value is not None and value.kind == "parameter":
+                used[self.program.ties.get(value.target, value.target)].append(node)
+        going = set(gone)
+        alone = (nodes for nodes in used.values() if any(n.users for n in nodes))
+        return [nodes[0] for nodes in alone if all(going.issuperset(n.users) for n in nodes)]
+
+    def _place(self, found: Candidate) -> str:
+        """The deepest module that all of a branch's layers lie in."""
+        own = found.inner & found.gone or found.inner
+        return common_path(self.module(n) for n in own if self.works(n))
+
+    def _kind(self, found: Candidate) -> str:
+        own = [n for n in found.inner if n in found.gone or not found.gone]
+        names = [name_of(n) for n in own]
+        if self._attends(own):
+            return "attention"
+        convolutions = [n for n in own if name_of(n).startswith(("conv", "_conv")) and self.work[n.name]]
+        done = sum(self.work[n.name] for n in own)
+        if convolutions and (
+            any(len(shape_of(n) or ()) > 3 for n in convolutions) or 2 * sum(self.work[n.name] for n in convolutions) > done
+        ):
+            return "convolution"
+        recurs = any(name.startswith(_RECURRENT) for name in names)
+        return "other" if recurs or not done or any(self._of_data(n) for n in own) else "mlp"
+
+    def _attends(self, own: list[Node]) -> bool:
+        """Is there a softmax between a product of data and another that sums over it, or one operator that is all that?"""
+        if any("scaled_dot_product" in str(n.target) or "attention" in name_of(n) for n in own):
+            return True
+        products = [n for n in own if self._of_data(n)]
+        for softmax in (n for n in own if "softmax" in name_of(n)):
+            before = any(softmax in self.flow.between(p, (softmax,)) for p in products)
+            if before and any(p in self.flow.between(softmax, (p,)) for p in products):
+                return True
+        return False
+
+    def _of_data(self, node: Node) -> bool:
+        """Does an operator multiply data with data and sum up?"""
+        moving = [n for n in node.all_input_nodes if n in self.flow.moving]
+        return self.work[node.name] > 0 and len(moving) > 1 and bool(self.contracted[node.name])
+
+
+def container_entries(model: torch.nn.Module) -> Iterator[str]:
+    """Paths of the modules that are entries of a container."""
+    for path, module in model.named_modules():
+        if isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential, torch.nn.ModuleDict)):
+            yield from (f"{path}.{name}" if path else name for name, _ in module.named_children())
+
+
+def common_path(paths: Iterable[str]) -> str:
+    """The deepest module that all of the named ones are, or lie in."""
+    return ".".join(os.path.commonprefix([path.split(".") for path in paths]))
+
+
+def unique(named: list[tuple[str, str]], taken: Iterable[str]) -> list[str]:
+    """A name for each of (place, kind): the place where that is enough, else with the kind, and a number if need be."""
+    counts, used, names = Counter(place for place, _ in named), set(taken), list[str]()
+    for place, kind in named:
+        plain = place and counts[place] == 1 and place not in used
+        stem = place if plain else f"{place}:{kind}" if place else kind
+        name, k = stem, 1
+        while name in used:
+            k += 1
+            name = f"{stem}-{k}"
+        used.add(name)
+        names.append(name)
+    return names
