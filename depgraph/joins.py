@@ -7,7 +7,8 @@ operand on. Chains of additions are one sum: `h + attention(h) + mlp(h)` has two
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from depgraph.cutting.mutating import Write, writes
+from depgraph.cutting.mutating import Write, memory_of, writes
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -53,6 +54,12 @@ def shape_of(node: Node) -> tuple[int, ...] | None:
     return None if shape is None else tuple(shape)
 
 
+def is_floating(node: Node) -> bool:
+    """Does a node make a tensor of fractions?"""
+    dtype = getattr(node.meta.get("val"), "dtype", None)
+    return dtype is not None and (dtype.is_floating_point or dtype.is_complex)
+
+
 def copies(node: Node) -> bool:
     """Does a node give the numbers that it is given, in the same places?"""
     if name_of(node) not in _COPIES or len(node.all_input_nodes) != 1 or given(node, "train", False):
@@ -84,16 +91,27 @@ class Flow:
             elif not self.moving.isdisjoint(node.all_input_nodes):
                 self.moving.add(node)
         self.writes: list[Write] = writes(self.nodes)
-        self._root_of = {write.writer: write.root for write in self.writes}
-
-    @cached_property
-    def unread(self) -> set[Node]:
-        """Nodes that nothing which matters reads: they reach no output and write nowhere."""
-        found: set[Node] = set()
+        self.read: dict[Node, list[Node]] = {node: list(node.all_input_nodes) for node in self.nodes}
+        self.readers: dict[Node, set[Node]] = {node: set(node.users) for node in self.nodes}
+        self.lasting = {node for node in self.nodes if node.op != "call_function"}
+        self._follow_memory()
+        self.unread: set[Node] = set()
         for node in reversed(self.nodes):
-            if node.op == "call_function" and node not in self._root_of and found.issuperset(node.users):
-                found.add(node)
-        return found
+            if node not in self.lasting and self.unread.issuperset(self.readers[node]):
+                self.unread.add(node)
+
+    def _follow_memory(self) -> None:
+        """Let who reads memory be a reader of all that was written there before."""
+        sharing: dict[Node, list[Node]] = defaultdict(list)
+        for node in self.nodes if self.writes else ():
+            sharing[memory_of(node)].append(node)
+        for writer, root in self.writes:
+            if root.op != "call_function":
+                self.lasting.add(writer)
+            for reader in {user for alias in sharing[root] for user in alias.users}:
+                if self.index[reader] > self.index[writer]:
+                    self.readers[writer].add(reader)
+                    self.read[reader].append(writer)
 
     @cached_property
     def joins(self) -> list[Join]:
@@ -190,29 +208,27 @@ class Flow:
                     seen[above] = seen.get(above, 0) | seen[node]
         return None
 
-    def dying(self, reader: Node, operands: tuple[Node, ...]) -> set[Node]:
-        """What nothing reads any more once `reader` no longer reads `operands`."""
-        gone: set[Node] = {reader, *self.unread}
-        found: set[Node] = set()
-        queue = [(-self.index[n], n.name, n) for n in operands]
+    def dying(self, join: Join) -> set[Node]:
+        """What nothing reads any more once a join is left out."""
+        return self.dead({(operand, join.node) for operand in join.operands})
+
+    def dead(self, unread: Iterable[tuple[Node, Node]]) -> set[Node]:
+        """What nothing reads any more once these pairs of a node and its reader are parted."""
+        parted: dict[Node, set[Node]] = defaultdict(set)
+        for node, reader in unread:
+            parted[node].add(reader)
+        gone, found = set(self.unread), set[Node]()
+        queue = [(-self.index[n], n.name, n) for n in parted]
         heapq.heapify(queue)
         while queue:
             *_, node = heapq.heappop(queue)
-            if node in found or node.op != "call_function" or not all(self._ends(user, gone) for user in node.users):
+            if node in found or node in self.lasting or self.readers[node] - gone - parted.get(node, set()):
                 continue
             found.add(node)
             gone.add(node)
-            for above in node.all_input_nodes:
+            for above in self.read[node]:
                 heapq.heappush(queue, (-self.index[above], above.name, above))
-        late = {w.writer for w in self.writes if w.root in found and not w.writer.users and w.writer is not reader}
-        return found | late
-
-    def _ends(self, user: Node, gone: set[Node]) -> bool:
-        """Is a reader gone, or does it only write into memory that no one reads?"""
-        if user in gone:
-            return True
-        root = self._root_of.get(user)
-        return root is not None and not user.users and all(u in gone or u in self._root_of for u in root.users)
+        return found
 
 
 def _sums_two(node: Node) -> bool:

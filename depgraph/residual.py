@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx import Node
 
-from depgraph.joins import Flow, Join, copies, name_of, shape_of
+from depgraph.joins import Flow, Join, copies, is_floating, name_of, shape_of
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -73,7 +73,7 @@ class Branches:
         self.entries = frozenset(container_entries(graph.model))
         candidates = [c for join in self.flow.joins if (c := self._candidate(join)) is not None]
         self.candidates = self._without_sums([c for c in candidates if not c.why])
-        self.found, self.refused = self._named(self.candidates, [c for c in candidates if c.why])
+        self.found, self.refused = self._named(self.candidates, [c for c in candidates if c.why and not self._within(c)])
 
     @cached_property
     def contracted(self) -> dict[str, list[str]]:
@@ -108,7 +108,7 @@ class Branches:
             return None
         source = self.flow.original(stream)
         inner |= self.flow.between(source, join.operands)
-        gone = self.flow.dying(join.node, join.operands)
+        gone = self.flow.dying(join)
         found = Candidate(join, source, frozenset(inner), frozenset(gone))
         return replace(found, why=self._refusal(found))
 
@@ -121,7 +121,7 @@ class Branches:
             return f"the stream is multiplied where it is added, at {join.node.name}"
         for node in sorted(found.inner - found.gone, key=flow.index.__getitem__):
             if any(self.works(n) for n in {node, *(flow.between(found.source, (node,)) & found.inner)}):
-                reader = next(user for user in node.users if user not in found.gone)
+                reader = next(user for user in self.flow.readers[node] if user not in found.gone)
                 return f"{node.name}, inside it, is also {self._read_by(reader)}"
         for write in flow.writes:
             if write.writer in found.gone and write.root in flow.moving and write.root not in found.gone:
@@ -162,6 +162,11 @@ class Branches:
             return inner is not None and parts[inner, candidate.source] == 2
 
         return [c for c in candidates if not is_sum(c)]
+
+    def _within(self, refused: Candidate) -> bool:
+        """Does what looks like a branch lie inside one that can go, which holds no others?"""
+        around = [c for c in self.candidates if refused.join.node in c.gone]
+        return any(not any(c.join.node in outer.gone for c in self.candidates) for outer in around)
 
     def _named(self, good: list[Candidate], bad: list[Candidate]) -> tuple[tuple[Branch, ...], dict[str, str]]:
         kinds = [self._kind(c) for c in good]
@@ -231,7 +236,7 @@ class Branches:
 
     def _of_data(self, node: Node) -> bool:
         """Does an operator multiply data with data and sum up?"""
-        moving = [n for n in node.all_input_nodes if n in self.flow.moving]
+        moving = [n for n in node.all_input_nodes if n in self.flow.moving and is_floating(n)]
         return self.work[node.name] > 0 and len(moving) > 1 and bool(self.contracted[node.name])
 
 
