@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -212,8 +213,8 @@ class Flow:
         """What nothing reads any more once a join is left out."""
         return self.dead({(operand, join.node) for operand in join.operands})
 
-    def dead(self, unread: Iterable[tuple[Node, Node]]) -> set[Node]:
-        """What nothing reads any more once these pairs of a node and its reader are parted."""
+    def dead(self, unread: Iterable[tuple[Node, Node]], also: Mapping[Node, set[Node]] = MappingProxyType({})) -> set[Node]:
+        """What nothing reads any more once these pairs of a node and its reader are parted; `also` has new readers."""
         parted: dict[Node, set[Node]] = defaultdict(set)
         for node, reader in unread:
             parted[node].add(reader)
@@ -222,7 +223,8 @@ class Flow:
         heapq.heapify(queue)
         while queue:
             *_, node = heapq.heappop(queue)
-            if node in found or node in self.lasting or self.readers[node] - gone - parted.get(node, set()):
+            readers = self.readers[node] - parted.get(node, set())
+            if node in found or node in self.lasting or readers - gone or not gone.issuperset(also.get(node, ())):
                 continue
             found.add(node)
             gone.add(node)

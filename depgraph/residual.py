@@ -178,8 +178,7 @@ class Branches:
 
     def _branch(self, found: Candidate, name: str, kind: str, order: int) -> Branch:
         gone = sorted(found.gone, key=self.flow.index.__getitem__)
-        parameters = self._parameters(found.gone)
-        params = sum(prod(self.program.values[n.name].shape) for n in parameters)
+        parameters = self.parameters(found.gone)
         return Branch(
             name,
             kind,
@@ -187,22 +186,39 @@ class Branches:
             found.source.name,
             found.join.node.name,
             tuple(n.name for n in found.join.operands),
-            tuple(self.program.values[n.name].target for n in parameters),
-            params,
-            sum(self.work[n.name] for n in gone),
+            parameters,
+            self.size(parameters),
+            self.macs(gone),
             order,
         )
 
-    def _parameters(self, gone: Iterable[Node]) -> list[Node]:
-        """Nodes of the parameters that no node but those of `gone` uses, under any of their names."""
+    @cached_property
+    def _used(self) -> dict[str, list[Node]]:
+        """The nodes of each parameter, a tied one's under its first name."""
         used: dict[str, list[Node]] = defaultdict(list)
         for node in self.flow.nodes:
             value = self.program.values.get(node.name)
-            if value is not None and value.kind == "parameter":
+            if value is not None and value.kind == "parameter" and node.users:
                 used[self.program.ties.get(value.target, value.target)].append(node)
+        return used
+
+    def parameters(self, gone: Iterable[Node]) -> tuple[str, ...]:
+        """Names of the parameters that no node but those of `gone` uses, under any of their names."""
         going = set(gone)
-        alone = (nodes for nodes in used.values() if any(n.users for n in nodes))
-        return [nodes[0] for nodes in alone if all(going.issuperset(n.users) for n in nodes)]
+        alone = (nodes[0] for nodes in self._used.values() if all(going.issuperset(n.users) for n in nodes))
+        return tuple(self.program.values[node.name].target for node in alone)
+
+    def size(self, parameters: Iterable[str]) -> int:
+        """The number of elements of the named parameters."""
+        return sum(prod(self._shapes[name]) for name in parameters)
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {v.target: v.shape for v in self.program.values.values() if v.kind == "parameter"}
+
+    def macs(self, gone: Iterable[Node]) -> int:
+        """What nodes multiply and add."""
+        return sum(self.work[node.name] for node in gone)
 
     def _place(self, found: Candidate) -> str:
         """The deepest module that all of a branch's layers lie in."""
