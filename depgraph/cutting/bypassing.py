@@ -106,7 +106,7 @@ class _Passing:
         gone = self.flow.dead(self._unread(), also)
         graph, made = Graph(), dict[Node, Node]()
         for node in self.flow.nodes:
-            if node in gone:
+            if node in gone or node in self.flow.unread:
                 continue
             if node not in self.instead:
                 made[node] = graph.node_copy(node, made.__getitem__)
