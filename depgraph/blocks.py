@@ -51,6 +51,7 @@ class Blocks:
         self.named = {node.name: node for node in self.flow.nodes}
         self.refused: dict[str, str] = {}
         found = [block for entry in self._chosen() if (block := self._block(entry)) is not None]
+        self._refuse_for_branches()
         found.sort(key=lambda block: self.flow.index[self.named[block.output]])
         self.found = tuple(Block(**{**vars(block), "order": k}) for k, block in enumerate(found))
 
@@ -82,6 +83,14 @@ class Blocks:
         direct = [p for p in inner if not any(p.startswith(f"{other}.") for other in inner)]
         held = Counter((p.rpartition(".")[0], self.signatures[p]) for p in direct)
         return len(direct) == 1 or any(count > 1 for count in held.values())
+
+    def _refuse_for_branches(self) -> None:
+        """Say of the entries that hold what looks like a branch and can't go that they can't go either, and why."""
+        for name, refusal in zip(self.residual.refused, self.residual.refusals, strict=True):
+            places = (self.residual.place(refusal), self.residual.module(refusal.join.node))
+            around = [path for path in self.residual.entries if all(_is_in(place, path) for place in places)]
+            if around:
+                self.refused.setdefault(max(around, key=len), f"{name} can't go: {refusal.why}")
 
     def _entry(self, path: str) -> _Entry:
         within = {node for node in self.flow.nodes if node.op == "call_function" and _is_in(self.residual.module(node), path)}

@@ -126,9 +126,9 @@ class Flow:
             return
         first, *others = operands
         beta = given(node, "beta", 1) != 1
-        if first in self.moving and not self.moving.isdisjoint(others) and shape_of(first) == shape_of(node):
+        if first in self.moving and not self.moving.isdisjoint(others):
             yield Join(node, tuple(dict.fromkeys(others)), first, beta)
-        if name == "add" and {first, others[0]} <= self.moving and shape_of(others[0]) == shape_of(node):
+        if name == "add" and {first, others[0]} <= self.moving:
             yield Join(node, (first,), others[0], given(node, "alpha", 1) != 1)
 
     def top(self, node: Node) -> Node:

@@ -73,7 +73,8 @@ class Branches:
         self.entries = frozenset(container_entries(graph.model))
         candidates = [c for join in self.flow.joins if (c := self._candidate(join)) is not None]
         self.candidates = self._without_sums([c for c in candidates if not c.why])
-        self.found, self.refused = self._named(self.candidates, [c for c in candidates if c.why and not self._within(c)])
+        self.refusals = [c for c in candidates if c.why and not self._within(c)]
+        self.found, self.refused = self._named(self.candidates, self.refusals)
 
     @cached_property
     def contracted(self) -> dict[str, list[str]]:
@@ -115,14 +116,15 @@ class Branches:
     def _refusal(self, found: Candidate) -> str:
         """Why what is between a stream and an addition can't be left out."""
         flow, join = self.flow, found.join
-        if shape_of(join.rest) != shape_of(join.node) or any(shape_of(n) != shape_of(join.node) for n in join.operands[:1]):
-            return f"it is added to a stream of another size, at {join.node.name}"
+        terms = (join.rest, *join.operands) if len(join.node.all_input_nodes) == 2 else (join.rest,)
+        if any(shape_of(term) != shape_of(join.node) for term in terms):
+            return f"it isn't of the size of the stream that it is added to, at {join.node.name}"
         if join.scaled:
             return f"the stream is multiplied where it is added, at {join.node.name}"
         for node in sorted(found.inner - found.gone, key=flow.index.__getitem__):
-            if any(self.works(n) for n in {node, *(flow.between(found.source, (node,)) & found.inner)}):
-                reader = next(user for user in self.flow.readers[node] if user not in found.gone)
-                return f"{node.name}, inside it, is also {self._read_by(reader)}"
+            others = flow.readers[node] - found.inner - flow.unread
+            if others and any(self.works(n) for n in {node, *(flow.between(found.source, (node,)) & found.inner)}):
+                return f"{node.name}, inside it, is also {self._read_by(min(others, key=flow.index.__getitem__))}"
         for write in flow.writes:
             if write.writer in found.gone and write.root in flow.moving and write.root not in found.gone:
                 return f"{write.writer.name}, inside it, writes into {write.root.name}, which stays"
@@ -170,10 +172,10 @@ class Branches:
 
     def _named(self, good: list[Candidate], bad: list[Candidate]) -> tuple[tuple[Branch, ...], dict[str, str]]:
         kinds = [self._kind(c) for c in good]
-        names = unique([(self._place(c), kind) for c, kind in zip(good, kinds, strict=True)], self.entries)
+        names = unique([(self.place(c), kind) for c, kind in zip(good, kinds, strict=True)], self.entries)
         branches = tuple(self._branch(*row) for row in zip(good, names, kinds, range(len(good)), strict=True))
         taken = {*names, *self.entries}
-        refused = unique([(self._place(c), self._kind(c)) for c in bad], taken)
+        refused = unique([(self.place(c), self._kind(c)) for c in bad], taken)
         return branches, {name: c.why for name, c in zip(refused, bad, strict=True)}
 
     def _branch(self, found: Candidate, name: str, kind: str, order: int) -> Branch:
@@ -188,7 +190,7 @@ class Branches:
             tuple(n.name for n in found.join.operands),
             parameters,
             self.size(parameters),
-            self.macs(gone),
+            self.macs((*gone, found.join.node)),
             order,
         )
 
@@ -204,7 +206,7 @@ class Branches:
 
     def parameters(self, gone: Iterable[Node]) -> tuple[str, ...]:
         """Names of the parameters that no node but those of `gone` uses, under any of their names."""
-        going = set(gone)
+        going = {*gone, *self.flow.unread}
         alone = (nodes[0] for nodes in self._used.values() if all(going.issuperset(n.users) for n in nodes))
         return tuple(self.program.values[node.name].target for node in alone)
 
@@ -220,7 +222,7 @@ class Branches:
         """What nodes multiply and add."""
         return sum(self.work[node.name] for node in gone)
 
-    def _place(self, found: Candidate) -> str:
+    def place(self, found: Candidate) -> str:
         """The deepest module that all of a branch's layers lie in."""
         own = found.inner & found.gone or found.inner
         return common_path(self.module(n) for n in own if self.works(n))
