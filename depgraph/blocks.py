@@ -9,7 +9,7 @@ from functools import cached_property
 from torch.fx import Node
 
 from depgraph.joins import copies, shape_of
-from depgraph.residual import Branch, Branches
+from depgraph.residual import Branch, Branches, common_path
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Blocks:
         self.flow = residual.flow
         self.named = {node.name: node for node in self.flow.nodes}
         self.refused: dict[str, str] = {}
-        found = [block for entry in self._chosen() if (block := self._block(entry)) is not None]
+        self.entries = {path: entry for path in residual.entries if (entry := self._entry(path)).branches}
+        found = [block for path in self._within("") for block in self._blocks(path)]
         self._refuse_for_branches()
         found.sort(key=lambda block: self.flow.index[self.named[block.output]])
         self.found = tuple(Block(**{**vars(block), "order": k}) for k, block in enumerate(found))
@@ -66,23 +67,28 @@ class Blocks:
             found[path] = (type(module), *shapes)
         return found
 
-    def _chosen(self) -> list[_Entry]:
-        """The entries that are blocks, not stages of blocks and not parts of one."""
-        entries = {path: entry for path in self.residual.entries if (entry := self._entry(path)).branches}
-        inner: dict[str, list[str]] = defaultdict(list)
-        for path in entries:
-            for outer in entries:
-                if path.startswith(f"{outer}."):
-                    inner[outer].append(path)
-        stages = {path for path in entries if self._is_stage(path, inner[path])}
-        tops = [path for path in entries if path not in stages]
-        return [entries[path] for path in tops if not any(path in inner[other] for other in tops)]
+    def _within(self, outer: str) -> list[str]:
+        """Entries with branches that lie in another (in the model, if that is empty), but in none between."""
+        inner = [path for path in self.entries if path != outer and _is_in(path, outer)]
+        return [path for path in inner if not any(path != other and _is_in(path, other) for other in inner)]
 
-    def _is_stage(self, path: str, inner: list[str]) -> bool:
-        """Does an entry hold entries that are alike, or just one, rather than different parts?"""
-        direct = [p for p in inner if not any(p.startswith(f"{other}.") for other in inner)]
-        held = Counter((p.rpartition(".")[0], self.signatures[p]) for p in direct)
-        return len(direct) == 1 or any(count > 1 for count in held.values())
+    def _blocks(self, path: str) -> list[Block]:
+        """The block that an entry is, or those in it where it is a stage."""
+        inner = self._within(path)
+        held = Counter((p.rpartition(".")[0], self.signatures[p]) for p in inner)
+        entry = self.entries[path]
+        alone = len(inner) == 1 and self.entries[inner[0]].branches == entry.branches
+        if alone or any(count > 1 for count in held.values()):
+            return [block for p in inner for block in self._blocks(p)]
+        source = self._source(entry)
+        leaving = [] if source is None else self._leaving(entry, source)
+        why = self._refusal(source, leaving)
+        if not why and source is not None:
+            return [self._block(entry, source, leaving[0])]
+        if inner and len(leaving) < 2:
+            return [block for p in inner for block in self._blocks(p)]
+        self.refused[path] = why
+        return []
 
     def _refuse_for_branches(self) -> None:
         """Say of the entries that hold what looks like a branch and can't go that they can't go either, and why."""
@@ -93,24 +99,32 @@ class Blocks:
                 self.refused.setdefault(max(around, key=len), f"{name} can't go: {refusal.why}")
 
     def _entry(self, path: str) -> _Entry:
-        within = {node for node in self.flow.nodes if node.op == "call_function" and _is_in(self.residual.module(node), path)}
-        working = {node.name for node in within if self.residual.works(node)}
-        works = {b.name: {n for n in b.nodes if self.residual.works(self.named[n])} for b in self.residual.found}
-        branches = tuple(b for b in self.residual.found if works[b.name] and works[b.name] <= working)
+        branches = tuple(b for b in self.residual.found if _is_in(self._places[b.name], path))
+        within = {node for module, nodes in self._computed.items() if _is_in(module, path) for node in nodes}
         for branch in branches:
-            within.add(self.flow.top(self.named[branch.add]))
             within.update(self.named[n] for n in (*branch.nodes, branch.add))
+            within.add(self.flow.top(self.named[branch.add]))
         return _Entry(path, branches, frozenset(within))
 
-    def _block(self, entry: _Entry) -> Block | None:
-        source = self._source(entry)
-        leaving = self._leaving(entry, source) if source is not None else []
-        why = self._refusal(entry, source, leaving)
-        if why:
-            self.refused[entry.path] = why
-            return None
-        assert source is not None
-        (output,) = leaving
+    @cached_property
+    def _places(self) -> dict[str, str]:
+        """The deepest module that all that a branch computes with lies in."""
+        found = {}
+        for branch in self.residual.found:
+            nodes = (self.named[name] for name in branch.nodes)
+            found[branch.name] = common_path(self.residual.module(node) for node in nodes if self.residual.works(node))
+        return found
+
+    @cached_property
+    def _computed(self) -> dict[str, list[Node]]:
+        """The nodes that each module computes itself."""
+        found: dict[str, list[Node]] = defaultdict(list)
+        for node in self.flow.nodes:
+            if node.op == "call_function":
+                found[self.residual.module(node)].append(node)
+        return found
+
+    def _block(self, entry: _Entry, source: Node, output: Node) -> Block:
         also = {source: {output}}
         gone = self.flow.dead(((node, output) for node in self.flow.read[output]), also) | {output}
         nodes = sorted(gone, key=self.flow.index.__getitem__)
@@ -153,7 +167,7 @@ class Blocks:
                     found[node] = None
         return list(found)
 
-    def _refusal(self, entry: _Entry, source: Node | None, leaving: list[Node]) -> str:
+    def _refusal(self, source: Node | None, leaving: list[Node]) -> str:
         if source is None:
             return "what enters it isn't one stream of the shape that leaves it"
         if len(leaving) != 1:
@@ -165,4 +179,4 @@ class Blocks:
 
 
 def _is_in(path: str, outer: str) -> bool:
-    return path == outer or path.startswith(f"{outer}.")
+    return not outer or path == outer or path.startswith(f"{outer}.")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx import Node
 
-from depgraph.joins import Flow, Join, copies, is_floating, name_of, shape_of
+from depgraph.joins import Flow, Join, copies, given, is_floating, name_of, shape_of
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -232,11 +232,9 @@ class Branches:
         names = [name_of(n) for n in own]
         if self._attends(own):
             return "attention"
-        convolutions = [n for n in own if name_of(n).startswith(("conv", "_conv")) and self.work[n.name]]
-        done = sum(self.work[n.name] for n in own)
-        if convolutions and (
-            any(len(shape_of(n) or ()) > 3 for n in convolutions) or 2 * sum(self.work[n.name] for n in convolutions) > done
-        ):
+        done = self.macs(own)
+        spread = [n for n in own if self._spreads(n)]
+        if any(len(shape_of(n) or ()) > 3 for n in spread) or 2 * self.macs(spread) > done > 0:
             return "convolution"
         recurs = any(name.startswith(_RECURRENT) for name in names)
         return "other" if recurs or not done or any(self._of_data(n) for n in own) else "mlp"
@@ -251,6 +249,11 @@ class Branches:
             if before and any(p in self.flow.between(softmax, (p,)) for p in products):
                 return True
         return False
+
+    def _spreads(self, node: Node) -> bool:
+        """Is an operator a convolution over more than one place?"""
+        weight = given(node, "weight", None) if "conv" in name_of(node) else None
+        return isinstance(weight, Node) and prod((shape_of(weight) or ())[2:]) > 1
 
     def _of_data(self, node: Node) -> bool:
         """Does an operator multiply data with data and sum up?"""
