@@ -95,7 +95,7 @@ class Blocks:
         for name, refusal in zip(self.residual.refused, self.residual.refusals, strict=True):
             places = (self.residual.place(refusal), self.residual.module(refusal.join.node))
             around = [path for path in self.residual.entries if all(_is_in(place, path) for place in places)]
-            if around:
+            if around and max(around, key=len) not in self.entries:
                 self.refused.setdefault(max(around, key=len), f"{name} can't go: {refusal.why}")
 
     def _entry(self, path: str) -> _Entry:

@@ -14,7 +14,6 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.fx import Node
 
 from depgraph.cutting.mutating import Write, memory_of, writes
@@ -24,10 +23,14 @@ if TYPE_CHECKING:
 
 _COPIES = ("to", "to_copy", "clone", "contiguous", "detach", "alias", "dropout", "feature_dropout", "lift_fresh_copy")
 _VIEWS = ("view", "reshape", "permute", "transpose", "flatten", "unflatten", "squeeze", "unsqueeze", "t")
-_SUMS = {"add": ("self", "other"), "sub": ("self", "other"), "addcmul": ("self", "tensor1", "tensor2")}
-_SUMS |= {name: ("self", "mat1", "mat2") for name in ("addmm",)}
-_SUMS |= {name: ("self", "batch1", "batch2") for name in ("baddbmm", "addbmm")}
-_SCALES = ("alpha", "beta", "value")
+_SUMS = {
+    "add": ("self", "other"),
+    "sub": ("self", "other"),
+    "addcmul": ("self", "tensor1", "tensor2"),
+    "addmm": ("self", "mat1", "mat2"),
+    "addbmm": ("self", "batch1", "batch2"),
+    "baddbmm": ("self", "batch1", "batch2"),
+}
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,8 @@ class Flow:
         self.moving: set[Node] = set()
         for node in self.nodes:
             value = self.values.get(node.name)
-            if node.op == "placeholder" and (value is None or value.kind == "input"):
-                self.moving.add(node)
-            elif not self.moving.isdisjoint(node.all_input_nodes):
+            entered = node.op == "placeholder" and (value is None or value.kind == "input")
+            if entered or not self.moving.isdisjoint(node.all_input_nodes):
                 self.moving.add(node)
         self.writes: list[Write] = writes(self.nodes)
         self.read: dict[Node, list[Node]] = {node: list(node.all_input_nodes) for node in self.nodes}
@@ -148,9 +150,10 @@ class Flow:
         """The terms of the sum that ends in `node`, except what is under the operands `but`."""
         for operand in node.all_input_nodes:
             if operand not in but:
-                yield from self._terms(operand, but)
+                yield from self.parts(operand, but)
 
-    def _terms(self, operand: Node, but: tuple[Node, ...]) -> Iterator[Node]:
+    def parts(self, operand: Node, but: tuple[Node, ...] = ()) -> Iterator[Node]:
+        """The terms that an operand of an addition consists of, except what is under the operands `but`."""
         inner = self.sum_in(operand)
         if inner is None:
             yield operand
@@ -162,7 +165,12 @@ class Flow:
         here = operand
         while copies(here) and len(here.users) == 1:
             here = here.all_input_nodes[0]
-        if name_of(here) == "add" and len(here.users) == 1 and _sums_two(here) and self.moving.issuperset(here.all_input_nodes):
+        if (
+            name_of(here) == "add"
+            and len(here.users) == 1
+            and _sums_two(here)
+            and self.moving.issuperset(here.all_input_nodes)
+        ):
             return here
         return None
 
@@ -213,7 +221,9 @@ class Flow:
         """What nothing reads any more once a join is left out."""
         return self.dead({(operand, join.node) for operand in join.operands})
 
-    def dead(self, unread: Iterable[tuple[Node, Node]], also: Mapping[Node, set[Node]] = MappingProxyType({})) -> set[Node]:
+    def dead(
+        self, unread: Iterable[tuple[Node, Node]], also: Mapping[Node, set[Node]] = MappingProxyType({})
+    ) -> set[Node]:
         """What nothing reads any more once these pairs of a node and its reader are parted; `also` has new readers."""
         parted: dict[Node, set[Node]] = defaultdict(set)
         for node, reader in unread:

@@ -71,9 +71,10 @@ class Branches:
         for work in self.program.relations.work:
             self.work[work.op] += prod(self.program.relations.sizes[d] for d in work.dims)
         self.entries = frozenset(container_entries(graph.model))
-        candidates = [c for join in self.flow.joins if (c := self._candidate(join)) is not None]
+        joins = (join for join in self.flow.joins if join.node not in self.flow.unread)
+        candidates = [c for join in joins if (c := self._candidate(join)) is not None]
         self.candidates = self._without_sums([c for c in candidates if not c.why])
-        self.refusals = [c for c in candidates if c.why and not self._within(c)]
+        self.refusals = [c for c in candidates if c.why and not self._idle(c)]
         self.found, self.refused = self._named(self.candidates, self.refusals)
 
     @cached_property
@@ -95,7 +96,9 @@ class Branches:
 
     def _candidate(self, join: Join) -> Candidate | None:
         """The branch that `join` adds, or why it is none; None where it doesn't look like one."""
-        streams = {n for term in self.flow.terms(self.flow.top(join.node), join.operands) for n in self.flow.origins(term)}
+        streams = {
+            n for term in self.flow.terms(self.flow.top(join.node), join.operands) for n in self.flow.origins(term)
+        }
         streams -= set(join.operands)
         tried = [self._from(join, s) for s in sorted(streams, key=self.flow.index.__getitem__, reverse=True)]
         looks = [c for c in tried if c is not None]
@@ -104,8 +107,11 @@ class Branches:
         return self._without_stream(join)
 
     def _from(self, join: Join, stream: Node) -> Candidate | None:
+        if shape_of(join.rest) != shape_of(join.node):
+            return None
         inner = self.flow.between(stream, join.operands)
-        if not inner or not any(map(self.works, inner)):
+        terms = (term for operand in join.operands for term in self.flow.parts(operand) if term in self.flow.moving)
+        if not inner.issuperset(terms) or not any(map(self.works, inner)):
             return None
         source = self.flow.original(stream)
         inner |= self.flow.between(source, join.operands)
@@ -116,8 +122,7 @@ class Branches:
     def _refusal(self, found: Candidate) -> str:
         """Why what is between a stream and an addition can't be left out."""
         flow, join = self.flow, found.join
-        terms = (join.rest, *join.operands) if len(join.node.all_input_nodes) == 2 else (join.rest,)
-        if any(shape_of(term) != shape_of(join.node) for term in terms):
+        if len(join.node.all_input_nodes) == 2 and shape_of(join.operands[0]) != shape_of(join.node):
             return f"it isn't of the size of the stream that it is added to, at {join.node.name}"
         if join.scaled:
             return f"the stream is multiplied where it is added, at {join.node.name}"
@@ -150,7 +155,9 @@ class Branches:
         changes = [n for n in shortcut if not copies(n)]
         at = next((n for n in sorted(changes, key=self.flow.index.__getitem__) if self.works(n)), None)
         if at is not None:
-            return replace(found, why=f"its shortcut isn't plain: it goes through {at.name} in {self.module(at) or 'the model'}")
+            return replace(
+                found, why=f"its shortcut isn't plain: it goes through {at.name} in {self.module(at) or 'the model'}"
+            )
         if changes and all(name_of(n) in _SCALINGS for n in changes):
             return replace(found, why=f"its stream is multiplied before it is added, at {changes[0].name}")
         return replace(found, why=f"its shortcut isn't plain: it goes through {changes[0].name}") if changes else None
@@ -165,8 +172,15 @@ class Branches:
 
         return [c for c in candidates if not is_sum(c)]
 
-    def _within(self, refused: Candidate) -> bool:
-        """Does what looks like a branch lie inside one that can go, which holds no others?"""
+    def _idle(self, refused: Candidate) -> bool:
+        """Is it of no interest that this can't go?
+
+        It lies inside a branch that can go and holds no others, or is no branch, but computed from a stream further up:
+        there are additions of branches in between that started elsewhere.
+        """
+        across = (c for c in self.candidates if c.join.node in refused.inner)
+        if any(c.source is not refused.source and c.source not in refused.inner for c in across):
+            return True
         around = [c for c in self.candidates if refused.join.node in c.gone]
         return any(not any(c.join.node in outer.gone for c in self.candidates) for outer in around)
 
@@ -229,15 +243,15 @@ class Branches:
 
     def _kind(self, found: Candidate) -> str:
         own = [n for n in found.inner if n in found.gone or not found.gone]
-        names = [name_of(n) for n in own]
         if self._attends(own):
             return "attention"
         done = self.macs(own)
         spread = [n for n in own if self._spreads(n)]
         if any(len(shape_of(n) or ()) > 3 for n in spread) or 2 * self.macs(spread) > done > 0:
             return "convolution"
-        recurs = any(name.startswith(_RECURRENT) for name in names)
-        return "other" if recurs or not done or any(self._of_data(n) for n in own) else "mlp"
+        if not done or any(name_of(n).startswith(_RECURRENT) or self._of_data(n) for n in own):
+            return "other"
+        return "convolution" if spread else "mlp"
 
     def _attends(self, own: list[Node]) -> bool:
         """Is there a softmax between a product of data and another that sums over it, or one operator that is all that?"""

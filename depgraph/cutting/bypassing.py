@@ -54,7 +54,9 @@ class Bypassed:
         whole, tensors = self.of.widths.at({}), self.of.tensors()
         reference = Reference(self, self.of.capture.program, [Side(whole, whole)])
         with torch.no_grad():
-            (outputs,) = reference.run(lambda name: tensors[name] if name in tensors else self.constants[name], args, kwargs)
+            (outputs,) = reference.run(
+                lambda name: tensors[name] if name in tensors else self.constants[name], args, kwargs
+            )
         return [tensor for _, tensor in outputs]
 
 
@@ -63,7 +65,8 @@ def bypassed(graph: DependencyGraph, names: Iterable[str]) -> Bypassed:
 
     Raises PlanError for a name that is neither, with the reason where it looks like one that can't go.
     """
-    branches, blocks = ({part.name: part for part in parts} for parts in (graph.branches, graph.blocks))
+    branches = {branch.name: branch for branch in graph.branches}
+    blocks = {block.name: block for block in graph.blocks}
     passing = _Passing(graph)
     for name in dict.fromkeys(names):
         if name in branches:
@@ -139,5 +142,7 @@ class _Passing:
     def _written_to(self, node: Node, gone: set[Node]) -> bool:
         """Is what `node` made, or what goes on in its place, written to later, where these had memory of their own?"""
         ends = {memory_of(node), memory_of(self.instead[node])}
-        later = (w for w in self.flow.writes if w.writer not in gone and self.flow.index[w.writer] > self.flow.index[node])
+        later = (
+            w for w in self.flow.writes if w.writer not in gone and self.flow.index[w.writer] > self.flow.index[node]
+        )
         return len(ends) > 1 and any(write.root in ends for write in later)
