@@ -9,7 +9,7 @@ from functools import cached_property
 from torch.fx import Node
 
 from depgraph.joins import copies, shape_of
-from depgraph.residual import Branch, Branches, common_path
+from depgraph.residual import Branch, Branches, common_path, is_in
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Blocks:
         self.flow = residual.flow
         self.named = {node.name: node for node in self.flow.nodes}
         self.refused: dict[str, str] = {}
-        self.entries = {path: entry for path in residual.entries if (entry := self._entry(path)).branches}
+        self.entries = {path: entry for path in residual.holders if (entry := self._entry(path)).branches}
         found = [block for path in self._within("") for block in self._blocks(path)]
         self._refuse_for_branches()
         found.sort(key=lambda block: self.flow.index[self.named[block.output]])
@@ -69,8 +69,8 @@ class Blocks:
 
     def _within(self, outer: str) -> list[str]:
         """Entries with branches that lie in another (in the model, if that is empty), but in none between."""
-        inner = [path for path in self.entries if path != outer and _is_in(path, outer)]
-        return [path for path in inner if not any(path != other and _is_in(path, other) for other in inner)]
+        inner = [path for path in self.entries if path != outer and is_in(path, outer)]
+        return [path for path in inner if not any(path != other and is_in(path, other) for other in inner)]
 
     def _blocks(self, path: str) -> list[Block]:
         """The block that an entry is, or those in it where it is a stage."""
@@ -82,7 +82,7 @@ class Blocks:
             return [block for p in inner for block in self._blocks(p)]
         source = self._source(entry)
         leaving = [] if source is None else self._leaving(entry, source)
-        why = self._refusal(source, leaving)
+        why = self._refusal(entry, source, leaving)
         if not why and source is not None:
             return [self._block(entry, source, leaving[0])]
         if inner and len(leaving) < 2:
@@ -94,13 +94,13 @@ class Blocks:
         """Say of the entries that hold what looks like a branch and can't go that they can't go either, and why."""
         for name, refusal in zip(self.residual.refused, self.residual.refusals, strict=True):
             places = (self.residual.place(refusal), self.residual.module(refusal.join.node))
-            around = [path for path in self.residual.entries if all(_is_in(place, path) for place in places)]
+            around = [path for path in self.residual.holders if all(is_in(place, path) for place in places)]
             if around and max(around, key=len) not in self.entries:
                 self.refused.setdefault(max(around, key=len), f"{name} can't go: {refusal.why}")
 
     def _entry(self, path: str) -> _Entry:
-        branches = tuple(b for b in self.residual.found if _is_in(self._places[b.name], path))
-        within = {node for module, nodes in self._computed.items() if _is_in(module, path) for node in nodes}
+        branches = tuple(b for b in self.residual.found if is_in(self._places[b.name], path))
+        within = {node for module, nodes in self._computed.items() if is_in(module, path) for node in nodes}
         for branch in branches:
             within.update(self.named[n] for n in (*branch.nodes, branch.add))
             within.add(self.flow.top(self.named[branch.add]))
@@ -125,8 +125,7 @@ class Blocks:
         return found
 
     def _block(self, entry: _Entry, source: Node, output: Node) -> Block:
-        also = {source: {output}}
-        gone = self.flow.dead(((node, output) for node in self.flow.read[output]), also) | {output}
+        gone = self._gone(source, output)
         nodes = sorted(gone, key=self.flow.index.__getitem__)
         parameters = self.residual.parameters(gone)
         container, _, key = entry.path.rpartition(".")
@@ -167,7 +166,7 @@ class Blocks:
                     found[node] = None
         return list(found)
 
-    def _refusal(self, source: Node | None, leaving: list[Node]) -> str:
+    def _refusal(self, entry: _Entry, source: Node | None, leaving: list[Node]) -> str:
         if source is None:
             return "what enters it isn't one stream of the shape that leaves it"
         if len(leaving) != 1:
@@ -175,8 +174,10 @@ class Blocks:
             return f"more than its stream leaves it: {names}" if leaving else "nothing that it computes is read"
         if shape_of(leaving[0]) != shape_of(source):
             return f"its input has shape {shape_of(source)}, its output {shape_of(leaving[0])}"
-        return ""
+        gone = self._gone(source, leaving[0])
+        stays = [n for n in self.flow.nodes if n in entry.nodes and n not in gone and self.residual.works(n)]
+        return f"{stays[0].name}, inside it, isn't computed from the stream that leaves it" if stays else ""
 
-
-def _is_in(path: str, outer: str) -> bool:
-    return not outer or path == outer or path.startswith(f"{outer}.")
+    def _gone(self, source: Node, output: Node) -> set[Node]:
+        """The nodes that go where `source` goes on in place of `output`."""
+        return self.flow.dead(((node, output) for node in self.flow.read[output]), {source: {output}}) | {output}

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx import Node
 
-from depgraph.joins import Flow, Join, copies, given, is_floating, name_of, shape_of
+from depgraph.joins import Flow, Join, copies, name_of, shape_of
+from depgraph.kinds import Kinds
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
 
-_RECURRENT = ("lstm", "gru", "rnn")
-_MIXERS = ("pool", "fft")  # operators without weights that a branch may consist of
 _SCALINGS = ("mul", "div")
 
 
@@ -67,27 +66,14 @@ class Branches:
         self.graph = graph
         self.program = graph.capture.program
         self.flow = Flow(graph)
-        self.work: dict[str, int] = defaultdict(int)
-        for work in self.program.relations.work:
-            self.work[work.op] += prod(self.program.relations.sizes[d] for d in work.dims)
-        self.entries = frozenset(container_entries(graph.model))
+        self.kinds = Kinds(self.program, self.flow)
+        self.works, self.macs = self.kinds.works, self.kinds.macs
+        self.entries = tuple(container_entries(graph.model))
         joins = (join for join in self.flow.joins if join.node not in self.flow.unread)
         candidates = [c for join in joins if (c := self._candidate(join)) is not None]
         self.candidates = self._without_sums([c for c in candidates if not c.why])
         self.refusals = [c for c in candidates if c.why and not self._idle(c)]
         self.found, self.refused = self._named(self.candidates, self.refusals)
-
-    @cached_property
-    def contracted(self) -> dict[str, list[str]]:
-        """For each operator, the values that it sums over."""
-        found: dict[str, list[str]] = defaultdict(list)
-        for c in self.program.relations.contractions:
-            found[c.op].append(c.operand)
-        return found
-
-    def works(self, node: Node) -> bool:
-        """Does an operator do more than to move numbers, or to compute with each alone?"""
-        return node in self.flow.moving and (self.work[node.name] > 0 or any(m in name_of(node) for m in _MIXERS))
 
     def module(self, node: Node) -> str:
         """The path of the module in which a node is computed."""
@@ -136,6 +122,8 @@ class Branches:
         return ""
 
     def _read_by(self, reader: Node) -> str:
+        while len(reader.users) == 1 and not self.works(reader):
+            reader = next(iter(reader.users))
         if reader.op == "output":
             return "an output of the model"
         return f"read by {reader.name}" + (f" in {self.module(reader)}" if self.module(reader) else "")
@@ -152,8 +140,8 @@ class Branches:
         if ours < 1 or theirs > 1 or theirs == 1 and ours < 2:
             return None
         found = Candidate(join, self.flow.original(source), frozenset(inner), frozenset())
-        changes = [n for n in shortcut if not copies(n)]
-        at = next((n for n in sorted(changes, key=self.flow.index.__getitem__) if self.works(n)), None)
+        changes = [n for n in sorted(shortcut, key=self.flow.index.__getitem__) if not copies(n)]
+        at = next(filter(self.works, changes), None)
         if at is not None:
             return replace(
                 found, why=f"its shortcut isn't plain: it goes through {at.name} in {self.module(at) or 'the model'}"
@@ -185,11 +173,18 @@ class Branches:
         return any(not any(c.join.node in outer.gone for c in self.candidates) for outer in around)
 
     def _named(self, good: list[Candidate], bad: list[Candidate]) -> tuple[tuple[Branch, ...], dict[str, str]]:
-        kinds = [self._kind(c) for c in good]
-        names = unique([(self.place(c), kind) for c, kind in zip(good, kinds, strict=True)], self.entries)
+        kinds = [self.kinds.of(c.inner & c.gone or c.inner) for c in good]
+        places = [self.place(c) for c in good]
+        adds = [self.module(c.join.node) for c in (*good, *bad)]
+        self.holders = tuple(
+            entry
+            for entry in self.entries
+            if any(is_in(add, entry) for add in adds) or sum(is_in(place, entry) for place in places) > 1
+        )
+        names = unique(list(zip(places, kinds, strict=True)), self.holders)
         branches = tuple(self._branch(*row) for row in zip(good, names, kinds, range(len(good)), strict=True))
-        taken = {*names, *self.entries}
-        refused = unique([(self.place(c), self._kind(c)) for c in bad], taken)
+        taken = {*names, *self.holders}
+        refused = unique([(self.place(c), self.kinds.of(c.inner & c.gone or c.inner)) for c in bad], taken)
         return branches, {name: c.why for name, c in zip(refused, bad, strict=True)}
 
     def _branch(self, found: Candidate, name: str, kind: str, order: int) -> Branch:
@@ -232,47 +227,11 @@ class Branches:
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {v.target: v.shape for v in self.program.values.values() if v.kind == "parameter"}
 
-    def macs(self, gone: Iterable[Node]) -> int:
-        """What nodes multiply and add."""
-        return sum(self.work[node.name] for node in gone)
-
     def place(self, found: Candidate) -> str:
-        """The deepest module that all of a branch's layers lie in."""
+        """The module that a branch is: the deepest that holds all its nodes or, where that adds it too, all its layers."""
         own = found.inner & found.gone or found.inner
-        return common_path(self.module(n) for n in own if self.works(n))
-
-    def _kind(self, found: Candidate) -> str:
-        own = [n for n in found.inner if n in found.gone or not found.gone]
-        if self._attends(own):
-            return "attention"
-        done = self.macs(own)
-        spread = [n for n in own if self._spreads(n)]
-        if any(len(shape_of(n) or ()) > 3 for n in spread) or 2 * self.macs(spread) > done > 0:
-            return "convolution"
-        if not done or any(name_of(n).startswith(_RECURRENT) or self._of_data(n) for n in own):
-            return "other"
-        return "convolution" if spread else "mlp"
-
-    def _attends(self, own: list[Node]) -> bool:
-        """Is there a softmax between a product of data and another that sums over it, or one operator that is all that?"""
-        if any("scaled_dot_product" in str(n.target) or "attention" in name_of(n) for n in own):
-            return True
-        products = [n for n in own if self._of_data(n)]
-        for softmax in (n for n in own if "softmax" in name_of(n)):
-            before = any(softmax in self.flow.between(p, (softmax,)) for p in products)
-            if before and any(p in self.flow.between(softmax, (p,)) for p in products):
-                return True
-        return False
-
-    def _spreads(self, node: Node) -> bool:
-        """Is an operator a convolution over more than one place?"""
-        weight = given(node, "weight", None) if "conv" in name_of(node) else None
-        return isinstance(weight, Node) and prod((shape_of(weight) or ())[2:]) > 1
-
-    def _of_data(self, node: Node) -> bool:
-        """Does an operator multiply data with data and sum up?"""
-        moving = [n for n in node.all_input_nodes if n in self.flow.moving and is_floating(n)]
-        return self.work[node.name] > 0 and len(moving) > 1 and bool(self.contracted[node.name])
+        whole, added = common_path(map(self.module, own)), self.module(found.join.node)
+        return common_path(self.module(n) for n in own if self.works(n)) if is_in(added, whole) else whole
 
 
 def container_entries(model: torch.nn.Module) -> Iterator[str]:
@@ -280,6 +239,11 @@ def container_entries(model: torch.nn.Module) -> Iterator[str]:
     for path, module in model.named_modules():
         if isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential, torch.nn.ModuleDict)):
             yield from (f"{path}.{name}" if path else name for name, _ in module.named_children())
+
+
+def is_in(path: str, outer: str) -> bool:
+    """Is a module another one, or does it lie in that? All lie in the whole model, which has no name."""
+    return not outer or path == outer or path.startswith(f"{outer}.")
 
 
 def common_path(paths: Iterable[str]) -> str:

@@ -112,7 +112,7 @@ def test_a_branch_that_is_left_out_gives_what_zero_weights_give(name: str) -> No
     args, kwargs = example.args, example.kwargs
     original = outputs(example.model, args, kwargs)
     assert distance(bypassed(graph, ()).run(args, kwargs), original) < 1e-5
-    for branch in graph.branches[:3]:
+    for branch in (graph.branches[0], graph.branches[-1]):
         program = bypassed(graph, [branch.name])
         assert program.gone == {*branch.nodes, branch.add}
         found = program.run(args, kwargs)
@@ -226,6 +226,8 @@ def joined(join: Callable[[Any, Tensor, Tensor, Tensor], Any]) -> tuple[Joined, 
         lambda m, s, inner, f: torch.addmm(s, inner, m.down.weight.T),
         lambda m, s, inner, f: (s + f).relu_(),
         lambda m, s, inner, f: (s + f, s),
+        lambda m, s, inner, f: ((s + f).relu_(), s),
+        lambda m, s, inner, f: nn.functional.layer_norm(s + f, (10,)),
         lambda m, s, inner, f: s.view(2, 2, 10).add(f.view(2, 2, 10)).view(4, 10),
     ],
 )
@@ -271,6 +273,58 @@ def test_what_is_no_residual_is_neither_found_nor_refused(join: Callable[[Any, T
     _, graph, _ = joined(join)
     assert not graph.branches and not graph.blocks
     assert not graph.branches_refused
+
+
+class Pairs(nn.Module):
+    """Pairs of an attention and an MLP, whose additions stand in the model around them; all read one mask, one reads the next."""
+
+    def __init__(self, shared: bool = False, maps: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList(
+                [nn.MultiheadAttention(12, 3, batch_first=True), nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 12))]
+            )
+            for _ in range(2)
+        )
+        self.shared, self.maps = shared, maps
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        maps: list[Tensor] = []
+        for attention, mlp in self.layers:  # type: ignore[misc]
+            mixed, weights = attention(x, x, x, attn_mask=mask, need_weights=self.shared or self.maps)
+            if self.shared and maps:
+                mixed = mixed * maps[0].sum()
+            maps.append(weights)
+            x = x + mixed
+            x = x + mlp(x)
+        return (x, *maps) if self.maps else (x,)
+
+
+def pairs(**options: bool) -> tuple[Pairs, depgraph.DependencyGraph, tuple[Tensor, Tensor]]:
+    model, inputs = Pairs(**options).eval(), (torch.randn(2, 5, 12), torch.randn(6, 5, 5))
+    randomise(model, 0)
+    return model, depgraph.trace(model, inputs), inputs
+
+
+def test_additions_may_stand_outside_of_the_block_that_they_belong_to() -> None:
+    model, graph, inputs = pairs()
+    assert [branch.name for branch in graph.branches] == ["layers.0.0", "layers.0.1", "layers.1.0", "layers.1.1"]
+    assert [branch.kind for branch in graph.branches] == ["attention", "mlp"] * 2
+    assert [block.name for block in graph.blocks] == ["layers.0", "layers.1"]
+    found = bypassed(graph, ["layers.0"]).run(inputs, {})
+    del model.layers[0]
+    assert distance(found, outputs(model, inputs, {})) < 1e-5
+
+
+def test_attention_maps_that_are_outputs_or_read_by_the_next_layer_keep_their_attention() -> None:
+    _, graph, _ = pairs(maps=True)
+    assert [branch.kind for branch in graph.branches] == ["mlp", "mlp"] and not graph.blocks
+    assert "also an output of the model" in graph.branches_refused["layers.0.0"]
+    _, graph, _ = pairs(shared=True)
+    assert [branch.name for branch in graph.branches] == ["layers.0.1", "layers.1.0", "layers.1.1"]
+    assert "is also read by" in graph.branches_refused["layers.0.0"]
+    assert [block.name for block in graph.blocks] == ["layers.1"]
+    assert "more than its stream leaves it" in graph.branches_refused["layers.0"]
 
 
 def test_names_that_are_no_branch_are_refused_with_the_reason() -> None:
