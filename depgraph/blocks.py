@@ -49,9 +49,10 @@ class Blocks:
         self.residual = residual
         self.flow = residual.flow
         self.named = {node.name: node for node in self.flow.nodes}
-        self.refused: dict[str, str] = {}
         self.entries = {path: entry for path in residual.holders if (entry := self._entry(path)).branches}
-        found = [block for path in self._within("") for block in self._blocks(path)]
+        parts = [self._blocks(path) for path in self._within("")]
+        found = [block for blocks, _ in parts for block in blocks]
+        self.refused = {name: why for _, reasons in parts for name, why in reasons.items()}
         self._refuse_for_branches()
         found.sort(key=lambda block: self.flow.index[self.named[block.output]])
         self.found = tuple(Block(**{**vars(block), "order": k}) for k, block in enumerate(found))
@@ -72,31 +73,38 @@ class Blocks:
         inner = [path for path in self.entries if path != outer and is_in(path, outer)]
         return [path for path in inner if not any(path != other and is_in(path, other) for other in inner)]
 
-    def _blocks(self, path: str) -> list[Block]:
-        """The block that an entry is, or those in it where it is a stage."""
+    def _blocks(self, path: str) -> tuple[list[Block], dict[str, str]]:
+        """The block that an entry is, or those in it where it is a stage; and why others in it are none."""
         inner = self._within(path)
-        held = Counter((p.rpartition(".")[0], self.signatures[p]) for p in inner)
+        parts = [self._blocks(p) for p in inner]
+        within = [block for blocks, _ in parts for block in blocks]
+        refused = {name: why for _, reasons in parts for name, why in reasons.items()}
+        stage = self._is_stage(path, inner)
+        if stage and all(blocks for blocks, _ in parts):
+            return within, refused
         entry = self.entries[path]
-        alone = len(inner) == 1 and self.entries[inner[0]].branches == entry.branches
-        if alone or any(count > 1 for count in held.values()):
-            return [block for p in inner for block in self._blocks(p)]
         source = self._source(entry)
         leaving = [] if source is None else self._leaving(entry, source)
         why = self._refusal(entry, source, leaving)
         if not why and source is not None:
-            return [self._block(entry, source, leaving[0])]
-        if inner and len(leaving) < 2:
-            return [block for p in inner for block in self._blocks(p)]
-        self.refused[path] = why
-        return []
+            return [self._block(entry, source, leaving[0])], {}
+        return (within, refused) if inner and (stage or len(leaving) < 2) else ([], {path: why})
+
+    def _is_stage(self, path: str, inner: list[str]) -> bool:
+        """Does an entry hold entries that are alike, or one with all that it has, rather than different parts?"""
+        held = Counter((p.rpartition(".")[0], self.signatures[p]) for p in inner)
+        alone = len(inner) == 1 and self.entries[inner[0]].branches == self.entries[path].branches
+        return alone or any(count > 1 for count in held.values())
 
     def _refuse_for_branches(self) -> None:
         """Say of the entries that hold what looks like a branch and can't go that they can't go either, and why."""
         for name, refusal in zip(self.residual.refused, self.residual.refusals, strict=True):
-            places = (self.residual.place(refusal), self.residual.module(refusal.join.node))
-            around = [path for path in self.residual.holders if all(is_in(place, path) for place in places)]
-            if around and max(around, key=len) not in self.entries:
-                self.refused.setdefault(max(around, key=len), f"{name} can't go: {refusal.why}")
+            place, add = self.residual.place(refusal), self.residual.module(refusal.join.node)
+            holding = (path for path in self.residual.holders if is_in(place, path))
+            around = [path for path in holding if path in self.refused or is_in(add, path)]
+            path = max(around, key=len, default="")
+            if path in self.refused or path and path not in self.entries:
+                self.refused[path] = f"{name} can't go: {refusal.why}"
 
     def _entry(self, path: str) -> _Entry:
         branches = tuple(b for b in self.residual.found if is_in(self._places[b.name], path))
@@ -146,9 +154,11 @@ class Blocks:
 
     def _source(self, entry: _Entry) -> Node | None:
         """The stream that enters: where the first branch starts, or the only value of its shape from outside."""
-        first = self.named[entry.branches[0].source]
-        if first not in entry.nodes:
+        sources = [self.named[branch.source] for branch in entry.branches]
+        first = next((node for node in sources if node not in entry.nodes), None)
+        if first is not None:
             return first
+        first = sources[0]
         outside = {self.flow.original(n) for node in entry.nodes for n in node.all_input_nodes}
         outside = {n for n in outside if n in self.flow.moving and n not in entry.nodes}
         alike = [n for n in outside if shape_of(n) == shape_of(first) and self.flow.between(n, (first,))]
@@ -180,4 +190,5 @@ class Blocks:
 
     def _gone(self, source: Node, output: Node) -> set[Node]:
         """The nodes that go where `source` goes on in place of `output`."""
-        return self.flow.dead(((node, output) for node in self.flow.read[output]), {source: {output}}) | {output}
+        parted = {(node, output) for node in self.flow.read[output]} | set(self.flow.passed(output, source))
+        return self.flow.dead(parted, {source: {output}}) | {output}

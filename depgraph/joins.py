@@ -219,7 +219,16 @@ class Flow:
 
     def dying(self, join: Join) -> set[Node]:
         """What nothing reads any more once a join is left out."""
-        return self.dead({(operand, join.node) for operand in join.operands})
+        parted = {(operand, join.node) for operand in join.operands}
+        return self.dead({*parted, *self.passed(join.node, join.rest)})
+
+    def passed(self, node: Node, instead: Node) -> Iterator[tuple[Node, Node]]:
+        """Pairs of what wrote into the memory of `node` and who read that there, parted where `instead` goes on in its place."""
+        root = memory_of(node)
+        if root is memory_of(instead):
+            return
+        for writer in (w.writer for w in self.writes if w.root is root and self.index[w.writer] < self.index[node]):
+            yield from ((writer, reader) for reader in self.readers[writer] if self.index[reader] > self.index[node])
 
     def dead(
         self, unread: Iterable[tuple[Node, Node]], also: Mapping[Node, set[Node]] = MappingProxyType({})

@@ -175,16 +175,16 @@ class Branches:
     def _named(self, good: list[Candidate], bad: list[Candidate]) -> tuple[tuple[Branch, ...], dict[str, str]]:
         kinds = [self.kinds.of(c.inner & c.gone or c.inner) for c in good]
         places = [self.place(c) for c in good]
-        adds = [self.module(c.join.node) for c in (*good, *bad)]
+        adds, others = [self.module(c.join.node) for c in (*good, *bad)], [self.place(c) for c in bad]
         self.holders = tuple(
             entry
             for entry in self.entries
-            if any(is_in(add, entry) for add in adds) or sum(is_in(place, entry) for place in places) > 1
+            if any(is_in(add, entry) for add in adds) or sum(is_in(place, entry) for place in (*places, *others)) > 1
         )
         names = unique(list(zip(places, kinds, strict=True)), self.holders)
         branches = tuple(self._branch(*row) for row in zip(good, names, kinds, range(len(good)), strict=True))
         taken = {*names, *self.holders}
-        refused = unique([(self.place(c), self.kinds.of(c.inner & c.gone or c.inner)) for c in bad], taken)
+        refused = unique([(place, self.kinds.of(c.inner)) for place, c in zip(others, bad, strict=True)], taken)
         return branches, {name: c.why for name, c in zip(refused, bad, strict=True)}
 
     def _branch(self, found: Candidate, name: str, kind: str, order: int) -> Branch:

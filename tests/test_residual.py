@@ -221,6 +221,7 @@ def joined(join: Callable[[Any, Tensor, Tensor, Tensor], Any]) -> tuple[Joined, 
         lambda m, s, inner, f: torch.add(s, f, alpha=0.5),
         lambda m, s, inner, f: f.add_(s),
         lambda m, s, inner, f: s.add_(f),
+        lambda m, s, inner, f: f.mul_(m.scale).add_(s).relu_(),
         lambda m, s, inner, f: s + m.scale * f,
         lambda m, s, inner, f: torch.addcmul(s, m.scale, f),
         lambda m, s, inner, f: torch.addmm(s, inner, m.down.weight.T),
@@ -324,7 +325,45 @@ def test_attention_maps_that_are_outputs_or_read_by_the_next_layer_keep_their_at
     assert [branch.name for branch in graph.branches] == ["layers.0.1", "layers.1.0", "layers.1.1"]
     assert "is also read by" in graph.branches_refused["layers.0.0"]
     assert [block.name for block in graph.blocks] == ["layers.1"]
-    assert "more than its stream leaves it" in graph.branches_refused["layers.0"]
+    assert graph.branches_refused["layers.0"].startswith("layers.0.0 can't go: softmax, inside it, is also read by")
+
+
+class InPlace(nn.Module):
+    """Two residual blocks of convolutions whose norms, additions and activations write in place, as most ResNets do."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.relu(self.norm(self.conv(x)))
+            out += x
+            return self.relu(out)  # type: ignore[no-any-return]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.stage = nn.Conv2d(3, 6, 1), nn.Sequential(self.Block(), self.Block())
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        early = self.first(x)
+        return [early, self.stage(early)]
+
+
+def test_what_is_written_in_place_goes_with_its_block() -> None:
+    model, x = InPlace().eval(), torch.randn(1, 3, 5, 5)
+    randomise(model, 0)
+    graph = depgraph.trace(model, (x,))
+    assert [block.name for block in graph.blocks] == ["stage.0", "stage.1"]
+    assert all(len(block.nodes) == 5 for block in graph.blocks)  # a convolution, a norm, two activations, an addition
+    for k, block in enumerate(graph.blocks):
+        shorter = copy.deepcopy(model)
+        del shorter.stage[k]
+        assert distance(bypassed(graph, [block.name]).run((x,), {}), outputs(shorter, (x,), {})) < 1e-6
+    for branch in graph.branches:
+        found = bypassed(graph, [branch.name]).run((x,), {})
+        assert distance(found, outputs(without(model, branch.parameters), (x,), {})) < 1e-6
 
 
 def test_names_that_are_no_branch_are_refused_with_the_reason() -> None:

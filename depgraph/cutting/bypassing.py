@@ -138,6 +138,8 @@ class _Passing:
         yield from self.parted
         yield from ((node, reader) for node in self.nothing for reader in self.flow.readers[node])
         yield from ((node, output) for output in self.past for node in self.flow.read[output])
+        for node, instead in self.instead.items():
+            yield from self.flow.passed(node, instead)
 
     def _written_to(self, node: Node, gone: set[Node]) -> bool:
         """Is what `node` made, or what goes on in its place, written to later, where these had memory of their own?"""
