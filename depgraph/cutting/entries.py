@@ -1,0 +1,220 @@
+"""An entry leaves its container, and what counts the entries follows.
+
+What follows isn't known by name. An integer that is the position of its entry, up to a constant, in every entry of the
+container (a cache's layer index), is numbered anew. A count is an integer that is the number of entries and no tensor's size
+comes from it, in the module that holds the container; in the config of a model of transformers, it is one with which the
+config builds that many fewer entries, together with lists that have an item for every entry.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from depgraph.capture.sizes import Attr
+from depgraph.cutting.record import attention_of, library_class
+
+Undo = Callable[[], None]
+Containers = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+_DEPTH = 3
+
+
+@dataclass
+class Following:
+    """What an entry's leaving changes: new integers by attribute, and which item goes from which lists."""
+
+    integers: dict[Attr, int] = field(default_factory=dict)
+    lists: list[tuple[Attr, int]] = field(default_factory=list)
+
+
+def leave(model: nn.Module, container: str, index: int) -> Undo:
+    """Take an entry out of a container; the others move up. The returned function takes it back."""
+    holder = model.get_submodule(container)
+    before = dict(holder._modules)
+    kept = [(name, module) for k, (name, module) in enumerate(before.items()) if k != index]
+    names = [name for name, _ in kept] if isinstance(holder, nn.ModuleDict) else [str(k) for k in range(len(kept))]
+    _refill(holder, dict(zip(names, (module for _, module in kept), strict=True)))
+    return lambda: _refill(holder, before)
+
+
+def _refill(holder: nn.Module, modules: dict[str, nn.Module | None]) -> None:
+    holder._modules.clear()
+    holder._modules.update(modules)
+
+
+def positions(model: nn.Module, container: str, sized: frozenset[Attr]) -> dict[tuple[str, str], int]:
+    """The integers that are an entry's position plus a constant, by module within the entry and name, and the constant.
+
+    Integers in `sized`, that operators are given, are none.
+    """
+    holder = model.get_submodule(container)
+    entries = list(holder.children())
+    given = {(a.module, a.name) for a in sized}
+    found: dict[tuple[str, str], dict[int, int]] = {}
+    for k, (key, entry) in enumerate(zip(holder._modules, entries, strict=True)):
+        for path, module in entry.named_modules():
+            whole = ".".join(part for part in (container, key, path) if part)
+            for name, value in vars(module).items():
+                if type(value) is int and (whole, name) not in given:
+                    found.setdefault((path, name), {})[k] = value
+    return {
+        place: next(iter(values.values())) - next(iter(values))
+        for place, values in found.items()
+        if len(values) > 1 and len({value - k for k, value in values.items()}) == 1
+    }
+
+
+def renumber(
+    model: nn.Module, container: str, places: dict[tuple[str, str], int], gone: Iterable[int]
+) -> dict[Attr, int]:
+    """New values of the integers at `places` of each entry that stays, when entries `gone` (by their old position) leave."""
+    left, new = set(gone), dict[Attr, int]()
+    entries = list(model.get_submodule(container).named_children())
+    for (path, name), constant in places.items():
+        place = 0
+        for k, (key, entry) in enumerate(entries):
+            if k in left:
+                continue
+            if name in vars(dict(entry.named_modules()).get(path, nn.Module())):
+                whole = ".".join(part for part in (container, key, path) if part)
+                new[Attr(whole, name, ())] = place + constant
+            place += 1
+    return new
+
+
+def counts(model: nn.Module, container: str, index: int, sized: frozenset[Attr]) -> Following:
+    """What follows when entry `index` leaves `container`; integers in `sized` are sizes of tensors and no counts."""
+    number = len(model.get_submodule(container))  # type: ignore[arg-type]
+    owner = container.rpartition(".")[0]
+    held = vars(model.get_submodule(owner))
+    found = Following()
+    for name, value in held.items():
+        attr = Attr(owner, name, ())
+        if type(value) is int and value == number and attr not in sized and not name.startswith("_"):
+            found.integers[attr] = number - 1
+        if type(value) in (list, tuple) and len(value) == number and not name.startswith("_"):
+            found.lists.append((attr, index))
+    _from_config(model, container, index, found)
+    return found
+
+
+def _from_config(model: nn.Module, container: str, index: int, found: Following) -> None:
+    """Add what of a transformers config builds fewer entries."""
+    if not library_class(model):
+        return
+    number = len(model.get_submodule(container))  # type: ignore[arg-type]
+    config: Any = model.config
+    lists = [keys for keys, value in _walk(config, ()) if isinstance(value, (list, tuple)) and len(value) == number]
+    integers = [keys for keys, value in _walk(config, ()) if type(value) is int and value == number]
+    for shorter in _subsets(lists):
+        for keys in [*integers, None]:
+            trial = copy.deepcopy(config)
+            changed = dict.fromkeys([keys], number - 1) if keys is not None else {}
+            if _builds(model, container, _edited(trial, changed, shorter, index), number - 1):
+                found.integers.update({Attr("", "config", k): v for k, v in changed.items()})
+                found.lists += [(Attr("", "config", k), index) for k in shorter]
+                return
+
+
+def _subsets(lists: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    """All lists, none, and each alone."""
+    yield lists
+    if lists:
+        yield []
+    if len(lists) > 1:
+        yield from ([one] for one in lists)
+
+
+def _edited(config: Any, integers: dict[tuple[Any, ...], int], lists: list[tuple[Any, ...]], index: int) -> Any:
+    for keys, value in integers.items():
+        put(config, keys, value)
+    for keys in lists:
+        put(config, keys, without(look(config, keys), index))
+    return config
+
+
+def _builds(model: nn.Module, container: str, config: Any, number: int) -> bool:
+    """Does a config build that many entries, and all other modules as they are?"""
+    from depgraph.configs import built
+
+    try:
+        trial = built(type(model), config, attention_of(model.config), "meta", torch.float32)  # type: ignore[arg-type]
+        wanted = {_alike(name, container) for name, _ in model.named_modules()}
+        return (
+            len(trial.get_submodule(container)) == number
+            and {  # type: ignore[arg-type]
+                _alike(name, container) for name, _ in trial.named_modules()
+            }
+            == wanted
+        )
+    except Exception:
+        return False
+
+
+def _alike(name: str, container: str) -> str:
+    """A module's path without its entry's place."""
+    if not name.startswith(f"{container}."):
+        return name
+    _, _, rest = name[len(container) + 1 :].partition(".")
+    return f"{container}.*.{rest}"
+
+
+def _walk(value: Any, keys: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Everything within a config, with the way to it."""
+    if keys:
+        yield keys, value
+    if len(keys) > _DEPTH:
+        return
+    if isinstance(value, (list, tuple)):
+        items: Iterable[Any] = enumerate(value)
+    elif isinstance(value, dict):
+        items = value.items()
+    else:
+        items = vars(value).items() if hasattr(value, "to_dict") else ()
+    for key, inner in list(items):
+        if not (isinstance(key, str) and key.startswith("_")):
+            yield from _walk(inner, (*keys, key))
+
+
+def look(value: Any, keys: Iterable[Any]) -> Any:
+    """What lies at the end of a way through lists, dicts and objects."""
+    for key in keys:
+        value = value[key] if isinstance(value, (list, tuple, dict)) else getattr(value, key)
+    return value
+
+
+def put(value: Any, keys: tuple[Any, ...], new: Any) -> Undo:
+    """Set what lies at the end of a way; tuples are rebuilt. The returned function takes it back."""
+    holder = look(value, keys[:-1])
+    before = look(holder, keys[-1:])
+    if isinstance(holder, tuple):
+        return put(value, keys[:-1], tuple(new if k == keys[-1] else item for k, item in enumerate(holder)))
+    _set(holder, keys[-1], new)
+    return lambda: _set(holder, keys[-1], before)
+
+
+def _set(holder: Any, key: Any, value: Any) -> None:
+    if isinstance(holder, (list, dict)):
+        holder[key] = value
+    else:
+        setattr(holder, key, value)
+
+
+def without(values: Any, index: int) -> Any:
+    """A list or tuple without one item."""
+    return type(values)(item for k, item in enumerate(values) if k != index)
+
+
+def as_json(value: Any) -> bool:
+    """Can it be written as JSON?"""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,202 @@
+"""What stands where a sublayer was: nothing, which disappears in the addition that joined it with the stream.
+
+A `Passed` module returns `Nothing` in the layout of what was there. Every torch function of it is nothing again, without being
+computed, and a stream plus nothing is the stream itself: no zeros, no product, no addition are left, also not in an export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+Layout = Any
+"""JSON-able: {"nothing": sizes} with None for a size of the module's input, None for anything else, or {"tuple": [...]},
+{"list": [...]}, {"dict": {...}} of such."""
+
+_JOINS = frozenset(
+    [
+        "add",
+        "add_",
+        "__add__",
+        "__radd__",
+        "__iadd__",
+        "sub",
+        "sub_",
+        "__sub__",
+        "__isub__",
+        "addcmul",
+        "addcmul_",
+        "addmm",
+        "baddbmm",
+    ]
+)
+_SHAPE = frozenset(["shape", "dtype", "device", "ndim", "is_cuda", "requires_grad", "is_nested", "layout"])
+
+
+class Nothing:
+    """No tensor, in the place of one with the shape of `outline`, a tensor on the meta device; None where that isn't known."""
+
+    def __init__(self, outline: torch.Tensor | None) -> None:
+        self.outline = outline
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Nothing, of the shape that `func` gives, unless it adds it to a tensor, which goes on alone."""
+        if getattr(func, "__name__", "") in _JOINS:
+            tensors = [a for a in args if isinstance(a, torch.Tensor)]
+            if tensors:
+                return tensors[0]
+        try:
+            with torch.no_grad():
+                made = func(*_outlines(args), **_outlines(kwargs or {}))
+        except Exception:  # its shape isn't known
+            return Nothing(None)
+        return pytree.tree_map(lambda t: Nothing(t) if isinstance(t, torch.Tensor) else t, made)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in _SHAPE:
+            return getattr(self.outline, name)
+        return partial(self._call, name)
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return Nothing.__torch_function__(getattr(torch.Tensor, name), (), (self, *args), kwargs)
+
+    def __iter__(self) -> Any:
+        return iter(self.unbind(0))
+
+    def __radd__(self, other: Any) -> Any:
+        return self if isinstance(other, (int, float)) else other
+
+    __rsub__ = __radd__
+
+
+def _operation(name: str) -> Any:
+    def operate(self: Nothing, *args: Any) -> Any:
+        return self._call(name, *args)
+
+    return operate
+
+
+for _name in [
+    "add",
+    "iadd",
+    "sub",
+    "isub",
+    "mul",
+    "rmul",
+    "imul",
+    "truediv",
+    "itruediv",
+    "neg",
+    "pow",
+    "matmul",
+    "getitem",
+    "gt",
+    "lt",
+    "ge",
+    "le",
+]:
+    setattr(Nothing, f"__{_name}__", _operation(f"__{_name}__"))
+
+
+def _outlines(given: Any) -> Any:
+    """Arguments with meta tensors in the place of tensors and of nothing."""
+
+    def outline(value: Any) -> Any:
+        if isinstance(value, Nothing):
+            if value.outline is None:
+                raise ValueError("no shape is known")
+            return value.outline
+        if isinstance(value, torch.Tensor):
+            return torch.empty(value.shape, dtype=value.dtype, device="meta")
+        return value
+
+    return pytree.tree_map(outline, given, is_leaf=lambda value: isinstance(value, Nothing))
+
+
+class Passed(nn.Module):
+    """Stands for a module that was left out with a sublayer: it returns nothing, in the layout of the module's outputs.
+
+    `plain` are the numbers and words that the module had, which code around it may look at; what else it looks for is nothing.
+    """
+
+    def __init__(self, layout: Layout, plain: dict[str, Any]) -> None:
+        super().__init__()
+        self.layout = layout
+        for name, value in plain.items():
+            self.__dict__.setdefault(name, value)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """`Nothing`, of a shape like that of the first tensor that it is given."""
+        leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, Nothing))
+        given = next((leaf for leaf in leaves if isinstance(leaf, (torch.Tensor, Nothing))), Nothing(None))
+        return _filled(self.layout, given)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_"):
+                raise
+            return Nothing(None)
+
+    def extra_repr(self) -> str:
+        return "nothing, left out"
+
+
+def passed(module: nn.Module, layout: Layout) -> Passed:
+    """What stands for `module`."""
+    plain = {n: v for n, v in vars(module).items() if type(v) in (int, float, bool, str) and not n.startswith("__")}
+    return Passed(layout, plain)
+
+
+_KINDS: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "list": list}
+
+
+def _filled(layout: Layout, given: Any) -> Any:
+    if layout is None:
+        return None
+    ((kind, parts),) = layout.items()
+    if kind == "nothing":
+        return Nothing(_outline(parts, given))
+    if kind == "dict":
+        return {name: _filled(part, given) for name, part in parts.items()}
+    return _KINDS[kind](_filled(part, given) for part in parts)
+
+
+def _outline(sizes: list[int | None], given: Any) -> torch.Tensor | None:
+    source = given.outline if isinstance(given, Nothing) else given
+    if source is None or any(size is None and k >= source.ndim for k, size in enumerate(sizes)):
+        return None
+    shape = [source.shape[k] if size is None else size for k, size in enumerate(sizes)]
+    return torch.empty(shape, dtype=source.dtype, device="meta")
+
+
+def layout_of(output: Any, given: Any) -> Layout:
+    """The layout of a module's outputs: nothing in the place of the first tensor, None for all else; `given` is its input."""
+    taken = False
+
+    def lay(value: Any) -> Layout:
+        nonlocal taken
+        if isinstance(value, torch.Tensor):
+            first, taken = not taken, True
+            return {"nothing": _sizes(value, given)} if first else None
+        if type(value) in (tuple, list):
+            return {type(value).__name__: [lay(part) for part in value]}
+        if isinstance(value, dict):
+            return {"dict": {str(name): lay(part) for name, part in value.items()}}
+        return None
+
+    return lay(output)
+
+
+def _sizes(value: torch.Tensor, given: Any) -> list[int | None]:
+    source = given.shape if isinstance(given, torch.Tensor) else ()
+    return [None if k < len(source) and source[k] == size else int(size) for k, size in enumerate(value.shape)]

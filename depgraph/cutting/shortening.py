@@ -1,0 +1,285 @@
+"""Leaving branches and blocks out of a module: blocks leave their containers, other branches make way for nothing.
+
+All is done to the model that is given, and recorded as data, so that the same can be done to a fresh model when a checkpoint
+is loaded. The check compares the shorter model with the captured program without those nodes (`bypassing`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from depgraph.capture.recording import assign
+from depgraph.capture.sizes import Attr
+from depgraph.cutting.entries import Following, as_json, counts, leave, look, positions, put, renumber, without
+from depgraph.cutting.passing import Layout, Passed, layout_of, passed
+from depgraph.cutting.record import attr_of
+from depgraph.errors import CutError, PlanError
+from depgraph.joins import copies
+
+if TYPE_CHECKING:
+    from depgraph.blocks import Block
+    from depgraph.dependency import DependencyGraph
+
+Undo = Callable[[], None]
+
+
+@dataclass
+class Shortening:
+    """What is done to a model, in this order; JSON-able by `to_json`.
+
+    passed: modules that are replaced, with the layout of what they return. integers and lists: what follows. entries: those
+    that leave, by container, the last first.
+    """
+
+    passed: dict[str, Layout] = field(default_factory=dict)
+    integers: dict[Attr, int] = field(default_factory=dict)
+    lists: list[tuple[Attr, int]] = field(default_factory=list)
+    entries: list[tuple[str, int]] = field(default_factory=list)
+
+    def to_json(self, model: nn.Module) -> dict[str, Any]:
+        """As data; `model` says what integers are before."""
+        return {
+            "passed": self.passed,
+            "attributes": [
+                {"module": a.module, "name": a.name, "keys": list(a.keys), "before": _now(model, a), "after": value}
+                for a, value in self.integers.items()
+            ],
+            "lists": [
+                {"module": a.module, "name": a.name, "keys": list(a.keys), "index": k, "before": list(_now(model, a))}
+                for a, k in self.lists
+                if as_json(list(_now(model, a)))
+            ],
+            "entries": [[container, index] for container, index in self.entries],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Shortening:
+        """From data that `to_json` made."""
+        return cls(
+            dict(data["passed"]),
+            {attr_of(change): change["after"] for change in data["attributes"]},
+            [(attr_of(entry), entry["index"]) for entry in data["lists"]],
+            [(container, index) for container, index in data["entries"]],
+        )
+
+
+def _now(model: nn.Module, attr: Attr) -> Any:
+    return look(getattr(model.get_submodule(attr.module), attr.name), attr.keys)
+
+
+def shortening_of(graph: DependencyGraph, names: Iterable[str]) -> Shortening:
+    """What must be done to leave branches and blocks of these names out of the graph's model.
+
+    Raises:
+        PlanError: there is no such branch or block, or all entries of a container would go.
+        CutError: the branch is no module's alone, so that the class's code would go on computing it.
+    """
+    blocks = {block.name: block for block in graph.blocks}
+    branches = {branch.name: branch for branch in graph.branches}
+    wanted = _as_blocks(graph, dict.fromkeys(names))
+    found = Shortening()
+    gone: dict[str, list[int]] = {}
+    for name in wanted:
+        if name in blocks:
+            gone.setdefault(blocks[name].container, []).append(blocks[name].index)
+        elif name not in branches:
+            raise PlanError(
+                f"{name!r} can't be left out: {graph.branches_refused.get(name, 'there is no such branch')}"
+            )
+    inside = [b for name in wanted if name in blocks for b in blocks[name].branches]
+    alone = [name for name in wanted if name in branches and name not in inside]
+    found.passed = _passed(graph, alone)
+    sized = frozenset(graph.sizes.users)
+    places = {c: positions(graph.model, c, sized) for c in {b.container for b in blocks.values()}}
+    _require_alone(graph, [blocks[name] for name in wanted if name in blocks])
+    for container, indices in gone.items():
+        _leaving(graph, container, sorted(indices), places[container], found)
+    for container in places:
+        _renumber_passed(graph.model, container, places[container], gone.get(container, []), found)
+    return found
+
+
+def _require_alone(graph: DependencyGraph, going: list[Block]) -> None:
+    """Raise CutError where a block that goes computes something that others read."""
+    gone = {node for block in going for node in block.nodes}
+    for node in graph.residual.flow.nodes:
+        path = graph.residual.module(node)
+        block = next((b for b in going if path == b.name or path.startswith(f"{b.name}.")), None)
+        alive = (
+            node.op == "call_function"
+            and node.users
+            and node.name not in gone
+            and node not in graph.residual.flow.unread
+        )
+        if block is not None and alive and not copies(node) and node.name != block.output:
+            raise CutError(
+                f"{block.name} can't be left out of {type(graph.model).__name__}: {node.name}, which it computes, is read by others"
+            )
+
+
+def _as_blocks(graph: DependencyGraph, names: dict[str, None]) -> list[str]:
+    """The names, with a block in the place of all its branches."""
+    found = dict(names)
+    for block in graph.blocks:
+        if block.name not in found and block.branches and all(b in found for b in block.branches):
+            found = {n: None for n in found if n not in block.branches} | {block.name: None}
+    return list(found)
+
+
+def _leaving(
+    graph: DependencyGraph, container: str, indices: list[int], places: dict[tuple[str, str], int], found: Shortening
+) -> None:
+    holder = graph.model.get_submodule(container)
+    number = len(list(holder.children()))
+    if len(indices) >= number:
+        raise PlanError(f"the plan removes all {number} entries of {container}: at least one must stay")
+    sized = frozenset(graph.sizes.users)
+    follows: Following = counts(graph.model, container, indices[0], sized)
+    for attr, value in follows.integers.items():
+        found.integers[attr] = value - (len(indices) - 1)
+    for attr in {attr for attr, _ in follows.lists}:
+        found.lists += [(attr, index) for index in reversed(indices)]
+    found.integers |= renumber(graph.model, container, places, indices)
+    found.entries += [(container, index) for index in reversed(indices)]
+
+
+def _renumber_passed(
+    model: nn.Module, container: str, places: dict[tuple[str, str], int], gone: list[int], found: Shortening
+) -> None:
+    """Number the entries anew whose part with a position is left out: a cache counts those that use it."""
+    keys = [key for key, _ in model.get_submodule(container).named_children()]
+    for (path, name), constant in places.items():
+        at = {k: f"{container}.{key}.{path}" if path else f"{container}.{key}" for k, key in enumerate(keys)}
+        out = [k for k, whole in at.items() if any(whole == p or whole.startswith(f"{p}.") for p in found.passed)]
+        if out:
+            found.integers |= renumber(model, container, {(path, name): constant}, [*out, *gone])
+
+
+def _passed(graph: DependencyGraph, names: list[str]) -> dict[str, Layout]:
+    """The modules that compute nothing but what of the branches goes, the outermost, and the layouts of their outputs."""
+    branches = {branch.name: branch for branch in graph.branches}
+    gone = {node for name in names for node in branches[name].nodes}
+    if not gone:
+        return {}
+    flow = graph.residual.flow
+    within: dict[str, set[str]] = {}
+    for node in flow.nodes:
+        path = graph.residual.module(node)
+        while path and node.op == "call_function":
+            within.setdefault(path, set()).add(node.name)
+            path = path.rpartition(".")[0]
+    idle = {node.name for node in flow.nodes if copies(node) or node in flow.unread or not node.users}
+    fits = {path for path, nodes in within.items() if nodes & gone and nodes <= gone | idle}
+    outer = [p for p in sorted(fits) if not any(p.startswith(f"{q}.") for q in fits)]
+    for name in names:
+        weights = [w for w in branches[name].parameters if not any(w.startswith(f"{p}.") for p in outer)]
+        if weights:
+            raise CutError(
+                f"{name} can't be left out of {type(graph.model).__name__}: {weights[0]} is read by the code of a module that does "
+                "other things too; leave its whole block out"
+            )
+    layouts = _layouts(graph, outer)
+    for name in names:
+        if not any(node in within[path] for path in layouts for node in branches[name].nodes):
+            raise CutError(f"{name} can't be left out of {type(graph.model).__name__}: its modules do other things too")
+    return layouts
+
+
+def _layouts(graph: DependencyGraph, paths: list[str]) -> dict[str, Layout]:
+    """What the modules return when the model runs on the example."""
+    from depgraph.cutting.rerunning import rerun
+
+    found: dict[str, Layout] = {}
+    calls: dict[str, int] = {}
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            module = graph.model.get_submodule(path)
+
+            def noted(module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
+                calls[path] = calls.get(path, 0) + 1
+                given = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+                found[path] = layout_of(output, next(given, None))
+
+            stack.callback(module.register_forward_hook(noted, with_kwargs=True).remove)
+        rerun(graph, graph.model)
+    for path, count in calls.items():
+        if count > 1 and not any(True for _ in graph.model.get_submodule(path).parameters()):
+            del found[path]  # it passes nothing on as it is
+        elif count > 1:
+            raise CutError(
+                f"{path} runs {count} times, so that one of them can't be left out: leave out its whole block"
+            )
+    return {path: found[path] for path in paths if path in found}
+
+
+def shorten(model: nn.Module, how: Shortening) -> Undo:
+    """Do it to a model; the returned function takes it back. Raises CutError when the model isn't like the one it was made for."""
+    undo: list[Undo] = []
+
+    def take_back() -> None:
+        for step in reversed(undo):
+            step()
+
+    try:
+        for path, layout in how.passed.items():
+            before = model.get_submodule(path)
+            undo.append(_replace(model, path, before if isinstance(before, Passed) else passed(before, layout)))
+        for attr, value in how.integers.items():
+            undo.append(assign(model, attr, value))
+        for attr, index in how.lists:
+            undo.append(_drop(model, attr, index))
+        for container, index in how.entries:
+            undo.append(leave(model, container, index))
+    except BaseException as error:
+        take_back()
+        if isinstance(error, (AttributeError, KeyError, IndexError)):
+            raise CutError(
+                f"{type(model).__name__} has other modules than the one that the cut was made of: {error}"
+            ) from error
+        raise
+    return take_back
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> Undo:
+    owner = model.get_submodule(path.rpartition(".")[0])
+    name = path.rpartition(".")[2]
+    before = owner._modules[name]
+    assert before is not None
+    module.train(before.training)
+    owner._modules[name] = module
+    return lambda: owner._modules.__setitem__(name, before)
+
+
+def _drop(model: nn.Module, attr: Attr, index: int) -> Undo:
+    holder: Any = model.get_submodule(attr.module)
+    return put(holder, (attr.name, *attr.keys), without(_now(model, attr), index))
+
+
+def shorter_copy(model: nn.Module, how: Shortening) -> nn.Module:
+    """A copy with that done to it; what leaves isn't copied."""
+    memo: dict[int, Any] = {}
+    leaving = [*how.passed]
+    for container, index in how.entries:
+        name, _ = list(model.get_submodule(container).named_children())[index]
+        leaving.append(f"{container}.{name}" if container else name)
+    shared = {
+        id(m) for path, m in model.named_modules() if not any(path == p or path.startswith(f"{p}.") for p in leaving)
+    }
+    for path in leaving:
+        module = model.get_submodule(path)
+        if id(module) not in shared:
+            memo[id(module)] = passed(module, how.passed.get(path)).train(module.training)
+    fresh = copy.deepcopy(model, memo)
+    shorten(fresh, how)
+    return fresh
+
+
+__all__ = ["Shortening", "shorten", "shortening_of", "shorter_copy"]
