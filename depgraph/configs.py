@@ -7,17 +7,14 @@ counts only as it comes back from its own JSON and if it passes its own validati
 from __future__ import annotations
 
 import copy
-import json
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from depgraph.cutting.record import Attention, attention_of, cuts, library_class, original_config
+from depgraph.cutting.building import built, checked, undisturbed
+from depgraph.cutting.record import attention_of, cuts, library_class, original_config
 
 Place = tuple[str, ...]
 Edits = Mapping[Place, int]
@@ -63,9 +60,9 @@ class Configs:
 
     def _outline(self, edits: Edits) -> nn.Module:
         """The same as `model` on the meta device, without the way through JSON, which takes most of the time."""
-        with _undisturbed("meta", self.dtype):
+        with undisturbed("meta", self.dtype):
             config = edited(self.config, edits)
-            return _checked(self.kind, type(config)(**config.to_dict()), self.attention)
+            return checked(self.kind, type(config)(**config.to_dict()), self.attention)
 
     def model(self, edits: Edits, device: str) -> nn.Module:
         """The model, with weights that nothing initialised; raises what transformers raises."""
@@ -83,7 +80,7 @@ class Configs:
 
         try:
             watched.__class__ = type(above.__name__, (above,), {"__getattr__": missing})
-            with _undisturbed("meta", self.dtype):
+            with undisturbed("meta", self.dtype):
                 self.kind(watched)
         except Exception:
             return set()
@@ -129,45 +126,11 @@ def _as_list(config: Any, place: Place) -> list[int]:
     return values
 
 
-def built(kind: type, config: Any, attention: Attention, device: str, dtype: torch.dtype) -> nn.Module:
-    """The model of a config as it comes back from its JSON; raises whatever the config or the class refuses it with."""
-    with _undisturbed(device, dtype):
-        again = type(config).from_dict(json.loads(config.to_json_string(use_diff=True)))
-        return _checked(kind, again, attention)
-
-
-def _checked(kind: type, config: Any, attention: Attention) -> nn.Module:
-    getattr(config, "validate", lambda: None)()
-    if attention:
-        config._attn_implementation = attention
-    model: nn.Module = kind(config)
-    return model.eval()
-
-
 def shapes_of(model: nn.Module) -> Shapes:
     """Shapes of all that a checkpoint of the model holds."""
     return {
         name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if isinstance(tensor, torch.Tensor)
     }
-
-
-@contextmanager
-def _undisturbed(device: str, dtype: torch.dtype) -> Iterator[None]:
-    """Build on `device` without initialising anything, without warnings, and with the random state kept."""
-    from transformers import initialization
-
-    before, disabled = torch.get_default_dtype(), logging.root.manager.disable
-    with ExitStack() as stack:
-        stack.callback(logging.disable, disabled)
-        stack.callback(torch.set_default_dtype, before)
-        stack.enter_context(warnings.catch_warnings())
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(torch.device(device))
-        stack.enter_context(initialization.no_init_weights())
-        warnings.simplefilter("ignore")
-        logging.disable(logging.ERROR)
-        torch.set_default_dtype(dtype)
-        yield
 
 
 def _walk(config: Any, before: Place) -> Iterator[tuple[Place, int | None]]:

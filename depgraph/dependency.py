@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import networkx as nx
 
     from depgraph.blocks import Block, Blocks
+    from depgraph.cutting.bypassing import LeftOut
     from depgraph.cutting.expressing import SizeRules
     from depgraph.plan import Plan
     from depgraph.residual import Branch, Branches
@@ -81,6 +82,7 @@ class DependencyGraph:
         self.capture = captured
         self.free = free
         self.words: Words | None = None
+        self._left_out: dict[tuple[str, ...], LeftOut] = {}
         self.classes = Classes.of(captured.program, free)
         self.axes: list[Axis] = build_axes(captured.program, self.classes)
         self.widths = Widths(captured.program, self.classes, self.axes)
@@ -197,11 +199,20 @@ class DependencyGraph:
         with uncollected():
             return make_plan(self, scorer, target, **options)
 
-    def cut_plan(self, removal: Removal) -> Plan:
-        """A plan that removes just the given groups (axis name -> group numbers)."""
+    def cut_plan(self, removal: Removal | None = None, branches: Iterable[str] = ()) -> Plan:
+        """A plan that removes just the given groups (axis name -> group numbers), and the named branches and blocks."""
         from depgraph.plan import Plan
 
-        return Plan.of(self, removal)
+        return Plan.of(self, removal or {}, branches=branches)
+
+    def left_out(self, names: Iterable[str]) -> LeftOut:
+        """The nodes and the parameters and buffers that go when branches and blocks of these names are left out."""
+        from depgraph.cutting.bypassing import left_out
+
+        key = tuple(sorted(names))
+        if key not in self._left_out:
+            self._left_out[key] = left_out(self, key)
+        return self._left_out[key]
 
     def show(self) -> str:
         """The axes as text a person can read: name, groups, exact or not, members, and what is fixed."""

@@ -35,8 +35,9 @@ class Removed(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """Which groups of which axes go (`removal`: axis name -> group numbers, ascending).
+    """Which groups of which axes go (`removal`: axis name -> group numbers, ascending), and which branches and blocks.
 
+    `branches` are names of `graph.branches` and `graph.blocks`; what these hold is left out, whatever axes say of it.
     `config` holds the integers of a transformers config that make it build the pruned model, by dotted name; only a uniform
     plan has them, and one that is made from it by leaving out, adding or merging doesn't.
     """
@@ -45,12 +46,15 @@ class Plan:
     removal: dict[str, tuple[int, ...]]
     notes: tuple[str, ...] = ()
     config: dict[str, int] = field(default_factory=dict)
+    branches: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, graph: DependencyGraph, removal: Removal, notes: Iterable[str] = ()) -> Plan:
-        """A plan after checking it: axes and groups exist, may go, and leave at least one index of everything.
+    def of(
+        cls, graph: DependencyGraph, removal: Removal, notes: Iterable[str] = (), branches: Iterable[str] = ()
+    ) -> Plan:
+        """A plan after checking it: axes, groups and branches exist, may go, and leave at least one index of everything.
 
-        Raises PlanError that names the axis otherwise.
+        Raises PlanError that names the axis or the branch otherwise.
         """
         checked = {}
         for name, groups in removal.items():
@@ -58,7 +62,7 @@ class Plan:
             if numbers:
                 _check(graph, name, numbers)
                 checked[name] = numbers
-        plan = cls(graph, checked, tuple(notes))
+        plan = cls(graph, checked, tuple(notes), branches=_known(graph, branches))
         plan._check_not_empty()
         plan._check_enough_to_pick()
         return plan
@@ -86,7 +90,10 @@ class Plan:
 
     def cost(self) -> Cost:
         """Exact cost of the pruned model."""
-        return self.kept().cost()
+        if not self.branches:
+            return self.kept().cost()
+        gone = self.graph.left_out(self.branches)
+        return self.kept().cost(gone.parameters, gone.nodes)
 
     def removed(self) -> list[Removed]:
         """What goes from every parameter and buffer: (name, dim, indices), in the order of the graph."""
@@ -104,12 +111,17 @@ class Plan:
         return found
 
     def without(self, *names: str) -> Plan:
-        """This plan with the named axes left whole."""
-        return Plan.of(self.graph, {k: v for k, v in self.removal.items() if k not in names}, self.notes)
+        """This plan with the named axes left whole, and the named branches left in."""
+        left = {k: v for k, v in self.removal.items() if k not in names}
+        return Plan.of(self.graph, left, self.notes, (b for b in self.branches if b not in names))
 
     def with_axis(self, name: str, groups: Iterable[int]) -> Plan:
         """This plan with other groups of one axis removed."""
-        return Plan.of(self.graph, {**self.removal, name: groups}, self.notes)
+        return Plan.of(self.graph, {**self.removal, name: groups}, self.notes, self.branches)
+
+    def with_branches(self, *names: str) -> Plan:
+        """This plan with further branches or blocks left out."""
+        return Plan.of(self.graph, self.removal, self.notes, (*self.branches, *names))
 
     def merge(self, other: Plan) -> Plan:
         """All that either plan removes; both must belong to one graph."""
@@ -117,7 +129,7 @@ class Plan:
             raise PlanError("plans of two different graphs can't be merged: load one of them on the other's graph")
         names = {*self.removal, *other.removal}
         both = {n: {*self.removal.get(n, ()), *other.removal.get(n, ())} for n in names}
-        return Plan.of(self.graph, both, (*self.notes, *other.notes))
+        return Plan.of(self.graph, both, (*self.notes, *other.notes), (*self.branches, *other.branches))
 
     def __or__(self, other: Plan) -> Plan:
         return self.merge(other)
@@ -125,7 +137,8 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data, with the sizes of the axes so that it can be checked against a graph."""
         axes = {n: {"groups": self.graph[n].size, "removed": list(g)} for n, g in self.removal.items()}
-        return {"format": FORMAT, "axes": axes, "notes": list(self.notes), "config": dict(self.config)}
+        found = {"format": FORMAT, "axes": axes, "notes": list(self.notes), "config": dict(self.config)}
+        return {**found, "branches": list(self.branches)} if self.branches else found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON; raises CheckpointError when the file can't be written."""
@@ -160,7 +173,7 @@ class Plan:
                     f"the plan was made for {size} groups of axis {name!r}, this graph has {graph[name].size}"
                 )
         config = {str(name): int(value) for name, value in data.get("config", {}).items()}
-        return replace(cls.of(graph, axes, notes), config=config)
+        return replace(cls.of(graph, axes, notes, map(str, data.get("branches", ()))), config=config)
 
     @classmethod
     def load(cls, graph: DependencyGraph, path: str | os.PathLike[str]) -> Plan:
@@ -198,6 +211,19 @@ class Plan:
         from depgraph.report import plan_text
 
         return plan_text(self)
+
+
+def _known(graph: DependencyGraph, names: Iterable[str]) -> tuple[str, ...]:
+    """Names of branches and blocks, each once, in their order."""
+    if isinstance(names, str):
+        raise PlanError(f"branches={names!r} is a single name: give a list of names")
+    wanted = tuple(dict.fromkeys(names))
+    known = {b.name for b in graph.branches} | {b.name for b in graph.blocks} if wanted else set()
+    for name in wanted:
+        if name not in known:
+            why = graph.branches_refused.get(name, "graph.branches and graph.blocks list what can go")
+            raise PlanError(f"{name!r} is no branch or block that can be left out: {why}")
+    return wanted
 
 
 def _listed(name: str, groups: Any) -> Iterable[Any]:

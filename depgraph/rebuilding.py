@@ -24,6 +24,7 @@ from depgraph.cutting.inputs import make_inputs
 from depgraph.cutting.module import take_back
 from depgraph.cutting.program import cut_programs
 from depgraph.cutting.record import Record, attr_of
+from depgraph.cutting.shortening import Shortening, shorten
 from depgraph.dependency import trace
 from depgraph.errors import CheckpointError, CutError, DepgraphError
 from depgraph.plan import Plan
@@ -112,6 +113,8 @@ def check_fits(model: nn.Module, table: Table, made: list[Record]) -> None:
     gone = _removed_counts(table, made)
     is_graph = any(cut["form"] == "graph" for cut in made)
     added = {entry["target"] for cut in made for entry in cut.get("added", ())}
+    if any(cut["form"] == "depth" for cut in made):
+        return  # names have moved: what leaves and `fill` say what doesn't fit
     for target, entry in table.items():
         if target not in held:
             if entry["kind"] == "attribute" or (is_graph and entry["kind"] != "parameter") or target in added:
@@ -175,7 +178,9 @@ def run_once(model: nn.Module, made: list[Record]) -> None:
 def cut_again(model: nn.Module, made: list[Record], device: torch.device | str, undo: list[Undo]) -> nn.Module:
     """Make the recorded cuts again, without the check: `model` is narrowed, or a graph of it is returned."""
     for cut in made:
-        if cut["form"] == "module":
+        if cut["form"] == "depth":
+            undo.append(shorten(model, Shortening.from_json(cut["shortening"])))
+        elif cut["form"] == "module":
             _narrow(model, cut, undo)
         else:
             _as_before(model, cut, device)

@@ -80,6 +80,10 @@ class Branches:
         value = self.program.values.get(node.name) or self.program.values.get(f"{node.name}:0")
         return value.module if value is not None else ""
 
+    def idle(self, node: Node) -> bool:
+        """Does a node compute nothing that is read?"""
+        return copies(node) or node in self.flow.unread or not node.users
+
     def _candidate(self, join: Join) -> Candidate | None:
         """The branch that `join` adds, or why it is none; None where it doesn't look like one."""
         streams = {

@@ -56,6 +56,11 @@ def _candidates(model: nn.Module, made: list[dict[str, Any]]) -> Iterator[tuple[
     refused, those that do without one of its edits follow, as long as all searching takes less than 20 s.
     """
     start, wanted = original_config(model), _shapes(model)
+    if any(cut["form"] == "depth" for cut in made):  # what counts its layers has followed
+        config: Any = copy.deepcopy(model.config)
+        config.architectures = [type(model).__name__]
+        if _distance(type(model), config, wanted) == 0:
+            yield config, _changed_names(made)
     planned = recorded_edits(model)
     config = edited(start, planned)
     if planned and _distance(type(model), config, wanted) == 0:
@@ -70,6 +75,14 @@ def _candidates(model: nn.Module, made: list[dict[str, Any]]) -> Iterator[tuple[
             yield found[0], [name for name, _ in found[1]]
         if time.monotonic() > late:
             return
+
+
+def _changed_names(made: list[dict[str, Any]]) -> list[str]:
+    """The places in the config that cuts have changed."""
+    places = [
+        change["keys"] for cut in made for change in (*cut["attributes"], *cut.get("shortening", {}).get("lists", ()))
+    ]
+    return list(dict.fromkeys(".".join(map(str, keys)) for keys in places if keys))
 
 
 def _lost(model: Any, folder: Path) -> str:

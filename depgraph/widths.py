@@ -50,6 +50,7 @@ class Widths:
         self._itemsizes = np.array([value.itemsize for value in stored], dtype=np.int64)
         self._is_parameter = np.array([value.kind == "parameter" for value in stored], dtype=bool)
         self._work = self._table([work.dims for work in program.relations.work])
+        self._targets = [value.target for value in stored]
 
     def least(self, name: str) -> int:
         """How many groups of an axis must stay for operators that pick some of its indices, if each axis does its share."""
@@ -88,11 +89,16 @@ class Widths:
             row[: len(dims)] = self.classes.of_dim[list(dims)]
         return table
 
-    def cost(self, sizes: np.ndarray) -> Cost:
-        """What the program costs when its classes of dims have these sizes, followed by a 1."""
+    def cost(self, sizes: np.ndarray, tensors: frozenset[str] = frozenset(), ops: frozenset[str] = frozenset()) -> Cost:
+        """What the program costs, without some tensors and operators, when its classes have these sizes, followed by a 1."""
         numel = sizes[self._stored].prod(axis=1)
+        if tensors:
+            numel = numel * np.array([target not in tensors for target in self._targets])
         params, stored = int(numel[self._is_parameter].sum()), int((numel * self._itemsizes).sum())
-        return Cost(params, int(sizes[self._work].prod(axis=1).sum()), stored)
+        work = sizes[self._work].prod(axis=1)
+        if ops:
+            work = work * np.array([w.op not in ops for w in self.program.relations.work])
+        return Cost(params, int(work.sum()), stored)
 
     def class_of(self, dim: int) -> int:
         return int(self.classes.of_dim[dim])
@@ -167,9 +173,9 @@ class Kept:
                 sizes[number] = len(kept)
         return sizes
 
-    def cost(self) -> Cost:
-        """Exact cost of what remains."""
-        return self.widths.cost(self._class_sizes())
+    def cost(self, tensors: frozenset[str] = frozenset(), ops: frozenset[str] = frozenset()) -> Cost:
+        """Exact cost of what remains, without the named tensors and operators."""
+        return self.widths.cost(self._class_sizes(), tensors, ops)
 
 
 def stored_values(program: Program) -> list[Value]:

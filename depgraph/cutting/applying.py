@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,8 @@ from depgraph.cutting.program import cut_programs
 from depgraph.cutting.record import make_record
 from depgraph.cutting.report import Check, CutReport
 from depgraph.cutting.rerunning import inputs_at
+from depgraph.cutting.shortening import shorten, shortening_of, shorter_copy
+from depgraph.cutting.shorter import carried, check_shorter, graph_of, record_of, references, renamed, together
 from depgraph.cutting.varying import fixed_sizes
 from depgraph.cutting.verifying import Verifier, follow_shapes
 from depgraph.errors import CheckError, CutError, PlanError
@@ -59,6 +61,8 @@ def apply(plan: Plan, **options: Any) -> CutReport:
     plan.graph.check_unchanged()
     if how.check != "none":
         require_finite(plan.graph.model, CheckError)
+    if plan.branches:
+        return _without_branches(plan, how, options)
     why = ""
     if how.form != "graph":
         try:
@@ -84,6 +88,8 @@ def apply_in_place(plan: Plan, **options: Any) -> CutReport:
     plan.graph.check_unchanged()
     if how.check != "none":
         require_finite(plan.graph.model, CheckError)
+    if plan.branches:
+        return _without_branches_in_place(plan, how)
     graph, verifier = plan.graph, Verifier(plan)
     solution = _expressed(plan)
     dense = numbers_of(graph, graph.model)
@@ -98,6 +104,58 @@ def apply_in_place(plan: Plan, **options: Any) -> CutReport:
     except BaseException:
         undo()
         raise
+
+
+def _without_branches(plan: Plan, how: How, options: dict[str, Any]) -> CutReport:
+    """Leave the branches out of a copy, check that, then narrow the axes of what remains."""
+    if how.form == "graph" and not plan.removal:
+        raise CutError("branches are left out of the module, not of a graph: use form='module' or 'auto'")
+    shortening = shortening_of(plan.graph, plan.branches)
+    model = shorter_copy(plan.graph.model, shortening)
+    check = _checked_shorter(plan, model, how, references(plan) if how.check != "none" else ([], []))
+    model.depgraph_record = record_of(plan, shortening, getattr(plan.graph.model, "depgraph_record", None))  # type: ignore[assignment]
+    if not plan.removal:
+        return _short_report(plan, model, check)
+    rest = apply(carried(plan, renamed(plan.graph.model, shortening), graph_of(plan, model)), **options)
+    return replace(
+        rest, before=plan.graph.dense_cost, after=plan.cost(), check=together(check, rest.check), notes=rest.notes
+    )
+
+
+def _without_branches_in_place(plan: Plan, how: How) -> CutReport:
+    model = plan.graph.model
+    expected = references(plan) if how.check != "none" else ([], [])
+    before, after, dense = getattr(model, "depgraph_record", None), plan.cost(), plan.graph.dense_cost
+    shortening = shortening_of(plan.graph, plan.branches)
+    record = record_of(plan, shortening, before)
+    names, undo = renamed(model, shortening), shorten(model, shortening)
+    try:
+        check = _checked_shorter(plan, model, how, expected)
+        model.depgraph_record = record  # type: ignore[assignment]
+        if not plan.removal:
+            return _short_report(plan, model, check)
+        rest = apply_in_place(carried(plan, names, graph_of(plan, model)), form="module", check=how.check)
+        return replace(rest, before=dense, after=after, check=together(check, rest.check))
+    except BaseException:
+        undo()
+        if before is None:
+            vars(model).pop("depgraph_record", None)
+        else:
+            model.depgraph_record = before
+        raise
+
+
+def _checked_shorter(plan: Plan, model: nn.Module, how: How, expected: Any) -> Check | None:
+    if how.check == "none":
+        return None
+    if not expected[0]:
+        return Check(0, 0, 0, 0, 0, skipped="the model is on the meta device", branches=len(plan.branches))
+    return check_shorter(plan, model, *expected)
+
+
+def _short_report(plan: Plan, model: nn.Module, check: Check | None) -> CutReport:
+    record: dict[str, Any] = model.depgraph_record  # type: ignore[assignment]
+    return CutReport(model, "module", plan.graph.dense_cost, plan.cost(), check, record, plan.notes)
 
 
 def _how(options: dict[str, Any]) -> How:

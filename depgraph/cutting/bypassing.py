@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.export.graph_signature import ExportGraphSignature
@@ -58,6 +58,28 @@ class Bypassed:
                 lambda name: tensors[name] if name in tensors else self.constants[name], args, kwargs
             )
         return [tensor for _, tensor in outputs]
+
+
+class LeftOut(NamedTuple):
+    """What goes with some branches: names of nodes, and of the parameters and buffers that only they read."""
+
+    nodes: frozenset[str]
+    parameters: frozenset[str]
+
+
+def left_out(graph: DependencyGraph, names: Iterable[str]) -> LeftOut:
+    """What goes with the branches and blocks of these names; raises PlanError as `bypassed` does."""
+    gone = bypassed(graph, names).gone
+    values, ties = graph.capture.program.values, graph.capture.program.ties
+    here: dict[str, bool] = {}
+    for node in graph.capture.exported.graph.nodes:
+        value = values.get(node.name) if node.op == "placeholder" else None
+        if value is not None and value.kind != "input" and value.target:
+            root = ties.get(value.target, value.target)
+            dead = node.name in gone or (bool(node.users) and all(user.name in gone for user in node.users))
+            here[root] = here.get(root, True) and dead
+    found = [t for v in values.values() if (t := v.target) and here.get(ties.get(t, t), False)]
+    return LeftOut(gone, frozenset(found))
 
 
 def bypassed(graph: DependencyGraph, names: Iterable[str]) -> Bypassed:

@@ -18,7 +18,9 @@ import torch
 from torch import nn
 
 from depgraph.capture.sizes import Attr
+from depgraph.cutting.building import built
 from depgraph.cutting.record import attention_of, library_class
+from depgraph.cutting.ways import look, put
 
 Undo = Callable[[], None]
 Containers = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
@@ -90,7 +92,7 @@ def renumber(
 
 def counts(model: nn.Module, container: str, index: int, sized: frozenset[Attr]) -> Following:
     """What follows when entry `index` leaves `container`; integers in `sized` are sizes of tensors and no counts."""
-    number = len(model.get_submodule(container))  # type: ignore[arg-type]
+    number = len(model.get_submodule(container)._modules)
     owner = container.rpartition(".")[0]
     held = vars(model.get_submodule(owner))
     found = Following()
@@ -108,7 +110,7 @@ def _from_config(model: nn.Module, container: str, index: int, found: Following)
     """Add what of a transformers config builds fewer entries."""
     if not library_class(model):
         return
-    number = len(model.get_submodule(container))  # type: ignore[arg-type]
+    number = len(model.get_submodule(container)._modules)
     config: Any = model.config
     lists = [keys for keys, value in _walk(config, ()) if isinstance(value, (list, tuple)) and len(value) == number]
     integers = [keys for keys, value in _walk(config, ()) if type(value) is int and value == number]
@@ -141,13 +143,11 @@ def _edited(config: Any, integers: dict[tuple[Any, ...], int], lists: list[tuple
 
 def _builds(model: nn.Module, container: str, config: Any, number: int) -> bool:
     """Does a config build that many entries, and all other modules as they are?"""
-    from depgraph.configs import built
-
     try:
         trial = built(type(model), config, attention_of(model.config), "meta", torch.float32)  # type: ignore[arg-type]
         wanted = {_alike(name, container) for name, _ in model.named_modules()}
         return (
-            len(trial.get_submodule(container)) == number
+            len(trial.get_submodule(container)._modules) == number
             and {  # type: ignore[arg-type]
                 _alike(name, container) for name, _ in trial.named_modules()
             }
@@ -180,30 +180,6 @@ def _walk(value: Any, keys: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], 
     for key, inner in list(items):
         if not (isinstance(key, str) and key.startswith("_")):
             yield from _walk(inner, (*keys, key))
-
-
-def look(value: Any, keys: Iterable[Any]) -> Any:
-    """What lies at the end of a way through lists, dicts and objects."""
-    for key in keys:
-        value = value[key] if isinstance(value, (list, tuple, dict)) else getattr(value, key)
-    return value
-
-
-def put(value: Any, keys: tuple[Any, ...], new: Any) -> Undo:
-    """Set what lies at the end of a way; tuples are rebuilt. The returned function takes it back."""
-    holder = look(value, keys[:-1])
-    before = look(holder, keys[-1:])
-    if isinstance(holder, tuple):
-        return put(value, keys[:-1], tuple(new if k == keys[-1] else item for k, item in enumerate(holder)))
-    _set(holder, keys[-1], new)
-    return lambda: _set(holder, keys[-1], before)
-
-
-def _set(holder: Any, key: Any, value: Any) -> None:
-    if isinstance(holder, (list, dict)):
-        holder[key] = value
-    else:
-        setattr(holder, key, value)
 
 
 def without(values: Any, index: int) -> Any:

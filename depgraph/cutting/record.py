@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from depgraph.capture.sizes import Attr
 from depgraph.cutting.expressing import Solution
 from depgraph.cutting.inputs import describe_inputs
 from depgraph.cutting.rerunning import inputs_at
+from depgraph.cutting.ways import look, put
 
 if TYPE_CHECKING:
     from depgraph.plan import Plan
@@ -89,10 +90,19 @@ def uncut_configs(model: nn.Module) -> Iterator[None]:
     try:
         for cut in reversed(cuts(getattr(model, "depgraph_record", None))):
             undo += [assign(model, attr_of(change), change["before"]) for change in cut["attributes"] if change["keys"]]
+            lists = cut.get("shortening", {}).get("lists", ())
+            undo += [_put_back(model, attr_of(entry), entry["before"]) for entry in lists if entry["keys"]]
         yield
     finally:
         for step in reversed(undo):
             step()
+
+
+def _put_back(model: nn.Module, attr: Attr, items: list[Any]) -> Callable[[], None]:
+    """Give a list within a config the items that it had before an entry left."""
+    held = getattr(model.get_submodule(attr.module), attr.name)
+    kind = type(look(held, attr.keys))
+    return put(held, attr.keys, kind(items))
 
 
 def original_config(model: nn.Module) -> Any:

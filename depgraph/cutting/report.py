@@ -17,7 +17,7 @@ class Check:
     `error` is the largest difference of any output and `sensitivity` the largest change that the removal itself made (where
     a vocabulary is trimmed, that other tokens make, as `moved_by` says), both as shares of the largest output. `exact_axes`
     were checked by zeroing, `mixed_axes` by comparing the cut model with the cut program. `calls` counts the torch calls
-    whose shapes were compared with the prediction.
+    whose shapes were compared with the prediction. `branches` were compared with the captured program without them.
     """
 
     error: float
@@ -28,6 +28,7 @@ class Check:
     calls: int = 0
     skipped: str = ""
     moved_by: str = "the removal"
+    branches: int = 0
 
     @property
     def vacuous(self) -> bool:
@@ -40,8 +41,13 @@ class Check:
         verdict = "VACUOUS (the removal hardly moves the output)" if self.vacuous else "equal"
         return (
             f"{verdict}: error {self.error:.1e} of the largest output, where {self.moved_by} moved it by {self.sensitivity:.1e} "
-            f"({self.exact_axes} axes against zeros, {self.mixed_axes} mixed axes against the cut program)"
+            f"({self._parts()})"
         )
+
+    def _parts(self) -> str:
+        left = f"{self.branches} branches against the program without them" if self.branches else ""
+        axes = f"{self.exact_axes} axes against zeros, {self.mixed_axes} mixed axes against the cut program"
+        return ", ".join(part for part in (left, axes if self.exact_axes + self.mixed_axes or not left else "") if part)
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from torch.utils import _pytree as pytree
 
 from depgraph.capture.recording import assign
 from depgraph.capture.sizes import Attr
-from depgraph.cutting.entries import Following, as_json, counts, leave, look, positions, put, renumber, without
+from depgraph.cutting.entries import Following, as_json, counts, leave, positions, renumber, without
 from depgraph.cutting.passing import Layout, Passed, layout_of, passed
 from depgraph.cutting.record import attr_of
+from depgraph.cutting.ways import look, put
 from depgraph.errors import CutError, PlanError
-from depgraph.joins import copies
 
 if TYPE_CHECKING:
     from depgraph.blocks import Block
@@ -113,13 +113,8 @@ def _require_alone(graph: DependencyGraph, going: list[Block]) -> None:
     for node in graph.residual.flow.nodes:
         path = graph.residual.module(node)
         block = next((b for b in going if path == b.name or path.startswith(f"{b.name}.")), None)
-        alive = (
-            node.op == "call_function"
-            and node.users
-            and node.name not in gone
-            and node not in graph.residual.flow.unread
-        )
-        if block is not None and alive and not copies(node) and node.name != block.output:
+        alive = node.op == "call_function" and node.name not in gone and not graph.residual.idle(node)
+        if block is not None and alive and node.name != block.output:
             raise CutError(
                 f"{block.name} can't be left out of {type(graph.model).__name__}: {node.name}, which it computes, is read by others"
             )
@@ -176,7 +171,7 @@ def _passed(graph: DependencyGraph, names: list[str]) -> dict[str, Layout]:
         while path and node.op == "call_function":
             within.setdefault(path, set()).add(node.name)
             path = path.rpartition(".")[0]
-    idle = {node.name for node in flow.nodes if copies(node) or node in flow.unread or not node.users}
+    idle = {node.name for node in flow.nodes if graph.residual.idle(node)}
     fits = {path for path, nodes in within.items() if nodes & gone and nodes <= gone | idle}
     outer = [p for p in sorted(fits) if not any(p.startswith(f"{q}.") for q in fits)]
     for name in names:

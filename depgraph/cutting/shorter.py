@@ -1,0 +1,157 @@
+"""Applying a plan that leaves branches out: first these, checked, then its axes on the shorter model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from depgraph.capture.capturing import capture
+from depgraph.cutting.bypassing import bypassed
+from depgraph.cutting.inputs import describe_inputs
+from depgraph.cutting.report import Check
+from depgraph.cutting.rerunning import rerun
+from depgraph.cutting.shortening import Shortening
+from depgraph.cutting.verifying import TOLERANCE, difference
+from depgraph.errors import CheckError, PlanError
+
+if TYPE_CHECKING:
+    from depgraph.axes import Axis, Member
+    from depgraph.dependency import DependencyGraph
+    from depgraph.plan import Plan
+
+FORMAT = 1
+
+
+def check_shorter(plan: Plan, model: nn.Module, expected: list[torch.Tensor], dense: list[torch.Tensor]) -> Check:
+    """Compare a shorter model with the captured program without those branches (`expected`), on the example inputs.
+
+    Raises CheckError when they differ by more than rounding.
+    """
+    try:
+        got, _ = rerun(plan.graph, model)
+    except Exception as failure:
+        text = str(failure).strip().splitlines()
+        raise CheckError(
+            f"{type(model).__name__} doesn't run without {plan.branches[0]}: {type(failure).__name__}: {text[0] if text else ''}"
+        ) from failure
+    tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for t in expected if t.is_floating_point()), default=1e-4)
+    error = difference(got, expected)
+    check = Check(error, difference(expected, dense), tolerance, 0, 0, branches=len(plan.branches))
+    if not error <= tolerance:
+        raise CheckError(
+            f"{type(model).__name__} without {plan.branches[0]} differs from the captured program without that by {error:.1e} of the "
+            f"largest output (allowed {tolerance:.0e}): something that it computes is read elsewhere"
+        )
+    return check
+
+
+def references(plan: Plan) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The outputs of the captured program without the plan's branches, and with them, on the original's weights."""
+    graph = plan.graph
+    if any(t.is_meta for t in graph.tensors().values()):
+        return [], []
+    return tuple(bypassed(graph, names).run(graph.args, graph.kwargs) for names in (plan.branches, ()))  # type: ignore[return-value]
+
+
+def record_of(plan: Plan, how: Shortening, earlier: dict[str, Any] | None) -> dict[str, Any]:
+    """JSON-able: all that is needed to leave the same out again, as `record.make_record` for axes."""
+    graph, done = plan.graph, how.to_json(plan.graph.model)
+    after = type(plan).of(graph, {}, branches=plan.branches).cost()
+    return {
+        "format": FORMAT,
+        "form": "depth",
+        "branches": list(plan.branches),
+        "shortening": done,
+        "removed": [],
+        "attributes": done["attributes"],
+        "axes": {},
+        "groups": {},
+        "config": {},
+        "free": sorted(graph.free),
+        "inputs": describe_inputs(graph.args, graph.kwargs),
+        "vocabulary": {},
+        "cost": {"before": asdict(graph.dense_cost), "after": asdict(after)},
+        "original": {},
+        "earlier": [*earlier["earlier"], {k: v for k, v in earlier.items() if k != "earlier"}] if earlier else [],
+    }
+
+
+def graph_of(plan: Plan, model: nn.Module) -> DependencyGraph:
+    """The graph of the shorter model."""
+    graph = plan.graph
+    captured = capture(model, graph.args, graph.kwargs)
+    return type(graph)(model, graph.args, graph.kwargs, captured, graph.free)
+
+
+def carried(plan: Plan, names: dict[str, str], shorter: DependencyGraph) -> Plan:
+    """The plan's axes on the shorter model's graph, in which tensors have other `names` (see `renamed`).
+
+    Raises PlanError for an axis that has no counterpart there.
+    """
+    members: dict[tuple[str, int], list[tuple[Axis, Member]]] = {}
+    for axis in shorter.axes:
+        for member in axis.members:
+            members.setdefault((member.target, member.dim), []).append((axis, member))
+    removal: dict[str, set[int]] = {}
+    for name, groups in plan.removal.items():
+        left = [m for m in plan.graph[name].members if m.target in names]
+        for member in left:
+            for axis, other in members.get((names[member.target], member.dim), ()):
+                matched = _matched(member.labels, other.labels, plan.graph[name].size)
+                if matched is not None:
+                    removal.setdefault(axis.name, set()).update(matched[g] for g in groups if g in matched)
+        if left and not any(m.kind == "parameter" and (names[m.target], m.dim) in members for m in left):
+            raise PlanError(
+                f"axis {name!r} has no counterpart once {plan.branches[0]} is left out: make the plan in two steps"
+            )
+    return replace(type(plan).of(shorter, removal, plan.notes), config=dict(plan.config))
+
+
+def _matched(old: np.ndarray, new: np.ndarray, size: int) -> dict[int, int] | None:
+    """Which groups of one labelling are which of another of the same dim; None where they aren't the same sets of indices."""
+    if old.shape != new.shape or not ((old >= 0) == (new >= 0)).all():
+        return None
+    pairs = set(zip(old[old >= 0].tolist(), new[old >= 0].tolist(), strict=True))
+    found = dict(pairs)
+    return found if len(found) == len(pairs) == len(set(found.values())) else None
+
+
+def renamed(model: nn.Module, how: Shortening) -> dict[str, str]:
+    """What parameters and buffers that stay are called in the shorter model."""
+    moved: dict[str, str | None] = {}
+    for container in {container for container, _ in how.entries}:
+        gone = {index for c, index in how.entries if c == container}
+        holder, place = model.get_submodule(container), 0
+        for k, name in enumerate(holder._modules):
+            old = f"{container}.{name}" if container else name
+            new = name if isinstance(holder, nn.ModuleDict) else str(place)
+            moved[old] = None if k in gone else f"{container}.{new}" if container else new
+            place += k not in gone
+    for path in how.passed:
+        moved[path] = None
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    found = {}
+    for name, _ in named:
+        now: str | None = name
+        for old, place_now in moved.items():
+            if now is not None and name.startswith(f"{old}."):
+                now = None if place_now is None else place_now + now[len(old) :]
+        if now is not None:
+            found[name] = now
+    return found
+
+
+def together(first: Check | None, second: Check | None) -> Check | None:
+    """Both checks of a cut in two steps as one: the larger error, and what moved the output further."""
+    if first is None or second is None or first.skipped or second.skipped:
+        return first if second is None or second.skipped else second
+    return replace(
+        second,
+        error=max(first.error, second.error),
+        sensitivity=max(first.sensitivity, second.sensitivity),
+        branches=first.branches,
+    )
