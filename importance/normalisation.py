@@ -1,6 +1,6 @@
 """Bringing the scores of different axes to one scale: each part maps the scores of one axis [groups] to [groups].
 
-The formulas are those of Torch-Pruning's normalisers (METHODS.md 2.4); where a divisor is zero, the scores are left as
+The formulas are those of Torch-Pruning's normalisers and of LAMP (METHODS.md 2.4); where a divisor is zero, the scores are left as
 they are (and what was subtracted stays subtracted), so that the result is always finite.
 """
 
@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from depgraph.errors import ScoreError
 from importance.choices import pick
 
 Part = Callable[[np.ndarray], np.ndarray]
@@ -63,6 +64,21 @@ def min_max(scores: np.ndarray) -> np.ndarray:
     return (scores - scores.min()) / width if width else np.zeros_like(scores)
 
 
+def lamp(scores: np.ndarray) -> np.ndarray:
+    """LAMP (METHODS.md 2.4): each score over the sum of those that aren't below it, so that the highest gets 1.
+
+    A threshold over all axes then never empties one. Equal scores stay equal: each counts itself and what is above all of
+    them. Raises ScoreError for negative scores.
+    """
+    if (scores < 0).any():
+        raise ScoreError("LAMP needs scores of at least zero: apply it to magnitudes, before anything is subtracted")
+    order = np.sort(scores)[::-1]
+    above = np.concatenate([[0.0], np.cumsum(order)])
+    higher = np.searchsorted(-order, -scores * (1 + _ROUNDING), side="left")
+    total = above[higher] + scores
+    return np.divide(scores, total, out=np.zeros_like(scores), where=total > 0)
+
+
 PARTS: dict[str, Part] = {
     "none": none,
     "mean": by_mean,
@@ -70,6 +86,7 @@ PARTS: dict[str, Part] = {
     "max": by_max,
     "gaussian": gaussian,
     "min-max": min_max,
+    "lamp": lamp,
 }
 
 
