@@ -23,10 +23,11 @@ from importance.stored import Stored
 from importance.sums import index_sums
 
 _RESHAPES = frozenset(
-    "to _to_copy clone contiguous detach alias view reshape _unsafe_view expand unsqueeze squeeze type_as view_as".split()
+    ["to", "_to_copy", "clone", "contiguous", "detach", "alias", "type_as"]
+    + ["view", "view_as", "reshape", "_unsafe_view", "expand", "unsqueeze", "squeeze"]
 )
 _STATISTICS = frozenset(
-    "mean var std var_mean std_mean var_correction sum linalg_vector_norm norm frobenius_norm amax".split()
+    ["mean", "var", "std", "var_mean", "std_mean", "sum", "amax", "linalg_vector_norm", "norm", "frobenius_norm"]
 )
 _FAR = 16
 
