@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from depgraph import DependencyGraph
+from depgraph.consumers import Meeting, meetings
 from depgraph.graph import Program, Value
 from importance.statistics import Consumer, consumers_of
 from importance.stored import Stored
@@ -36,29 +37,33 @@ def columns_of(graph: DependencyGraph) -> Iterator[Columns]:
     stored = Stored(graph)
     for consumer in consumers_of(graph):
         meeting = consumer.meetings[0]
-        if meeting.stored:
-            node = stored.node_of(meeting.other)
-            if node is not None:
-                weight = _by_channel(consumer, stored.tensor(node).movedim(meeting.other_dim, -1))
-                yield Columns(consumer.weight, consumer.weight_dim, consumer.labels, weight)
-            continue
-        for table, dim in _in_tables(graph, consumer, stored):
-            tensor = stored.tensors[table.target].detach().movedim(dim, -1)
-            yield Columns(table.target, dim, consumer.labels, tensor)
+        if not stored.counts(meeting.operand):
+            yield from _columns(graph, consumer, stored)
+
+
+def _columns(graph: DependencyGraph, consumer: Consumer, stored: Stored) -> Iterator[Columns]:
+    meeting = consumer.meetings[0]
+    node = stored.node_of(meeting.other) if meeting.stored else None
+    if node is not None:
+        weight = _by_channel(consumer, stored.tensor(node).movedim(meeting.other_dim, -1))
+        yield Columns(consumer.weight, consumer.weight_dim, consumer.labels, weight)
+    for table, dim in _in_tables(graph, meeting, stored):
+        yield Columns(table.target, dim, consumer.labels, stored.tensors[table.target].detach().movedim(dim, -1))
 
 
 def consumed_dims(graph: DependencyGraph) -> set[tuple[int, int]]:
     """(identity of the tensor, dim) of every parameter dim that is summed over with what flows in."""
-    tensors, stored = graph.tensors(), Stored(graph)
-    found = {(c.weight, c.weight_dim) for c in consumers_of(graph) if c.weight}
-    for consumer in consumers_of(graph):
-        found |= {(table.target, dim) for table, dim in _in_tables(graph, consumer, stored)}
-    return {(id(tensors[name]), dim) for name, dim in found}
+    stored, found = Stored(graph), set[tuple[str, int]]()
+    for meeting in meetings(graph.capture.program, stored.nodes):
+        if not stored.counts(meeting.operand):
+            found |= {(table.target, dim) for table, dim in _in_tables(graph, meeting, stored)}
+            found |= {(meeting.weight, meeting.weight_dim)} if meeting.weight else set()
+    return {(id(stored.tensors[name]), dim) for name, dim in found}
 
 
-def _in_tables(graph: DependencyGraph, consumer: Consumer, stored: Stored) -> list[tuple[Value, int]]:
-    """The parameter, and its dim, in whose rows a consumer's weights are looked up, if they are."""
-    meeting, program = consumer.meetings[0], graph.capture.program
+def _in_tables(graph: DependencyGraph, meeting: Meeting, stored: Stored) -> list[tuple[Value, int]]:
+    """The parameter, and its dim, in whose rows the weights of a meeting are looked up, if they are."""
+    program = graph.capture.program
     table = None if meeting.stored else stored.looked_up(meeting.other)
     if table is None:
         return []

@@ -52,7 +52,8 @@ class Watching(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one function."""
-        if isinstance(func, FunctionType) and func.__module__ == F.__name__:
+        composite = isinstance(func, FunctionType) and func.__module__ == F.__name__
+        if composite and not _has_subclass(args, list((kwargs or {}).values())):
             with _looked_into(), self:
                 return func(*args, **(kwargs or {}))
         made = func(*args, **(kwargs or {}))

@@ -27,12 +27,14 @@ class Stored:
         self.tensors = graph.tensors()
         self.nodes: list[Node] = list(self.exported.graph.nodes)
         self.targets = {spec.arg.name: spec.target for spec in self.exported.graph_signature.input_specs}
+        self._named: dict[str, Node] = {}
         self.made_of: dict[Node, frozenset[str]] = {}
         for node in self.nodes:
             self._read(node)
 
     def _read(self, node: Node) -> None:
         value = self.values.get(node.name)
+        self._named.setdefault(value.name if value is not None else node.name, node)
         if node.op in ("placeholder", "get_attr"):
             if value is not None and value.kind != "input":
                 self.made_of[node] = frozenset([value.target] if value.kind == "parameter" else [])
@@ -41,7 +43,8 @@ class Stored:
 
     def node_of(self, value_name: str) -> Node | None:
         """The node of a value that no input reaches; None for any other."""
-        return next((n for n in self.made_of if n.name in self.values and self.values[n.name].name == value_name), None)
+        node = self._named.get(value_name)
+        return node if node in self.made_of else None
 
     def tensor(self, node: Node) -> Tensor:
         """The value of a node that no input reaches, from the model's tensors as they are now."""
@@ -61,9 +64,14 @@ class Stored:
             args = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
+    def counts(self, value_name: str) -> bool:
+        """Does a value hold integers, which say where things are, and nothing that flows?"""
+        made = self._named[value_name].meta.get("val") if value_name in self._named else None
+        return isinstance(made, Tensor) and not (made.is_floating_point() or made.is_complex())
+
     def looked_up(self, value_name: str) -> Value | None:
         """The parameter in whose rows a value was looked up, by indices that depend on inputs; None if it wasn't."""
-        node = next((n for n in self.nodes if n.name == value_name), None)
+        node = self._named.get(value_name)
         while node is not None and operator_name(node.target) in _COPIES:
             node = node.all_input_nodes[0]
         if node is None or operator_name(node.target) not in _LOOKUPS:
