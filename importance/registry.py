@@ -10,8 +10,15 @@ from typing import Any
 from depgraph.errors import ScoreError
 from depgraph.scoring import Scorer
 from importance.choices import pick
+from importance.column_norms import ColumnNorm
+from importance.curvature import SecondOrder
+from importance.experts import ExpertClusters
+from importance.geometric_median import GeometricMedian
+from importance.gradient_norms import GradientNorm
 from importance.magnitude import Magnitude
+from importance.norm_scales import NormScale
 from importance.randomly import Random
+from importance.surgeon import Surgeon
 from importance.taylor import Taylor
 
 SHARED = frozenset({"batches", "loss", "seed", "progress"})
@@ -34,8 +41,17 @@ SCORERS: dict[str, Entry] = {
     "random": Entry(Random),
     "magnitude": Entry(Magnitude),
     "magnitude-l1": Entry(Magnitude, {"p": 1.0}),
+    "mag-sp": Entry(ColumnNorm),
+    "fpgm": Entry(GeometricMedian),
+    "bn-scale": Entry(NormScale),
+    "stun": Entry(ExpertClusters),
     "taylor": Entry(Taylor),
     "taylor-vector": Entry(Taylor, {"form": "vector"}),
+    "taylor-second": Entry(SecondOrder),
+    "taylor-mix": Entry(SecondOrder, {"form": "mix"}),
+    "obd": Entry(SecondOrder, {"reduction": "mean", "normalise": "mean"}),
+    "gblm-gradient": Entry(GradientNorm),
+    "llm-surgeon": Entry(Surgeon),
 }
 
 
