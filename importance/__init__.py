@@ -11,7 +11,7 @@ from importance.contributions import Contributions
 from importance.curvature import SecondOrder
 from importance.experts import ExpertClusters, Mixture, averaged_experts, expert_clusters, mixtures, representatives
 from importance.geometric_median import GeometricMedian
-from importance.gradient_norms import GradientNorm, gradient_norms
+from importance.gradient_norms import Calibration, GradientNorm, gradient_norms
 from importance.lora import Adapter, LoRAPrune, adapters_of
 from importance.losses import next_token
 from importance.magnitude import Magnitude
@@ -31,6 +31,7 @@ __all__ = [
     "Activation",
     "Adapter",
     "ColumnNorm",
+    "Calibration",
     "Compensated",
     "Compensation",
     "Consumer",

@@ -29,7 +29,7 @@ NORMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
 
 
 @dataclass(frozen=True)
-class Samples:
+class Calibration:
     """Where gradients come from: batches to be split into samples, their loss, and the title of a bar, empty for none."""
 
     batches: Iterable[Any]
@@ -38,7 +38,7 @@ class Samples:
 
 
 def gradient_norms(
-    graph: DependencyGraph, samples: Samples, norm: str = "l2", scale: float = 100.0
+    graph: DependencyGraph, samples: Calibration, norm: str = "l2", scale: float = 100.0
 ) -> dict[str, Tensor]:
     """For each parameter that an axis reaches, the norm over samples of `scale` times its gradient, element by element.
 
@@ -101,7 +101,7 @@ class GradientNorm:
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
         layout = Layout.of(graph)
         title = "scoring with gradients of samples" if self.progress else ""
-        norms = gradient_norms(graph, Samples(self.batches, self.loss, title), self.norm)
+        norms = gradient_norms(graph, Calibration(self.batches, self.loss, title), self.norm)
         sums = {n: index_sums(_product, (layout.parameters[n], size), layout.dims[n]) for n, size in norms.items()}
         return layout.scores(sums, Reduction.of(self.reduction), Normalisation.of(self.normalise))
 

@@ -24,7 +24,7 @@ from importance.sums import index_sums
 
 _RESHAPES = frozenset(
     ["to", "_to_copy", "clone", "contiguous", "detach", "alias", "type_as"]
-    + ["view", "view_as", "reshape", "_unsafe_view", "expand", "unsqueeze", "squeeze"]
+    + ["view", "view_as", "reshape", "_unsafe_view", "expand", "expand_as", "broadcast_to", "unsqueeze", "squeeze"]
 )
 _STATISTICS = frozenset(
     ["mean", "var", "std", "var_mean", "std_mean", "sum", "amax", "linalg_vector_norm", "norm", "frobenius_norm"]

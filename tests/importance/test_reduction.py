@@ -85,6 +85,7 @@ SCORES = np.array([1.0, 2.0, 6.0])
         ("max", [1 / 6, 1 / 3, 1]),
         ("gaussian", [-2 / 7**0.5, -1 / 7**0.5, 3 / 7**0.5]),
         ("min-max", [0, 0.2, 1]),
+        ("lamp", [1 / 9, 2 / 8, 1]),
     ],
 )
 def test_normalisations(name: str, expected: list[float]) -> None:
@@ -104,6 +105,15 @@ def test_scores_that_are_all_equal_stay_finite_and_equal(name: str, scores: list
     assert found.shape == (len(scores),)
     assert np.isfinite(found).all()
     assert np.ptp(found) < 1e-9 if len(scores) else True
+
+
+def test_lamp_shares_what_is_not_below() -> None:
+    """METHODS.md 2.4: [9, 1, 4] -> [1, .071429, .307692]."""
+    lamp = Normalisation.of("lamp")
+    np.testing.assert_allclose(lamp(np.array([9.0, 1.0, 4.0])), [1, 1 / 14, 4 / 13])
+    np.testing.assert_allclose(lamp(np.array([4.0, 1.0, 4.0, 0.0])), [1, 1 / 9, 1, 0])
+    with pytest.raises(ScoreError, match="at least zero"):
+        lamp(np.array([1.0, -1.0]))
 
 
 @pytest.mark.parametrize("name", ["gaussian", "min-max"])
