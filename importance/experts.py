@@ -19,6 +19,7 @@ from importance.consumed import consumed_dims
 from importance.layout import Layout, Place
 
 _PIECE = 1 << 22
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,8 @@ def _products(layout: Layout, mixture: Mixture) -> np.ndarray:
 
 
 def _nearest(products: np.ndarray, cluster: list[int], among: list[int]) -> int:
-    """Which of `among` is nearest to the mean of a cluster: |x - m|^2 up to what all have alike."""
-    apart = [products[unit, unit] - 2 * products[unit, cluster].mean() for unit in among]
-    return among[int(np.argmin(apart))]
+    """Which of `among` is nearest to the mean of a cluster; of those that are as near, as two always are, the largest."""
+    sizes = products[among, among]
+    apart = sizes - 2 * products[np.ix_(among, cluster)].mean(axis=1)  # |x - m|^2, but for what all have alike
+    near = apart <= apart.min() + _ROUNDING * np.abs(products[cluster, cluster]).max()
+    return among[int(np.argmax(np.where(near, sizes, -1.0)))]

@@ -101,11 +101,12 @@ class LoRAPrune:
     Element score |G * (W + s B A)| with G estimated from the adapter; summed per index, then over the indices that a group has in
     one dim of one weight. These numbers, one for each group, are brought to L2 norm 1 over the groups of an axis and summed over
     the weights; the running mean of that over steps (`decay` of the old, the rest of the new, unbiased from the first step on) is
-    the score. The training loop is the caller's. An axis that no adapted weight reaches goes last, by the size of its weights.
+    the score. The training loop is the caller's. `axes` are those that adapted weights reach; the ranks of adapters, and whatever
+    else isn't reached, score above all of them, by the size of their weights.
 
         tracker = importance.LoRAPrune(depgraph.trace(peft_model, batch))
         ... loss.backward(); tracker.update(); optimizer.step() ...
-        plan = graph.plan(tracker, target)
+        plan = graph.plan(tracker, target, only=tracker.axes)
 
     Args:
         graph: of the model with its adapters.
@@ -139,6 +140,11 @@ class LoRAPrune:
                 "no axis of the graph reaches a weight that has an adapter: trace the model with its adapters"
             )
         self.means: dict[str, np.ndarray] = {}
+
+    @property
+    def axes(self) -> list[str]:
+        """The names of the axes that reach a weight with an adapter."""
+        return [axis for axis, places in self.layout.places.items() if any(p.parameter in self.by_name for p in places)]
 
     def update(self) -> None:
         """Take in the gradients that the adapters have now."""
