@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from depgraph import DependencyGraph
 from importance.calling import check_batches
 from importance.choices import pick
-from importance.gradients import by_id, each_of, passes
+from importance.gradients import add_to, by_id, each_of, passes
 from importance.layout import Layout, Sums
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
@@ -36,29 +36,26 @@ def _second(scorer: SecondOrder, model: nn.Module, layout: Layout) -> Sums:
     def consume(parameter: Tensor, gradient: Tensor) -> None:
         name = names[id(parameter)]
         for d, part in index_sums(_square, (parameter, gradient), layout.dims[name]).items():
-            sums[name][d] = sums[name][d] + part if d in sums[name] else part
+            add_to(sums[name], d, part)
 
     with passes(model, layout.parameters.values(), scorer.loss, consume) as backward:
         for batch in each_of(scorer.batches, scorer.title):
             for sample in samples_of(batch):
                 backward(sample, 1.0)
                 count += 1
-    return {
-        name: {d: (sums[name].get(d, torch.zeros(parameter.shape[d])) / count) for d in layout.dims[name]}
-        for name, parameter in layout.parameters.items()
-    }
+    return _averaged(sums, layout, count)
 
 
 def _mix(scorer: SecondOrder, model: nn.Module, layout: Layout) -> Sums:
     """Per index the sum of |W * G - 1/2 W * F * W|, of which the part within the bars is added up element by element."""
     names = by_id(layout.parameters)
-    held = {name: torch.zeros_like(wide(parameter)) for name, parameter in layout.parameters.items()}
+    held: dict[str, Tensor] = {}
     count, factors = 0, (0.0, 0.0)
 
     def consume(parameter: Tensor, gradient: Tensor) -> None:
         first = signed(wide(parameter), wide(gradient))
         whole, alone = factors
-        held[names[id(parameter)]] += whole * first + alone * first.square()
+        add_to(held, names[id(parameter)], whole * first + alone * first.square())
 
     with passes(model, layout.parameters.values(), scorer.loss, consume) as backward:
         for batch in each_of(scorer.batches, scorer.title):
@@ -69,9 +66,14 @@ def _mix(scorer: SecondOrder, model: nn.Module, layout: Layout) -> Sums:
             factors = (0.0, -0.5)
             for sample in samples if len(samples) > 1 else ():
                 backward(sample, 1.0)
+    return _averaged({n: index_sums(torch.abs, (total,), layout.dims[n]) for n, total in held.items()}, layout, count)
+
+
+def _averaged(sums: Sums, layout: Layout, count: int) -> Sums:
+    """Sums over samples divided by their number; zeros for a parameter that no gradient reached."""
     return {
-        name: index_sums(lambda saliency: saliency.abs() / count, (held[name].real,), layout.dims[name])
-        for name in layout.parameters
+        name: {d: sums.get(name, {}).get(d, torch.zeros(parameter.shape[d])) / count for d in layout.dims[name]}
+        for name, parameter in layout.parameters.items()
     }
 
 

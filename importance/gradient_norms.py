@@ -13,7 +13,7 @@ from torch import Tensor
 from depgraph import DependencyGraph
 from importance.calling import check_batches
 from importance.choices import pick
-from importance.gradients import by_id, each_of, passes
+from importance.gradients import add_to, by_id, each_of, passes
 from importance.layout import Layout
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
@@ -22,7 +22,7 @@ from importance.splitting import samples_of
 from importance.sums import index_sums, wide
 
 NORMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "l1": (torch.abs, torch.clone),
+    "l1": (torch.abs, lambda total: total),
     "l2": (lambda gradient: gradient.abs().square(), torch.sqrt),
 }
 """What of each sample's gradient is added up, and what is made of the sum."""
@@ -50,18 +50,18 @@ def gradient_norms(
     add, finish = pick(NORMS, norm, "norm of gradients")
     layout = Layout.of(graph)
     names = by_id(layout.parameters)
-    held = {name: torch.zeros_like(wide(p).real) for name, p in layout.parameters.items()}
-    if not held:
-        return held
+    held: dict[str, Tensor] = {}
 
     def consume(parameter: Tensor, gradient: Tensor) -> None:
-        held[names[id(parameter)]] += add(wide(gradient) * scale)
+        add_to(held, names[id(parameter)], add(wide(gradient) * scale))
 
+    if not names:
+        return {}
     with passes(graph.model, layout.parameters.values(), samples.loss, consume) as backward:
         for batch in each_of(samples.batches, samples.title):
             for sample in samples_of(batch):
                 backward(sample, 1.0)
-    return {name: finish(total) for name, total in held.items()}
+    return {name: finish(held.get(name, torch.zeros_like(wide(p).real))) for name, p in layout.parameters.items()}
 
 
 @dataclass(frozen=True)

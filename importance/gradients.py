@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from depgraph.capture.capturing import quiet
 from depgraph.capture.keeping import put_back
 from depgraph.errors import DataError, ScoreError
-from importance.calling import loss_of, moved
+from importance.calling import each_tensor, loss_of, moved
 from importance.losses import Loss
 
 Consume = Callable[[Tensor, Tensor], None]
@@ -40,10 +40,15 @@ def passes(
 
         def backward(batch: Any, factor: float) -> None:
             with written:
-                value = loss_of(model, moved(batch, device), loss)
+                value = loss_of(model, each_tensor(moved(batch, device), _ordinary), loss)
             (value if factor == 1 else value * factor).backward()
 
         yield backward
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """A tensor that autograd takes: a copy of one that was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def require_differentiable(model: nn.Module) -> None:
@@ -118,3 +123,11 @@ def _shown(batches: Iterable[Any], title: str) -> Iterable[Any]:
 def by_id(parameters: Mapping[str, Tensor]) -> dict[int, str]:
     """Names of parameters by the identity of their tensors."""
     return {id(parameter): name for name, parameter in parameters.items()}
+
+
+def add_to(sums: dict[Any, Tensor], key: Any, part: Tensor) -> None:
+    """Add a new tensor to a running sum, in place once there is one."""
+    if key in sums:
+        sums[key] += part
+    else:
+        sums[key] = part

@@ -16,7 +16,7 @@ import importance
 from depgraph.errors import DataError, ScoreError
 from importance.splitting import sample_count, samples_of
 from tests.importance.toys import Weights, axis, hand_graph, linear_loss, member, regression
-from tests.zoo import ZOO
+from tests.zoo import MODULES, ZOO
 
 W = [[1.0, -2.0], [3.0, 1.0]]
 G = [[2.0, 1.0], [-1.0, 3.0]]
@@ -142,6 +142,32 @@ def test_scores_follow_the_units_when_these_are_permuted(name: str) -> None:
     np.testing.assert_allclose(found[1], found[0][order.numpy()], rtol=1e-3)
 
 
+def test_first_order_scores_count_a_smaller_batch_less() -> None:
+    model, batches, loss = regression()
+    graph = depgraph.trace(model, batches[0][0])
+    small = (batches[1][0][:2], batches[1][1][:2])
+    alone = [importance.Taylor([batch], loss)(graph)["0.weight:0"] for batch in (batches[0], small)]
+    found = importance.Taylor([batches[0], small], loss)(graph)["0.weight:0"]
+    np.testing.assert_allclose(found, alone[0] + alone[1] / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in importance.names() if n not in ("random", "stun")])
+def test_units_of_any_score_are_removed_as_if_they_were_zero(name: str) -> None:
+    """METHODS.md 8 F6 and F7, on KV heads with their query heads, and in bfloat16 the order is that of float32."""
+    example = MODULES["grouped_query_by_hand"]()
+    model, (x,) = example.model.eval(), example.args
+    graph = depgraph.trace(model, x)
+    loss = lambda output, _: output.float().square().mean()  # noqa: E731
+    scores = importance.named(name, batches=[x], loss=loss)(graph)
+    report = graph.plan(scores, depgraph.Target(params=0.6), scope="axis").apply_with_report()
+    assert report.check is not None and report.check.error < 1e-5 and not report.check.vacuous
+    halved = copy.deepcopy(model).to(torch.bfloat16)
+    found = importance.named(name, batches=[x.bfloat16()], loss=loss)(depgraph.trace(halved, x.bfloat16()))
+    for axis_name, expected in scores.items():
+        apart = np.abs(found[axis_name] - expected).max()
+        assert apart < 0.1 * np.abs(expected).max()
+
+
 class Gated(nn.Module):
     """A gated MLP (METHODS.md 8, F2)."""
 
@@ -217,6 +243,9 @@ def test_models_of_inference_mode_are_refused_and_frozen_ones_are_not(name: str)
     model.requires_grad_(False)
     np.testing.assert_array_equal(scorer(graph)["0.weight:0"], expected)
     with torch.inference_mode():
+        copied = [(x.clone(), y.clone()) for x, y in batches]
+        again = importance.named(name, batches=copied, loss=loss)(graph)["0.weight:0"]
+        np.testing.assert_allclose(again, expected, rtol=1e-6)
         made = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
     graph = depgraph.trace(made, batches[0][0])
     with pytest.raises(ScoreError, match=r"parameter '0.weight' was made under torch.inference_mode"):
@@ -263,6 +292,15 @@ def test_what_is_not_finite_is_named(name: str) -> None:
         model[3].weight[1, 2] = 0
     with pytest.raises(ScoreError, match="the loss of a batch is nan"):
         importance.named(name, batches=[(torch.full((2, 5), float("nan")), torch.zeros(2, 3))], loss=loss)(graph)
+
+
+@pytest.mark.parametrize("name", SCORES[:-1])
+def test_parameters_that_no_gradient_reaches_are_worth_nothing(name: str) -> None:
+    graph = hand_graph(
+        Weights(w=[1.0, 2.0], idle=[5.0, 5.0]), axis("a", member("w", 0, [0, 1])), axis("b", member("idle", 0, [0, 1]))
+    )
+    found = importance.named(name, batches=[ONE], loss=linear_loss(w=[1.0, 1.0]), normalise="none")(graph)
+    assert found["b"].tolist() == [0, 0] and found["a"].min() > 0
 
 
 def test_normalised_scores_do_not_compare_across_axes() -> None:
