@@ -17,11 +17,11 @@ from torch.overrides import TorchFunctionMode
 
 @dataclass(frozen=True)
 class Product:
-    """One call of a linear map with a `parameter` as its weight; `made` is what it gave.
+    """One call of a linear map with a `parameter` as its weight: what was `given`, and what was `made` of it.
 
-    `weight` is the parameter as [groups, rows, columns]: a convolution's columns are the channels of its group times its window,
-    without one there is a single group. `rows(x)` lays what came in out as [n, positions, groups * columns], and `gradients(g)`
-    a gradient of `made` as [n, positions, groups * rows]. `transposed`: the parameter has its columns along dim 0.
+    `weight` is the parameter as [groups, rows, columns]: a convolution's columns are the channels of one group times its window;
+    everything else has one group. `transposed` says that the parameter has its columns along dim 0, `laid_out` makes rows of
+    columns of what was given, and `channels` is the dim of the rows in what was made.
     """
 
     parameter: Tensor
