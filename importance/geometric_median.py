@@ -98,7 +98,7 @@ class Filters:
         wanted = self.indices[start:stop]
         slices = self.tensor.index_select(self.dim, wanted.clamp(min=0).flatten()).movedim(self.dim, 0)
         slices = torch.view_as_real(slices) if slices.is_complex() else slices
-        rows = slices.to(torch.float32 if slices.device.type == "mps" else torch.float64).flatten(1)
+        rows = slices.to(torch.float32 if slices.device.type == "mps" else torch.float64).reshape(wanted.numel(), -1)
         rows[wanted.flatten() < 0] = 0
         return rows.reshape(len(wanted), -1)
 

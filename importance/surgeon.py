@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
 from importance.activation import with_unread
 from importance.calling import check_batches, inputs_of
-from importance.gradients import by_id, each_of, passes
+from importance.gradients import add_to, by_id, each_of, passes
 from importance.layout import Layout
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
@@ -28,6 +28,14 @@ from importance.reduction import Reduction, ReductionSpec
 from importance.rows import Samples
 from importance.splitting import samples_of
 from importance.sums import wide
+
+
+class Use(NamedTuple):
+    """A weight by name, and how it is used: one that is used in two ways has factors, and costs, for each."""
+
+    name: str
+    transposed: bool = False
+    biased: bool = False
 
 
 @dataclass
@@ -164,11 +172,14 @@ class Surgeon:
         layout = Layout.of(graph)
         layout.require_finite()
         factors = self._gathered(graph, layout)
-        sums = {name: dict(found.costs(self.damping, name)) for name, found in factors.items()}
+        sums: dict[str, dict[int, Tensor]] = {}
+        for use, found in factors.items():
+            for dim, costs in found.costs(self.damping, use.name):
+                add_to(sums.setdefault(use.name, {}), dim, costs)
         scores = layout.scores(sums, Reduction.of(self.reduction), Normalisation.of(self.normalise))
         return with_unread(graph, {axis: scores[axis] for axis in layout.known(sums)})
 
-    def _gathered(self, graph: DependencyGraph, layout: Layout) -> dict[str, Factors]:
+    def _gathered(self, graph: DependencyGraph, layout: Layout) -> dict[Use, Factors]:
         free = {axis.name for axis in graph.axes if axis.prunable.any()}
         dims = {(p.parameter, p.dim) for axis in free for p in layout.places[axis]}
         wanted = {n: p for n, p in layout.parameters.items() if p.ndim > 1 and any((n, d) in dims for d in range(2))}
@@ -194,7 +205,7 @@ class _Gatherer:
     def __init__(self, names: dict[int, str], dims: set[tuple[str, int]]) -> None:
         self.names, self.dims = names, dims
         self.samples = Samples(1)
-        self.factors: dict[str, Factors] = {}
+        self.factors: dict[Use, Factors] = {}
 
     def start(self, model: nn.Module, sample: Any) -> None:
         """The sample that comes next: its padding doesn't count."""
@@ -216,12 +227,12 @@ class _Gatherer:
         product.made.register_hook(lambda g: found.add_gradients(self._rows(product.outputs(g), groups)))
 
     def _factors_of(self, product: Product) -> Factors:
-        name = self.names[id(product.parameter)]
-        if name not in self.factors:
-            rows, columns = (1, 0) if product.transposed else (0, 1)
-            needs = frozenset(d for d in (0, 1) if (name, d) in self.dims)
-            self.factors[name] = Factors(rows, columns, needs, tuple(product.parameter.shape))
-        return self.factors[name]
+        use = Use(self.names[id(product.parameter)], product.transposed, product.bias is not None)
+        if use not in self.factors:
+            rows, columns = (1, 0) if use.transposed else (0, 1)
+            needs = frozenset(d for d in (0, 1) if (use.name, d) in self.dims)
+            self.factors[use] = Factors(rows, columns, needs, tuple(product.parameter.shape))
+        return self.factors[use]
 
     def _rows(self, values: Tensor, groups: int) -> Tensor:
         """[rows that count, groups, channels of a group]."""

@@ -15,6 +15,7 @@ import importance
 from depgraph.errors import ScoreError
 from importance import Surgeon, surgeon_update
 from importance.layout import Layout
+from importance.surgeon import Use
 from tests.importance.toys import regression
 from tests.zoo import MODULES, ZOO
 
@@ -51,12 +52,12 @@ def test_costs_of_rows_and_columns() -> None:
     model = Between()
     graph = depgraph.trace(model, x)
     layout = Layout.of(graph)
-    found = Surgeon([(x, g)], pulled, damping=0)._gathered(graph, layout)["square.weight"]
+    found = Surgeon([(x, g)], pulled, damping=0)._gathered(graph, layout)[Use("square.weight")]
     costs = dict(found.costs(0, "here"))
     np.testing.assert_allclose(costs[0], [6, 1], rtol=1e-5)
     np.testing.assert_allclose(costs[1], [2.25, 1.5], rtol=1e-5)
     scores = Surgeon([(x, g)], pulled, damping=0)(graph)
-    made = dict(Surgeon([(x, g)], pulled, damping=0)._gathered(graph, layout)["first.weight"].costs(0, "here"))[0]
+    made = dict(Surgeon([(x, g)], pulled, damping=0)._gathered(graph, layout)[Use("first.weight")].costs(0, "here"))[0]
     np.testing.assert_allclose(scores["first.weight:0"], made.numpy() + [2.25, 1.5], rtol=1e-5)
 
 
@@ -102,7 +103,7 @@ def test_with_diagonal_inputs_and_even_outputs_a_column_costs_its_own_size() -> 
         model[0].weight.copy_(torch.eye(3))
     graph = depgraph.trace(model, x)
     scorer = Surgeon([(x, torch.eye(3) * 3**0.5)], pulled, damping=0)
-    found = dict(scorer._gathered(graph, Layout.of(graph))["1.weight"].costs(0, "here"))
+    found = dict(scorer._gathered(graph, Layout.of(graph))[Use("1.weight")].costs(0, "here"))
     sizes = model[1].weight.detach().square().sum(dim=0).numpy()
     np.testing.assert_allclose(found[1], sizes * np.array([1.0, 4.0, 9.0]) / 2, rtol=1e-5)
 
@@ -144,8 +145,9 @@ def test_every_form_of_a_linear_map_is_seen_with_its_columns() -> None:
     layout = Layout.of(graph)
     found = Surgeon([x], loss)._gathered(graph, layout)
     held = {"first.weight", "grouped.weight", "line.weight", "turned", "straight", "last.weight"}
-    assert set(found) == held
-    assert (found["turned"].rows, found["turned"].columns) == (1, 0)
+    assert {use.name for use in found} == held
+    turned = found[Use("turned", transposed=True, biased=True)]
+    assert (turned.rows, turned.columns) == (1, 0)
     gradients: dict[str, list[Tensor]] = {name: [] for name in ("first", "grouped", "line")}
     inputs: dict[str, list[Tensor]] = {name: [] for name in gradients}
 
@@ -167,7 +169,7 @@ def test_every_form_of_a_linear_map_is_seen_with_its_columns() -> None:
         columns = torch.cat([columns, torch.ones(*columns.shape[:2], 1)], dim=2)
         rows = torch.cat(gradients[name]).flatten(2).transpose(1, 2).flatten(0, 1)
         rows = rows.reshape(len(rows), conv.groups, -1).transpose(0, 1)
-        factors, count = found[f"{name}.weight"], columns.shape[1]
+        factors, count = found[Use(f"{name}.weight", biased=True)], columns.shape[1]
         assert factors.count == count
         a, g = columns.mT @ columns / count, rows.mT @ rows / count
         weight = (
@@ -201,7 +203,7 @@ def test_all_weights_of_whole_architectures_are_seen(name: str, unseen: set[str]
     loss = lambda output, _: (output if isinstance(output, Tensor) else output.logits).square().mean()  # noqa: E731
     scorer = Surgeon([example.kwargs or example.args], loss)
     wide = {n for n, p in layout.parameters.items() if p.ndim > 1}
-    assert wide - set(scorer._gathered(graph, layout)) == unseen
+    assert wide - {use.name for use in scorer._gathered(graph, layout)} == unseen
     found = scorer(graph)
     assert all(np.isfinite(s).all() and (s >= 0).all() for s in found.values())
 
@@ -223,6 +225,28 @@ def test_few_positions_need_damping() -> None:
     assert np.isfinite(Surgeon(few, loss)(graph)["0.weight:0"]).all()
     with pytest.raises(ScoreError, match="damping must be at least 0"):
         Surgeon(few, loss, damping=-1)
+
+
+def test_a_weight_that_is_used_both_ways_round_costs_what_both_uses_do() -> None:
+    """An encoder and its transpose as the decoder."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.code, self.out = nn.Linear(4, 6), nn.Parameter(torch.randn(5, 6)), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.tanh(torch.tanh(F.linear(self.into(x), self.code)) @ self.code))
+
+    model, x = Tied(), torch.randn(30, 4)
+    graph = depgraph.trace(model, x)
+    scorer = Surgeon([x], lambda output, _: output.square().mean())
+    found = scorer._gathered(graph, Layout.of(graph))
+    uses = [Use("code"), Use("code", transposed=True)]
+    assert [found[use].rows for use in uses] == [0, 1]
+    expected = sum(dict(found[use].costs(0.01, "code"))[0] for use in uses)
+    inner = next(a for a in graph.axes if a.size == 5)
+    np.testing.assert_allclose(scorer(graph)[inner.name], expected)
 
 
 class Matched(nn.Module):
