@@ -9,6 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from depgraph import DependencyGraph
+from depgraph.errors import ScoreError
+from depgraph.finite import require_finite
 from importance.activation import with_unread
 from importance.consumed import columns_of
 from importance.layout import Layout
@@ -43,7 +45,8 @@ class ColumnNorm:
         Normalisation.of(self.normalise)
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
-        Layout.of(graph).require_finite()
+        require_finite(graph.model, ScoreError)
+        Layout.of(graph)  # refuses weights without values, and those that have changed since
         members: dict[str, list[Scored]] = {axis.name: [] for axis in graph.axes}
         for columns in columns_of(graph):
             norms = _norms(columns.weight)

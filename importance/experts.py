@@ -13,6 +13,7 @@ from torch import Tensor
 from depgraph import Axis, DependencyGraph
 from depgraph.coupling import NONE
 from depgraph.errors import NothingToPrune, ScoreError
+from depgraph.finite import require_finite
 from importance.activation import with_unread
 from importance.clustering import Clusters, coactivation_distances, linkage, merged, row_distances
 from importance.consumed import consumed_dims
@@ -91,8 +92,8 @@ class ExpertClusters:
     gate_weight: float = 1.0
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
+        require_finite(graph.model, ScoreError)
         layout, found = Layout.of(graph), mixtures(graph)
-        layout.require_finite()
         if not found:
             raise NothingToPrune(
                 "no axis of stacked experts with a gate was found: score this model's other axes by something else"

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from depgraph import DependencyGraph
 from depgraph.coupling import NONE
+from depgraph.errors import ScoreError
+from depgraph.finite import require_finite
 from importance.consumed import consumed_dims
 from importance.layout import Layout, Place
 from importance.normalisation import Normalisation, NormalisationSpec
@@ -48,8 +50,8 @@ class GeometricMedian:
         Normalisation.of(self.normalise)
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
+        require_finite(graph.model, ScoreError)
         layout = Layout.of(graph)
-        layout.require_finite()
         read = consumed_dims(graph)
         reduction, normalisation = Reduction.of(self.reduction), Normalisation.of(self.normalise)
         scores = {}

@@ -86,14 +86,6 @@ class Layout:
             for axis, places in scored.items()
         }
 
-    def require_finite(self) -> None:
-        """Raise ScoreError for the first parameter that holds NaN or infinite values, naming it."""
-        for name, parameter in self.parameters.items():
-            if not bool(torch.isfinite(parameter.detach()).all()):
-                raise ScoreError(
-                    f"parameter {name!r} holds NaN or infinite values: repair or reload the weights before scoring"
-                )
-
     def known(self, sums: Sums) -> list[str]:
         """The axes that reach a dim which has scores."""
         return [axis for axis, places in self.places.items() if any(p.dim in sums.get(p.parameter, {}) for p in places)]

@@ -14,6 +14,8 @@ from torch.fx import Node
 
 from depgraph import DependencyGraph
 from depgraph.cutting.sides import operator_name
+from depgraph.errors import ScoreError
+from depgraph.finite import require_finite
 from importance.activation import with_unread
 from importance.layout import Layout
 from importance.magnitude import check_power
@@ -64,8 +66,8 @@ class NormScale:
         Normalisation.of(self.normalise)
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
+        require_finite(graph.model, ScoreError)
         layout = Layout.of(graph)
-        layout.require_finite()
         sums: dict[str, dict[int, Tensor]] = {}
         names = {id(tensor): name for name, tensor in layout.parameters.items()}
         for parameter, scale in scales_of(graph):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import FunctionType
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from depgraph.capture.proxies import function_mode_stack_kept, open_functionals
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,6 @@ class Watching(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one function."""
-        composite = isinstance(func, FunctionType) and func.__module__ == F.__name__
-        if composite and not _has_subclass(args, list((kwargs or {}).values())):
-            with _looked_into(), self:
-                return func(*args, **(kwargs or {}))
         made = func(*args, **(kwargs or {}))
         read = _PRODUCTS.get(func)
         if read is not None and isinstance(made, Tensor):
@@ -78,19 +74,10 @@ class Watching(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def _looked_into() -> Iterator[None]:
-    """Functions of torch that are written in Python, as multi-head attention is, run their own code under a mode."""
-    names = [name for name in vars(F) if name.startswith("has_torch_function")]
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            stack.enter_context(mock.patch.object(F, name, _has_subclass))
+def watching(wanted: Mapping[int, Any], seen: Callable[[Product], None]) -> Iterator[None]:
+    """`Watching`, also inside of what torch has written in Python, as multi-head attention is."""
+    with function_mode_stack_kept(), open_functionals(), Watching(wanted, seen):
         yield
-
-
-def _has_subclass(*given: Any) -> bool:
-    """Is one of the tensors of a class with code of its own?"""
-    leaves = [leaf for one in given for leaf in (one if isinstance(one, tuple | list) else (one,))]
-    return any(isinstance(leaf, Tensor) and type(leaf) not in (Tensor, torch.nn.Parameter) for leaf in leaves)
 
 
 def _linear(mode: Watching, made: Tensor, args: Any, kwargs: Any) -> Product | None:

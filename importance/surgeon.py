@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
+from depgraph.finite import require_finite
 from importance.activation import with_unread
 from importance.calling import check_batches, inputs_of
 from importance.gradients import add_to, by_id, each_of, passes
@@ -23,7 +24,7 @@ from importance.layout import Layout
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
 from importance.obs import damped, inverse_of
-from importance.products import Product, Watching
+from importance.products import Product, watching
 from importance.reduction import Reduction, ReductionSpec
 from importance.rows import Samples
 from importance.splitting import samples_of
@@ -169,8 +170,8 @@ class Surgeon:
         return self.normalise == "none"
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
+        require_finite(graph.model, ScoreError)
         layout = Layout.of(graph)
-        layout.require_finite()
         factors = self._gathered(graph, layout)
         sums: dict[str, dict[int, Tensor]] = {}
         for use, found in factors.items():
@@ -190,7 +191,7 @@ class Surgeon:
                 for batch in each_of(self.batches, title):
                     for sample in samples_of(batch):
                         gatherer.start(graph.model, sample)
-                        with Watching(gatherer.names, gatherer.seen):
+                        with watching(gatherer.names, gatherer.seen):
                             backward(sample, 1.0)
         return gatherer.factors
 

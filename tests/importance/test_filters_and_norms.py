@@ -237,6 +237,20 @@ def test_weights_that_are_not_finite_are_named(name: str) -> None:
         importance.named(name)(graph)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_without_values_and_stale_graphs_are_refused(name: str) -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+        graph = depgraph.trace(model, torch.randn(2, 5))
+    with pytest.raises(ScoreError, match="'0.weight' .*meta device"):
+        importance.named(name)(graph)
+    model = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+    graph = depgraph.trace(model, torch.randn(2, 5))
+    model[2].weight = nn.Parameter(torch.randn(3, 6))
+    with pytest.raises(ScoreError, match="'2.weight' .*trace the model again"):
+        importance.named(name)(graph)
+
+
 def test_powers_and_names_are_checked() -> None:
     with pytest.raises(ScoreError, match="power p"):
         importance.NormScale(0)
