@@ -114,7 +114,7 @@ class Choice:
         """The groups of an axis that may go, lowest score first, and how many of them at the most."""
         free = np.setdiff1d(np.flatnonzero(axis.prunable), list(stays))
         least = self.graph.widths.least(axis.name)
-        stay = max(least, math.ceil(self.options.floor * axis.size - 1e-9))
+        stay = max(least, math.ceil(self.options.floor_of(axis) * axis.size - 1e-9))
         cap = self._rounded(axis, min(len(free), axis.size - stay))
         if cap > 0:
             self.order[axis.name] = free[np.argsort(scores[axis.name][free], kind="stable")]

@@ -83,6 +83,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
     model: o.Model,
     keep: o.Keep,
     score: o.Score = "magnitude",
+    allocation: o.Allocation = "",
     data: o.Data = None,
     out: o.Out = None,
     onnx: o.Onnx = False,
@@ -109,8 +110,10 @@ def prune(  # noqa: PLR0913  (the options of a command)
         raise typer.BadParameter("--out FOLDER says where the pruned model goes (or give --dry-run)")
     options: dict[str, Any] = {"scope": scope, "round_to": round_to, "floor": floor, "form": form}
     options |= {"protect": tuple(protect or ()), "only": tuple(only or ())}
+    if allocation and scope not in ("auto", "global"):
+        raise typer.BadParameter(f"--allocation {allocation} spreads the budget itself: leave out --scope {scope}")
     loading, amount = Loading(device, dtype, seed, base), Amount(batches, length, seed)
-    _prune(o.Wish(model, o.parse_keep(keep), loading, score, data, amount, out, onnx, options, as_json))
+    _prune(o.Wish(model, o.parse_keep(keep), loading, score, allocation, data, amount, out, onnx, options, as_json))
 
 
 @app.command()
@@ -147,9 +150,10 @@ def export(  # noqa: PLR0913  (the options of a command)
 
 
 def _prune(wish: o.Wish) -> None:
-    from importance import needs_data
+    from importance import allocations, needs_data
 
     steps = Steps()
+    allocation = allocations.named(wish.allocation) if wish.allocation else None
     if wish.out is not None:
         check_vacant(wish.out)
     if needs_data(wish.score) and wish.data is None and ".py:" not in wish.model:
@@ -163,7 +167,9 @@ def _prune(wish: o.Wish) -> None:
             graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs)
         with steps("scoring and planning"):
             _check_patterns(graph, wish.options)
-            plan = graph.plan(_scorer(wish, loaded, found, steps), wish.target, **wish.options)
+            scorer = _scorer(wish, loaded, found, steps)
+            scorer = scorer if allocation is None else allocations.Allocated(scorer, allocation)
+            plan = graph.plan(scorer, wish.target, **wish.options)
         if folder is None:
             result, shown = plan_json(plan), ["", *plan.notes, "dry run: nothing was cut or written"]
         else:

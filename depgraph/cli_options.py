@@ -33,6 +33,10 @@ Strict = Annotated[bool, typer.Option("--strict", help="an operator without a ru
 
 Keep = Annotated[str, typer.Option(help="shares to keep: params=0.7, or macs=0.6,bytes=0.5", show_default=False)]
 Score = Annotated[str, typer.Option(help="what a group is worth: taylor, magnitude, random, ...")]
+Allocation = Annotated[
+    str,
+    typer.Option(help="how the budget is spread over the axes: uniform, kind, al-am, owl, ...; empty: as --scope says"),
+]
 Data = Annotated[Path | None, typer.Option(help="a text file to score with; its end is held out to measure on")]
 Out = Annotated[Path | None, typer.Option(help="a new folder for the pruned model and its plan")]
 Onnx = Annotated[bool, typer.Option("--onnx", help="write model.onnx there too, and check it")]
@@ -60,6 +64,7 @@ class Wish:
     target: Target
     loading: Loading
     score: str
+    allocation: str
     data: Path | None
     amount: Amount
     out: Path | None

@@ -9,7 +9,7 @@ batch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -140,6 +140,23 @@ class Observer:
             (outputs,) = reference.run(lambda name: self._fetch(found, name), args, kwargs)
         return outputs
 
+    def steps(self, inputs: Inputs, pause: Callable[[Meeting], bool]) -> Iterator[Met]:
+        """Run one batch, stopping before each operator with a product that `pause` names: what is about to meet in it.
+
+        What the model holds is read when it is used, so it may be changed in place meanwhile. Raises DataError as `run` does.
+        """
+        args, kwargs = inputs
+        found = self.runnable(args, kwargs)
+        self._require_within(found, args, kwargs)
+        wanted = {op: [m for m in met if pause(m)] for op, met in found.nodes.items()}
+        nodes = frozenset(n for n in found.exported.graph.nodes if wanted.get(n.name))
+        whole = self.graph.widths.at({})
+        reference = Reference(found.exported, found.program, [Side(whole, whole)])
+        with torch.no_grad():
+            running = reference.steps(lambda name: self._fetch(found, name), args, kwargs, nodes)
+            for node in running:
+                yield from _met(node, reference.sides[0], wanted[node.name], found.program)
+
     def _fetch(self, found: Runnable, name: str) -> torch.Tensor:
         constants = found.exported.constants
         return constants[name] if name in constants and name not in self._names else self.tensors(name)
@@ -197,13 +214,19 @@ class _Shower:
         """What a node has made, and what it has met."""
         if node.name in self.seen:
             self.seen[node.name](side.cut(node).detach())
-        values = self.found.program.values
-        made = {values[n.name].name: n for n in node.all_input_nodes if n.name in values}
-        for meeting in self.found.nodes.get(node.name, ()) if self.watch is not None else ():
-            if meeting.operand in made and meeting.other in made:
-                operand, other = side.cut(made[meeting.operand]), side.cut(made[meeting.other])
-                if operand.is_floating_point() or operand.is_complex():
-                    self.watch(Met(meeting, operand.detach(), other.detach(), node))  # type: ignore[misc]
+        if self.watch is not None:
+            for met in _met(node, side, self.found.nodes.get(node.name, ()), self.found.program):
+                self.watch(met)
+
+
+def _met(node: Node, side: SideRun, products: Iterable[Meeting], program: Program) -> Iterator[Met]:
+    """What meets in the products of a node, as far as it is no integers."""
+    made = {program.values[n.name].name: n for n in node.all_input_nodes if n.name in program.values}
+    for meeting in products:
+        if meeting.operand in made and meeting.other in made:
+            operand, other = side.cut(made[meeting.operand]), side.cut(made[meeting.other])
+            if operand.is_floating_point() or operand.is_complex():
+                yield Met(meeting, operand.detach(), other.detach(), node)
 
 
 def _moves(node: Node) -> bool:

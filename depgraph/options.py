@@ -27,7 +27,8 @@ class Options:
         scorer whose attribute `comparable` is False, else "global".
     rank: "score", or "density" (score per cost, for scores that add up, such as Taylor's); "auto" asks the scorer.
     round_to: keep a multiple of this many groups; axes that have fewer than that to begin with are cut freely, and noted.
-    floor: the least share of every axis that stays (one group always does).
+    floor: the least share of every axis that stays (one group always does); or such shares by pattern, of which the largest
+        that fits an axis counts, and 0 where none does.
     protect, only: axes to leave whole, and the only ones to touch: name patterns, axes or callables.
     form: "module" also leaves whole what the module's Python can't express; "auto" and "graph" don't.
     """
@@ -35,7 +36,7 @@ class Options:
     scope: str = "auto"
     rank: str = "auto"
     round_to: int = 1
-    floor: float = 0.0
+    floor: float | Mapping[str, float] = 0.0
     protect: tuple[Pattern, ...] = ()
     only: tuple[Pattern, ...] = ()
     form: str = "auto"
@@ -54,16 +55,26 @@ class Options:
                 raise PlanError(f"plan option {name}={getattr(options, name)!r} is not one of {', '.join(allowed)}")
         if not isinstance(options.round_to, int) or isinstance(options.round_to, bool) or options.round_to < 1:
             raise PlanError(f"plan option round_to={options.round_to!r} must be a whole number of groups, 1 or more")
-        if not isinstance(options.floor, Real) or not 0 <= options.floor <= 1:
-            raise PlanError(f"plan option floor={options.floor!r} must be a share between 0 and 1")
+        floors = options.floor if isinstance(options.floor, Mapping) else {"": options.floor}
+        for pattern, share in floors.items():
+            if not isinstance(share, Real) or not 0 <= share <= 1:
+                of = f" of {pattern!r}" if pattern else ""
+                raise PlanError(f"plan option floor={share!r}{of} must be a share between 0 and 1")
         return options
+
+    def floor_of(self, axis: Axis) -> float:
+        """The least share of an axis that stays."""
+        if not isinstance(self.floor, Mapping):
+            return self.floor
+        return max((share for pattern, share in self.floor.items() if matches(axis, (pattern,))), default=0.0)
 
     def check_patterns(self, graph: DependencyGraph) -> None:
         """Raise PlanError for a name or axis that is none of the graph's: it is a slip, and would protect nothing."""
-        for option in ("protect", "only"):
-            for pattern in getattr(self, option):
-                named = isinstance(pattern, (str, Axis))
-                if named and not any(matches(axis, (pattern,)) for axis in graph.axes):
+        floors = tuple(self.floor) if isinstance(self.floor, Mapping) else ()
+        given: dict[str, tuple[Pattern, ...]] = {"protect": self.protect, "only": self.only, "floor": floors}
+        for option, patterns in given.items():
+            for pattern in patterns:
+                if isinstance(pattern, (str, Axis)) and not any(matches(axis, (pattern,)) for axis in graph.axes):
                     name = pattern if isinstance(pattern, str) else pattern.name
                     raise PlanError(f"{option}={name!r} names no axis and no parameter of one: graph.axes lists them")
 

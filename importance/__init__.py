@@ -1,10 +1,13 @@
 """What a group is worth: estimators that give every group of every axis one number, the lowest to go first.
 
 An estimator is called with a `depgraph.DependencyGraph` and returns a dict from axis name to a float64 array [groups].
+`Allocated` makes an estimator of another one and of a way to spread the budget over the axes, see `importance.allocations`.
 """
 
+from importance import allocations
 from importance.accumulators import Absolutes, Gram, Moments, Norms, SampleMeans, Weights
 from importance.activation import CRITERIA, Activation, Criterion
+from importance.allocations import Allocated
 from importance.column_norms import ColumnNorm
 from importance.compensation import Compensated, Compensation, compensate
 from importance.contributions import Contributions
@@ -21,17 +24,19 @@ from importance.obs import OptimalBrain
 from importance.randomly import Random
 from importance.reduction import Reduction
 from importance.registry import named, names, needs_data
+from importance.schedule import Schedule, Scheduled, Step
 from importance.statistics import Consumer, Gathering, Statistics, collect, consumers_of
 from importance.surgeon import Surgeon, surgeon_update
 from importance.taylor import Taylor
 
 __all__ = [
-    "CRITERIA",
     "Absolutes",
     "Activation",
     "Adapter",
-    "ColumnNorm",
+    "Allocated",
+    "CRITERIA",
     "Calibration",
+    "ColumnNorm",
     "Compensated",
     "Compensation",
     "Consumer",
@@ -53,12 +58,16 @@ __all__ = [
     "Random",
     "Reduction",
     "SampleMeans",
+    "Schedule",
+    "Scheduled",
     "SecondOrder",
     "Statistics",
+    "Step",
     "Surgeon",
     "Taylor",
     "Weights",
     "adapters_of",
+    "allocations",
     "averaged_experts",
     "collect",
     "compensate",

@@ -42,11 +42,12 @@ class Criterion:
     source: str = ""
 
 
-def by_channel(formula: Formula, within: str = "sum") -> Rule:
-    """Scores of channels joined over those of one group: by their "sum", "mean" or "l2"."""
+def by_channel(formula: Formula, within: str = "sum", normalise: NormalisationSpec = "none") -> Rule:
+    """Scores of channels, normalised over those of a consumer, joined over those of a group: by their "sum", "mean" or "l2"."""
+    normalisation = Normalisation.of(normalise)
 
     def rule(consumer: Consumer, statistics: Statistics, axis: str) -> Scored:
-        scores = channel_scores(consumer, formula(consumer, statistics))
+        scores = normalisation(channel_scores(consumer, formula(consumer, statistics)))
         return _joined(consumer.labels[axis], scores, within)
 
     return rule
@@ -94,6 +95,11 @@ def _like(weights: Tensor, activations: Tensor) -> Tensor:
 
 CRITERIA: dict[str, Criterion] = {
     "wanda-sp": Criterion((Norms(), Weights()), by_channel(_wanda), "Wanda-sp (FLAP's authors); METHODS.md 2.3"),
+    "flap": Criterion(
+        (Moments(), Weights()),
+        by_channel(_weighed_fluctuation, "mean", "gaussian"),
+        "FLAP, z-scores of weighted variances, a head's mean: compare across axes; 2.2",
+    ),
     "ifv": Criterion((Moments(),), by_channel(_fluctuation), "FLAP, input feature variance; 2.2"),
     "wifv": Criterion((Moments(), Weights()), by_channel(_weighed_fluctuation), "FLAP, weighted variance; 2.2"),
     "wifn": Criterion((Norms(), Weights()), by_channel(_wanda), "FLAP, weighted norm; 2.2"),

@@ -131,24 +131,26 @@ def compensate(
     how, gathering = how or Compensation(), gathering or Gathering()
     if not isinstance(data, Statistics):
         data = collect(plan.graph, data, how.needs, gathering)
-    changed, created, left = [], [], []
+    changed, created, refused = [], [], []
     work = []
     for reader in readers_of(data, plan):
         if reader.refused:
-            left.append(reader.refused)
+            refused.append(reader.refused)
             continue
-        target = _bias_of(model, reader, how)
+        target = bias_of(model, reader, how)
         if how.kind == "bias" and target is None:
-            left.append(f"{reader.consumer.weight}: it has no bias")
+            refused.append(f"{reader.consumer.weight}: it has no bias")
             continue
         work.append((reader, target, _changed(reader, how, data, bias=target is not None)))
     for reader, target, change in work:  # nothing is written before all is solved
         changed += _write(model, reader, change.weight)
         if target is not None and change.bias is not None:
-            created += _write_bias(model, reader, target, change.bias)
+            stays = reader.outputs_kept
+            left = change.bias if stays is None else change.bias[torch.from_numpy(stays)]
+            created += write_bias(model, reader, target, left)
             changed.append(target)
-    _note(model, created)
-    return Compensated(tuple(dict.fromkeys(changed)), tuple(created), tuple(left))
+    note_created(model, created)
+    return Compensated(tuple(dict.fromkeys(changed)), tuple(created), tuple(refused))
 
 
 def _changed(reader: Reader, how: Compensation, found: Statistics, *, bias: bool) -> Change:
@@ -189,7 +191,7 @@ def _part(sums: Any, block: Block) -> _Sums:
     return _Sums(getattr(sums, "rows", getattr(sums, "count", 0)), mean, gram, total)
 
 
-def _bias_of(model: nn.Module, reader: Reader, how: Compensation) -> str | None:
+def bias_of(model: nn.Module, reader: Reader, how: Compensation) -> str | None:
     """The bias that may take over means: the consumer's own, or one that its module can be given; None for none."""
     if how.biases == "none" or not reader.takes_bias:
         return None
@@ -218,11 +220,11 @@ def _write(model: nn.Module, reader: Reader, weight: Tensor | None) -> list[str]
             raise ScoreError(
                 f"{name!r} has shape {list(now.shape)}, the plan leaves {list(dense.shape)}: give plan.apply()'s model"
             )
-        here.copy_(now + (fresh - dense) * _scale(now, dense))
+        here.copy_(now + (fresh - dense) * row_scale(now, dense))
     return [name]
 
 
-def _scale(now: Tensor, dense: Tensor) -> Tensor | float:
+def row_scale(now: Tensor, dense: Tensor) -> Tensor | float:
     """By what each row of a weight was multiplied when it was cut."""
     if torch.equal(now, dense):
         return 1.0
@@ -231,10 +233,8 @@ def _scale(now: Tensor, dense: Tensor) -> Tensor | float:
     return torch.where(size > 0, (now * dense).sum(dim=rest, keepdim=True) / size.clamp(min=1e-300), 1.0)
 
 
-def _write_bias(model: nn.Module, reader: Reader, name: str, change: Tensor) -> list[str]:
-    """Add to a bias, or make it; the names of those that were made."""
-    stays = reader.outputs_kept
-    change = change if stays is None else change[torch.from_numpy(stays)]
+def write_bias(model: nn.Module, reader: Reader, name: str, change: Tensor) -> list[str]:
+    """Add to a bias of the pruned model, [outputs that stay], or make it; the names of those that were made."""
     if reader.bias:
         here = model.get_parameter(name)
         with torch.no_grad():
@@ -246,7 +246,7 @@ def _write_bias(model: nn.Module, reader: Reader, name: str, change: Tensor) -> 
     return [name]
 
 
-def _note(model: nn.Module, created: list[str]) -> None:
+def note_created(model: nn.Module, created: list[str]) -> None:
     """Let the record of the cut say which parameters the dense model didn't have."""
     record: Any = getattr(model, "depgraph_record", None)
     if record is not None and created:
@@ -254,4 +254,14 @@ def _note(model: nn.Module, created: list[str]) -> None:
         model.depgraph_record = {**record, "added": [*record.get("added", ()), *made]}  # type: ignore[assignment]
 
 
-__all__ = ["BIASES", "WAYS", "Compensated", "Compensation", "compensate"]
+__all__ = [
+    "BIASES",
+    "WAYS",
+    "Compensated",
+    "Compensation",
+    "bias_of",
+    "compensate",
+    "note_created",
+    "row_scale",
+    "write_bias",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -51,25 +51,30 @@ class Reader:
 
 def readers_of(found: Statistics, plan: Plan) -> Iterator[Reader]:
     """Every consumer with statistics that the plan takes channels from, in the order in which the model computes."""
-    graph, kept = found.graph, plan.kept()
-    program = graph.capture.program
+    here = [c for c in found.consumers if c.key in found.found]
+    return (reader for reader in readers_among(here, plan) if len(reader.gone))
+
+
+def readers_among(consumers: Iterable[Consumer], plan: Plan) -> Iterator[Reader]:
+    """Those of `consumers` that multiply with a parameter, in their order, and what the plan makes of them."""
+    graph, kept = plan.graph, plan.kept()
+    program, tensors = graph.capture.program, graph.tensors()
     nodes = {node.name: node for node in graph.capture.exported.graph.nodes}
     by_target = {program.ties.get(v.target, v.target): v for v in program.values.values() if v.kind == "parameter"}
-    for consumer in found.consumers:
-        meeting = consumer.meetings[0]
-        stays = kept.of(program.values[meeting.operand], meeting.dim)
-        if stays is None or consumer.key not in found.found or not consumer.weight:
+    for consumer in consumers:
+        if not consumer.weight:
             continue
-        gone = np.setdiff1d(np.arange(consumer.size), stays)
-        window = _window(nodes[meeting.op], graph.tensors()[consumer.weight])
-        columns = (gone[:, None] * window + np.arange(window)[None]).reshape(-1)
+        meeting, weight = consumer.meetings[0], tensors[consumer.weight]
+        stays = kept.of(program.values[meeting.operand], meeting.dim)
+        gone = np.setdiff1d(np.arange(consumer.size), np.arange(consumer.size) if stays is None else stays)
+        window = _window(nodes[meeting.op], weight)
         bias, takes = _bias(nodes[meeting.op], program.values)
         yield Reader(
             consumer=consumer,
-            tensor=graph.tensors()[consumer.weight],
+            tensor=weight,
             value=by_target[consumer.weight],
             kept=kept,
-            gone=columns,
+            gone=(gone[:, None] * window + np.arange(window)[None]).reshape(-1),
             window=window,
             bias=bias,
             takes_bias=takes,

@@ -31,6 +31,7 @@ from .zoo import ZOO
 
 ROOT = Path(__file__).resolve().parent.parent
 
+UNIFORM = ("--allocation", "uniform")
 MODELS = '''
 import torch
 from torch import nn
@@ -355,6 +356,17 @@ def test_options_reach_the_plan(run: Run, given: Path) -> None:
     assert left["2.weight:0"] % 4 == 0
     left = {axis["name"]: axis["left"] for axis in run(*wish, "--only", "0.weight:0").json["axes"]}
     assert left["2.weight:0"] == 28
+
+
+def test_an_allocation_spreads_the_budget(run: Run, given: Path) -> None:
+    wish = ("prune", f"{given}:pair", "--keep", "params=0.6", "--dry-run", "--json")
+    plain, uniform, pooled = (run(*wish, *more).json["axes"] for more in ((), UNIFORM, ("--allocation", "cost")))
+    assert plain == uniform != pooled
+    done = run(*wish, "--allocation", "cfsp")
+    assert "allocation 'cfsp' needs importances" in done.sentence
+    assert done.code == 2
+    done = run("prune", "nowhere", "--keep", "params=0.6", "--out", "small", "--allocation", "unifrom")
+    assert "did you mean 'uniform'" in done.sentence
 
 
 def test_random_scores_depend_on_the_seed_alone(run: Run, given: Path) -> None:
@@ -682,6 +694,7 @@ def test_what_is_written_past_python_stays_out_of_the_json(given: Path) -> None:
         (("prune", "m", "--out", "x"), "Missing option '--keep'"),
         (("prune", "m", "--keep", "params=0.5"), "--out FOLDER says where"),
         (("prune", "m", "--keep", "params=0.5", "--dry-run", "--scope", "all"), "'all' is not one of"),
+        (("prune", "m", "--keep", "params=0.5", "--dry-run", *UNIFORM, "--scope", "axis"), "leave out --scope axis"),
         (("export", "a.py:b"), "--out FILE says where"),
     ],
 )

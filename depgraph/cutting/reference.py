@@ -8,7 +8,7 @@ that is the original with the consumers' columns zeroed; with nothing zeroed eit
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -84,11 +84,25 @@ class Reference:
 
     def run(self, fetch: Fetch, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Outputs]:
         """The program's tensor outputs with their values, for each side; `fetch` gives a tensor of the original by name."""
+        running = self.steps(fetch, args, kwargs, frozenset())
+        while True:
+            try:
+                next(running)
+            except StopIteration as done:
+                outputs: list[Outputs] = done.value
+                return outputs
+
+    def steps(
+        self, fetch: Fetch, args: tuple[Any, ...], kwargs: Mapping[str, Any], pause: frozenset[Node]
+    ) -> Generator[Node, None, list[Outputs]]:
+        """As `run`, stopping before each node of `pause`, which it yields; what the first side made is in its `env` then."""
         given = iter(pytree.tree_leaves((args, dict(kwargs))))
         targets = {spec.arg.name: spec.target for spec in self.exported.graph_signature.input_specs}
         last_use = _last_uses(self.nodes)
         outputs: list[Outputs] = [[] for _ in self.sides]
         for node in self.nodes:
+            if node in pause:
+                yield node
             if node.op == "placeholder":
                 target = targets[node.name]
                 self._hold(node, next(given) if target is None else fetch(target), target is not None)

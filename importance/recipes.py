@@ -1,0 +1,144 @@
+"""Published methods as recipes of a few lines, with their papers' defaults; each is a function that returns a `Recipe`.
+
+`recipes.flap(batches).prune(graph, depgraph.Target(params=0.8))` prunes. Sections are METHODS.md's. What the papers do by hand
+for Llama (heads through the output projection, neurons through the last linear map of an MLP) holds here for the units of any
+architecture. Sizes of the calibration set are the caller's: `Entry.data` says what the paper used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from importance.activation import Activation
+from importance.choices import pick
+from importance.compensation import Compensation
+from importance.losses import Loss
+from importance.magnitude import Magnitude
+from importance.normalisation import Normalisation
+from importance.obs import OptimalBrain
+from importance.randomly import Random
+from importance.recipe import Recipe
+from importance.reduction import Reduction
+from importance.taylor import Taylor
+
+Batches = Iterable[Any]
+
+
+def random(seed: int = 0) -> Recipe:
+    """The same share of every axis, at random: what every method must beat."""
+    return Recipe("random", Random(seed))
+
+
+def magnitude(p: float = 2.0) -> Recipe:
+    """Group magnitude (2.4): sums of |w|^p, averaged over the tensors of a group; the same share of every axis."""
+    return Recipe("magnitude", Magnitude(p))
+
+
+def llm_pruner(batches: Batches, loss: Loss | None = None, form: str = "element") -> Recipe:
+    """LLM-Pruner (2.1): first-order Taylor over coupled groups, the same share of every axis; its data are 10 x 64 tokens.
+
+    The paper leaves the first four and the last two of 32 blocks whole: `protect=` does.
+    """
+    return Recipe("llm_pruner", Taylor(batches, loss, form=form))
+
+
+def wanda_sp(batches: Batches) -> Recipe:
+    """Wanda-sp (2.3): mean_i |W_ij| ||X_j||, a head's sum; the same share of every axis; 128 sequences."""
+    return Recipe("wanda_sp", Activation(batches, "wanda-sp"), batches)
+
+
+def flap(batches: Batches, structure: str = "AL-AM") -> Recipe:
+    """FLAP (2.2): fluctuation of inputs times column norms, and biases for the means of what went; 1024 sequences of 128.
+
+    structure: "AL-AM" (z-scores of all layers in one ranking, by exact cost), or "UL-UM" (the same share of every axis). The
+    official code squares the scores of heads; the paper doesn't, nor does this.
+    """
+    table = {"AL-AM": ("flap", "global"), "UL-UM": ("wifv", "axis")}
+    criterion, scope = pick(table, structure, "structure of FLAP")
+    reduction = Reduction("mean" if structure == "AL-AM" else "sum")
+    score = Activation(batches, criterion, reduction)
+    return Recipe("flap", score, batches, scope=scope, compensation=Compensation("bias"))
+
+
+def minitron(batches: Batches) -> Recipe:
+    """Compact language models (2.9): activations by mean over tokens and L2 over samples; the same share of every axis."""
+    return Recipe("minitron", Activation(batches, "minitron"), batches)
+
+
+def cfsp(batches: Batches) -> Recipe:
+    """CFSP's fine score (2.12): the norm of what neurons put out; neurons only; its column-normalised weights cancel."""
+    return Recipe("cfsp", Activation(batches, "activation"), batches, units="neurons")
+
+
+def amp(batches: Batches) -> Recipe:
+    """AMP (2.28): what a head adds to the outputs (L1), the mean size of a neuron; the same share of every axis; 50 prompts."""
+    return Recipe("amp", Activation(batches, "amp"), batches)
+
+
+def ria(batches: Batches) -> Recipe:
+    """RIA (2.18) for structures: |W_ij| as a share of its row and column, times the root of ||X_j||; 128 sequences."""
+    return Recipe("ria", Activation(batches, "ria"), batches)
+
+
+def obs(batches: Batches, rounds: int = 32, scope: str = "axis") -> Recipe:
+    """Structured OBS (2.13, as OBSPA): greedy by the loss after the optimal update, which is then made by least squares.
+
+    Data-free with `noise(graph)` for batches.
+    """
+    return Recipe(
+        "obs", OptimalBrain(batches, rounds=rounds), batches, scope=scope, compensation=Compensation(biases="existing")
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A recipe's function, its paper, what it needs ("nothing", "batches", "batches with a loss"), its cost, the paper's data."""
+
+    make: Callable[..., Recipe]
+    paper: str
+    needs: str
+    cost: str
+    data: str = ""
+
+
+RECIPES: dict[str, Entry] = {
+    "random": Entry(random, "baseline", "nothing", "none"),
+    "magnitude": Entry(magnitude, "Li et al. 2017; Fang et al. 2023 (DepGraph)", "nothing", "one look at the weights"),
+    "llm_pruner": Entry(
+        llm_pruner,
+        "Ma et al. 2023 (LLM-Pruner)",
+        "batches with a loss",
+        "one forward and backward pass",
+        "10 x 64 tokens",
+    ),
+    "wanda_sp": Entry(
+        wanda_sp, "Sun et al. 2024 (Wanda); An et al. 2024", "batches", "one forward pass", "128 sequences"
+    ),
+    "flap": Entry(flap, "An et al. 2024 (FLAP)", "batches", "one forward pass", "1024 x 128 tokens"),
+    "minitron": Entry(
+        minitron, "Muralidharan et al. 2024 (Compact LMs)", "batches", "one forward pass", "1024 samples"
+    ),
+    "cfsp": Entry(cfsp, "Wang et al. 2025 (CFSP)", "batches", "one forward pass", "128 x 1024 tokens"),
+    "amp": Entry(amp, "Mugnaini et al. 2025 (AMP)", "batches", "one forward pass", "50 prompts"),
+    "ria": Entry(ria, "Zhang et al. 2024 (RIA)", "batches", "one forward pass", "128 sequences"),
+    "obs": Entry(
+        obs,
+        "Frantar and Alistarh 2023; Wang et al. 2024 (SPA)",
+        "batches",
+        "one forward pass, X'X and its inverse",
+        "128 sequences",
+    ),
+}
+"""All recipes by name."""
+
+
+def named(name: str, batches: Batches | None = None, loss: Loss | None = None, seed: int = 0) -> Recipe:
+    """The recipe of that name; raises ScoreError for an unknown name (with the nearest), or where it needs batches."""
+    entry = pick(RECIPES, name, "recipe")
+    options = {"batches": batches, "loss": loss, "seed": seed}
+    return entry.make(**{k: v for k, v in options.items() if k in entry.make.__annotations__})
+
+
+__all__ = ["RECIPES", "Entry", "Normalisation", "named", *RECIPES]

@@ -1,0 +1,219 @@
+"""Fitting a pruned model's consumers to the dense model, one after the other, each on what the ones before it put out now.
+
+The dense and the pruned model run side by side, an operator at a time. Before a consumer runs, its weights are solved anew so
+that it puts out what the dense one does, from the inputs that it really has:
+min ||W x + b - V z - c||^2 over V, c, with x the dense inputs and z the pruned ones, V held near W's own columns by damping.
+So errors don't add up from layer to layer, as they do where each is solved for dense inputs (SparseGPT's sequential inputs,
+METHODS.md 2.13, with the dense outputs for a target).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import depgraph
+from depgraph.capture.capturing import quiet
+from depgraph.errors import DataError, ScoreError
+from depgraph.observing import Met, Observer
+from depgraph.plan import Plan
+from importance.calling import check_batches, inputs_of, moved
+from importance.columns import blocks_of
+from importance.compensation import Compensated, Compensation, bias_of, note_created, row_scale, write_bias
+from importance.obs import damped
+from importance.patches import patches
+from importance.readers import Reader, readers_among
+from importance.rows import Samples
+from importance.statistics import Key, consumers_of
+
+
+def refit(model: nn.Module, plan: Plan, batches: Iterable[Any], how: Compensation | None = None) -> Compensated:
+    """Solve the weights of `model`, which `plan.apply()` gave, anew so that each consumer puts out what the dense one does.
+
+    All that reads through a parameter of its own (linear maps, convolutions without groups) is solved, also what lost no
+    channels: its inputs have changed. Activations of all batches are held at the place where both models stand.
+
+    Raises:
+        DataError: there are no batches, or one doesn't fit the model.
+        ScoreError: the pruned model computes in another order than the dense one, or an input isn't finite.
+        Weights are as they were then.
+    """
+    check_batches(batches)
+    how = how or Compensation()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    work = _Work(model, plan, how)
+    try:
+        with quiet(plan.graph.model), quiet(model):
+            for step in work.steps(list(batches)):
+                work.solve(step)
+    except BaseException:
+        _put_back(model, before, work.created)
+        raise
+    note_created(model, work.created)
+    return Compensated(tuple(dict.fromkeys(work.changed)), tuple(work.created), tuple(work.left))
+
+
+def _put_back(model: nn.Module, before: dict[str, Tensor], created: list[str]) -> None:
+    with torch.no_grad():
+        for name, tensor in before.items():
+            model.get_parameter(name).copy_(tensor)
+    for name in created:
+        owner, _, last = name.rpartition(".")
+        model.get_submodule(owner)._parameters[last] = None
+
+
+@dataclass
+class _Sums:
+    """Over the rows of all batches: their number, sums of dense inputs x and pruned ones z, x'z and z'z."""
+
+    rows: int
+    x: Tensor
+    z: Tensor
+    xz: Tensor
+    zz: Tensor
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> _Sums:
+        """Of rows [rows, columns], dense and pruned."""
+        found: _Sums | None = None
+        for x, z in pairs:
+            new = cls(len(x), x.sum(0).double(), z.sum(0).double(), (x.T @ z).double(), (z.T @ z).double())
+            found = new if found is None else found.plus(new)
+        if found is None:
+            raise DataError("there are no batches to fit with (a generator gives its batches only once: pass a list)")
+        return found
+
+    def plus(self, other: _Sums) -> _Sums:
+        """Sums over the rows of both."""
+        return _Sums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def spread(self) -> tuple[Tensor, Tensor]:
+        """Covariances of x with z, and of z."""
+        x, z = self.x / self.rows, self.z / self.rows
+        return self.xz / self.rows - torch.outer(x, z), self.zz / self.rows - torch.outer(z, z)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A consumer before which both models stand, with the sums over all batches."""
+
+    reader: Reader
+    sums: _Sums
+
+
+class _Work:
+    """Both models, the consumers that may be solved, and what was done to them."""
+
+    def __init__(self, model: nn.Module, plan: Plan, how: Compensation) -> None:
+        self.model, self.plan, self.how = model, plan, how
+        self.changed: list[str] = []
+        self.created: list[str] = []
+        self.left: list[str] = []
+        self.readers: dict[Key, Reader] = {}
+        self.biases: dict[Key, str] = {}
+        fits = [(r, r.refused or _refusal(r)) for r in readers_among(consumers_of(plan.graph), plan)]
+        for reader, why in fits:
+            if why:
+                self.left.append(why)
+                continue
+            self.readers[reader.consumer.key] = reader
+            target = bias_of(model, reader, how)
+            if target is not None:  # before the pruned model is traced, which must see it
+                rows = reader.tensor.shape[0] if reader.outputs_kept is None else len(reader.outputs_kept)
+                self.created += [] if reader.bias else write_bias(model, reader, target, torch.zeros(rows))
+                self.biases[reader.consumer.key] = target
+        self.pruned = depgraph.trace(model, plan.graph.args, plan.graph.kwargs)
+        theirs = {m.key for m in Observer(self.pruned).own.meetings}
+        for key in [key for key in self.readers if key not in theirs]:
+            self.left.append(f"{self.readers.pop(key).consumer.weight}: the pruned model has no such weight")
+
+    def steps(self, batches: list[Any]) -> Iterator[_Step]:
+        """Stop both models, on all batches, before each consumer in turn."""
+        dense, pruned = Observer(self.plan.graph), Observer(self.pruned)
+        device = next(self.model.parameters()).device
+        calls = [inputs_of(self.plan.graph.model, moved(batch, device)) for batch in batches]
+        samples = [Samples.of(args, kwargs) for args, kwargs in calls]
+
+        def wanted(meeting: Any) -> bool:
+            return meeting.key in self.readers
+
+        runs = [(dense.steps(call, wanted), pruned.steps(call, wanted)) for call in calls]
+        if not runs:
+            raise DataError("there are no batches to fit with (a generator gives its batches only once: pass a list)")
+        for _ in self.readers:
+            stands = [(next(a, None), next(b, None)) for a, b in runs]
+            yield _Step(*self._sums(stands, samples))
+
+    def _sums(self, stands: list[tuple[Met | None, Met | None]], samples: list[Samples]) -> tuple[Reader, _Sums]:
+        keys = {met.meeting.key if met is not None else None for pair in stands for met in pair}
+        key = next(iter(keys))
+        if len(keys) != 1 or key is None:
+            raise ScoreError(
+                f"{type(self.model).__name__} computes in another order once it is pruned, or than on another batch, so that its "
+                "weights can't be fitted one after the other: use compensate"
+            )
+        pairs = ((_rows(a, s), _rows(b, s)) for (a, b), s in zip(stands, samples, strict=True) if a and b)
+        sums = _Sums.of(pairs)
+        if not bool(torch.isfinite(sums.zz).all() and torch.isfinite(sums.xz).all()):
+            raise ScoreError(f"NaN or infinity comes in at {self.readers[key].consumer}: look at the weights before it")
+        return self.readers[key], sums
+
+    def solve(self, step: _Step) -> None:
+        """Give one consumer the weights, and the bias, that fit best."""
+        reader, sums = step.reader, step.sums
+        parameter = self.model.get_parameter(reader.consumer.weight)
+        target = self.biases.get(reader.consumer.key)
+        (dense,) = blocks_of(reader.consumer, reader.tensor.detach().double().cpu(), reader.columns(None))
+        now = _matrix(reader, parameter.detach().double().cpu())
+        wanted = dense.matrix if reader.outputs_kept is None else dense.matrix[torch.from_numpy(reader.outputs_kept)]
+        wanted = wanted * _scale(now, wanted, reader)
+        xz, zz = sums.spread() if target else (sums.xz / sums.rows, sums.zz / sums.rows)
+        ridge = damped(zz, self.how.damping)
+        fresh = torch.linalg.solve(ridge, (wanted @ xz + now @ (ridge - zz)).T).T
+        with torch.no_grad():
+            parameter.copy_(_shaped(reader, fresh, parameter))
+        self.changed.append(reader.consumer.weight)
+        if target:
+            bias = self.model.get_parameter(target)
+            with torch.no_grad():
+                bias.add_(((wanted @ sums.x - fresh @ sums.z) / sums.rows).to(bias))
+            self.changed.append(target)
+
+
+def _refusal(reader: Reader) -> str:
+    """Why a consumer can't be solved; empty where it can."""
+    name, dense = reader.consumer.weight, reader.tensor
+    if len(reader.consumer.meetings) > 1:
+        return f"{name}: it is used several times"
+    if reader.consumer.size != dense.shape[reader.consumer.weight_dim]:
+        return f"{name}: its convolution has groups"
+    if reader.window == 1 and dense.ndim > 2:
+        return f"{name}: it is no matrix"
+    return ""
+
+
+def _rows(met: Met, samples: Samples) -> Tensor:
+    windows = patches(met.node, met.operand)
+    source, dim = (met.operand, met.meeting.dim) if windows is None else (windows, 1)
+    return samples.rows(source, dim, torch.float32).flat
+
+
+def _matrix(reader: Reader, weight: Tensor) -> Tensor:
+    """A pruned weight as [outputs, columns]."""
+    return weight.flatten(1) if weight.ndim > 2 else weight.movedim(reader.consumer.weight_dim, -1)
+
+
+def _shaped(reader: Reader, matrix: Tensor, like: Tensor) -> Tensor:
+    moved = matrix.reshape(like.shape) if like.ndim > 2 else matrix.movedim(-1, reader.consumer.weight_dim)
+    return moved.to(like)
+
+
+def _scale(now: Tensor, dense: Tensor, reader: Reader) -> Tensor | float:
+    """By what each row was multiplied when it was cut (a scale that the module's Python computes from a size)."""
+    stays = torch.ones(dense.shape[1], dtype=torch.bool)
+    stays[torch.from_numpy(reader.gone)] = False
+    return row_scale(now, dense[:, stays])
