@@ -38,10 +38,6 @@ class Product:
         """What came in, [..., groups * columns]."""
         return self.laid_out(self.given.detach())
 
-    def outputs(self, values: Tensor) -> Tensor:
-        """Values in the shape of what was made, or its gradient, as [..., groups * rows]."""
-        return values.detach().movedim(self.channels, -1)
-
 
 class Watching(TorchFunctionMode):
     """Gives every product with one of the `wanted` parameters to `seen`, while this mode is on."""
@@ -99,7 +95,7 @@ def _addmm(mode: Watching, made: Tensor, args: Any, kwargs: Any) -> Product | No
     """b + x V."""
     bias, x, weight = _bound(("input", "mat1", "mat2"), args, kwargs)
     scaled = kwargs.get("beta", 1) != 1 or kwargs.get("alpha", 1) != 1
-    return None if scaled else _turned(mode, x, weight, bias, made)
+    return None if scaled or bias.ndim > 1 else _turned(mode, x, weight, bias, made)
 
 
 def _turned(mode: Watching, x: Any, weight: Any, bias: Any, made: Tensor) -> Product | None:

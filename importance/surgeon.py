@@ -44,7 +44,7 @@ class Factors:
     """Of one weight, sums over rows of what came in, of what went out, and of its gradients.
 
     `rows` and `columns` are the dims of the parameter that its matrix [groups, rows, columns] has as such, `needs` says which of
-    these dims are to have costs, `size` how large they are. Where there is a bias, it is the matrix's last column.
+    these dims are to have costs, `size` how large they are. A `bias` is one more column, whose input is 1.
     """
 
     rows: int
@@ -52,21 +52,21 @@ class Factors:
     needs: frozenset[int]
     size: tuple[int, ...]
     weight: Tensor = field(default_factory=lambda: torch.zeros(()))
+    bias: Tensor | None = None
     count: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
 
-    def add_inputs(self, rows: Tensor, weight: Tensor) -> None:
-        """Take in rows [n, groups, columns] and the weight [groups, rows, columns], both with the bias's column if any."""
-        self.weight = weight
+    def add_inputs(self, rows: Tensor, made: Tensor) -> None:
+        """Take in rows [n, groups, columns], with the bias's column of ones if any, and what they became [n, groups, rows]."""
         self.count += len(rows)
-        self._add("made", torch.einsum("ngc,grc->ngr", rows, weight).square().sum(dim=0))
+        self._add("made", made.square().sum(dim=0))
         self._add("input sizes", rows.square().mean(dim=2).sum(dim=0))
         if self.columns in self.needs:
             self._add("inputs", torch.einsum("ngc,ngd->gcd", rows, rows))
 
     def add_gradients(self, rows: Tensor) -> None:
         """Take in gradients [n, groups, rows]."""
-        self._add("pulled", torch.einsum("ngr,grc->ngc", rows, self.weight).square().sum(dim=0))
+        self._add("pulled", torch.einsum("ngr,grc->ngc", rows, wide(self.weight)).square().sum(dim=0))
         self._add("gradient sizes", rows.square().mean(dim=2).sum(dim=0))
         if self.rows in self.needs:
             self._add("gradients", torch.einsum("ngr,ngs->grs", rows, rows))
@@ -81,15 +81,19 @@ class Factors:
         means = {name: total.double().cpu() / max(self.count, 1) for name, total in self.sums.items()}
         squares = self.weight.double().cpu().square()
         if self.rows in self.needs:
-            made = means["made"] + damping * means["input sizes"][:, None] * squares.sum(dim=2)
+            sizes = squares.sum(dim=2)
+            if self.bias is not None:
+                sizes = sizes + self.bias.double().cpu().expand(sizes.numel()).reshape(sizes.shape).square()
+            made = means["made"] + damping * means["input sizes"][:, None] * sizes
             found = made / (2 * _inverse_diagonals(means["gradients"], damping, f"{where} (its gradients)"))
             yield self.rows, found.reshape(self.size[self.rows])
         if self.columns in self.needs:
             pulled = means["pulled"] + damping * means["gradient sizes"][:, None] * squares.sum(dim=1)
-            found = pulled / (2 * _inverse_diagonals(means["inputs"], damping, f"{where} (its inputs)"))
-            channels = self.size[self.columns]
-            window = found.shape[1] // channels
-            yield self.columns, found[:, : channels * window].reshape(-1, channels, window).sum(dim=(0, 2))
+            within = _inverse_diagonals(means["inputs"], damping, f"{where} (its inputs)")[:, : pulled.shape[1]]
+            yield (
+                self.columns,
+                (pulled / (2 * within)).reshape(len(pulled), self.size[self.columns], -1).sum(dim=(0, 2)),
+            )
 
 
 def _inverse_diagonals(factor: Tensor, damping: float, where: str) -> Tensor:
@@ -216,23 +220,21 @@ class _Gatherer:
         """Take in a product, and its gradient once there is one."""
         if not product.made.requires_grad:
             return
-        groups = len(product.weight)
+        groups, channels = len(product.weight), product.channels
         found = self._factors_of(product)
         rows = self._rows(product.inputs, groups)
-        weight = wide(product.weight)
-        if product.bias is not None and product.bias.ndim < 2:
-            ones = rows.new_ones(*rows.shape[:2], 1)
-            bias = wide(product.bias.detach()).expand(product.made.shape[product.channels])
-            rows, weight = torch.cat([rows, ones], 2), torch.cat([weight, bias.reshape(groups, -1, 1)], 2)
-        found.add_inputs(rows, weight)
-        product.made.register_hook(lambda g: found.add_gradients(self._rows(product.outputs(g), groups)))
+        if found.bias is not None:
+            rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
+        found.add_inputs(rows, self._rows(product.made.detach().movedim(channels, -1), groups))
+        product.made.register_hook(lambda g: found.add_gradients(self._rows(g.detach().movedim(channels, -1), groups)))
 
     def _factors_of(self, product: Product) -> Factors:
         use = Use(self.names[id(product.parameter)], product.transposed, product.bias is not None)
         if use not in self.factors:
             rows, columns = (1, 0) if use.transposed else (0, 1)
             needs = frozenset(d for d in (0, 1) if (use.name, d) in self.dims)
-            self.factors[use] = Factors(rows, columns, needs, tuple(product.parameter.shape))
+            bias = None if product.bias is None else product.bias.detach()
+            self.factors[use] = Factors(rows, columns, needs, tuple(product.parameter.shape), product.weight, bias)
         return self.factors[use]
 
     def _rows(self, values: Tensor, groups: int) -> Tensor:

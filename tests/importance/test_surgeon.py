@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import checkpoint
 
 import depgraph
 import importance
@@ -206,6 +209,47 @@ def test_all_weights_of_whole_architectures_are_seen(name: str, unseen: set[str]
     assert wide - {use.name for use in scorer._gathered(graph, layout)} == unseen
     found = scorer(graph)
     assert all(np.isfinite(s).all() and (s >= 0).all() for s in found.values())
+
+
+def test_what_is_changed_in_place_or_computed_again_counts_once() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.three = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+            self.form = "plain"
+
+        def middle(self, x: Tensor) -> Tensor:
+            return torch.relu(self.two(x))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.one(x).relu_() if self.form == "in place" else torch.relu(self.one(x))
+            if self.form == "again":
+                return self.three(checkpoint.checkpoint(self.middle, h, use_reentrant=True))
+            return self.three(self.middle(h))
+
+    model, x = Net(), torch.randn(30, 4)
+    graph = depgraph.trace(model, x)
+    found = {}
+    for form in ("plain", "in place"):
+        model.form = form
+        found[form] = Surgeon([x], lambda output, _: output.square().mean())(graph)
+    for one in graph.axes:
+        for form in ("in place", "again"):
+            np.testing.assert_allclose(found[form][one.name], found["plain"][one.name], rtol=1e-5)
+
+
+def test_nothing_of_a_batch_is_held_on_to() -> None:
+    """Rows of a layer would be seen by nobody else: they are gone once scores are there."""
+    model, batches, loss = regression()
+    graph = depgraph.trace(model, batches[0][0])
+    seen: list[weakref.ref[Tensor]] = []
+    model[0].register_forward_hook(lambda module, args, made: seen.append(weakref.ref(made)))
+    gc.disable()
+    try:
+        Surgeon(batches, loss)(graph)
+        assert len(seen) == 12 and not any(held() is not None for held in seen)
+    finally:
+        gc.enable()
 
 
 def test_padding_does_not_count() -> None:
