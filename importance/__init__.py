@@ -8,48 +8,46 @@ from importance import allocations
 from importance.accumulators import Absolutes, Gram, Moments, Norms, SampleMeans, Weights
 from importance.activation import CRITERIA, Activation, Criterion
 from importance.allocations import Allocated
-from importance.column_norms import ColumnNorm
+from importance.column_magnitude import ColumnMagnitude
 from importance.compensation import Compensated, Compensation, compensate
 from importance.contributions import Contributions
-from importance.curvature import SecondOrder
-from importance.experts import ExpertClusters, Mixture, averaged_experts, expert_clusters, mixtures, representatives
-from importance.geometric_median import GeometricMedian
-from importance.gradient_norms import Calibration, GradientNorm, gradient_norms
-from importance.lora import Adapter, LoRAPrune, adapters_of
+from importance.experts import ExpertClusters, clusters_below, clusters_of, merges
+from importance.fisher import Fisher
+from importance.fpgm import FilterDistance
+from importance.gblm import GradientBlend
+from importance.lora import LoraPrune
 from importance.losses import next_token
 from importance.magnitude import Magnitude
-from importance.norm_scales import NormScale
 from importance.normalisation import Normalisation
 from importance.obs import OptimalBrain
 from importance.randomly import Random
 from importance.reduction import Reduction
 from importance.registry import named, names, needs_data
+from importance.scales import NormScale
 from importance.schedule import Schedule, Scheduled, Step
 from importance.statistics import Consumer, Gathering, Statistics, collect, consumers_of
-from importance.surgeon import Surgeon, surgeon_update
+from importance.surgeon import Surgeon, column_costs, row_costs, surgeon_update
 from importance.taylor import Taylor
 
 __all__ = [
     "Absolutes",
     "Activation",
-    "Adapter",
     "Allocated",
     "CRITERIA",
-    "Calibration",
-    "ColumnNorm",
+    "ColumnMagnitude",
     "Compensated",
     "Compensation",
     "Consumer",
     "Contributions",
     "Criterion",
     "ExpertClusters",
+    "FilterDistance",
+    "Fisher",
     "Gathering",
-    "GeometricMedian",
-    "GradientNorm",
+    "GradientBlend",
     "Gram",
-    "LoRAPrune",
+    "LoraPrune",
     "Magnitude",
-    "Mixture",
     "Moments",
     "NormScale",
     "Normalisation",
@@ -60,25 +58,23 @@ __all__ = [
     "SampleMeans",
     "Schedule",
     "Scheduled",
-    "SecondOrder",
     "Statistics",
     "Step",
     "Surgeon",
     "Taylor",
     "Weights",
-    "adapters_of",
     "allocations",
-    "averaged_experts",
+    "clusters_below",
+    "clusters_of",
     "collect",
+    "column_costs",
     "compensate",
     "consumers_of",
-    "expert_clusters",
-    "gradient_norms",
-    "mixtures",
+    "merges",
     "named",
     "names",
     "needs_data",
     "next_token",
-    "representatives",
+    "row_costs",
     "surgeon_update",
 ]

@@ -1,204 +1,236 @@
-"""STUN: experts that are chosen alike are one cluster, of which one expert stays (METHODS.md 2.27)."""
+"""Experts that are alike are merged into clusters, and one of each cluster is kept (STUN, METHODS.md 2.27).
+
+Experts are alike whose rows in the router are near, or that are chosen for the same tokens. Two clusters are as far apart as
+the farthest pair of theirs (complete linkage), and the nearest two are joined, one pair after the other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx import Node
 
-from depgraph import Axis, DependencyGraph
-from depgraph.coupling import NONE
-from depgraph.errors import NothingToPrune, ScoreError
-from depgraph.finite import require_finite
+from depgraph import DependencyGraph
+from depgraph.capture.capturing import quiet
+from depgraph.cutting.sides import operator_name
+from depgraph.errors import DataError, ScoreError
+from depgraph.layers import Anatomy
+from depgraph.observing import Observer
 from importance.activation import with_unread
-from importance.clustering import Clusters, coactivation_distances, linkage, merged, row_distances
-from importance.consumed import consumed_dims
+from importance.calling import check_batches, inputs_of, moved
+from importance.fpgm import in_front, indices_of, slices
 from importance.layout import Layout, Place
-
-_PIECE = 1 << 22
-_ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """An axis of experts: the place of the gate, the matrix with a row for each that scores them, and of their weights."""
-
-    axis: str
-    size: int
-    gate: Place
-    weights: tuple[Place, ...]
+from importance.rows import Samples
+from importance.units import units
 
 
-def mixtures(graph: DependencyGraph) -> list[Mixture]:
-    """The axes of experts with a gate: those along which matrices are stacked, and a matrix is multiplied with what comes in.
+class Merge(NamedTuple):
+    """Two clusters become one, at this distance: `kept` stands for it, `lost` for nothing from here on."""
 
-    Of a tensor of three dims or more no dim but the first of an expert axis counts groups one by one; the gate is a parameter of
-    two dims whose other dim is summed over. Both are seen from the graph, not from names.
+    kept: int
+    lost: int
+    distance: float
+
+
+def merges(distances: np.ndarray, inner: np.ndarray | None = None) -> Iterator[Merge]:
+    """All joins of n experts with these distances [n, n], nearest clusters first, until one is left.
+
+    `inner` are the inner products of the experts' weights [n, n]: of the two that stand for the joined clusters, the one
+    nearer to the mean of all members' weights stays; without it, the one that comes first.
     """
-    layout, read = Layout.of(graph), consumed_dims(graph)
-    found = []
-    for axis in graph.axes:
-        places = layout.places[axis.name]
-        gates = [p for p in places if _is_gate(p, layout.parameters[p.parameter], axis, read)]
-        stacks = tuple(p for p in places if _is_stack(p, layout.parameters[p.parameter], axis, read))
-        if len(gates) == 1 and stacks:
-            found.append(Mixture(axis.name, axis.size, gates[0], tuple(p for p in places if p is not gates[0])))
-    return found
+    apart = np.array(distances, dtype=np.float64)
+    np.fill_diagonal(apart, np.inf)
+    members = {expert: [expert] for expert in range(len(apart))}
+    while len(members) > 1:
+        one, other = (int(i) for i in sorted(np.unravel_index(np.argmin(apart), apart.shape)))
+        distance = float(apart[one, other])
+        joined = members.pop(one) + members.pop(other)
+        kept = one if inner is None else nearest_to_mean(inner, joined, (one, other))
+        lost = other if kept == one else one
+        farthest = np.maximum(apart[one], apart[other])
+        apart[lost], apart[:, lost] = np.inf, np.inf
+        apart[kept], apart[:, kept] = farthest, farthest
+        apart[kept, kept] = apart[kept, lost] = apart[lost, kept] = np.inf
+        members[kept] = joined
+        yield Merge(kept, lost, distance)
 
 
-def _one_each(place: Place, axis: Axis) -> bool:
-    used = place.labels[place.labels != NONE]
-    return len(used) == axis.size == len(np.unique(used))
+def nearest_to_mean(inner: np.ndarray, members: Iterable[int], candidates: Iterable[int]) -> int:
+    """Of `candidates`, the one whose weights are nearest to the mean of those of `members`; `inner` are inner products [n, n]."""
+    given = list(members)
+    return min(candidates, key=lambda c: (float(inner[c, c] - 2 * inner[c, given].mean()), c))
 
 
-def _is_gate(place: Place, parameter: Tensor, axis: Axis, read: set[tuple[int, int]]) -> bool:
-    return parameter.ndim == 2 and _one_each(place, axis) and (id(parameter), 1 - place.dim) in read
+def clusters_of(distances: np.ndarray, count: int) -> list[list[int]]:
+    """The experts in `count` clusters, from distances [n, n]. Raises ScoreError for a count below 1 or above n."""
+    if not 1 <= count <= len(distances):
+        raise ScoreError(f"{len(distances)} experts can't be in {count} clusters")
+    return _joined(len(distances), list(merges(distances))[: len(distances) - count])
 
 
-def _is_stack(place: Place, parameter: Tensor, axis: Axis, read: set[tuple[int, int]]) -> bool:
-    """Is a matrix stacked along this dim for every group, one of whose dims is summed over?"""
-    others = [d for d in range(parameter.ndim) if d != place.dim]
-    summed = any((id(parameter), d) in read for d in others)
-    return parameter.ndim == 3 and _one_each(place, axis) and summed and (id(parameter), place.dim) not in read
+def clusters_below(distances: np.ndarray, threshold: float) -> list[list[int]]:
+    """The experts in clusters of which all members are nearer to one another than `threshold`, from distances [n, n]."""
+    return _joined(len(distances), [merge for merge in merges(distances) if merge.distance < threshold])
+
+
+def _joined(count: int, joins: list[Merge]) -> list[list[int]]:
+    found = {expert: [expert] for expert in range(count)}
+    for merge in joins:
+        found[merge.kept] = sorted(found[merge.kept] + found.pop(merge.lost))
+    return sorted(found.values())
 
 
 @dataclass(frozen=True)
 class ExpertClusters:
-    """Scores of experts by how near they are to another that can stand in for them.
+    """Ranks experts so that the n - k that stay after the lowest k stand for n - k clusters of experts that are alike.
 
-    Distances between experts are those of their rows of the gate, relative to its size, or how rarely they are chosen
-    together, or a mix. Clusters are merged, nearest first, by complete linkage; where two are, the expert that stands for one
-    of them goes: the one that is farther (L2 over all weights) from the mean of all members. Its score is the distance at which
-    it goes, so that a threshold on scores of all layers is STUN's on distances. The last expert scores above all others. Axes
-    without experts have no such scores: they go last, by the size of their weights (`only=importance.units(graph, "experts")`
-    leaves them out).
+    An expert's score is the distance at which its cluster is joined to one that another expert stands for: by `router` times
+    the distance of the router's rows (over the norm of all), less `coactivation` times how many tokens both were chosen for
+    (over the mean of that). Of two experts that stand for clusters, the one nearer to the mean of the joined one's stays, over
+    all weights but the router's. The paper takes the member of a cluster nearest to its mean, whatever stood for its parts:
+    then what is kept at one ratio isn't part of what is kept at a milder one, and no score ranks it.
+
+    Axes that aren't experts go last, by the size of their weights.
 
     Args:
-        coactivation: by the name of an expert axis, how often two experts were chosen for one token, [experts, experts].
-        gate_weight: what the distances of gate rows count beside those of co-activation, which count 1; the paper's code takes
-            co-activation alone (0).
+        data: batches (tensors, tuples of arguments or dicts of keyword arguments); needed with `coactivation` only.
+        router: the share of the router's rows in distances.
+        coactivation: the share of common tokens.
 
-    Raises, when called: NothingToPrune when the graph has no axis of experts with a gate, ScoreError for counts of an axis that
-    is none, and DataError for counts that are no symmetric matrix.
+    Raises: ScoreError at once when neither has a share, or batches are missing; when called, NothingToPrune for a model without
+    experts, ScoreError where no top-k chooses them or weights are NaN or infinite, DataError for no batches or unfit ones.
     """
 
     comparable: ClassVar[bool] = True
 
-    coactivation: Mapping[str, np.ndarray] | None = None
-    gate_weight: float = 1.0
+    data: Iterable[Any] | None = field(default=None)
+    router: float = 1.0
+    coactivation: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.router < np.inf and 0 <= self.coactivation < np.inf and self.router + self.coactivation > 0):
+            raise ScoreError("router and coactivation must be at least 0, and one of them more than that")
+        if self.coactivation and self.data is None:
+            raise ScoreError("which experts are chosen together needs calibration data: pass batches")
+        if self.data is not None:
+            check_batches(self.data)
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
-        require_finite(graph.model, ScoreError)
-        layout, found = Layout.of(graph), mixtures(graph)
-        if not found:
-            raise NothingToPrune(
-                "no axis of stacked experts with a gate was found: score this model's other axes by something else"
-            )
-        unknown = sorted(set(self.coactivation or {}) - {mixture.axis for mixture in found})
-        if unknown:
+        names, layout = units(graph, "experts"), Layout.of(graph)
+        common = _together(graph, names, self.data) if self.coactivation and self.data is not None else {}
+        anatomy = Anatomy(graph)
+        scores = {}
+        for name in names:
+            size = graph[name].size
+            routers = _routers(anatomy, name)
+            places = layout.places[name]
+            rows = _inner(layout, [p for p in places if id(layout.parameters[p.parameter]) in routers], size)
+            held = _inner(layout, [p for p in places if id(layout.parameters[p.parameter]) not in routers], size)
+            distances = self.router * _distances(rows)
+            if name in common:
+                distances = distances - self.coactivation * _over_mean(common[name])
+            scores[name] = _ranks(distances, held)
+        return with_unread(graph, scores)
+
+
+def _routers(anatomy: Anatomy, axis: str) -> set[int]:
+    """The ids of the weights whose outputs are along an axis."""
+    widths, tensors = anatomy.graph.widths, anatomy.graph.tensors()
+    made = (layer for layer in anatomy.layers if layer.out is not None and axis in widths.axes_of(layer.out))
+    return {id(tensors[layer.target]) for layer in made if not layer.beside}
+
+
+@torch.no_grad()
+def _inner(layout: Layout, places: list[Place], size: int) -> np.ndarray:
+    """The inner products of groups' slices of weights, added over these: [groups, groups] in float64."""
+    total = np.zeros((size, size))
+    for place in places:
+        groups, table = indices_of(place.labels)
+        weight = layout.parameters[place.parameter].detach()
+        found: Tensor = sum(
+            part @ part.T for part in slices(in_front(weight, place.dim), torch.from_numpy(table).to(weight.device))
+        )  # type: ignore[assignment]
+        total[np.ix_(groups, groups)] += found.cpu().double().numpy()
+        if not np.isfinite(total).all():
             raise ScoreError(
-                f"{unknown[0]!r} is no axis of experts: co-activation can be given for {', '.join(m.axis for m in found)}"
+                f"parameter {place.parameter!r} holds NaN or infinite values: repair or reload the weights before scoring"
             )
-        return with_unread(graph, {m.axis: self._scores(layout, m) for m in found})
-
-    def distances(self, graph: DependencyGraph, mixture: Mixture) -> np.ndarray:
-        """The distances of a mixture's experts, [experts, experts], infinite on the diagonal."""
-        return self._distances(Layout.of(graph), mixture)
-
-    def _distances(self, layout: Layout, mixture: Mixture) -> np.ndarray:
-        counts = (self.coactivation or {}).get(mixture.axis)
-        gate = np.concatenate(list(_pieces(layout, mixture.gate)), axis=1)
-        rows = row_distances(gate, relative=True)
-        if counts is None:
-            return rows
-        together = coactivation_distances(counts)
-        if together.shape != rows.shape:
-            raise ScoreError(f"{mixture.axis!r} has {mixture.size} experts, but co-activation counts {together.shape}")
-        return together + self.gate_weight * rows if self.gate_weight else together
-
-    def _scores(self, layout: Layout, mixture: Mixture) -> np.ndarray:
-        experts = _products(layout, mixture)
-        members = {unit: [unit] for unit in range(mixture.size)}
-        standing = {unit: unit for unit in range(mixture.size)}
-        scores = np.full(mixture.size, np.nan)
-        for one, two, apart in linkage(self._distances(layout, mixture)):
-            members[one] += members.pop(two)
-            pair = [standing[one], standing.pop(two)]
-            stays = _nearest(experts, members[one], pair)
-            standing[one] = stays
-            scores[pair[1 - pair.index(stays)]] = apart
-        top = float(np.nanmax(scores, initial=0.0))
-        return np.where(np.isnan(scores), top + max(abs(top), 1.0), scores)
-
-
-def expert_clusters(distances: np.ndarray, keep: int) -> Clusters:
-    """`keep` clusters of experts as STUN's code finds them: the lowest threshold at which its greedy merging comes to so few.
-
-    Raises ScoreError when `keep` isn't from 1 to the number of experts.
-    """
-    if not 1 <= keep <= len(distances):
-        raise ScoreError(f"from 1 to {len(distances)} experts can be kept, not {keep}")
-    upper = np.unique(distances[np.triu_indices(len(distances), 1)])
-    steps = [*np.nextafter(upper, np.inf)]
-    low, high = 0, len(steps)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if len(merged(distances, steps[middle], keep)) <= keep else (middle + 1, high)
-    return merged(distances, steps[low] if low < len(steps) else np.inf, keep)
-
-
-def representatives(graph: DependencyGraph, mixture: Mixture, clusters: Iterable[Iterable[int]]) -> list[int]:
-    """For each cluster its member that is nearest (L2 over all weights, the gate's row aside) to the mean of the cluster."""
-    experts = _products(Layout.of(graph), mixture)
-    return [_nearest(experts, list(cluster), list(cluster)) for cluster in clusters]
-
-
-def averaged_experts(graph: DependencyGraph, mixture: Mixture, clusters: Iterable[Iterable[int]]) -> dict[str, Tensor]:
-    """Parameters in which the representative of every cluster is the mean of its members, gate row and all, by name.
-
-    Write them into the model before the others are cut out (STUN averages where few clusters are left). The model isn't changed.
-    """
-    layout, listed = Layout.of(graph), [list(cluster) for cluster in clusters]
-    stays = representatives(graph, mixture, listed)
-    changed: dict[str, Tensor] = {}
-    for place in (mixture.gate, *mixture.weights):
-        tensor = changed.get(place.parameter, layout.parameters[place.parameter].detach()).clone()
-        source = tensor.clone()
-        for expert, cluster in zip(stays, listed, strict=True):
-            rows = [torch.from_numpy(np.flatnonzero(place.labels == unit)).to(tensor.device) for unit in cluster]
-            mean = torch.stack([source.index_select(place.dim, at).float() for at in rows]).mean(dim=0)
-            tensor.index_copy_(place.dim, rows[cluster.index(expert)], mean.to(tensor.dtype))
-        changed[place.parameter] = tensor
-    return changed
-
-
-def _pieces(layout: Layout, place: Place) -> Iterator[np.ndarray]:
-    """What a parameter has of each group, in the order of groups, a piece of the columns at a time: [groups, ...] in float64."""
-    order = np.argsort(np.where(place.labels == NONE, np.iinfo(np.int64).max, place.labels), kind="stable")
-    parameter = layout.parameters[place.parameter].detach().movedim(place.dim, 0)
-    used = torch.from_numpy(order[: int((place.labels != NONE).sum())]).to(parameter.device)
-    table = parameter if parameter.ndim > 1 else parameter[:, None]
-    step = max(1, _PIECE * table.shape[1] // max(table.numel(), 1))
-    for piece in table.split(step, dim=1):
-        yield piece.index_select(0, used).cpu().double().reshape(int(place.labels.max()) + 1, -1).numpy()
-
-
-def _products(layout: Layout, mixture: Mixture) -> np.ndarray:
-    """The inner products of all experts' weights, [experts, experts]: all that distances to means need."""
-    total = np.zeros((mixture.size, mixture.size))
-    for place in (p for p in mixture.weights if layout.parameters[p.parameter].ndim > 1):
-        for rows in _pieces(layout, place):
-            total += rows @ rows.T
     return total
 
 
-def _nearest(products: np.ndarray, cluster: list[int], among: list[int]) -> int:
-    """Which of `among` is nearest to the mean of a cluster; of those that are as near, as two always are, the largest."""
-    sizes = products[among, among]
-    apart = sizes - 2 * products[np.ix_(among, cluster)].mean(axis=1)  # |x - m|^2, but for what all have alike
-    near = apart <= apart.min() + _ROUNDING * np.abs(products[cluster, cluster]).max()
-    return among[int(np.argmax(np.where(near, sizes, -1.0)))]
+def _distances(inner: np.ndarray) -> np.ndarray:
+    """Distances of rows with these inner products, over the norm of all."""
+    squares = np.diag(inner)
+    apart = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * inner, 0))
+    return apart / np.sqrt(squares.sum()) if squares.sum() > 0 else apart
+
+
+def _over_mean(counts: np.ndarray) -> np.ndarray:
+    mean = float(np.abs(counts).mean())
+    return counts / mean if mean else counts
+
+
+def _ranks(distances: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """The distances at which experts are lost, each a little above those lost before; the last one's is above all."""
+    scores, before, last = np.zeros(len(distances)), -np.inf, 0
+    for merge in merges(distances, inner):
+        before = max(merge.distance, float(np.nextafter(before, np.inf)))
+        scores[merge.lost], last = before, merge.kept
+    scores[last] = before + max(abs(before), 1.0) if np.isfinite(before) else 0.0
+    return scores
+
+
+def _together(graph: DependencyGraph, names: list[str], batches: Iterable[Any]) -> dict[str, np.ndarray]:
+    """For every axis of experts, how many tokens each two of its groups were chosen for: [groups, groups], zero for itself."""
+    choosing = {name: _choice(graph, name) for name in names}
+    counts = {name: np.zeros((graph[name].size, graph[name].size)) for name in names}
+    device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
+    observer, seen, samples = Observer(graph), 0, Samples(1)
+
+    def count(name: str, chosen: Tensor) -> None:
+        labels = torch.from_numpy(_labels(graph, name, choosing[name])).to(chosen.device)
+        groups = labels[chosen.reshape(-1, chosen.shape[-1])]
+        each = torch.zeros(len(groups), graph[name].size + 1, device=chosen.device).scatter_(
+            1, groups % (graph[name].size + 1), 1.0
+        )
+        rows = samples.rows(each[:, :-1], -1, torch.float32).flat
+        counts[name] += (rows.T @ rows).cpu().double().numpy()
+
+    with quiet(graph.model):
+        for batch in batches:
+            args, kwargs = inputs_of(graph.model, moved(batch, device))
+            samples = Samples.of(args, kwargs)
+            watch = {node.name: lambda chosen, name=name: count(name, chosen) for name, node in choosing.items()}
+            observer.run((args, kwargs), seen=watch)
+            seen += 1
+    if not seen:
+        raise DataError(
+            "there are no batches to see experts chosen on (a generator gives its batches only once: pass a list)"
+        )
+    for found in counts.values():
+        np.fill_diagonal(found, 0)
+    return counts
+
+
+def _choice(graph: DependencyGraph, axis: str) -> Node:
+    """The last node that holds the indices of experts that a top-k has chosen."""
+    values = graph.capture.program.values
+    for node in reversed(list(graph.capture.exported.graph.nodes)):
+        value = values.get(node.name)
+        domain = value.domain if value is not None and value.shape[-1:] > (1,) else None
+        made_by = node.all_input_nodes[0].target if node.all_input_nodes else None
+        if domain is not None and operator_name(made_by) == "topk" and axis in graph.widths.axes_of(domain):
+            return node
+    raise ScoreError(f"no top-k chooses several of the experts of axis {axis!r} at a time: take coactivation=0")
+
+
+def _labels(graph: DependencyGraph, axis: str, node: Node) -> np.ndarray:
+    """The group of every index that a choice may hold, -1 for none."""
+    value = graph.capture.program.values[node.name]
+    found: np.ndarray = graph[axis].labels[graph.widths.class_of(value.domain)]  # type: ignore[arg-type]
+    return found

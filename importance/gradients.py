@@ -1,4 +1,4 @@
-"""Forward and backward passes over calibration batches, with gradients that are consumed as they are made."""
+"""Backward passes on borrowed gradients: each is taken as soon as it is made, and the model is left as it was."""
 
 from __future__ import annotations
 
@@ -12,76 +12,128 @@ from torch import Tensor, nn
 from depgraph.capture.capturing import quiet
 from depgraph.capture.keeping import put_back
 from depgraph.errors import DataError, ScoreError
-from importance.calling import each_tensor, loss_of, moved
+from importance.calling import loss_of, moved
+from importance.layout import Layout
 from importance.losses import Loss
+from importance.sums import Saliency, index_sums
 
-Consume = Callable[[Tensor, Tensor], None]
-"""Takes in a parameter and its gradient, dense, which is freed afterwards."""
-
-Backward = Callable[[Any, float], None]
-"""Runs a model forward on one batch and backward from its loss times a factor."""
+Hook = Callable[[Tensor], None]
+"""Called with a parameter that has just been given its gradient."""
 
 
 @contextlib.contextmanager
-def passes(
-    model: nn.Module, wanted: Iterable[Tensor], loss: Loss | None, consume: Consume | None
-) -> Iterator[Backward]:
-    """A function that runs `model` forward and backward on a batch, with gradients for the `wanted` parameters alone.
+def backwards(
+    model: nn.Module, parameters: Mapping[str, Tensor], loss: Loss | None, hook: Hook | None
+) -> Iterator[Callable[..., None]]:
+    """A function that runs one batch (or sample) backward, its gradients going to `hook`, or added up without one.
 
-    Each gradient is given to `consume` as soon as it is made and freed then, so that one lives at a time; without it, they add
-    up in `grad`. The model runs in eval mode without a key-value cache; gradients, `requires_grad`, mode, buffers and the
-    random state are put back at the end, also after an error.
-
-    Raises ScoreError for a model that can have no gradients; when called, ScoreError and DataError as `loss_of` does.
+    A second argument is called with the loss before that goes backward. The model runs in eval mode without a key-value
+    cache, and is put back afterwards, also after an error. Raises DataError when the function was never called: there were
+    no batches.
     """
-    require_differentiable(model)
     device = next(model.parameters()).device
-    with put_back(model) as written, quiet(model), borrowed(model, wanted, consume):
+    calls = 0
+    with put_back(model) as written, quiet(model), borrowed(model, parameters, hook):
 
-        def backward(batch: Any, factor: float) -> None:
+        def backward(batch: Any, before: Callable[[Tensor], None] = lambda loss: None) -> None:
+            nonlocal calls
             with written:
-                value = loss_of(model, each_tensor(moved(batch, device), _ordinary), loss)
-            torch.autograd.backward(value if factor == 1 else value * factor)  # as no function, it leaves modes on
+                value = loss_of(model, moved(batch, device), loss)
+            before(value)
+            value.backward()
+            calls += 1
 
         yield backward
+        if not calls:
+            raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")
 
 
-def _ordinary(tensor: Tensor) -> Tensor:
-    """A tensor that autograd takes: a copy of one that was made in inference mode."""
-    return tensor.clone() if tensor.is_inference() else tensor
+def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
+    """The batches, with a bar on stderr if asked for."""
+    if not progress:
+        return batches
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(batches, "scoring with gradients", console=Console(stderr=True), transient=True)
 
 
-def require_differentiable(model: nn.Module) -> None:
-    """Raise ScoreError when a parameter or buffer was made in inference mode: autograd refuses it."""
-    for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
-        for name, tensor in named:
-            if tensor.is_inference():
-                raise ScoreError(
-                    f"{kind} {name!r} was made under torch.inference_mode(), so that no gradient can be taken: build and load "
-                    "the model outside of it"
-                )
+def _require_differentiable(name: str, parameter: Tensor) -> None:
+    if parameter.is_inference():
+        raise ScoreError(
+            f"parameter {name!r} was made in inference mode and can't have a gradient: load or build the model outside "
+            "torch.inference_mode()"
+        )
+    if not (parameter.is_floating_point() or parameter.is_complex()):
+        raise ScoreError(
+            f"parameter {name!r} holds {parameter.dtype} and can't have a gradient: score the model before it is quantised"
+        )
+
+
+class GradientSums:
+    """A hook that adds the saliency of a parameter's gradient, summed per index, to running sums, and drops the gradient."""
+
+    def __init__(self, layout: Layout, saliency: Saliency) -> None:
+        self.saliency = saliency
+        self.dims = layout.dims
+        self.names = {id(parameter): name for name, parameter in layout.parameters.items()}
+        self.sums: dict[str, dict[int, Tensor]] = {
+            name: {d: torch.zeros(parameter.shape[d], dtype=torch.float64) for d in self.dims[name]}
+            for name, parameter in layout.parameters.items()
+        }
+
+    def __call__(self, parameter: Tensor) -> None:
+        if parameter.grad is None:
+            return
+        name = self.names[id(parameter)]
+        gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+        found = index_sums(self.saliency, (parameter, gradient), self.dims[name])
+        parameter.grad = None
+        self.sums[name] = {d: self.sums[name][d].to(part.device, part.dtype) + part.abs() for d, part in found.items()}
+
+
+class ElementSums:
+    """A hook that adds a function of every gradient, in float32 or wider, to a sum of the parameter's shape, and drops it."""
+
+    def __init__(self, of: Callable[[Tensor], Tensor]) -> None:
+        self.of = of
+        self.sums: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, parameter: Tensor) -> None:
+        if parameter.grad is None:
+            return
+        gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+        found = self.of(gradient.to(torch.promote_types(gradient.dtype, torch.float32)))
+        held = self.sums.get(id(parameter))
+        self.sums[id(parameter)] = found if held is None else held.add_(found)
+        parameter.grad = None
+
+    def total(self, parameter: Tensor) -> Tensor:
+        """The sum for a parameter; zeros where it never had a gradient."""
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        return self.sums.get(id(parameter), torch.zeros_like(parameter, dtype=wide, requires_grad=False))
 
 
 @contextlib.contextmanager
-def borrowed(model: nn.Module, wanted: Iterable[Tensor], consume: Consume | None) -> Iterator[None]:
-    """Gradients for the `wanted` parameters and no others, each given to `consume` as soon as it is made, and then freed.
+def borrowed(model: nn.Module, parameters: Mapping[str, Tensor], hook: Hook | None) -> Iterator[None]:
+    """Gradients for these parameters and no others, each given to `hook` as soon as it is made.
 
-    The `grad` and `requires_grad` of all parameters and the random state are put back afterwards.
+    The `grad` and `requires_grad` of all parameters and the random state are put back afterwards. Raises ScoreError, before
+    anything is changed, for a parameter that can't have a gradient.
     """
+    for name, parameter in parameters.items():
+        _require_differentiable(name, parameter)
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    chosen = {id(parameter) for parameter in wanted}
+    wanted = {id(parameter) for parameter in parameters.values()}
     devices = {p.device for p, _, _ in before if p.device.type == "cuda"}
     handles = []
-
-    def hook(parameter: Tensor) -> None:
-        take(parameter, consume)
-
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=list(devices)):
             for parameter, _, _ in before:
                 parameter.grad = None
-                parameter.requires_grad_(id(parameter) in chosen)
-                if consume is not None and id(parameter) in chosen:
+                parameter.requires_grad_(id(parameter) in wanted)
+                if hook is not None and id(parameter) in wanted:
                     handles.append(parameter.register_post_accumulate_grad_hook(hook))
             yield
     finally:
@@ -90,44 +142,3 @@ def borrowed(model: nn.Module, wanted: Iterable[Tensor], consume: Consume | None
         for parameter, requires_grad, gradient in before:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
-
-
-def take(parameter: Tensor, consume: Consume | None) -> None:
-    """Give a parameter's gradient, if it has one, to `consume` and free it."""
-    if parameter.grad is None or consume is None:
-        return
-    consume(parameter, parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad)
-    parameter.grad = None
-
-
-def each_of(batches: Iterable[Any], progress: str = "") -> Iterator[Any]:
-    """The batches, with a bar of the title `progress` on stderr unless that is empty.
-
-    Raises DataError at the end if there were none.
-    """
-    count = 0
-    for batch in _shown(batches, progress) if progress else batches:
-        yield batch
-        count += 1
-    if not count:
-        raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")
-
-
-def _shown(batches: Iterable[Any], title: str) -> Iterable[Any]:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(batches, title, console=Console(stderr=True), transient=True)
-
-
-def by_id(parameters: Mapping[str, Tensor]) -> dict[int, str]:
-    """Names of parameters by the identity of their tensors."""
-    return {id(parameter): name for name, parameter in parameters.items()}
-
-
-def add_to(sums: dict[Any, Tensor], key: Any, part: Tensor) -> None:
-    """Add a new tensor to a running sum, in place once there is one."""
-    if key in sums:
-        sums[key] += part
-    else:
-        sums[key] = part

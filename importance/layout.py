@@ -67,28 +67,18 @@ class Layout:
         return {name: tuple(sorted(dims)) for name, dims in found.items()}
 
     def scores(self, sums: Sums, reduction: Reduction, normalisation: Normalisation) -> dict[str, np.ndarray]:
-        """Group scores of every axis, float64 [groups], from scores per index of parameter dims.
-
-        Dims without scores have no say; an axis that has no other gets zeros, see `known`.
+        """Group scores of every axis, float64 [groups], from scores per index of every parameter dim.
 
         Raises ScoreError when a score is NaN or infinite, naming the parameter.
         """
-        given = {name: sums.get(name, {}) for name in self.dims}
-        arrays = {
-            (n, d): given[n][d].cpu().double().numpy() for n, dims in self.dims.items() for d in dims if d in given[n]
-        }
+        arrays = {(name, d): sums[name][d].cpu().double().numpy() for name, dims in self.dims.items() for d in dims}
         for (name, d), array in arrays.items():
             if not np.isfinite(array).all():
                 raise ScoreError(_what_is_wrong(name, self.parameters[name], d, array))
-        scored = {axis: [p for p in places if (p.parameter, p.dim) in arrays] for axis, places in self.places.items()}
         return {
             axis: normalisation(reduction([(p.labels, arrays[p.parameter, p.dim]) for p in places], self.sizes[axis]))
-            for axis, places in scored.items()
+            for axis, places in self.places.items()
         }
-
-    def known(self, sums: Sums) -> list[str]:
-        """The axes that reach a dim which has scores."""
-        return [axis for axis, places in self.places.items() if any(p.dim in sums.get(p.parameter, {}) for p in places)]
 
 
 def _places(axis: Axis, tensors: dict[str, torch.Tensor], first: dict[int, str]) -> dict[tuple[str, int], Place]:

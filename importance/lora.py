@@ -1,8 +1,8 @@
-"""LoRAPrune: gradients of frozen weights estimated from those of their low-rank adapters, while these are trained."""
+"""LoRAPrune: gradients of frozen weights, estimated from those of the low-rank adapters that are being trained on them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,170 +13,146 @@ from torch import Tensor, nn
 from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
 from importance.activation import with_unread
-from importance.layout import Layout, Place
+from importance.layout import Layout
 from importance.reduction import Reduction
-from importance.sums import index_sums, wide
+from importance.sums import index_sums
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Adapter:
-    """A weight W and the two factors that are trained for it: W + scale * B A.
+    """A low-rank adapter A [rank, in], B [out, rank] on a weight: what is used is W + scale * B A, turned if W is [in, out]."""
 
-    `a` is [rank, ...] and `b` [out, rank, ...], further dims those of a convolution; `turned` where W has its inputs along dim 0.
-    """
-
-    name: str
     weight: Tensor
     a: Tensor
     b: Tensor
-    scale: float = 1.0
-    turned: bool = False
+    scale: float
+    turned: bool
 
-    def delta(self, b: Tensor, a: Tensor) -> Tensor:
-        """B A in the shape of W, in float32 or wider."""
-        product = wide(b).flatten(1) @ wide(a).flatten(1)
-        return (product.T if self.turned else product).reshape(self.weight.shape)
+    def delta(self) -> Tensor:
+        """What the adapter adds to its weight, in float32 or wider and of its shape."""
+        return self._placed(self.scale * (_matrix(self.b) @ _matrix(self.a)))
 
     def gradient(self) -> Tensor:
-        """The estimate of d loss / d W: dB A + B dA - dB dA (METHODS.md 2.20), in the shape of W.
+        """The estimate dB A + B dA - dB dA of the weight's gradient, of its shape; an adapter without a gradient has zeros."""
+        a, b, da, db = _matrix(self.a), _matrix(self.b), _gradient(self.a), _gradient(self.b)
+        return self._placed(db @ a + b @ da - db @ da)
 
-        Raises ScoreError when the factors have no gradients, or some that are NaN or infinite.
-        """
-        da, db = self.a.grad, self.b.grad
-        if da is None or db is None:
-            raise ScoreError(
-                f"adapter {self.name!r} has no gradients: call update() after backward() and before gradients are zeroed, and keep "
-                "its factors trainable"
-            )
-        if not bool(torch.isfinite(da).all() and torch.isfinite(db).all()):
-            raise ScoreError(
-                f"the gradients of adapter {self.name!r} are NaN or infinite: skip update() in such a step"
-            )
-        return self.delta(db, self.a) + self.delta(self.b, da) - self.delta(db, da)
-
-    def merged(self) -> Tensor:
-        """W + scale * B A."""
-        return wide(self.weight) + self.scale * self.delta(self.b, self.a)
+    def _placed(self, matrix: Tensor) -> Tensor:
+        return (matrix.T if self.turned else matrix).reshape(self.weight.shape)
 
 
-def adapters_of(model: nn.Module) -> list[Adapter]:
-    """The active LoRA adapters of a peft model, of linear maps, convolutions without groups and embeddings.
-
-    Raises ScoreError when peft isn't installed, or the model has none.
-    """
-    try:
-        from peft.tuners.lora import LoraLayer
-    except ImportError as error:
-        raise ScoreError("peft isn't installed: install it, or give adapters=[importance.Adapter(...)]") from error
-    found = [
-        adapter
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
-        for adapter in _of_layer(name, module)
-    ]
-    if not found:
-        raise ScoreError(
-            f"{type(model).__name__} has no LoRA adapter that is active: wrap it with peft.get_peft_model, or give "
-            "adapters=[importance.Adapter(...)]"
-        )
-    return found
-
-
-def _of_layer(name: str, layer: Any) -> Iterator[Adapter]:
-    weight = getattr(layer.get_base_layer(), "weight", None)
-    for active in layer.active_adapters:
-        table = active in layer.lora_embedding_A
-        if active not in layer.lora_A and not table:
+def adapters_of(model: nn.Module) -> Iterator[Adapter]:
+    """The active adapters of a model that peft has put LoRA on (modules with `lora_A`, `lora_B` and `scaling`)."""
+    for module in model.modules():
+        pairs, base = getattr(module, "lora_A", None), getattr(module, "base_layer", None)
+        if not isinstance(pairs, nn.ModuleDict) or not isinstance(getattr(base, "weight", None), Tensor):
             continue
-        a = layer.lora_embedding_A[active] if table else layer.lora_A[active].weight
-        b = layer.lora_embedding_B[active] if table else layer.lora_B[active].weight
-        turned = table or bool(getattr(layer, "fan_in_fan_out", False))
-        if weight is not None and a.flatten(1).shape[1] * len(b) == weight.numel():
-            yield Adapter(f"{name} ({active})", weight, a, b, float(layer.scaling[active]), turned)
+        for name in getattr(module, "active_adapters", pairs.keys()):
+            if name in pairs:
+                yield _adapter(module, base, name)
 
 
-class LoRAPrune:
-    """Scores that follow the training of adapters (METHODS.md 2.20): call `update()` after each backward pass, then ask a plan.
+def _adapter(module: Any, base: Any, name: str) -> Adapter:
+    turned = bool(getattr(module, "fan_in_fan_out", False))
+    return Adapter(base.weight, module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name], turned)
 
-    Element score |G * (W + s B A)| with G estimated from the adapter; summed per index, then over the indices that a group has in
-    one dim of one weight. These numbers, one for each group, are brought to L2 norm 1 over the groups of an axis and summed over
-    the weights; the running mean of that over steps (`decay` of the old, the rest of the new, unbiased from the first step on) is
-    the score. The training loop is the caller's. `axes` are those that adapted weights reach; the ranks of adapters, and whatever
-    else isn't reached, score above all of them, by the size of their weights.
 
-        tracker = importance.LoRAPrune(depgraph.trace(peft_model, batch))
-        ... loss.backward(); tracker.update(); optimizer.step() ...
-        plan = graph.plan(tracker, target, only=tracker.axes)
+class LoraPrune:
+    """Scores by |G * (W + s B A)| with the estimate G = dB A + B dA - dB dA of the gradient (METHODS.md 2.20).
+
+    Only the adapters need gradients, so that scores come at no cost while these are trained: call `update` after every
+    backward pass, before the optimiser's step. Every weight's group scores are divided by their L2 norm and added over the
+    weights of an axis; of these, a moving average is kept over the updates. The object is a scorer then. An axis on which no
+    weight has an adapter goes last, by the size of its weights.
 
     Args:
-        graph: of the model with its adapters.
-        adapters: None for those of peft, see `adapters_of`.
-        decay: of the running mean, at least 0 and below 1.
-        power: 1 sums |G * W|, as the released code; 2 its square, as the paper.
+        graph: of the model with its adapters in it.
+        decay: what is left of the average at each update.
 
-    Raises ScoreError: no adapters, or none that an axis reaches; `decay` or `power` out of range; scores before an update; when
-    updating, for missing gradients, or NaN and infinite ones (the scores stay as they were then).
+    Raises ScoreError: when the model has no adapters on weights of an axis, or `decay` isn't in [0, 1).
     """
 
     comparable: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        graph: DependencyGraph,
-        adapters: Iterable[Adapter] | None = None,
-        *,
-        decay: float = 0.9,
-        power: int = 1,
-    ) -> None:
-        if not 0 <= decay < 1 or power not in (1, 2):
-            raise ScoreError(f"decay must be from 0 to below 1 and power 1 or 2, they are {decay} and {power}")
+    def __init__(self, graph: DependencyGraph, decay: float = 0.9) -> None:
+        if not 0 <= decay < 1:
+            raise ScoreError(f"decay must be at least 0 and below 1, it is {decay}")
+        self.graph, self.decay, self.updates = graph, decay, 0
         self.layout = Layout.of(graph)
-        self.adapters = list(adapters_of(graph.model) if adapters is None else adapters)
-        self.decay, self.power, self.steps = decay, power, 0
         names = {id(parameter): name for name, parameter in self.layout.parameters.items()}
-        self.by_name = {names[id(a.weight)]: a for a in self.adapters if id(a.weight) in names}
-        if not self.by_name:
+        self._adapters: dict[str, list[Adapter]] = {}
+        for adapter in adapters_of(graph.model):
+            if id(adapter.weight) in names:
+                self._adapters.setdefault(names[id(adapter.weight)], []).append(adapter)
+        self.places = {
+            axis: [place for place in places if place.parameter in self._adapters]
+            for axis, places in self.layout.places.items()
+        }
+        if not self._adapters:
             raise ScoreError(
-                "no axis of the graph reaches a weight that has an adapter: trace the model with its adapters"
+                f"{type(graph.model).__name__} has no LoRA adapters on the weights of its axes: wrap it with peft, then trace it"
             )
-        self.means: dict[str, np.ndarray] = {}
-
-    @property
-    def axes(self) -> list[str]:
-        """The names of the axes that reach a weight with an adapter."""
-        return [axis for axis, places in self.layout.places.items() if any(p.parameter in self.by_name for p in places)]
+        self.average = {axis: np.zeros(self.layout.sizes[axis]) for axis, places in self.places.items() if places}
 
     def update(self) -> None:
-        """Take in the gradients that the adapters have now."""
-        sums = {name: self._per_index(name, adapter) for name, adapter in self.by_name.items()}
-        for axis, places in self.layout.places.items():
-            known = [p for p in places if p.parameter in sums]
-            if known:
-                new = self._joined(known, sums, self.layout.sizes[axis])
-                self.means[axis] = self.decay * self.means.get(axis, np.zeros_like(new)) + (1 - self.decay) * new
-        self.steps += 1
+        """Take the adapters' gradients of this step into the average.
 
-    def _per_index(self, name: str, adapter: Adapter) -> dict[int, np.ndarray]:
-        found = index_sums(self._element, (adapter.gradient(), adapter.merged()), self.layout.dims[name])
-        return {d: part.cpu().double().numpy() for d, part in found.items()}
-
-    def _element(self, gradient: Tensor, weight: Tensor) -> Tensor:
-        return (gradient * weight).abs().pow(self.power)
-
-    def _joined(self, places: list[Place], sums: dict[str, dict[int, np.ndarray]], size: int) -> np.ndarray:
-        joined: np.ndarray = Reduction(each=_to_unit_norm)([(p.labels, sums[p.parameter][p.dim]) for p in places], size)
-        return joined
+        Raises ScoreError, the average as it was, when no adapter has a gradient, or one is NaN or infinite.
+        """
+        if all(a.a.grad is None and a.b.grad is None for found in self._adapters.values() for a in found):
+            raise ScoreError("no adapter has a gradient: call update() after backward() and before zero_grad()")
+        found = self._step()
+        for axis, scores in found.items():
+            self.average[axis] = self.decay * self.average[axis] + (1 - self.decay) * scores
+        self.updates += 1
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
-        if not self.steps:
-            raise ScoreError("no gradients were taken in yet: call update() after a backward pass")
+        if not self.updates:
+            raise ScoreError("LoRAPrune has no scores yet: call update() after each backward pass of the training")
         sizes = {axis.name: axis.size for axis in graph.axes}
-        if any(sizes.get(axis) != len(mean) for axis, mean in self.means.items()):
-            raise ScoreError("the graph isn't the one that was followed while training: make a LoRAPrune of this one")
-        unbiased = 1 - self.decay**self.steps
-        return with_unread(graph, {axis: mean / unbiased for axis, mean in self.means.items()})
+        if sizes != self.layout.sizes:
+            raise ScoreError(
+                "these scores are of a graph with other axes: make a LoraPrune for the graph that is pruned"
+            )
+        return with_unread(graph, {axis: scores.copy() for axis, scores in self.average.items()})
+
+    @torch.no_grad()
+    def _step(self) -> dict[str, np.ndarray]:
+        """The scores of this step's gradients alone."""
+        sums = {}
+        for name, adapters in self._adapters.items():
+            weight = self.layout.parameters[name]
+            used = weight + torch.stack([adapter.delta() for adapter in adapters]).sum(dim=0)
+            gradient = torch.stack([adapter.gradient() for adapter in adapters]).sum(dim=0)
+            sums[name] = {
+                d: part.cpu().double().numpy()
+                for d, part in index_sums(_saliency, (used, gradient), self.layout.dims[name]).items()
+            }
+            if not all(np.isfinite(part).all() for part in sums[name].values()):
+                raise ScoreError(
+                    f"{name!r} or the gradients of its adapter hold NaN or infinite values: look at the loss"
+                )
+        reduction = Reduction("sum", each=_unit)
+        return {
+            axis: reduction([(p.labels, sums[p.parameter][p.dim]) for p in places], self.layout.sizes[axis])
+            for axis, places in self.places.items()
+            if places
+        }
 
 
-def _to_unit_norm(scores: np.ndarray) -> np.ndarray:
+def _saliency(weight: Tensor, gradient: Tensor) -> Tensor:
+    return (weight * gradient).abs_()
+
+
+def _unit(scores: np.ndarray) -> np.ndarray:
+    """Scores over their L2 norm; zeros stay."""
     norm = float(np.linalg.norm(scores))
     return scores / norm if norm else scores
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    return weight.detach().flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    return _matrix(torch.zeros_like(weight) if weight.grad is None else weight.grad)

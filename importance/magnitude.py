@@ -40,7 +40,8 @@ class Magnitude:
     normalise: NormalisationSpec = "mean"
 
     def __post_init__(self) -> None:
-        check_power(self.p)
+        if not 0 < self.p < float("inf"):
+            raise ScoreError(f"the power p of a magnitude must be a finite number above 0, it is {self.p}")
         Reduction.of(self.reduction)
         Normalisation.of(self.normalise)
 
@@ -55,9 +56,3 @@ class Magnitude:
             return weight * weight
         size = weight.abs()
         return size if self.p == 1 else size.pow_(self.p)
-
-
-def check_power(p: float) -> None:
-    """Raise ScoreError unless `p` is a power that sizes can be taken to."""
-    if not 0 < p < float("inf"):
-        raise ScoreError(f"the power p of a magnitude must be a finite number above 0, it is {p}")

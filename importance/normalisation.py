@@ -1,6 +1,6 @@
 """Bringing the scores of different axes to one scale: each part maps the scores of one axis [groups] to [groups].
 
-The formulas are those of Torch-Pruning's normalisers and of LAMP (METHODS.md 2.4); where a divisor is zero, the scores are left as
+The formulas are those of Torch-Pruning's normalisers (METHODS.md 2.4); where a divisor is zero, the scores are left as
 they are (and what was subtracted stays subtracted), so that the result is always finite.
 """
 
@@ -65,18 +65,16 @@ def min_max(scores: np.ndarray) -> np.ndarray:
 
 
 def lamp(scores: np.ndarray) -> np.ndarray:
-    """LAMP (METHODS.md 2.4): each score over the sum of those that aren't below it, so that the highest gets 1.
+    """Each over the sum of itself and all that are larger (LAMP): the largest gets 1, and equal ones the same.
 
-    A threshold over all axes then never empties one. Equal scores stay equal: each counts itself and what is above all of
-    them. Raises ScoreError for negative scores.
+    Meant for squared magnitudes: a threshold over all axes then never empties one. Raises ScoreError for negative scores.
     """
     if (scores < 0).any():
-        raise ScoreError("LAMP needs scores of at least zero: apply it to magnitudes, before anything is subtracted")
-    order = np.sort(scores)[::-1]
-    above = np.concatenate([[0.0], np.cumsum(order)])
-    higher = np.searchsorted(-order, -scores * (1 + _ROUNDING), side="left")
-    total = above[higher] + scores
-    return np.divide(scores, total, out=np.zeros_like(scores), where=total > 0)
+        raise ScoreError("LAMP needs scores of at least zero, such as squared magnitudes: take another normalisation")
+    ascending = np.sort(scores)
+    from_here = np.append(np.cumsum(ascending[::-1])[::-1], 0.0)
+    larger = from_here[np.searchsorted(ascending, scores * (1 + _ROUNDING), side="right")]
+    return np.divide(scores, scores + larger, out=np.zeros_like(scores), where=scores > 0)
 
 
 PARTS: dict[str, Part] = {

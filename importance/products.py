@@ -1,158 +1,135 @@
-"""Linear maps and convolutions as a model calls them: which weight, which rows come in, and which gradients come back."""
+"""Where weights meet rows of a batch in a backward pass, read off the graph that autograd has made of the forward pass.
+
+So it doesn't matter which module owns a weight or how the product was written. Each product says what came in and, when the
+backward pass gets there, the gradient of what it put out.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from depgraph.capture.proxies import function_mode_stack_kept, open_functionals
+_TURNS = {"TBackward0", "TransposeBackward0", "PermuteBackward0"}
+_COPIES = {"ToCopyBackward0", "CloneBackward0", "AliasBackward0"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What met at one product: `inputs` [blocks, rows, columns], `gradients` of its outputs [blocks, rows, outputs]."""
+
+    inputs: Tensor
+    gradients: Tensor
 
 
 @dataclass(frozen=True)
 class Product:
-    """One call of a linear map with a `parameter` as its weight: what was `given`, and what was `made` of it.
+    """One use of a weight. `turned`: it is stored [columns, outputs]; `bias` is the parameter that is added, None for none."""
 
-    `weight` is the parameter as [groups, rows, columns]: a convolution's columns are the channels of one group times its window;
-    everything else has one group. `transposed` says that the parameter has its columns along dim 0, `laid_out` makes rows of
-    columns of what was given, and `channels` is the dim of the rows in what was made.
-    """
-
-    parameter: Tensor
+    node: Any
     weight: Tensor
+    turned: bool
     bias: Tensor | None
-    transposed: bool
-    given: Tensor
-    made: Tensor
-    laid_out: Callable[[Tensor], Tensor] = lambda x: x
-    channels: int = -1
+    blocks: int
+    reader: Callable[[Any, Tensor], Rows]
 
     @property
-    def inputs(self) -> Tensor:
-        """What came in, [..., groups * columns]."""
-        return self.laid_out(self.given.detach())
+    def matrix(self) -> Tensor:
+        """The weight as [blocks, outputs, columns]; a convolution has a block for each of its groups."""
+        weight = self.weight.detach().T if self.turned else self.weight.detach()
+        return weight.reshape(self.blocks, weight.shape[0] // self.blocks, -1)
+
+    def watch(self, see: Callable[[Product, Rows], None]) -> None:
+        """Let `see` have what meets here, when the gradient of what comes out is known."""
+
+        def hook(gradients: tuple[Tensor | None, ...]) -> None:
+            if gradients[0] is not None:
+                with torch.no_grad():
+                    see(self, self.reader(self.node, gradients[0]))
+
+        self.node.register_prehook(hook)
 
 
-class Watching(TorchFunctionMode):
-    """Gives every product with one of the `wanted` parameters to `seen`, while this mode is on."""
-
-    def __init__(self, wanted: Mapping[int, Any], seen: Callable[[Product], None]) -> None:
-        super().__init__()
-        self.wanted, self.seen = wanted, seen
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one function."""
-        made = func(*args, **(kwargs or {}))
-        read = _PRODUCTS.get(func)
-        if read is not None and isinstance(made, Tensor):
-            product = read(self, made, args, dict(kwargs or {}))
-            if product is not None:
-                self.seen(product)
-        return made
-
-    def parameter(self, weight: Any) -> tuple[Tensor, bool] | None:
-        """The wanted parameter that a weight is, and whether it is its transpose."""
-        if not isinstance(weight, Tensor):
-            return None
-        if id(weight) in self.wanted:
-            return weight, False
-        base = weight._base
-        if base is None or id(base) not in self.wanted or weight.storage_offset() != base.storage_offset():
-            return None
-        turned = weight.ndim == 2 and weight.shape == base.shape[::-1] and weight.stride() == base.stride()[::-1]
-        return (base, True) if turned else None
+def products(loss: Tensor) -> Iterator[Product]:
+    """All products of a matrix that is a parameter with rows, and convolutions, that `loss` depends on."""
+    seen, waiting = {loss.grad_fn}, [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        before = [n for n, _ in getattr(node, "next_functions", ())]
+        found = _product(node, before)
+        if found is not None:
+            yield found
+        fresh = [n for n in dict.fromkeys(before) if n is not None and n not in seen]
+        seen.update(fresh)
+        waiting += fresh
 
 
-@contextlib.contextmanager
-def watching(wanted: Mapping[int, Any], seen: Callable[[Product], None]) -> Iterator[None]:
-    """`Watching`, also inside of what torch has written in Python, as multi-head attention is."""
-    with function_mode_stack_kept(), open_functionals(), Watching(wanted, seen):
-        yield
-
-
-def _linear(mode: Watching, made: Tensor, args: Any, kwargs: Any) -> Product | None:
-    """x W' + b."""
-    x, weight, bias = _bound(("input", "weight", "bias"), args, kwargs)
-    found = mode.parameter(weight)
-    if found is None or weight.ndim != 2:
+def _product(node: Any, before: list[Any]) -> Product | None:
+    kind = _KINDS.get(node.name())
+    if kind is None or len(before) <= kind.weight:
         return None
-    return Product(found[0], weight.detach()[None], bias, found[1], x, made)
-
-
-def _matmul(mode: Watching, made: Tensor, args: Any, kwargs: Any) -> Product | None:
-    """x V: V has its columns along dim 0."""
-    x, weight = _bound(("input", "other"), args, kwargs)
-    return _turned(mode, x, weight, None, made)
-
-
-def _addmm(mode: Watching, made: Tensor, args: Any, kwargs: Any) -> Product | None:
-    """b + x V."""
-    bias, x, weight = _bound(("input", "mat1", "mat2"), args, kwargs)
-    scaled = kwargs.get("beta", 1) != 1 or kwargs.get("alpha", 1) != 1
-    return None if scaled or bias.ndim > 1 else _turned(mode, x, weight, bias, made)
-
-
-def _turned(mode: Watching, x: Any, weight: Any, bias: Any, made: Tensor) -> Product | None:
-    found = mode.parameter(weight)
-    if found is None or weight.ndim != 2 or not isinstance(x, Tensor):
+    weight, turns = _parameter(before[kind.weight])
+    bias = _parameter(before[kind.bias])[0] if kind.bias is not None and len(before) > kind.bias else None
+    if weight is None or kind.flat and weight.ndim != 2 or getattr(node, "_saved_transposed", False):
         return None
-    return Product(found[0], weight.detach().T[None], bias, not found[1], x, made)
-
-
-def _convolution(mode: Watching, made: Tensor, args: Any, kwargs: Any) -> Product | None:
-    """A one- or two-dimensional convolution, its windows laid out as columns group by group."""
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    x, weight, bias, stride, padding, dilation, groups = _bound(names, args, kwargs, (None, 1, 0, 1, 1))
-    found, space = mode.parameter(weight), made.ndim - 2
-    if found is None or weight.ndim not in (3, 4) or made.ndim != weight.ndim:
+    if not kind.flat and weight.ndim not in (3, 4):
         return None
-    window = tuple(weight.shape[2:])
-    stride, dilation = _each(stride, space), _each(dilation, space)
-    pads = _padding(padding, window, dilation)
-
-    def windows(x: Tensor) -> Tensor:
-        padded = F.pad(x, pads)
-        planes, size, step, apart = padded, window, stride, dilation
-        if space == 1:
-            planes, size, step, apart = padded.unsqueeze(2), (1, *window), (1, *stride), (1, *dilation)
-        return F.unfold(planes, size, dilation=apart, stride=step).transpose(1, 2)
-
-    rows = weight.detach().reshape(groups, weight.shape[0] // groups, -1)
-    return Product(found[0], rows, bias, False, x, made, windows, channels=1)
+    return Product(
+        node=node,
+        weight=weight,
+        turned=kind.flat and turns % 2 == 0,
+        bias=bias if bias is not None and bias.ndim == 1 else None,
+        blocks=getattr(node, "_saved_groups", 1),
+        reader=kind.reader,
+    )
 
 
-def _padding(padding: Any, window: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
-    """What F.pad adds, last dim first."""
-    if padding == "valid":
-        padding = 0
-    if padding == "same":
-        total = [d * (w - 1) for d, w in zip(dilation, window, strict=True)]
-        return [side for t in reversed(total) for side in (t // 2, t - t // 2)]
-    return [p for p in reversed(_each(padding, len(window))) for _ in range(2)]
+def _parameter(node: Any) -> tuple[Tensor | None, int]:
+    """The parameter that a node hands gradients to, and how often it is transposed on the way."""
+    turns = 0
+    while node is not None and node.name() in _TURNS | _COPIES:
+        turns += node.name() in _TURNS
+        node = node.next_functions[0][0]
+    return getattr(node, "variable", None), turns
 
 
-def _each(value: Any, space: int) -> tuple[int, ...]:
-    given = tuple(value) if isinstance(value, tuple | list) else (value,)
-    return given * space if len(given) == 1 else given
+def _linear(node: Any, gradient: Tensor) -> Rows:
+    inputs = node._saved_mat1 if hasattr(node, "_saved_mat1") else node._saved_self
+    return Rows(inputs.detach()[None], gradient[None])
 
 
-def _bound(names: tuple[str, ...], args: Any, kwargs: Any, defaults: tuple[Any, ...] = (None,)) -> tuple[Any, ...]:
-    """Arguments in the order of their names; the last have `defaults`."""
-    otherwise = dict(zip(names[-len(defaults) :], defaults, strict=True))
-    return tuple(args[k] if k < len(args) else kwargs.get(n, otherwise.get(n)) for k, n in enumerate(names))
+def _convolution(node: Any, gradient: Tensor) -> Rows:
+    image, window = node._saved_input.detach(), tuple(node._saved_weight.shape[2:])
+    given = [tuple(getattr(node, f"_saved_{name}")) for name in ("dilation", "padding", "stride")]
+    if image.ndim == 3:
+        image, window = image[:, :, None], (1, *window)
+        given = [(neutral, *sizes) for neutral, sizes in zip((1, 0, 1), given, strict=True)]
+    columns = F.unfold(image, window, *given)
+    blocks = node._saved_groups
+    return Rows(_blocks(columns, blocks), _blocks(gradient.flatten(2), blocks))
 
 
-_PRODUCTS: dict[Any, Callable[[Watching, Tensor, Any, Any], Product | None]] = {
-    F.linear: _linear,
-    torch.conv1d: _convolution,
-    torch.conv2d: _convolution,
-    torch.addmm: _addmm,
-    Tensor.addmm: _addmm,
-    **dict.fromkeys([torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__], _matmul),
+def _blocks(values: Tensor, blocks: int) -> Tensor:
+    """[samples, blocks * channels, positions] as [blocks, samples * positions, channels]."""
+    return values.unflatten(1, (blocks, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Which of a node's operands are the weight and the bias, whether the weight is a matrix, and how rows are read."""
+
+    weight: int
+    bias: int | None
+    flat: bool
+    reader: Callable[[Any, Tensor], Rows]
+
+
+_KINDS = {
+    "AddmmBackward0": _Kind(2, 0, True, _linear),
+    "MmBackward0": _Kind(1, None, True, _linear),
+    "ConvolutionBackward0": _Kind(1, 2, False, _convolution),
 }

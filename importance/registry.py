@@ -10,14 +10,14 @@ from typing import Any
 from depgraph.errors import ScoreError
 from depgraph.scoring import Scorer
 from importance.choices import pick
-from importance.column_norms import ColumnNorm
-from importance.curvature import SecondOrder
+from importance.column_magnitude import ColumnMagnitude
 from importance.experts import ExpertClusters
-from importance.geometric_median import GeometricMedian
-from importance.gradient_norms import GradientNorm
+from importance.fisher import Fisher
+from importance.fpgm import FilterDistance
+from importance.gblm import GradientBlend
 from importance.magnitude import Magnitude
-from importance.norm_scales import NormScale
 from importance.randomly import Random
+from importance.scales import NormScale
 from importance.surgeon import Surgeon
 from importance.taylor import Taylor
 
@@ -41,17 +41,18 @@ SCORERS: dict[str, Entry] = {
     "random": Entry(Random),
     "magnitude": Entry(Magnitude),
     "magnitude-l1": Entry(Magnitude, {"p": 1.0}),
-    "mag-sp": Entry(ColumnNorm),
-    "fpgm": Entry(GeometricMedian),
+    "lamp": Entry(Magnitude, {"normalise": "lamp"}),
+    "mag-sp": Entry(ColumnMagnitude),
+    "fpgm": Entry(FilterDistance),
     "bn-scale": Entry(NormScale),
-    "stun": Entry(ExpertClusters),
     "taylor": Entry(Taylor),
     "taylor-vector": Entry(Taylor, {"form": "vector"}),
-    "taylor-second": Entry(SecondOrder),
-    "taylor-mix": Entry(SecondOrder, {"form": "mix"}),
-    "obd": Entry(SecondOrder, {"reduction": "mean", "normalise": "mean"}),
-    "gblm-gradient": Entry(GradientNorm),
+    "taylor-second": Entry(Fisher),
+    "taylor-mix": Entry(Fisher, {"form": "mix"}),
+    "obd": Entry(Fisher, {"reduction": "mean"}),
+    "gblm": Entry(GradientBlend),
     "llm-surgeon": Entry(Surgeon),
+    "stun": Entry(ExpertClusters),
 }
 
 

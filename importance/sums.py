@@ -26,7 +26,7 @@ def index_sums(saliency: Saliency, tensors: tuple[Tensor, ...], dims: tuple[int,
     sums = {d: torch.zeros(like.shape[d], dtype=total, device=like.device) for d in dims}
     along = max(range(like.ndim), key=lambda d: like.shape[d])
     for start, length in _pieces(like, along):
-        element = saliency(*(wide(tensor.narrow(along, start, length)) for tensor in tensors))
+        element = saliency(*(_wide(tensor.narrow(along, start, length)) for tensor in tensors))
         for d, found in sums.items():
             others = [other for other in range(like.ndim) if other != d]
             part = element.sum(dim=others) if others else element
@@ -41,7 +41,6 @@ def _pieces(tensor: Tensor, along: int) -> Iterator[tuple[int, int]]:
     return ((start, min(step, size - start)) for start in range(0, size, step))
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """In float32 or wider, without gradients."""
+def _wide(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -1,157 +1,95 @@
-"""LLM Surgeon: what rows and columns cost under a Kronecker-factored Fisher information, and how the rest makes up for them.
+"""LLM Surgeon: what removing rows and columns costs the loss, with its curvature as a Kronecker product for each weight.
 
-METHODS.md 2.14. F of a weight [rows, columns] is taken for G (x) A, with A the mean of a a' over what comes in and G that of
-g g' over the gradients of what goes out.
+With A the second moment of what comes into a linear map and G that of the gradients of what it puts out, the loss's Hessian
+is about G (x) A (METHODS.md 2.14). Removing a row or a column with the optimal update of what stays costs half the squares
+of it, measured by one factor, over the diagonal of the other one's inverse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
-from depgraph.finite import require_finite
 from importance.activation import with_unread
 from importance.calling import check_batches, inputs_of
-from importance.gradients import add_to, by_id, each_of, passes
+from importance.gradients import backwards, shown
 from importance.layout import Layout
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
 from importance.obs import damped, inverse_of
-from importance.products import Product, watching
+from importance.products import Product, Rows, products
 from importance.reduction import Reduction, ReductionSpec
 from importance.rows import Samples
-from importance.splitting import samples_of
-from importance.sums import wide
 
 
-class Use(NamedTuple):
-    """A weight by name, and how it is used: one that is used in two ways has factors, and costs, for each."""
-
-    name: str
-    transposed: bool = False
-    biased: bool = False
+def row_costs(weight: Tensor, inputs: Tensor, gradients: Tensor) -> Tensor:
+    """1/2 (W A W')_rr / (G^-1)_rr for every row: W [rows, columns], A [columns, columns], G [rows, rows] -> [rows]."""
+    return _costs((weight @ inputs * weight).sum(dim=1), gradients)
 
 
-@dataclass
-class Factors:
-    """Of one weight, sums over rows of what came in, of what went out, and of its gradients.
-
-    `rows` and `columns` are the dims of the parameter that its matrix [groups, rows, columns] has as such, `needs` says which of
-    these dims are to have costs, `size` how large they are. A `bias` is one more column, whose input is 1.
-    """
-
-    rows: int
-    columns: int
-    needs: frozenset[int]
-    size: tuple[int, ...]
-    weight: Tensor = field(default_factory=lambda: torch.zeros(()))
-    bias: Tensor | None = None
-    count: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-
-    def add_inputs(self, rows: Tensor, made: Tensor) -> None:
-        """Take in rows [n, groups, columns], with the bias's column of ones if any, and what they became [n, groups, rows]."""
-        self.count += len(rows)
-        self._add("made", made.square().sum(dim=0))
-        self._add("input sizes", rows.square().mean(dim=2).sum(dim=0))
-        if self.columns in self.needs:
-            self._add("inputs", torch.einsum("ngc,ngd->gcd", rows, rows))
-
-    def add_gradients(self, rows: Tensor) -> None:
-        """Take in gradients [n, groups, rows]."""
-        self._add("pulled", torch.einsum("ngr,grc->ngc", rows, wide(self.weight)).square().sum(dim=0))
-        self._add("gradient sizes", rows.square().mean(dim=2).sum(dim=0))
-        if self.rows in self.needs:
-            self._add("gradients", torch.einsum("ngr,ngs->grs", rows, rows))
-
-    def _add(self, name: str, part: Tensor) -> None:
-        self.sums[name] = self.sums[name] + part if name in self.sums else part
-
-    def costs(self, damping: float, where: str) -> Iterator[tuple[int, Tensor]]:
-        """The dims that have costs, and these, [size of the dim], summed over all else that a dim has."""
-        if "pulled" not in self.sums:
-            return
-        means = {name: total.double().cpu() / max(self.count, 1) for name, total in self.sums.items()}
-        squares = self.weight.double().cpu().square()
-        if self.rows in self.needs:
-            sizes = squares.sum(dim=2)
-            if self.bias is not None:
-                sizes = sizes + self.bias.double().cpu().expand(sizes.numel()).reshape(sizes.shape).square()
-            made = means["made"] + damping * means["input sizes"][:, None] * sizes
-            found = made / (2 * _inverse_diagonals(means["gradients"], damping, f"{where} (its gradients)"))
-            yield self.rows, found.reshape(self.size[self.rows])
-        if self.columns in self.needs:
-            pulled = means["pulled"] + damping * means["gradient sizes"][:, None] * squares.sum(dim=1)
-            within = _inverse_diagonals(means["inputs"], damping, f"{where} (its inputs)")[:, : pulled.shape[1]]
-            yield (
-                self.columns,
-                (pulled / (2 * within)).reshape(len(pulled), self.size[self.columns], -1).sum(dim=(0, 2)),
-            )
+def column_costs(weight: Tensor, inputs: Tensor, gradients: Tensor) -> Tensor:
+    """1/2 (W' G W)_cc / (A^-1)_cc for every column: W [rows, columns], A [columns, columns], G [rows, rows] -> [columns]."""
+    return _costs((gradients @ weight * weight).sum(dim=0), inputs)
 
 
-def _inverse_diagonals(factor: Tensor, damping: float, where: str) -> Tensor:
-    """The diagonal of the inverse of each matrix of [groups, n, n], damped by a share of the mean of its diagonal."""
-    return torch.stack([inverse_of(damped(one, damping) if damping else one, where).diagonal() for one in factor])
+def _costs(energy: Tensor, curvature: Tensor, where: object = "a weight") -> Tensor:
+    return energy / inverse_of(curvature, where).diagonal() / 2
 
 
 def surgeon_update(
-    weight: Tensor, inputs: Tensor, outputs: Tensor, rows: Sequence[int] = (), columns: Sequence[int] = ()
+    weight: Tensor, inputs: Tensor, gradients: Tensor, rows: Sequence[int], columns: Sequence[int]
 ) -> Tensor:
-    """The weight [rows, columns] without some rows and columns, the rest changed to make up for them as well as it can.
+    """W after removing rows R and columns C, what stays making up for them: a new [rows, columns], zero where they were.
 
-    `inputs` is A [columns, columns] and `outputs` G [rows, rows], invertible (so damped). For rows R it adds
-    -G^-1_:R (G^-1_RR)^-1 W_R, for columns C -W_C (A^-1_CC)^-1 A^-1_C:, each from the weight as it was; what goes is zero. A bias
-    is the last column, whose input is 1. Works in float64 and returns the weight's dtype.
-
-    Raises ScoreError when a factor is singular.
+    -G^-1_:R (G^-1_RR)^-1 W_R and -W_C (A^-1_CC)^-1 A^-1_C:, both of the original W, are added to it. Raises ScoreError for a
+    singular A or G.
     """
-    wide_weight = weight.detach().double()
-    change = torch.zeros_like(wide_weight)
-    if len(rows):
-        inverse = inverse_of(outputs.double(), "the gradients")
-        at = torch.as_tensor(list(rows), device=weight.device)
-        change -= inverse[:, at] @ torch.linalg.solve(inverse[at][:, at], wide_weight[at])
-    if len(columns):
-        inverse = inverse_of(inputs.double(), "the inputs")
-        at = torch.as_tensor(list(columns), device=weight.device)
-        change -= wide_weight[:, at] @ torch.linalg.solve(inverse[at][:, at], inverse[at])
-    updated = wide_weight + change
-    updated[list(rows)] = 0
-    updated[:, list(columns)] = 0
-    return updated.to(weight.dtype)
+    gone_rows, gone_columns = (torch.as_tensor(list(given), dtype=torch.long) for given in (rows, columns))
+    updated = weight.clone()
+    if len(gone_rows):
+        inverse = inverse_of(gradients, "the outputs' gradients")
+        updated -= inverse[:, gone_rows] @ torch.linalg.solve(inverse[gone_rows][:, gone_rows], weight[gone_rows])
+    if len(gone_columns):
+        inverse = inverse_of(inputs, "the inputs")
+        updated -= weight[:, gone_columns] @ torch.linalg.solve(
+            inverse[gone_columns][:, gone_columns], inverse[gone_columns]
+        )
+    updated[gone_rows] = 0
+    updated[:, gone_columns] = 0
+    return updated
 
 
 @dataclass(frozen=True)
 class Surgeon:
-    """LLM Surgeon's costs (METHODS.md 2.14): how far the loss would rise, with the best update, without a row or column.
+    """LLM Surgeon's costs, summed over the rows and columns that a group has in all linear maps and convolutions.
 
-    A row costs 1/2 (W A W')_rr / (G^-1)_rr, a column 1/2 (W' G W)_cc / (A^-1)_cc, with a bias as one more column. A group costs
-    the sum over the rows and columns that it has in all members, as the released code, which doesn't couple layers, does not.
-    The factors are those of single samples' losses, so that it doesn't matter how samples were put into batches.
-
-    Weights count where the model multiplies with them as a whole: linear maps, products, one- and two-dimensional convolutions
-    (their windows as columns). Norms, biases and tables have no cost of their own; an axis that has nothing else goes last, by
-    the size of its weights. Memory: A of every weight whose columns can go, G of every one whose rows can.
+    Factors are gathered in one forward and backward pass for each batch: A with a one appended for a bias, G of the gradients
+    of each sample's loss (the empirical Fisher). Positions on which the loss doesn't depend (padding, mostly) don't count. Of
+    each weight only what some axis needs is held: G for its rows, A for its columns, and sums of squares for the others. Where
+    a weight is used several times, its uses are added; stacked weights of experts, multiplied in batches, don't count. Costs
+    are of one loss and compare across axes; an axis with neither row nor column in such a map goes last, by the size of its
+    weights.
 
     Args:
-        batches: as for `Taylor`; they are split into samples.
-        loss: as for `Taylor`.
+        batches: an iterable of tensors, tuples (arguments) or dicts (keyword arguments).
+        loss: `loss(output, batch)` -> scalar, a mean over samples; None takes the model's own loss, or next-token
+            cross-entropy.
         damping: added to the diagonals of A and G, as a share of their means.
-        reduction: over members; it also says how the indices of a group are joined.
-        normalise: per axis.
+        reduction: over members: a name, a function or a `Reduction`.
+        normalise: per axis: a name, a function, a `Normalisation` or a tuple of names and functions.
         progress: show a bar on stderr.
 
-    Raises, when called: DataError and ScoreError as `Taylor` does, DataError for a batch that can't be split, and ScoreError
-    when a factor is singular, as it is without damping when there are fewer positions than channels.
+    Raises, when called: DataError and ScoreError as `Taylor`; ScoreError for a singular factor.
     """
 
+    comparable: ClassVar[bool] = True
     additive: ClassVar[bool] = True
 
     batches: Iterable[Any]
@@ -164,80 +102,147 @@ class Surgeon:
     def __post_init__(self) -> None:
         check_batches(self.batches)
         if not 0 <= self.damping < float("inf"):
-            raise ScoreError(f"damping must be at least 0, it is {self.damping}")
+            raise ScoreError(f"damping must be a finite number of at least 0, it is {self.damping}")
         Reduction.of(self.reduction)
         Normalisation.of(self.normalise)
 
-    @property
-    def comparable(self) -> bool:
-        """Changes of one loss compare across axes; once they are normalised per axis, they don't."""
-        return self.normalise == "none"
-
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
-        require_finite(graph.model, ScoreError)
-        layout = Layout.of(graph)
-        factors = self._gathered(graph, layout)
-        sums: dict[str, dict[int, Tensor]] = {}
-        for use, found in factors.items():
-            for dim, costs in found.costs(self.damping, use.name):
-                add_to(sums.setdefault(use.name, {}), dim, costs)
-        scores = layout.scores(sums, Reduction.of(self.reduction), Normalisation.of(self.normalise))
-        return with_unread(graph, {axis: scores[axis] for axis in layout.known(sums)})
+        layout = _prunable(graph, Layout.of(graph))
+        if not layout.parameters:
+            return with_unread(graph, {})
+        gathered = self._gather(graph, layout)
+        costs: dict[str, dict[int, Tensor]] = {}
+        for (name, _), sums in gathered.items():
+            for d, found in sums.costs(self.damping, name).items():
+                costs.setdefault(name, {})[d] = found + costs.get(name, {}).get(d, 0)
+        within = replace(
+            layout,
+            parameters={name: layout.parameters[name] for name in costs},
+            places={
+                axis: tuple(p for p in places if p.dim in costs.get(p.parameter, {}))
+                for axis, places in layout.places.items()
+            },
+        )
+        scores = within.scores(costs, Reduction.of(self.reduction), Normalisation.of(self.normalise))
+        return with_unread(graph, {axis: found for axis, found in scores.items() if within.places[axis]})
 
-    def _gathered(self, graph: DependencyGraph, layout: Layout) -> dict[Use, Factors]:
-        free = {axis.name for axis in graph.axes if axis.prunable.any()}
-        dims = {(p.parameter, p.dim) for axis in free for p in layout.places[axis]}
-        wanted = {n: p for n, p in layout.parameters.items() if p.ndim > 1 and any((n, d) in dims for d in range(2))}
-        gatherer = _Gatherer(by_id(wanted), dims)
-        title = "gathering Kronecker factors" if self.progress else ""
-        if wanted:
-            with passes(graph.model, wanted.values(), self.loss, _dropped) as backward:
-                for batch in each_of(self.batches, title):
-                    for sample in samples_of(batch):
-                        gatherer.start(graph.model, sample)
-                        with watching(gatherer.names, gatherer.seen):
-                            backward(sample, 1.0)
-        return gatherer.factors
+    def _gather(self, graph: DependencyGraph, layout: Layout) -> dict[tuple[str, bool], FactorSums]:
+        names = {id(parameter): name for name, parameter in layout.parameters.items() if parameter.ndim > 1}
+        gathered: dict[tuple[str, bool], FactorSums] = {}
+        samples = 1
+
+        def see(product: Product, rows: Rows) -> None:
+            name = names[id(product.weight)]
+            if (name, product.turned) not in gathered:
+                gathered[name, product.turned] = FactorSums(product, layout.dims[name])
+            gathered[name, product.turned].add(product, replace(rows, gradients=rows.gradients * samples))
+
+        def watch(loss: Tensor) -> None:
+            for product in products(loss):
+                if id(product.weight) in names:
+                    product.watch(see)
+
+        with backwards(graph.model, layout.parameters | _biases(graph), self.loss, _drop) as backward:
+            for batch in shown(self.batches, self.progress):
+                samples = Samples.of(*inputs_of(graph.model, batch)).count
+                backward(batch, watch)
+        return gathered
 
 
-def _dropped(parameter: Tensor, gradient: Tensor) -> None:
-    """Only the gradients of what the weights make are of use."""
+def _prunable(graph: DependencyGraph, layout: Layout) -> Layout:
+    """A layout without the axes that may not lose anything: their factors (of a vocabulary, say) would be large and unused."""
+    places = {axis: found for axis, found in layout.places.items() if graph[axis].prunable.any()}
+    reached = {place.parameter for found in places.values() for place in found}
+    return replace(layout, parameters={n: p for n, p in layout.parameters.items() if n in reached}, places=places)
 
 
-class _Gatherer:
-    """Sorts what comes into products and the gradients that come back into the factors of their weights."""
+def _biases(graph: DependencyGraph) -> dict[str, Tensor]:
+    """All vectors of a model that can have gradients: a product only shows its bias where this has one."""
+    vectors = ((name, p) for name, p in graph.model.named_parameters() if p.ndim == 1 and p.is_floating_point())
+    return {name: vector for name, vector in vectors if not vector.is_inference()}
 
-    def __init__(self, names: dict[int, str], dims: set[tuple[str, int]]) -> None:
-        self.names, self.dims = names, dims
-        self.samples = Samples(1)
-        self.factors: dict[Use, Factors] = {}
 
-    def start(self, model: nn.Module, sample: Any) -> None:
-        """The sample that comes next: its padding doesn't count."""
-        self.samples = Samples.of(*inputs_of(model, sample))
+def _drop(parameter: Tensor) -> None:
+    parameter.grad = None
 
-    def seen(self, product: Product) -> None:
-        """Take in a product, and its gradient once there is one."""
-        if not product.made.requires_grad:
-            return
-        groups, channels = len(product.weight), product.channels
-        found = self._factors_of(product)
-        rows = self._rows(product.inputs, groups)
-        if found.bias is not None:
-            rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
-        found.add_inputs(rows, self._rows(product.made.detach().movedim(channels, -1), groups))
-        product.made.register_hook(lambda g: found.add_gradients(self._rows(g.detach().movedim(channels, -1), groups)))
 
-    def _factors_of(self, product: Product) -> Factors:
-        use = Use(self.names[id(product.parameter)], product.transposed, product.bias is not None)
-        if use not in self.factors:
-            rows, columns = (1, 0) if use.transposed else (0, 1)
-            needs = frozenset(d for d in (0, 1) if (use.name, d) in self.dims)
-            bias = None if product.bias is None else product.bias.detach()
-            self.factors[use] = Factors(rows, columns, needs, tuple(product.parameter.shape), product.weight, bias)
-        return self.factors[use]
+class FactorSums:
+    """What the costs of one weight's rows and columns need, over all rows in which it was used; `dims` that some axis cuts."""
 
-    def _rows(self, values: Tensor, groups: int) -> Tensor:
-        """[rows that count, groups, channels of a group]."""
-        flat = self.samples.rows(values, -1, torch.float32).flat
-        return flat.reshape(len(flat), groups, -1)
+    def __init__(self, product: Product, dims: tuple[int, ...]) -> None:
+        self.shape = product.weight.shape
+        self.outputs, self.columns = (1, 0) if product.turned else (0, 1)
+        self.dims = [d for d in (self.outputs, self.columns) if d in dims]
+        self.used, self.scale = 0, 0.0
+        self.sums: dict[str, Tensor] = {}
+        self.width = product.matrix.shape[2]
+        self.matrix = _with_bias(product)
+
+    def add(self, product: Product, rows: Rows) -> None:
+        """Take in the rows of one use, those with a gradient."""
+        counts = rows.gradients.ne(0).any(dim=2).any(dim=0)
+        inputs, gradients = (
+            t[:, counts].to(torch.promote_types(t.dtype, torch.float32)) for t in (rows.inputs, rows.gradients)
+        )
+        if self.matrix.shape[2] > self.width:
+            inputs = torch.cat([inputs, inputs.new_full((*inputs.shape[:2], 1), product.bias is not None)], dim=2)
+        self.scale = self.scale or _inverse_size(gradients)
+        gradients = gradients * self.scale
+        matrix = self.matrix.to(inputs)
+        self.used += inputs.shape[1]
+        self._sum("inputs' power", inputs.square().mean(dim=2).sum(dim=1))
+        self._sum("gradients' power", gradients.square().mean(dim=2).sum(dim=1))
+        if self.outputs in self.dims:
+            self._sum("gradients", gradients.mT @ gradients)
+            self._sum("outputs", (inputs @ matrix.mT).square().sum(dim=1))
+        if self.columns in self.dims:
+            self._sum("inputs", inputs.mT @ inputs)
+            self._sum("back", (gradients @ matrix).square().sum(dim=1))
+
+    def _sum(self, name: str, value: Tensor) -> None:
+        self.sums[name] = value + self.sums[name] if name in self.sums else value
+
+    def costs(self, damping: float, name: str) -> dict[int, Tensor]:
+        """The costs [size] of the indices of each of `dims`; those of a convolution's windows, and of its groups, are added."""
+        mean = {n: (s / max(self.used, 1)).cpu().double() for n, s in self.sums.items()}
+        _require_finite(mean, name)
+        squares = self.matrix.cpu().double().square()
+        found = {}
+        if self.outputs in self.dims:
+            energy = mean["outputs"] + _added(mean["inputs' power"], damping)[:, None] * squares.sum(dim=2)
+            found[self.outputs] = self._over(energy, mean["gradients"], damping, f"the gradients at {name}").flatten()
+        if self.columns in self.dims:
+            energy = mean["back"] + _added(mean["gradients' power"], damping)[:, None] * squares.sum(dim=1)
+            columns = self._over(energy, mean["inputs"], damping, f"the input of {name}").sum(dim=0)
+            found[self.columns] = columns[: self.width].reshape(self.shape[self.columns], -1).sum(dim=1)
+        return {d: cost / self.scale**2 for d, cost in found.items()} if self.scale else found
+
+    def _over(self, energy: Tensor, curvature: Tensor, damping: float, where: str) -> Tensor:
+        blocks = zip(energy, curvature, strict=True)
+        return torch.stack([_costs(one, damped(factor, damping), where) for one, factor in blocks])
+
+
+def _with_bias(product: Product) -> Tensor:
+    """[blocks, outputs, columns], the bias as one more column."""
+    matrix = product.matrix
+    if product.bias is None:
+        return matrix
+    return torch.cat([matrix, product.bias.detach().reshape(*matrix.shape[:2], 1).to(matrix)], dim=2)
+
+
+def _inverse_size(gradients: Tensor) -> float:
+    """One over the largest gradient, that their squares stay within float32's range; 0 where there are none."""
+    size = float(gradients.abs().max()) if gradients.numel() else 0.0
+    return 1 / size if size else 0.0
+
+
+def _added(power: Tensor, damping: float) -> Tensor:
+    """What `damped` adds to the diagonal of a factor whose diagonal has this mean: [blocks]."""
+    return torch.where(power > 0, damping * power, 1.0)
+
+
+def _require_finite(means: dict[str, Tensor], name: str) -> None:
+    if not all(bool(torch.isfinite(value).all()) for value in means.values()):
+        raise ScoreError(
+            f"NaN or infinity comes in at {name!r}, or back to it: look at the weights before it and the batches"
+        )

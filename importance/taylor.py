@@ -7,31 +7,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from depgraph import DependencyGraph
 from importance.calling import check_batches
 from importance.choices import pick
-from importance.gradients import by_id, each_of, passes, take
+from importance.gradients import GradientSums, backwards, shown
 from importance.layout import Layout
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
 from importance.reduction import Reduction, ReductionSpec
-from importance.splitting import sample_count
-from importance.sums import Saliency, index_sums
+from importance.sums import Saliency
 
 
-def signed(weight: Tensor, gradient: Tensor) -> Tensor:
-    """W * G, a new tensor: how far the loss falls, to first order, if the weight becomes zero."""
+def _signed(weight: Tensor, gradient: Tensor) -> Tensor:
     return (weight * gradient.conj()).real
 
 
 def _unsigned(weight: Tensor, gradient: Tensor) -> Tensor:
-    return signed(weight, gradient).abs_()
+    return _signed(weight, gradient).abs_()
 
 
-FORMS: dict[str, Saliency] = {"element": _unsigned, "vector": signed}
+FORMS: dict[str, Saliency] = {"element": _unsigned, "vector": _signed}
 ACCUMULATE = {"abs": "gradients are consumed batch by batch", "signed": "gradients are added up over all batches first"}
 
 
@@ -47,8 +44,7 @@ class Taylor:
     backward pass makes the next, so that the peak is the weights and one gradient, whatever the number of batches. The
     paper takes the absolute value once, of the gradient of all samples together. The two are the same for one batch;
     for more, `accumulate="signed"` gives the paper's value (up to a factor: batches are added, not averaged) and holds
-    all gradients at once. A loss being the mean over a batch, a batch counts by its samples: one with half as many as
-    the first counts half, so that it doesn't matter to "signed" how the samples were divided into batches.
+    all gradients at once.
 
     The model runs in eval mode without a key-value cache; frozen parameters are scored like others. Its gradients,
     `requires_grad`, mode and the random state are put back, also after an error.
@@ -65,8 +61,8 @@ class Taylor:
 
     Raises, when called:
         DataError: there are no batches, or one doesn't fit the model.
-        ScoreError: no loss can be found, or loss, weights or gradients are NaN or infinite, or the model was made in
-            inference mode; an unknown name, at once.
+        ScoreError: no loss can be found, or loss, weights or gradients are NaN or infinite, or a parameter can't have any
+            (made in inference mode); an unknown name, at once.
     """
 
     batches: Iterable[Any]
@@ -88,37 +84,12 @@ class Taylor:
         layout = Layout.of(graph)
         if not layout.parameters:
             return {}
-        consumer = _Consumer(layout, FORMS[self.form])
-        each_batch, first = self.accumulate == "abs", 0
-        wanted = layout.parameters.values()
-        with passes(graph.model, wanted, self.loss, consumer if each_batch else None) as backward:
-            for batch in each_of(self.batches, "scoring with gradients" if self.progress else ""):
-                first = first or sample_count(batch)
-                consumer.share = sample_count(batch) / max(first, 1)
-                backward(batch, 1.0 if each_batch else consumer.share)
+        consumer = GradientSums(layout, FORMS[self.form])
+        each_batch = self.accumulate == "abs"
+        with backwards(graph.model, layout.parameters, self.loss, consumer if each_batch else None) as backward:
+            for batch in shown(self.batches, self.progress):
+                backward(batch)
             if not each_batch:
-                consumer.share = 1.0
-                for parameter in wanted:
-                    take(parameter, consumer)
+                for parameter in layout.parameters.values():
+                    consumer(parameter)
         return layout.scores(consumer.sums, Reduction.of(self.reduction), Normalisation.of(self.normalise))
-
-
-class _Consumer:
-    """Adds the saliency of a parameter's gradient, summed per index, to running sums: `share` of it."""
-
-    def __init__(self, layout: Layout, saliency: Saliency) -> None:
-        self.saliency = saliency
-        self.dims = layout.dims
-        self.names = by_id(layout.parameters)
-        self.share = 1.0
-        self.sums: dict[str, dict[int, Tensor]] = {
-            name: {d: torch.zeros(parameter.shape[d], dtype=torch.float64) for d in self.dims[name]}
-            for name, parameter in layout.parameters.items()
-        }
-
-    def __call__(self, parameter: Tensor, gradient: Tensor) -> None:
-        name = self.names[id(parameter)]
-        found = index_sums(self.saliency, (parameter, gradient), self.dims[name])
-        self.sums[name] = {
-            d: self.sums[name][d].to(part.device, part.dtype) + part.abs() * self.share for d, part in found.items()
-        }

@@ -1,4 +1,4 @@
-"""LoRAPrune: gradients estimated from adapters, followed while these are trained."""
+"""LoRAPrune: the estimate of METHODS.md 2.20, on models with adapters of peft."""
 
 from __future__ import annotations
 
@@ -12,141 +12,147 @@ from torch import Tensor, nn
 
 import depgraph
 from depgraph.errors import ScoreError
-from importance import Adapter, LoRAPrune, adapters_of
-from tests.importance.toys import Weights, axis, hand_graph, member
-from tests.zoo import MODULES, ZOO
-
-A, B = [[1.0, 2.0]], [[1.0], [0.0]]
-DA, DB = [[0.5, 0.0]], [[1.0], [2.0]]
+from importance import LoraPrune
+from importance.lora import Adapter, adapters_of
+from tests.zoo import ZOO
 
 
-def adapter(weight: Tensor, a: Any = A, b: Any = B, scale: float = 1.0, turned: bool = False) -> Adapter:
-    """With the gradients of METHODS.md 2.20."""
-    made = Adapter("one", weight, nn.Parameter(torch.tensor(a)), nn.Parameter(torch.tensor(b)), scale, turned)
-    made.a.grad, made.b.grad = torch.tensor(DA), torch.tensor(DB)
-    return made
+def test_the_estimate_by_hand() -> None:
+    """METHODS.md 2.20: A = [[1, 2]], B = [[1], [0]], dA = [[.5, 0]], dB = [[1], [2]] -> G = [[1, 2], [1, 4]]."""
+    a, b = nn.Parameter(torch.tensor([[1.0, 2]])), nn.Parameter(torch.tensor([[1.0], [0]]))
+    a.grad, b.grad = torch.tensor([[0.5, 0]]), torch.tensor([[1.0], [2]])
+    adapter = Adapter(torch.zeros(2, 2), a, b, 3.0, False)
+    assert adapter.gradient().tolist() == [[1, 2], [1, 4]]
+    assert adapter.delta().tolist() == [[3, 6], [0, 0]]
+    turned = Adapter(torch.zeros(2, 2), a, b, 3.0, True)
+    assert turned.gradient().tolist() == [[1, 1], [2, 4]]
 
 
-def test_gradients_are_estimated_from_those_of_the_factors() -> None:
-    """METHODS.md 2.20: [[1, 2], [1, 4]]; where a weight is stored the other way round, its transpose."""
-    torch.testing.assert_close(adapter(torch.zeros(2, 2)).gradient(), torch.tensor([[1.0, 2.0], [1.0, 4.0]]))
-    torch.testing.assert_close(
-        adapter(torch.zeros(2, 2), turned=True).gradient(), torch.tensor([[1.0, 1.0], [2.0, 4.0]])
-    )
-    torch.testing.assert_close(adapter(torch.ones(2, 2), scale=2.0).merged(), torch.tensor([[3.0, 5.0], [1.0, 1.0]]))
+class Two(nn.Module):
+    """Two linear maps without biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(x)))
 
 
-@pytest.mark.parametrize(("power", "rows"), [(1, [8, 9]), (2, [2.0**2 + 6.0**2, 1 + 8.0**2])])
-def test_scores_are_of_the_merged_weight_and_normalised_per_module(power: int, rows: list[float]) -> None:
-    """|G * (W + B A)| with W = [[1, 1], [1, 2]]: rows [2 + 6, 1 + 8], and a second module half as large, alike once normed."""
-    model = Weights(w=[[1.0, 1.0], [1.0, 2.0]], v=[[0.0, 0.0], [0.0, 7.0]], alone=[1.0, 2.0])
-    graph = hand_graph(
-        model,
-        axis("out", member("w", 0, [0, 1]), member("v", 0, [0, 1])),
-        axis("in", member("w", 1, [0, 0])),
-        axis("other", member("alone", 0, [0, 1])),
-    )
+def adapted(model: nn.Module, targets: list[str], rank: int = 2) -> nn.Module:
+    found = peft.get_peft_model(model, peft.LoraConfig(r=rank, lora_alpha=6, target_modules=targets))
     with torch.no_grad():
-        model.v.copy_(model.w / 2)
-    tracker = LoRAPrune(graph, [adapter(model.w), adapter(model.v, A, [[0.5], [0.0]])], power=power)
-    tracker.adapters[1].a.grad, tracker.adapters[1].b.grad = torch.tensor(DA) * 2, torch.tensor(DB)
-    one = np.array(rows) / np.linalg.norm(rows)
-    tracker.update()
-    second = tracker.adapters[1]
-    mine = (second.gradient() * second.merged()).abs().pow(power).sum(dim=1).detach().numpy()
-    found = tracker(graph)
-    np.testing.assert_allclose(found["out"], one + mine / np.linalg.norm(mine), rtol=1e-6)
-    np.testing.assert_allclose(found["in"], [1])
-    assert found["other"].min() > max(found["out"].max(), 1)
+        for name, parameter in found.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    return found
 
 
-def test_scores_are_a_running_mean_over_steps() -> None:
-    model = Weights(w=[[1.0, 1.0], [1.0, 2.0]])
-    graph = hand_graph(model, axis("out", member("w", 0, [0, 1])))
-    tracker = LoRAPrune(graph, [adapter(model.w)])
-    tracker.update()
-    first = tracker(graph)["out"]
-    tracker.adapters[0].b.grad = torch.tensor([[-1.0], [5.0]])
-    tracker.update()
-    alone = LoRAPrune(graph, tracker.adapters)
-    alone.update()
-    second = alone(graph)["out"]
-    assert not np.allclose(first, second)
-    np.testing.assert_allclose(tracker(graph)["out"], (0.09 * first + 0.1 * second) / 0.19)
+def trained(model: nn.Module, x: Tensor, factor: float = 1.0) -> None:
+    model.zero_grad()
+    (factor * model(x).square().sum()).backward()
 
 
-def test_without_gradients_a_unit_is_worth_nothing() -> None:
-    model = Weights(w=[[1.0, 1.0], [0.0, 0.0]])
-    graph = hand_graph(model, axis("out", member("w", 0, [0, 1])))
-    one = adapter(model.w)
-    one.b.grad = torch.tensor([[1.0], [0.0]])
-    tracker = LoRAPrune(graph, [one])
-    tracker.update()
-    np.testing.assert_allclose(tracker(graph)["out"], [1, 0])
-    one.a.grad, one.b.grad = torch.zeros(1, 2), torch.zeros(2, 1)
-    still = LoRAPrune(graph, [one])
-    still.update()
-    np.testing.assert_array_equal(still(graph)["out"], [0, 0])
+def unit(scores: Tensor) -> Tensor:
+    return scores / scores.norm()
 
 
-def wrapped(name: str, kinds: Any, **options: Any) -> tuple[nn.Module, Any]:
-    example = (MODULES | ZOO)[name]()
-    targets = [n for n, m in example.model.named_modules() if isinstance(m, kinds) and getattr(m, "groups", 1) == 1]
-    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets, init_lora_weights=False, **options)
-    return peft.get_peft_model(example.model, config).eval(), example
+def expected(model: Any) -> Tensor:
+    """A step's scores of the hidden neurons of `Two`: rows of the first map and columns of the last, each of norm 1."""
+    found = []
+    for layer in (model.base_model.model.first, model.base_model.model.last):
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        estimate = b.grad @ a + b @ a.grad - b.grad @ a.grad
+        found.append(((layer.base_layer.weight + layer.scaling["default"] * b @ a) * estimate).abs().detach())
+    return unit(found[0].sum(1)) + unit(found[1].sum(0))
 
 
-def forms() -> dict[str, tuple[Any, dict[str, Any]]]:
-    from transformers.pytorch_utils import Conv1D
+def test_scores_are_a_moving_average_of_normalised_saliencies() -> None:
+    model = adapted(Two(), ["first", "last"])
+    x = torch.randn(5, 3)
+    graph = depgraph.trace(model, x)
+    scorer = LoraPrune(graph)
+    average = torch.zeros(4)
+    for factor in (1.0, 2.0, -1.0):
+        trained(model, x, factor)
+        scorer.update()
+        average = 0.9 * average + 0.1 * expected(model)
+    (name,) = (a.name for a in graph.axes if a.size == 4)
+    assert scorer(graph)[name] == pytest.approx(average.tolist(), rel=1e-4)
+    assert scorer.updates == 3
+    assert model.base_model.model.first.base_layer.weight.grad is None
 
-    return {
-        "llama_8_2": ((nn.Linear, nn.Embedding), {}),
-        "gpt2": (Conv1D, {"fan_in_fan_out": True}),
-        "residual_cnn": (nn.Conv2d, {}),
-    }
+
+def test_zero_gradients_score_zero_and_dead_units_are_lowest() -> None:
+    model = adapted(Two(), ["first", "last"])
+    graph = depgraph.trace(model, torch.randn(5, 3))
+    (name,) = (a.name for a in graph.axes if a.size == 4)
+    scorer = LoraPrune(graph, decay=0.0)
+    trained(model, torch.randn(5, 3), 0.0)
+    scorer.update()
+    assert scorer(graph)[name].tolist() == [0] * 4
+    first, last = model.base_model.model.first, model.base_model.model.last
+    with torch.no_grad():
+        for dead in (first.base_layer.weight[2], first.lora_B["default"].weight[2]):
+            dead.zero_()
+        for dead in (last.base_layer.weight[:, 2], last.lora_A["default"].weight[:, 2]):
+            dead.zero_()
+    trained(model, torch.randn(5, 3))
+    scorer.update()
+    found = scorer(graph)[name]
+    assert (found.argmin(), found[2]) == (2, 0)
 
 
-@pytest.mark.parametrize("name", ["llama_8_2", "gpt2", "residual_cnn"])
-def test_adapters_of_peft_are_those_that_it_adds(name: str) -> None:
-    kinds, options = forms()[name]
-    model, example = wrapped(name, kinds, **options)
-    found = adapters_of(model)
-    for one in found:
-        layer = model.get_submodule(one.name.removesuffix(" (default)"))
-        torch.testing.assert_close(one.scale * one.delta(one.b, one.a), layer.get_delta_weight("default").detach())
+def test_a_language_model_is_pruned_by_what_its_adapters_learn() -> None:
+    example = ZOO["llama_8_2"]()
+    model = adapted(example.model, ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"])
     graph = depgraph.trace(model, example.args, example.kwargs)
-    tracker = LoRAPrune(graph)
-    output = model(*example.args, **example.kwargs)
-    (output if isinstance(output, Tensor) else output.logits).square().mean().backward()
-    tracker.update()
-    ranks = {a.name for a in graph.axes if all("lora" in m.target for m in a.members)}
-    assert ranks and ranks.isdisjoint(tracker.axes)
-    plan = graph.plan(tracker, depgraph.Target(params=0.9), only=tracker.axes)
-    report = plan.apply_with_report()
-    assert plan.removal and report.check.error < 1e-5
+    scorer = LoraPrune(graph)
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-3)
+    for _ in range(2):
+        optimiser.zero_grad()
+        model(**example.kwargs, labels=example.kwargs["input_ids"]).loss.backward()
+        scorer.update()
+        optimiser.step()
+    found = scorer(graph)
+    for axis in graph.axes:
+        assert found[axis.name].shape == (axis.size,)
+        assert np.isfinite(found[axis.name]).all()
+    pruned = graph.plan(scorer, depgraph.Target(params=0.9)).apply()
+    assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in model.parameters())
+    assert pruned(**example.kwargs).logits.isfinite().all()
 
 
-def test_what_is_missing_is_said() -> None:
-    model = Weights(w=[[1.0, 1.0], [1.0, 2.0]])
-    graph = hand_graph(model, axis("out", member("w", 0, [0, 1])))
-    one = adapter(model.w)
-    tracker = LoRAPrune(graph, [one])
-    with pytest.raises(ScoreError, match="no gradients were taken in yet"):
-        tracker(graph)
-    tracker.update()
-    before = tracker(graph)["out"]
-    one.b.grad = torch.full((2, 1), float("nan"))
-    with pytest.raises(ScoreError, match="gradients of adapter 'one' are NaN or infinite"):
-        tracker.update()
-    one.b.grad = None
-    with pytest.raises(ScoreError, match="adapter 'one' has no gradients"):
-        tracker.update()
-    np.testing.assert_array_equal(tracker(graph)["out"], before)
-    with pytest.raises(ScoreError, match="isn't the one that was followed"):
-        tracker(hand_graph(model, axis("another", member("w", 0, [0, 1]))))
-    with pytest.raises(ScoreError, match="no axis of the graph reaches a weight that has an adapter"):
-        LoRAPrune(graph, [adapter(torch.zeros(2, 2))])
-    with pytest.raises(ScoreError, match="has no LoRA adapter that is active"):
-        LoRAPrune(graph)
-    with pytest.raises(ScoreError, match="decay must be from 0"):
-        LoRAPrune(graph, [one], decay=1)
+def test_adapters_of_a_turned_weight_and_of_convolutions_are_found() -> None:
+    example = ZOO["gpt2"]()
+    model = peft.get_peft_model(example.model, peft.LoraConfig(r=2, target_modules=["c_fc"], fan_in_fan_out=True))
+    found = list(adapters_of(model))
+    assert found
+    assert all(a.turned and a.delta().shape == a.weight.shape for a in found)
+    convolution = adapted(nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 1)), ["0"])
+    (adapter,) = adapters_of(convolution)
+    merged = convolution.base_model.model[0].get_delta_weight("default")
+    assert torch.allclose(adapter.delta(), merged, atol=1e-6)
+
+
+def test_what_cant_be_used_is_refused() -> None:
+    plain = depgraph.trace(Two(), torch.randn(5, 3))
+    with pytest.raises(ScoreError, match="Two has no LoRA adapters on the weights of its axes"):
+        LoraPrune(plain)
+    model = adapted(Two(), ["first"])
+    graph = depgraph.trace(model, torch.randn(5, 3))
+    with pytest.raises(ScoreError, match="decay"):
+        LoraPrune(graph, decay=1.0)
+    scorer = LoraPrune(graph)
+    with pytest.raises(ScoreError, match="no scores yet"):
+        scorer(graph)
+    with pytest.raises(ScoreError, match="no adapter has a gradient"):
+        scorer.update()
+    trained(model, torch.full((5, 3), float("nan")))
+    with pytest.raises(ScoreError, match="gradients of its adapter hold NaN"):
+        scorer.update()
+    assert scorer.updates == 0
+    trained(model, torch.randn(5, 3))
+    scorer.update()
+    with pytest.raises(ScoreError, match="other axes"):
+        scorer(plain)

@@ -92,6 +92,15 @@ def test_normalisations(name: str, expected: list[float]) -> None:
     np.testing.assert_allclose(Normalisation.of(name)(SCORES), expected)
 
 
+def test_lamp_gives_the_largest_one_and_never_empties_an_axis() -> None:
+    """METHODS.md 2.4: [9, 1, 4] -> [1, .071429, .307692]; of equal ones, all get what the last of them would."""
+    lamp = Normalisation.of("lamp")
+    np.testing.assert_allclose(lamp(np.array([9.0, 1.0, 4.0])), [1, 1 / 14, 4 / 13])
+    np.testing.assert_allclose(lamp(np.array([0.0, 2.0, 1.0, 2.0])), [0, 1, 1 / 5, 1])
+    with pytest.raises(ScoreError, match="LAMP needs scores of at least zero"):
+        lamp(np.array([1.0, -1.0]))
+
+
 def test_normalisations_are_applied_one_after_the_other() -> None:
     both = Normalisation.of(("max", np.sqrt, "sum"))(np.array([1.0, 4.0, 16.0]))
     np.testing.assert_allclose(both, [1 / 7, 2 / 7, 4 / 7])
@@ -105,15 +114,6 @@ def test_scores_that_are_all_equal_stay_finite_and_equal(name: str, scores: list
     assert found.shape == (len(scores),)
     assert np.isfinite(found).all()
     assert np.ptp(found) < 1e-9 if len(scores) else True
-
-
-def test_lamp_shares_what_is_not_below() -> None:
-    """METHODS.md 2.4: [9, 1, 4] -> [1, .071429, .307692]."""
-    lamp = Normalisation.of("lamp")
-    np.testing.assert_allclose(lamp(np.array([9.0, 1.0, 4.0])), [1, 1 / 14, 4 / 13])
-    np.testing.assert_allclose(lamp(np.array([4.0, 1.0, 4.0, 0.0])), [1, 1 / 9, 1, 0])
-    with pytest.raises(ScoreError, match="at least zero"):
-        lamp(np.array([1.0, -1.0]))
 
 
 @pytest.mark.parametrize("name", ["gaussian", "min-max"])

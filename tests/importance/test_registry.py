@@ -17,13 +17,12 @@ def test_every_name_makes_an_estimator() -> None:
     assert importance.named("magnitude-l1", p=3) == importance.Magnitude(3)
     assert importance.named("taylor", batches=[1], reduction="mean") == importance.Taylor([1], reduction="mean")
     assert importance.named("taylor-vector", batches=[1]) == importance.Taylor([1], form="vector")
-    assert importance.named("taylor-mix", batches=[1]) == importance.SecondOrder([1], form="mix")
 
 
 def test_names_say_whether_they_need_data() -> None:
-    without = [name for name in importance.names() if not importance.needs_data(name)]
-    assert without == ["random", "magnitude", "magnitude-l1", "mag-sp", "fpgm", "bn-scale", "stun"]
-    assert {"taylor", "taylor-second", "taylor-mix", "obd", "gblm-gradient", "llm-surgeon"} <= set(importance.names())
+    assert [importance.needs_data(n) for n in ("random", "magnitude", "mag-sp", "taylor", "taylor-vector")] == [
+        False
+    ] * 3 + [True] * 2
 
 
 @pytest.mark.parametrize(
@@ -38,7 +37,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, nearest: str) ->
 
 
 def test_a_name_near_to_none_is_refused_with_all() -> None:
-    with pytest.raises(ScoreError, match="Choose one of random, magnitude, magnitude-l1, mag-sp, fpgm"):
+    with pytest.raises(ScoreError, match="Choose one of random, magnitude, .*taylor, taylor-vector.*"):
         importance.named("xyz")
 
 

@@ -1,0 +1,46 @@
+"""A batch taken apart into its samples, for scores that look at the gradient of each alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from depgraph.errors import DataError
+
+
+def sample_count(batch: Any) -> int:
+    """How many samples a batch has: the leading size that its tensors share; 1 where none of them has a dim.
+
+    Raises DataError when they don't share one, or it is 0.
+    """
+    sizes = sorted({len(leaf) for leaf in pytree.tree_leaves(_plain(batch)) if isinstance(leaf, Tensor) and leaf.ndim})
+    if len(sizes) > 1:
+        raise DataError(
+            f"a batch can't be split into its samples, as the first dims of its tensors are {', '.join(map(str, sizes))} long: "
+            "give tensors that all have the samples along their first dim"
+        )
+    if sizes == [0]:
+        raise DataError("a batch is empty: its tensors have no samples along their first dim")
+    return sizes[0] if sizes else 1
+
+
+def samples_of(batch: Any) -> Iterator[Any]:
+    """The samples of a tensor, tuple or dict, each as a batch of one; what isn't a tensor with dims goes into all of them.
+
+    Raises DataError as `sample_count` does.
+    """
+    count, plain = sample_count(batch), _plain(batch)
+    for index in range(count):
+        yield pytree.tree_map(lambda leaf, at=index: _one(leaf, at), plain)
+
+
+def _plain(batch: Any) -> Any:
+    """Mappings of any kind as dicts, which can be looked into."""
+    return dict(batch) if isinstance(batch, Mapping) else batch
+
+
+def _one(leaf: Any, index: int) -> Any:
+    return leaf.narrow(0, index, 1) if isinstance(leaf, Tensor) and leaf.ndim else leaf
