@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from depgraph.capture.capturing import quiet
 from depgraph.capture.keeping import put_back
 from depgraph.errors import DataError, ScoreError
-from importance.calling import loss_of, moved
+from importance.calling import each_tensor, loss_of, moved
 from importance.layout import Layout
 from importance.losses import Loss
 from importance.sums import Saliency, index_sums
@@ -38,7 +38,7 @@ def backwards(
         def backward(batch: Any, before: Callable[[Tensor], None] = lambda loss: None) -> None:
             nonlocal calls
             with written:
-                value = loss_of(model, moved(batch, device), loss)
+                value = loss_of(model, each_tensor(moved(batch, device), _ordinary), loss)
             before(value)
             value.backward()
             calls += 1
@@ -56,6 +56,11 @@ def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
     from rich.progress import track
 
     return track(batches, "scoring with gradients", console=Console(stderr=True), transient=True)
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """A tensor that autograd takes: a copy of one that was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _require_differentiable(name: str, parameter: Tensor) -> None:
@@ -124,6 +129,12 @@ def borrowed(model: nn.Module, parameters: Mapping[str, Tensor], hook: Hook | No
     """
     for name, parameter in parameters.items():
         _require_differentiable(name, parameter)
+    for name, buffer in model.named_buffers():
+        if buffer.is_inference():
+            raise ScoreError(
+                f"buffer {name!r} was made in inference mode, where autograd takes nothing from: load or build the model outside "
+                "torch.inference_mode()"
+            )
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     wanted = {id(parameter) for parameter in parameters.values()}
     devices = {p.device for p, _, _ in before if p.device.type == "cuda"}
