@@ -29,6 +29,11 @@ def sample_count(batch: Any) -> int:
     return sizes[0] if sizes else 1
 
 
+def largest_size(batch: Any) -> int:
+    """The largest leading size of a batch's tensors, which need not share one: how many samples it has; 1 without any."""
+    return max((len(t) for t in pytree.tree_leaves(_plain(batch)) if isinstance(t, Tensor) and t.ndim), default=1)
+
+
 def samples_of(batch: Any) -> Iterator[Any]:
     """The samples of a tensor, tuple or dict, each as a batch of one.
 
