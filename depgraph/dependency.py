@@ -22,8 +22,10 @@ from depgraph.widths import Cost, Removal, Widths
 if TYPE_CHECKING:
     import networkx as nx
 
+    from depgraph.blocks import Block, Blocks
     from depgraph.cutting.expressing import SizeRules
     from depgraph.plan import Plan
+    from depgraph.residual import Branch, Branches
     from depgraph.scoring import Scorer, Scores
     from depgraph.target import Target
     from depgraph.vocabulary import Vocabulary, Words
@@ -148,6 +150,34 @@ class DependencyGraph:
     def cost(self, removal: Removal | None = None) -> Cost:
         """Exact cost of the model as it is, or after a removal (axis name -> group numbers)."""
         return self.widths.at(removal or {}).cost()
+
+    @cached_property
+    def residual(self) -> Branches:
+        """The search for branches, with all that it found on its way."""
+        from depgraph.residual import Branches
+
+        return Branches(self)
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """What additions join with the stream that it was computed from, in order of execution; see `residual.Branch`."""
+        return self.residual.found
+
+    @cached_property
+    def _blocks(self) -> Blocks:
+        from depgraph.blocks import Blocks
+
+        return Blocks(self.residual)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Entries of containers that can be left out whole, in order of execution; see `blocks.Block`."""
+        return self._blocks.found
+
+    @property
+    def branches_refused(self) -> dict[str, str]:
+        """Why what looks like a branch or a block can't go, by name: a sentence."""
+        return {**self.residual.refused, **self._blocks.refused}
 
     @cached_property
     def sizes(self) -> SizeRules:

@@ -26,7 +26,7 @@ class Write(NamedTuple):
 
 def writes(nodes: Iterable[Node]) -> list[Write]:
     """All writes of a captured graph."""
-    return [Write(node, _root(target)) for node in nodes for target in _written(node)]
+    return [Write(node, memory_of(target)) for node in nodes for target in _written(node)]
 
 
 def written_targets(exported: CapturedProgram) -> set[str]:
@@ -82,7 +82,7 @@ def _schema_of(node: Node) -> Any:
     return getattr(node.target, "_schema", None)
 
 
-def _root(node: Node) -> Node:
+def memory_of(node: Node) -> Node:
     """The node that made the memory of what `node` made."""
     while (base := _base(node)) is not None:
         node = base
