@@ -8,6 +8,7 @@ from importance import allocations
 from importance.accumulators import Absolutes, Gram, Moments, Norms, SampleMeans, Weights
 from importance.activation import CRITERIA, Activation, Criterion
 from importance.allocations import Allocated
+from importance.averaging import averaged
 from importance.column_magnitude import ColumnMagnitude
 from importance.compensation import Compensated, Compensation, compensate
 from importance.contributions import Contributions
@@ -64,6 +65,7 @@ __all__ = [
     "Taylor",
     "Weights",
     "allocations",
+    "averaged",
     "clusters_below",
     "clusters_of",
     "collect",

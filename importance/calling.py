@@ -55,12 +55,17 @@ def inputs_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, 
 
 def moved(batch: Any, device: torch.device) -> Any:
     """The batch with all its tensors on a device; tuples, lists and mappings keep their form."""
+    return each_tensor(batch, lambda tensor: tensor.to(device))
+
+
+def each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The batch with every tensor in its tuples, lists and mappings (which become dicts) replaced by what `change` makes."""
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        return change(batch)
     if isinstance(batch, Mapping):
-        return {name: moved(value, device) for name, value in batch.items()}
+        return {name: each_tensor(value, change) for name, value in batch.items()}
     if isinstance(batch, tuple | list):
-        items = [moved(item, device) for item in batch]
+        items = [each_tensor(item, change) for item in batch]
         return items if isinstance(batch, list) else tuple(items)
     return batch
 

@@ -6,23 +6,24 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
 from importance.activation import with_unread
+from importance.consumed import Columns, columns_of
+from importance.layout import Layout
 from importance.normalisation import Normalisation, NormalisationSpec
 from importance.reduction import Reduction, ReductionSpec, Scored
-from importance.statistics import Consumer, consumers_of
+from importance.sums import index_sums
 
 
 @dataclass(frozen=True)
 class ColumnMagnitude:
     """Mag-sp (METHODS.md 2.4): the L2 norm, with its root, of a channel's column of every weight that reads it.
 
-    The columns of a group (a head) are summed, then (by default) the weights. An axis that no weight reads has no such
-    scores: it goes last, by the size of its own weights.
+    The columns of a group (a head) are summed, then (by default) the weights. A weight that is computed (a weight norm, a part
+    of a packed one) counts as it is when it meets data, and of matrices that are chosen by indices, as those of experts, all
+    count together. An axis that no weight reads has no such scores: it goes last, by the size of its own weights.
 
     Args:
         reduction: over the weights that read an axis: a name, a function or a `Reduction`.
@@ -41,31 +42,22 @@ class ColumnMagnitude:
         Normalisation.of(self.normalise)
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
-        tensors = graph.tensors()
+        Layout.of(graph)  # refuses weights without values, and those that have changed since
         members: dict[str, list[Scored]] = {axis.name: [] for axis in graph.axes}
-        for consumer in consumers_of(graph):
-            if consumer.weight:
-                norms = _norms(consumer, tensors[consumer.weight])
-                for axis, labels in consumer.labels.items():
-                    members[axis].append((labels, norms))
+        for columns in columns_of(graph):
+            norms = _norms(columns)
+            for axis, labels in columns.labels.items():
+                members[axis].append((labels, norms))
         reduction, normalisation = Reduction.of(self.reduction), Normalisation.of(self.normalise)
         scores = {name: normalisation(reduction(read, graph[name].size)) for name, read in members.items() if read}
         return with_unread(graph, scores)
 
 
-@torch.no_grad()
-def _norms(consumer: Consumer, weight: Tensor) -> np.ndarray:
-    """One number per channel, float64; every group of a convolution has channels of its own."""
-    moved = weight.detach().movedim(consumer.weight_dim, -1)
-    own = moved.shape[-1]
-    rows = moved.reshape(consumer.size // own, -1, own)
-    norms = torch.linalg.vector_norm(rows, dim=1, dtype=_wider(weight.dtype)).flatten().cpu().double().numpy()
+def _norms(columns: Columns) -> np.ndarray:
+    """One number per channel, float64."""
+    last = columns.weight.ndim - 1
+    squares = index_sums(lambda w: w.abs().square(), (columns.weight,), (last,))[last]
+    norms: np.ndarray = squares.sqrt().cpu().double().numpy()
     if not np.isfinite(norms).all():
-        raise ScoreError(
-            f"parameter {consumer.weight!r} holds NaN or infinite values: repair or reload the weights before scoring"
-        )
+        raise ScoreError(f"{columns} holds NaN or infinite values: repair or reload the weights before scoring")
     return norms
-
-
-def _wider(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

@@ -28,6 +28,8 @@ from importance.layout import Layout, Place
 from importance.rows import Samples
 from importance.units import units
 
+_ROUNDING = 1e-9
+
 
 class Merge(NamedTuple):
     """Two clusters become one, at this distance: `kept` stands for it, `lost` for nothing from here on."""
@@ -61,9 +63,15 @@ def merges(distances: np.ndarray, inner: np.ndarray | None = None) -> Iterator[M
 
 
 def nearest_to_mean(inner: np.ndarray, members: Iterable[int], candidates: Iterable[int]) -> int:
-    """Of `candidates`, the one whose weights are nearest to the mean of those of `members`; `inner` are inner products [n, n]."""
-    given = list(members)
-    return min(candidates, key=lambda c: (float(inner[c, c] - 2 * inner[c, given].mean()), c))
+    """Of `candidates`, the one whose weights are nearest to the mean of those of `members`; `inner` are inner products [n, n].
+
+    Of those that are as near, as two members always are, the largest stays; of these, the first.
+    """
+    given, among = list(members), sorted(candidates)
+    sizes = inner[among, among]
+    apart = sizes - 2 * inner[np.ix_(among, given)].mean(axis=1)
+    near = apart <= apart.min() + _ROUNDING * np.abs(inner[given, given]).max()
+    return among[int(np.argmax(np.where(near, sizes, -1.0)))]
 
 
 def clusters_of(distances: np.ndarray, count: int) -> list[list[int]]:
@@ -127,10 +135,10 @@ class ExpertClusters:
         scores = {}
         for name in names:
             size = graph[name].size
-            routers = _routers(anatomy, name)
+            chosen = routers(anatomy, name)
             places = layout.places[name]
-            rows = _inner(layout, [p for p in places if id(layout.parameters[p.parameter]) in routers], size)
-            held = _inner(layout, [p for p in places if id(layout.parameters[p.parameter]) not in routers], size)
+            rows = inner_products(layout, [p for p in places if id(layout.parameters[p.parameter]) in chosen], size)
+            held = inner_products(layout, [p for p in places if id(layout.parameters[p.parameter]) not in chosen], size)
             distances = self.router * _distances(rows)
             if name in common:
                 distances = distances - self.coactivation * _over_mean(common[name])
@@ -138,7 +146,7 @@ class ExpertClusters:
         return with_unread(graph, scores)
 
 
-def _routers(anatomy: Anatomy, axis: str) -> set[int]:
+def routers(anatomy: Anatomy, axis: str) -> set[int]:
     """The ids of the weights whose outputs are along an axis."""
     widths, tensors = anatomy.graph.widths, anatomy.graph.tensors()
     made = (layer for layer in anatomy.layers if layer.out is not None and axis in widths.axes_of(layer.out))
@@ -146,7 +154,7 @@ def _routers(anatomy: Anatomy, axis: str) -> set[int]:
 
 
 @torch.no_grad()
-def _inner(layout: Layout, places: list[Place], size: int) -> np.ndarray:
+def inner_products(layout: Layout, places: list[Place], size: int) -> np.ndarray:
     """The inner products of groups' slices of weights, added over these: [groups, groups] in float64."""
     total = np.zeros((size, size))
     for place in places:

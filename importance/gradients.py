@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from depgraph.capture.capturing import quiet
 from depgraph.capture.keeping import put_back
 from depgraph.errors import DataError, ScoreError
-from importance.calling import loss_of, moved
+from importance.calling import each_tensor, loss_of, moved
 from importance.layout import Layout
 from importance.losses import Loss
 from importance.sums import Saliency, index_sums
@@ -27,20 +27,20 @@ def backwards(
 ) -> Iterator[Callable[..., None]]:
     """A function that runs one batch (or sample) backward, its gradients going to `hook`, or added up without one.
 
-    A second argument is called with the loss before that goes backward. The model runs in eval mode without a key-value
-    cache, and is put back afterwards, also after an error. Raises DataError when the function was never called: there were
-    no batches.
+    A second argument is called with the loss before that goes backward, and may give another in its place. The model runs in
+    eval mode without a key-value cache, and is put back afterwards, also after an error. Raises DataError when the function was
+    never called: there were no batches.
     """
     device = next(model.parameters()).device
     calls = 0
     with put_back(model) as written, quiet(model), borrowed(model, parameters, hook):
 
-        def backward(batch: Any, before: Callable[[Tensor], None] = lambda loss: None) -> None:
+        def backward(batch: Any, before: Callable[[Tensor], Any] = lambda loss: None) -> None:
             nonlocal calls
             with written:
-                value = loss_of(model, moved(batch, device), loss)
-            before(value)
-            value.backward()
+                value = loss_of(model, each_tensor(moved(batch, device), _ordinary), loss)
+            changed = before(value)
+            (value if changed is None else changed).backward()
             calls += 1
 
         yield backward
@@ -58,6 +58,11 @@ def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
     return track(batches, "scoring with gradients", console=Console(stderr=True), transient=True)
 
 
+def _ordinary(tensor: Tensor) -> Tensor:
+    """A tensor that autograd takes: a copy of one that was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def _require_differentiable(name: str, parameter: Tensor) -> None:
     if parameter.is_inference():
         raise ScoreError(
@@ -71,11 +76,15 @@ def _require_differentiable(name: str, parameter: Tensor) -> None:
 
 
 class GradientSums:
-    """A hook that adds the saliency of a parameter's gradient, summed per index, to running sums, and drops the gradient."""
+    """A hook that adds the saliency of a parameter's gradient, summed per index, to running sums, and drops the gradient.
+
+    `share` is what counts of it.
+    """
 
     def __init__(self, layout: Layout, saliency: Saliency) -> None:
         self.saliency = saliency
         self.dims = layout.dims
+        self.share = 1.0
         self.names = {id(parameter): name for name, parameter in layout.parameters.items()}
         self.sums: dict[str, dict[int, Tensor]] = {
             name: {d: torch.zeros(parameter.shape[d], dtype=torch.float64) for d in self.dims[name]}
@@ -89,7 +98,9 @@ class GradientSums:
         gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
         found = index_sums(self.saliency, (parameter, gradient), self.dims[name])
         parameter.grad = None
-        self.sums[name] = {d: self.sums[name][d].to(part.device, part.dtype) + part.abs() for d, part in found.items()}
+        self.sums[name] = {
+            d: self.sums[name][d].to(part.device, part.dtype) + part.abs() * self.share for d, part in found.items()
+        }
 
 
 class ElementSums:
@@ -124,6 +135,12 @@ def borrowed(model: nn.Module, parameters: Mapping[str, Tensor], hook: Hook | No
     """
     for name, parameter in parameters.items():
         _require_differentiable(name, parameter)
+    for name, buffer in model.named_buffers():
+        if buffer.is_inference():
+            raise ScoreError(
+                f"buffer {name!r} was made in inference mode, where autograd takes nothing from: load or build the model outside "
+                "torch.inference_mode()"
+            )
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     wanted = {id(parameter) for parameter in parameters.values()}
     devices = {p.device for p, _, _ in before if p.device.type == "cuda"}

@@ -42,17 +42,22 @@ class Adapter:
 
 
 def adapters_of(model: nn.Module) -> Iterator[Adapter]:
-    """The active adapters of a model that peft has put LoRA on (modules with `lora_A`, `lora_B` and `scaling`)."""
+    """The active adapters that peft has put on a model's maps, convolutions and tables (`lora_A`, `lora_B`, `scaling`)."""
     for module in model.modules():
         pairs, base = getattr(module, "lora_A", None), getattr(module, "base_layer", None)
         if not isinstance(pairs, nn.ModuleDict) or not isinstance(getattr(base, "weight", None), Tensor):
             continue
+        tables = getattr(module, "lora_embedding_A", {})
         for name in getattr(module, "active_adapters", pairs.keys()):
-            if name in pairs:
+            if name in pairs or name in tables:
                 yield _adapter(module, base, name)
 
 
 def _adapter(module: Any, base: Any, name: str) -> Adapter:
+    if name not in module.lora_A:  # a table, whose rows are looked up
+        return Adapter(
+            base.weight, module.lora_embedding_A[name], module.lora_embedding_B[name], module.scaling[name], True
+        )
     turned = bool(getattr(module, "fan_in_fan_out", False))
     return Adapter(base.weight, module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name], turned)
 
@@ -62,8 +67,9 @@ class LoraPrune:
 
     Only the adapters need gradients, so that scores come at no cost while these are trained: call `update` after every
     backward pass, before the optimiser's step. Every weight's group scores are divided by their L2 norm and added over the
-    weights of an axis; of these, a moving average is kept over the updates. The object is a scorer then. An axis on which no
-    weight has an adapter goes last, by the size of its weights.
+    weights of an axis; of these, a moving average is kept over the updates. The object is a scorer then. `axes` are those on
+    which a weight has an adapter, to be given to `only`: the others, among them the adapters' own ranks, score above all of
+    these, by the size of their weights, but a plan that takes a share of every axis takes theirs too.
 
     Args:
         graph: of the model with its adapters in it.
@@ -93,6 +99,11 @@ class LoraPrune:
                 f"{type(graph.model).__name__} has no LoRA adapters on the weights of its axes: wrap it with peft, then trace it"
             )
         self.average = {axis: np.zeros(self.layout.sizes[axis]) for axis, places in self.places.items() if places}
+
+    @property
+    def axes(self) -> list[str]:
+        """The names of the axes on which a weight has an adapter."""
+        return list(self.average)
 
     def update(self) -> None:
         """Take the adapters' gradients of this step into the average.

@@ -12,11 +12,13 @@ from depgraph.errors import DataError
 
 
 def sample_count(batch: Any) -> int:
-    """How many samples a batch has: the leading size that its tensors share; 1 where none of them has a dim.
+    """How many samples a batch has: the leading size that its tensors share, but for those of size 1 there; 1 without any.
 
     Raises DataError when they don't share one, or it is 0.
     """
     sizes = sorted({len(leaf) for leaf in pytree.tree_leaves(_plain(batch)) if isinstance(leaf, Tensor) and leaf.ndim})
+    if sizes and sizes[0] == 1:
+        sizes = sizes[1:] or sizes
     if len(sizes) > 1:
         raise DataError(
             f"a batch can't be split into its samples, as the first dims of its tensors are {', '.join(map(str, sizes))} long: "
@@ -27,8 +29,15 @@ def sample_count(batch: Any) -> int:
     return sizes[0] if sizes else 1
 
 
+def largest_size(batch: Any) -> int:
+    """The largest leading size of a batch's tensors, which need not share one: how many samples it has; 1 without any."""
+    return max((len(t) for t in pytree.tree_leaves(_plain(batch)) if isinstance(t, Tensor) and t.ndim), default=1)
+
+
 def samples_of(batch: Any) -> Iterator[Any]:
-    """The samples of a tensor, tuple or dict, each as a batch of one; what isn't a tensor with dims goes into all of them.
+    """The samples of a tensor, tuple or dict, each as a batch of one.
+
+    What isn't a tensor with dims, and a tensor of size 1 along its first (positions that all samples share), goes into all.
 
     Raises DataError as `sample_count` does.
     """
@@ -43,4 +52,4 @@ def _plain(batch: Any) -> Any:
 
 
 def _one(leaf: Any, index: int) -> Any:
-    return leaf.narrow(0, index, 1) if isinstance(leaf, Tensor) and leaf.ndim else leaf
+    return leaf.narrow(0, index, 1) if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) > 1 else leaf

@@ -18,6 +18,7 @@ from depgraph import DependencyGraph
 from depgraph.cutting.sides import operator_name
 from depgraph.errors import ScoreError
 from importance.activation import with_unread
+from importance.layout import Layout
 from importance.normalisation import Normalisation, NormalisationSpec
 from importance.reduction import Reduction, ReductionSpec, Scored
 
@@ -36,6 +37,7 @@ _ROOTS = {"rsqrt", "sqrt", "pow"}
 _STEPS = _MOVES | _ROOTS | {"add", "add_", "sub", "clamp", "clamp_min", "maximum", "reciprocal", "mul", "div"}
 _SUMS = {"mean", "sum", "var", "var_mean"}
 _LENGTHS = {"norm", "linalg_vector_norm", "std", "std_mean"}
+_NEAR = 4  # operators between what is measured and its mean
 _FAR = 12  # operators between a reduction and the quotient by its root
 
 
@@ -67,6 +69,7 @@ class NormScale:
         Normalisation.of(self.normalise)
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
+        Layout.of(graph)  # refuses weights without values, and those that have changed since
         members: dict[str, list[Scored]] = {axis.name: [] for axis in graph.axes}
         for node in _scales(graph):
             for axis, scored in _members(graph, node):
@@ -146,6 +149,29 @@ class _Finder:
             for one, other in (nodes, nodes[::-1]) if len(nodes) == 2 else ():
                 if one not in self.moving and other in self.moving and self.normalises(self._origin(other)):
                     yield one
+        if name in _QUOTIENTS:
+            moving = [argument for argument in node.all_input_nodes if argument in self.moving]
+            for root, other in (moving, moving[::-1]) if len(moving) == 2 else ():
+                if (measured := self._measured(root)) is not None:
+                    yield from self._multiplied_before(other, measured)
+
+    def _multiplied_before(self, node: Node, measured: Node) -> Iterator[Node]:
+        """What a product was multiplied with that is to be normalised by the measure of its other factor: w * x * rsqrt(x^2)."""
+        product = self._origin(node)
+        given = [argument for argument in product.args[:2] if isinstance(argument, Node)]
+        if _name(product) not in ("mul", "mul_") or len(given) != 2 or product in self._before(measured):
+            return
+        for one, other in (given, given[::-1]):
+            if one not in self.moving and other in self.moving:
+                yield one
+
+    def _before(self, node: Node) -> set[Node]:
+        """A node and what it is computed from, a few operators up."""
+        found, edge = {node}, [node]
+        for _ in range(_NEAR):
+            edge = [n for e in edge for n in e.all_input_nodes if n in self.moving and n not in found]
+            found.update(edge)
+        return found
 
     def normalises(self, node: Node) -> bool:
         """Is a node a normalisation that has no scale of its own?"""
@@ -164,20 +190,24 @@ class _Finder:
 
     def _is_root(self, node: Node) -> bool:
         """Is a value the root of a mean, a sum or a variance, or a norm, give or take constants?"""
+        return self._measured(node) is not None
+
+    def _measured(self, node: Node) -> Node | None:
+        """The mean, sum, variance or norm that a value is (the root of), give or take constants; None where it is none."""
         rooted = False
         for _ in range(_FAR):
             name = _name(node)
             if name in _LENGTHS or (name in _SUMS and rooted):
-                return True
+                return node
             if name not in _STEPS:
-                return False
+                return None
             rooted = rooted or name in _ROOTS
             given = node.all_input_nodes[:1] if name in _MOVES else node.all_input_nodes
             before = [n for n in given if n in self.moving]
             if len(before) != 1:
-                return False
+                return None
             node = before[0]
-        return False
+        return None
 
 
 def _name(node: Node) -> str:

@@ -71,11 +71,12 @@ class Surgeon:
     """LLM Surgeon's costs, summed over the rows and columns that a group has in all linear maps and convolutions.
 
     Factors are gathered in one forward and backward pass for each batch: A with a one appended for a bias, G of the gradients
-    of each sample's loss (the empirical Fisher). Positions on which the loss doesn't depend (padding, mostly) don't count. Of
-    each weight only what some axis needs is held: G for its rows, A for its columns, and sums of squares for the others. Where
-    a weight is used several times, its uses are added; stacked weights of experts, multiplied in batches, don't count. Costs
-    are of one loss and compare across axes; an axis with neither row nor column in such a map goes last, by the size of its
-    weights.
+    of each sample's loss (the empirical Fisher). Costs are sums over the positions of a sample, so that layers with many (the
+    first convolutions) and with few compare; for a language model, that is the paper's times the length. Positions on which the
+    loss doesn't depend (padding, mostly) don't count. Of each weight only what some axis needs is held: G for its rows, A for
+    its columns, and sums of squares for the others. Where a weight is used several times, its uses are added; stacked weights
+    of experts, multiplied in batches, don't count. Costs are of one loss and compare across axes; an axis with neither row nor
+    column in such a map goes last, by the size of its weights.
 
     Args:
         batches: an iterable of tensors, tuples (arguments) or dicts (keyword arguments).
@@ -110,11 +111,12 @@ class Surgeon:
         layout = _prunable(graph, Layout.of(graph))
         if not layout.parameters:
             return with_unread(graph, {})
-        gathered = self._gather(graph, layout)
+        gathered, samples = self._gather(graph, layout)
         costs: dict[str, dict[int, Tensor]] = {}
         for (name, _), sums in gathered.items():
             for d, found in sums.costs(self.damping, name).items():
-                costs.setdefault(name, {})[d] = found + costs.get(name, {}).get(d, 0)
+                held = costs.setdefault(name, {})
+                held[d] = found * (sums.used / samples) + held.get(d, 0)
         within = replace(
             layout,
             parameters={name: layout.parameters[name] for name in costs},
@@ -126,10 +128,11 @@ class Surgeon:
         scores = within.scores(costs, Reduction.of(self.reduction), Normalisation.of(self.normalise))
         return with_unread(graph, {axis: found for axis, found in scores.items() if within.places[axis]})
 
-    def _gather(self, graph: DependencyGraph, layout: Layout) -> dict[tuple[str, bool], FactorSums]:
+    def _gather(self, graph: DependencyGraph, layout: Layout) -> tuple[dict[tuple[str, bool], FactorSums], int]:
+        """What was summed for every weight and way round, and over how many samples."""
         names = {id(parameter): name for name, parameter in layout.parameters.items() if parameter.ndim > 1}
         gathered: dict[tuple[str, bool], FactorSums] = {}
-        samples = 1
+        samples, total = 1, 0
 
         def see(product: Product, rows: Rows) -> None:
             name = names[id(product.weight)]
@@ -145,8 +148,9 @@ class Surgeon:
         with backwards(graph.model, layout.parameters | _biases(graph), self.loss, _drop) as backward:
             for batch in shown(self.batches, self.progress):
                 samples = Samples.of(*inputs_of(graph.model, batch)).count
+                total += samples
                 backward(batch, watch)
-        return gathered
+        return gathered, total
 
 
 def _prunable(graph: DependencyGraph, layout: Layout) -> Layout:

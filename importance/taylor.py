@@ -17,6 +17,7 @@ from importance.layout import Layout
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
 from importance.reduction import Reduction, ReductionSpec
+from importance.samples import largest_size
 from importance.sums import Saliency
 
 
@@ -44,7 +45,8 @@ class Taylor:
     backward pass makes the next, so that the peak is the weights and one gradient, whatever the number of batches. The
     paper takes the absolute value once, of the gradient of all samples together. The two are the same for one batch;
     for more, `accumulate="signed"` gives the paper's value (up to a factor: batches are added, not averaged) and holds
-    all gradients at once.
+    all gradients at once. A loss being the mean over a batch, a batch counts by its samples: one with half as many as the first
+    counts half, so that it doesn't matter to "signed" how samples were put into batches.
 
     The model runs in eval mode without a key-value cache; frozen parameters are scored like others. Its gradients,
     `requires_grad`, mode and the random state are put back, also after an error.
@@ -85,10 +87,13 @@ class Taylor:
         if not layout.parameters:
             return {}
         consumer = GradientSums(layout, FORMS[self.form])
-        each_batch = self.accumulate == "abs"
+        each_batch, first = self.accumulate == "abs", 0
         with backwards(graph.model, layout.parameters, self.loss, consumer if each_batch else None) as backward:
             for batch in shown(self.batches, self.progress):
-                backward(batch)
+                first = first or largest_size(batch)
+                share = largest_size(batch) / max(first, 1)
+                consumer.share = share if each_batch else 1.0
+                backward(batch, lambda loss, share=share: loss if each_batch else loss * share)
             if not each_batch:
                 for parameter in layout.parameters.values():
                     consumer(parameter)

@@ -146,3 +146,31 @@ def test_weights_that_are_not_finite_are_named() -> None:
         model[3].weight[1, 2] = float("nan")
     with pytest.raises(ScoreError, match=r"parameter '3.weight' holds NaN or infinite values"):
         importance.Fisher(batches, loss)(graph)
+
+
+@pytest.mark.parametrize("name", ["taylor", "taylor-second", "taylor-mix", "gblm", "llm-surgeon"])
+def test_batches_of_inference_mode_are_taken(name: str) -> None:
+    model, batches, loss = regression()
+    graph = depgraph.trace(model, batches[0][0])
+    expected = importance.named(name, batches=batches, loss=loss)(graph)["0.weight:0"]
+    with torch.inference_mode():
+        copied = [(x.clone(), y.clone()) for x, y in batches]
+        found = importance.named(name, batches=copied, loss=loss)(graph)["0.weight:0"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_buffers_of_inference_mode_are_named() -> None:
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).eval()
+    graph = depgraph.trace(model, torch.randn(2, 5))
+    with torch.inference_mode():
+        model[1].running_mean = torch.zeros(8)
+    with pytest.raises(ScoreError, match="buffer '1.running_mean' was made in inference mode"):
+        importance.Fisher([torch.randn(2, 5)], lambda output, _: output.sum())(graph)
+
+
+def test_what_all_samples_share_isnt_split() -> None:
+    positions, x = torch.arange(3)[None], torch.randn(4, 3)
+    assert [(s["x"].shape, s["positions"].shape) for s in samples_of({"x": x, "positions": positions})] == [
+        ((1, 3), (1, 3))
+    ] * 4
+    assert [s["x"].shape for s in samples_of({"x": x[:1], "positions": positions})] == [(1, 3)]

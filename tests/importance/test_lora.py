@@ -135,6 +135,25 @@ def test_adapters_of_a_turned_weight_and_of_convolutions_are_found() -> None:
     assert torch.allclose(adapter.delta(), merged, atol=1e-6)
 
 
+def test_adapters_of_tables_are_found_and_ranks_are_no_axes() -> None:
+    example = ZOO["llama_8_2"]()
+    tables = [n for n, m in example.model.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Embedding)]
+    model = peft.get_peft_model(
+        example.model, peft.LoraConfig(r=3, target_modules=tables, init_lora_weights=False)
+    ).eval()
+    table = model.base_model.model.model.embed_tokens
+    found = {id(adapter.weight): adapter for adapter in adapters_of(model)}[id(table.base_layer.weight)]
+    torch.testing.assert_close(found.delta(), table.get_delta_weight("default").detach())
+    graph = depgraph.trace(model, example.args, example.kwargs)
+    tracker = LoraPrune(graph)
+    model(**example.kwargs).logits.square().mean().backward()
+    tracker.update()
+    ranks = {a.name for a in graph.axes if all("lora" in m.target for m in a.members)}
+    assert ranks and ranks.isdisjoint(tracker.axes)
+    plan = graph.plan(tracker, depgraph.Target(params=0.9), only=tracker.axes)
+    assert plan.removal and ranks.isdisjoint(plan.removal)
+
+
 def test_what_cant_be_used_is_refused() -> None:
     plain = depgraph.trace(Two(), torch.randn(5, 3))
     with pytest.raises(ScoreError, match="Two has no LoRA adapters on the weights of its axes"):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import depgraph
 from depgraph.errors import ScoreError
-from importance import Magnitude, NormScale
+from importance import ColumnMagnitude, Magnitude, NormScale
 from tests.zoo import MODULES, ZOO
 
 SCALE = torch.tensor([0.5, -2.0, 1.0, 0.0, 3.0, -0.1])
@@ -67,6 +67,40 @@ def test_what_multiplies_a_normalisation_is_its_scale(made: Callable[[Tensor], T
     graph = depgraph.trace(Scaled(made, offset), torch.randn(3, 4))
     (found,) = NormScale()(graph).values()
     assert found == pytest.approx(SCALE.abs().tolist(), abs=1e-6)
+
+
+def test_a_scale_may_be_multiplied_before_what_it_scales_is_normalised() -> None:
+    class Before(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last(self.factor * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+    (found,) = NormScale()(depgraph.trace(Before(torch.tanh), torch.randn(3, 4))).values()
+    assert found == pytest.approx(SCALE.abs().tolist(), abs=1e-6)
+
+    class Measured(Scaled):
+        """What is normalised away is no scale."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.factor * self.first(x)
+            return self.last(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+    with pytest.raises(ScoreError, match="no normalisation in Measured has a scale"):
+        NormScale()(depgraph.trace(Measured(torch.tanh), torch.randn(3, 4)))
+
+
+@pytest.mark.parametrize("scorer", [NormScale(), ColumnMagnitude()])
+def test_weights_without_values_and_stale_graphs_are_refused(scorer: NormScale | ColumnMagnitude) -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+        graph = depgraph.trace(model, torch.randn(2, 5))
+    with pytest.raises(ScoreError, match="'0.weight' .*meta device"):
+        scorer(graph)
+    model = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+    graph = depgraph.trace(model, torch.randn(2, 5))
+    model[2].weight = nn.Parameter(torch.randn(3, 6))
+    with pytest.raises(ScoreError, match="'2.weight' .*trace the model again"):
+        scorer(graph)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import nn
 
 import depgraph
 from depgraph.errors import DataError, NothingToPrune, ScoreError
-from importance import ExpertClusters, clusters_below, clusters_of, merges
+from importance import ExpertClusters, averaged, clusters_below, clusters_of, merges
 from tests.test_experts import EXPERTS, PICKED, WIDTH, Dense, Scattered, Sorted, Stacked
 from tests.zoo import ZOO
 
@@ -39,8 +39,41 @@ def test_the_expert_nearest_to_the_mean_of_its_cluster_stays() -> None:
     weights = np.array([[0.0], [1.0], [1.2], [9.0]])
     distances = np.abs(weights - weights.T)
     found = list(merges(distances, weights @ weights.T))
-    assert [(m.kept, m.lost) for m in found] == [(1, 2), (1, 0), (1, 3)]
+    assert [(m.kept, m.lost) for m in found] == [(2, 1), (2, 0), (2, 3)]  # of two, the larger
     assert [(m.kept, m.lost) for m in merges(distances)] == [(1, 2), (0, 1), (0, 3)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_merges_follow_the_experts_when_these_are_permuted(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    rows, weights, order = (
+        random.normal(size=(7, 4)),
+        random.normal(size=(7, 90)),
+        random.permutation(7),
+    )
+    distances = np.linalg.norm(rows[:, None] - rows[None], axis=-1)
+    found = [(m.kept, m.lost) for m in merges(distances, weights @ weights.T)]
+    turned = merges(distances[np.ix_(order, order)], weights[order] @ weights[order].T)
+    assert [(int(order[m.kept]), int(order[m.lost])) for m in turned] == found
+
+
+def test_a_cluster_may_be_averaged_instead_of_one_of_it_kept() -> None:
+    model = Stacked().eval()
+    graph = depgraph.trace(model, torch.randn(9, WIDTH))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    clusters = [[0, 3, 5], [1, 4], [2]]
+    changed, stays = averaged(graph, experts_axis(graph, "router.weight"), clusters)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert set(changed) == {"router.weight", "router.bias", "up", "down", "bias"}
+    experts = torch.cat([before[n].flatten(1) for n in ("up", "down", "bias")], dim=1)
+    apart = (experts[clusters[0]] - experts[clusters[0]].mean(dim=0)).norm(dim=1)
+    assert stays[0] == clusters[0][int(apart.argmin())] and stays[1] in (1, 4) and stays[2] == 2
+    for name, tensor in changed.items():
+        for expert, cluster in zip(stays, clusters, strict=True):
+            torch.testing.assert_close(tensor[expert], before[name][cluster].mean(dim=0))
+        torch.testing.assert_close(tensor[2], before[name][2])
+    with pytest.raises(ScoreError, match="every group of .* must be in one cluster"):
+        averaged(graph, experts_axis(graph, "router.weight"), [[0, 1]])
 
 
 def experts_axis(graph: depgraph.DependencyGraph, router: str) -> str:

@@ -91,10 +91,25 @@ def by_hand(model: nn.Module, x: Tensor, damping: float) -> dict[str, tuple[Tens
         inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], 1)
         weight = torch.cat([layer.weight, layer.bias[:, None]], 1).detach().double()
         a, g = (damped(t.T @ t / len(t), damping) for t in (inputs, gradients))
-        found[name] = (row_costs(weight, a, g), column_costs(weight, a, g)[:-1])
+        positions = len(inputs) / len(x)
+        found[name] = (positions * row_costs(weight, a, g), positions * column_costs(weight, a, g)[:-1])
     for hook in hooks:
         hook.remove()
     return found
+
+
+def test_costs_are_sums_over_positions() -> None:
+    """A layer with many positions beside one with few: what each position adds to the loss, all of them do."""
+    model, (x, y) = (
+        nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)),
+        (torch.randn(20, 1, 5), torch.randn(20, 1, 3)),
+    )
+    graph = depgraph.trace(model, x)
+    loss = lambda output, batch: (output * batch[1]).sum(dim=(1, 2)).mean()  # noqa: E731
+    once, often = (
+        Surgeon([(x.repeat(1, count, 1), y.repeat(1, count, 1))], loss)(graph)["0.weight:0"] for count in (1, 7)
+    )
+    np.testing.assert_allclose(often, 7 * once, rtol=1e-4)
 
 
 @pytest.mark.parametrize("damping", [0.01, 0.5])

@@ -178,3 +178,18 @@ def test_rescaling_a_linear_path_leaves_the_scores() -> None:
         model[0].bias[2] *= 7
         model[1].weight[:, 2] /= 7
     np.testing.assert_allclose(importance.Taylor(batches, loss)(graph)["0.weight:0"], before, rtol=1e-4)
+
+
+def test_a_batch_counts_by_its_samples() -> None:
+    model, batches, loss = regression()
+    graph = depgraph.trace(model, batches[0][0])
+    small = (batches[1][0][:2], batches[1][1][:2])
+    alone = [importance.Taylor([batch], loss)(graph)["0.weight:0"] for batch in (batches[0], small)]
+    found = importance.Taylor([batches[0], small], loss)(graph)["0.weight:0"]
+    np.testing.assert_allclose(found, alone[0] + alone[1] / 2, rtol=1e-6)
+    x, y = (torch.cat([batch[k] for batch in batches]) for k in range(2))
+    divided = ([(x, y)], [(x[:8], y[:8]), (x[8:], y[8:])])
+    whole, parts = (
+        importance.Taylor(b, loss, accumulate="signed", normalise="sum")(graph)["0.weight:0"] for b in divided
+    )
+    np.testing.assert_allclose(parts, whole, rtol=1e-4)

@@ -14,6 +14,7 @@ import importance
 from depgraph.errors import ScoreError
 from importance import ColumnMagnitude, FilterDistance, Magnitude, fpgm
 from tests.importance.test_activation import NEURONS, ONE_SEQUENCE, TwoHeads, _net
+from tests.test_experts import WIDTH, Dense, Scattered, Sorted, Stacked
 from tests.zoo import MODULES, ZOO
 
 RAW: dict[str, Any] = {"reduction": "sum", "normalise": "none"}
@@ -116,3 +117,21 @@ def test_weights_that_are_not_finite_are_named(scorer: Any) -> None:
         graph.model[1].weight[1, 1] = float("inf")
     with pytest.raises(ScoreError, match=r"parameter '[01].weight' holds NaN or infinite values"):
         scorer(graph)
+
+
+def test_columns_are_those_of_the_weight_as_it_is_used() -> None:
+    """After a weight norm; the direction alone would say nothing."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(5, 3)))
+    with torch.no_grad():
+        model[2].parametrizations.weight.original0.mul_(torch.tensor([[0.1], [1.0], [9.0]]))
+    found = ColumnMagnitude()(depgraph.trace(model, torch.randn(2, 4)))["0.weight:0"]
+    np.testing.assert_allclose(found, model[2].weight.detach().square().sum(dim=0).sqrt().numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Stacked, Dense, Scattered, Sorted])
+def test_columns_of_all_experts_are_taken_together(kind: type[Stacked]) -> None:
+    model = kind().eval()
+    graph = depgraph.trace(model, torch.randn(9, WIDTH))
+    one = next(a for a in graph.axes if any((m.target, m.dim) == ("down", 2) for m in a.members))
+    expected = model.down.detach().square().sum(dim=(0, 1)).sqrt().numpy()
+    np.testing.assert_allclose(ColumnMagnitude()(graph)[one.name], expected, rtol=1e-5)
