@@ -8,6 +8,7 @@ from importance import allocations
 from importance.accumulators import Absolutes, Gram, Moments, Norms, SampleMeans, Weights
 from importance.activation import CRITERIA, Activation, Criterion
 from importance.allocations import Allocated
+from importance.bonsai import Bonsai
 from importance.column_magnitude import ColumnMagnitude
 from importance.compensation import Compensated, Compensation, compensate
 from importance.contributions import Contributions
@@ -33,6 +34,7 @@ __all__ = [
     "Absolutes",
     "Activation",
     "Allocated",
+    "Bonsai",
     "CRITERIA",
     "ColumnMagnitude",
     "Compensated",
