@@ -22,10 +22,12 @@ from importance.magnitude import Magnitude
 from importance.normalisation import Normalisation
 from importance.obs import OptimalBrain
 from importance.randomly import Random
+from importance.recipe import Pruned, Recipe
 from importance.reduction import Reduction
+from importance.reestimation import Reestimation, reestimate
 from importance.registry import named, names, needs_data
 from importance.scales import NormScale
-from importance.schedule import Schedule, Scheduled, Step
+from importance.schedule import Pace, Schedule, Scheduled, Step
 from importance.statistics import Consumer, Gathering, Statistics, collect, consumers_of
 from importance.surgeon import Surgeon, column_costs, row_costs, surgeon_update
 from importance.taylor import Taylor
@@ -55,8 +57,12 @@ __all__ = [
     "Normalisation",
     "Norms",
     "OptimalBrain",
+    "Pace",
+    "Pruned",
     "Random",
+    "Recipe",
     "Reduction",
+    "Reestimation",
     "SampleMeans",
     "Schedule",
     "Scheduled",
@@ -77,6 +83,7 @@ __all__ = [
     "names",
     "needs_data",
     "next_token",
+    "reestimate",
     "row_costs",
     "surgeon_update",
 ]

@@ -38,7 +38,7 @@ def loss_of(model: nn.Module, batch: Any, loss: Loss | None) -> Tensor:
     takes = _Signature(model.forward)
     spare = set(kwargs) if loss is not None else {"labels"}
     passed = {name: value for name, value in kwargs.items() if takes.keyword(name) or name not in spare}
-    output = _forward(model, args if loss is None else takes.positional(args), passed)
+    output = run_model(model, args if loss is None else takes.positional(args), passed)
     return _checked(loss_after(model, output, batch, loss), model)
 
 
@@ -90,7 +90,8 @@ def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-def _forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a model returns; raises DataError where it can't take these arguments."""
     try:
         return model(*args, **kwargs)
     except (DepgraphError, torch.OutOfMemoryError):
