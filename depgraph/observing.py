@@ -77,6 +77,12 @@ class Runnable:
                     found[given.name] = min(self.program.relations.sizes[dim], found.get(given.name, 1 << 62))
         return found
 
+    @cached_property
+    def inputs(self) -> list[str]:
+        """The names of the leaves of what the model is called with, in the order of `pytree.tree_leaves((args, kwargs))`."""
+        targets = {spec.arg.name: spec.target for spec in self.exported.graph_signature.input_specs}
+        return [n.name for n in self.exported.graph.nodes if n.op == "placeholder" and targets[n.name] is None]
+
     def structured(self, outputs: Iterable[torch.Tensor]) -> Any:
         """The tensors that a run gave, as the model returns them: a tensor, a tuple, a dict, an output class."""
         made = iter(outputs)
@@ -201,9 +207,7 @@ class Observer:
 
     def _require_within(self, found: Runnable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise DataError when integers of an input that are looked up in a table lie outside of it."""
-        targets = {spec.arg.name: spec.target for spec in found.exported.graph_signature.input_specs}
-        given = [n.name for n in found.exported.graph.nodes if n.op == "placeholder" and targets[n.name] is None]
-        for name, leaf in zip(given, pytree.tree_leaves((args, dict(kwargs))), strict=False):
+        for name, leaf in zip(found.inputs, pytree.tree_leaves((args, dict(kwargs))), strict=False):
             size = found.tables.get(name)
             if size is None or not isinstance(leaf, torch.Tensor) or leaf.is_floating_point() or not leaf.numel():
                 continue

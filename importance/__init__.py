@@ -19,6 +19,7 @@ from importance.gblm import GradientBlend
 from importance.lora import LoraPrune
 from importance.losses import next_token
 from importance.magnitude import Magnitude
+from importance.noise import noise
 from importance.normalisation import Normalisation
 from importance.obs import OptimalBrain
 from importance.randomly import Random
@@ -83,6 +84,7 @@ __all__ = [
     "names",
     "needs_data",
     "next_token",
+    "noise",
     "reestimate",
     "row_costs",
     "surgeon_update",

@@ -66,6 +66,21 @@ def inputs_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, 
     return takes.positional(args), {n: v for n, v in kwargs.items() if n != "labels" and takes.keyword(n)}
 
 
+def as_batch(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Arguments of a call in the form of a batch: a tuple, or a dict where some are keywords.
+
+    Raises DataError where positional ones have no names to be given by.
+    """
+    if not kwargs:
+        return args
+    named = _Signature(model.forward).bound(args)
+    if len(named) < len(args):
+        raise DataError(
+            f"{type(model).__name__} takes *args beside keywords, which no batch can be: wrap it in a module with named arguments"
+        )
+    return named | dict(kwargs)
+
+
 def moved(batch: Any, device: torch.device) -> Any:
     """The batch with all its tensors on a device; tuples, lists and mappings keep their form."""
     if isinstance(batch, Tensor):
