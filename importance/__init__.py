@@ -8,6 +8,7 @@ from importance import allocations
 from importance.accumulators import Absolutes, Gram, Moments, Norms, SampleMeans, Weights
 from importance.activation import CRITERIA, Activation, Criterion
 from importance.allocations import Allocated
+from importance.blockwise import BlockChange, OutlierRatios
 from importance.bonsai import Bonsai
 from importance.column_magnitude import ColumnMagnitude
 from importance.compensation import Compensated, Compensation, compensate
@@ -37,6 +38,7 @@ __all__ = [
     "Absolutes",
     "Activation",
     "Allocated",
+    "BlockChange",
     "Bonsai",
     "CRITERIA",
     "ColumnMagnitude",
@@ -58,6 +60,7 @@ __all__ = [
     "Normalisation",
     "Norms",
     "OptimalBrain",
+    "OutlierRatios",
     "Pace",
     "Pruned",
     "Random",
