@@ -145,8 +145,8 @@ def ria(batches: Batches) -> Recipe:
 def obs(batches: Batches, rounds: int = 32, scope: str = "axis", norms: Batches | None = None) -> Recipe:
     """Structured OBS (2.13, as OBSPA): greedy by the loss after the optimal update, which is then made by least squares.
 
-    Data-free with `importance.noise(graph)` for batches. norms: batches that the statistics of batch norms are re-estimated with
-    afterwards; real ones, as those of noise are others.
+    Data-free with `importance.noise(graph)` for batches. Statistics of batch norms are re-estimated afterwards, with `norms` or
+    else with the same batches; `dataclasses.replace(recipe, afterwards=())` leaves them.
     """
     return Recipe(
         "obs",
@@ -154,7 +154,7 @@ def obs(batches: Batches, rounds: int = 32, scope: str = "axis", norms: Batches 
         batches,
         scope=scope,
         compensation=Compensation(biases="existing"),
-        afterwards=() if norms is None else (Reestimation(norms),),
+        afterwards=(Reestimation(batches if norms is None else norms),),
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import depgraph
 from depgraph.errors import DataError, ScoreError
-from importance import Magnitude, Recipe, Reestimation, reestimate
+from importance import Magnitude, Recipe, Reestimation, recipes, reestimate
 
 
 def cnn() -> nn.Sequential:
@@ -63,6 +63,14 @@ def test_a_pruned_cnn_comes_nearer_to_the_dense_one() -> None:
         with torch.no_grad():
             errors.append(float((pruned(other) - model(other)).square().mean()))
     assert errors[1] < 0.7 * errors[0]
+
+
+def test_obs_re_estimates_with_its_own_batches_or_with_others() -> None:
+    model, x, other = cnn(), images(), images(seed=4)
+    graph = depgraph.trace(model, x[:2])
+    for recipe, seen in ((recipes.obs([x], rounds=1), x), (recipes.obs([x], rounds=1, norms=[other]), other)):
+        pruned = recipe.prune(graph, depgraph.Target(params=0.8)).model
+        assert torch.allclose(pruned[1].running_mean, pruned[0](seen).mean(dim=(0, 2, 3)), atol=1e-5)
 
 
 class Branches(nn.Module):
