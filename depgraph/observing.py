@@ -15,11 +15,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import Capture, quiet
-from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_of
+from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_of, output_spec_of
 from depgraph.capture.holding import held_by
 from depgraph.capture.lowering import lower
 from depgraph.capture.recording import record, record_decided
@@ -75,6 +76,21 @@ class Runnable:
                 if given.op == "placeholder":
                     found[given.name] = min(self.program.relations.sizes[dim], found.get(given.name, 1 << 62))
         return found
+
+    @cached_property
+    def inputs(self) -> list[str]:
+        """The names of the leaves of what the model is called with, in the order of `pytree.tree_leaves((args, kwargs))`."""
+        targets = {spec.arg.name: spec.target for spec in self.exported.graph_signature.input_specs}
+        return [n.name for n in self.exported.graph.nodes if n.op == "placeholder" and targets[n.name] is None]
+
+    def structured(self, outputs: Iterable[torch.Tensor]) -> Any:
+        """The tensors that a run gave, as the model returns them: a tensor, a tuple, a dict, an output class."""
+        made = iter(outputs)
+        (output,) = (node for node in self.exported.graph.nodes if node.op == "output")
+        leaves = [next(made) if _is_tensor(leaf) else leaf for leaf in pytree.tree_leaves(output.args)]
+        kinds = [spec.kind for spec in self.exported.graph_signature.output_specs]
+        own = [leaf for leaf, kind in zip(leaves, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
+        return pytree.tree_unflatten(own, output_spec_of(self.exported))
 
     @cached_property
     def nodes(self) -> dict[str, list[Meeting]]:
@@ -140,6 +156,14 @@ class Observer:
             (outputs,) = reference.run(lambda name: self._fetch(found, name), args, kwargs)
         return outputs
 
+    def call(self, inputs: Inputs, side: Side | None = None) -> Any:
+        """What the model returns for one batch, in the model's own structure, with what `side` says zeroed or cut meanwhile.
+
+        Raises DataError as `run` does.
+        """
+        found = self.runnable(*inputs)
+        return found.structured([made for _, made in self.run(inputs, side=side)])
+
     def steps(self, inputs: Inputs, pause: Callable[[Meeting], bool]) -> Iterator[Met]:
         """Run one batch, stopping before each operator with a product that `pause` names: what is about to meet in it.
 
@@ -183,9 +207,7 @@ class Observer:
 
     def _require_within(self, found: Runnable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise DataError when integers of an input that are looked up in a table lie outside of it."""
-        targets = {spec.arg.name: spec.target for spec in found.exported.graph_signature.input_specs}
-        given = [n.name for n in found.exported.graph.nodes if n.op == "placeholder" and targets[n.name] is None]
-        for name, leaf in zip(given, pytree.tree_leaves((args, dict(kwargs))), strict=False):
+        for name, leaf in zip(found.inputs, pytree.tree_leaves((args, dict(kwargs))), strict=False):
             size = found.tables.get(name)
             if size is None or not isinstance(leaf, torch.Tensor) or leaf.is_floating_point() or not leaf.numel():
                 continue
@@ -227,6 +249,10 @@ def _met(node: Node, side: SideRun, products: Iterable[Meeting], program: Progra
             operand, other = side.cut(made[meeting.operand]), side.cut(made[meeting.other])
             if operand.is_floating_point() or operand.is_complex():
                 yield Met(meeting, operand.detach(), other.detach(), node)
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, Node) and isinstance(leaf.meta.get("val"), torch.Tensor)
 
 
 def _moves(node: Node) -> bool:

@@ -9,6 +9,8 @@ from importance.accumulators import Absolutes, Gram, Moments, Norms, SampleMeans
 from importance.activation import CRITERIA, Activation, Criterion
 from importance.allocations import Allocated
 from importance.averaging import averaged
+from importance.blockwise import BlockChange, OutlierRatios
+from importance.bonsai import Bonsai
 from importance.column_magnitude import ColumnMagnitude
 from importance.compensation import Compensated, Compensation, compensate
 from importance.contributions import Contributions
@@ -19,13 +21,16 @@ from importance.gblm import GradientBlend
 from importance.lora import LoraPrune
 from importance.losses import next_token
 from importance.magnitude import Magnitude
+from importance.noise import noise
 from importance.normalisation import Normalisation
 from importance.obs import OptimalBrain
 from importance.randomly import Random
+from importance.recipe import Pruned, Recipe
 from importance.reduction import Reduction
+from importance.reestimation import Reestimation, reestimate
 from importance.registry import named, names, needs_data
 from importance.scales import NormScale
-from importance.schedule import Schedule, Scheduled, Step
+from importance.schedule import Pace, Schedule, Scheduled, Step
 from importance.statistics import Consumer, Gathering, Statistics, collect, consumers_of
 from importance.surgeon import Surgeon, column_costs, row_costs, surgeon_update
 from importance.taylor import Taylor
@@ -34,6 +39,8 @@ __all__ = [
     "Absolutes",
     "Activation",
     "Allocated",
+    "BlockChange",
+    "Bonsai",
     "CRITERIA",
     "ColumnMagnitude",
     "Compensated",
@@ -54,8 +61,13 @@ __all__ = [
     "Normalisation",
     "Norms",
     "OptimalBrain",
+    "OutlierRatios",
+    "Pace",
+    "Pruned",
     "Random",
+    "Recipe",
     "Reduction",
+    "Reestimation",
     "SampleMeans",
     "Schedule",
     "Scheduled",
@@ -77,6 +89,8 @@ __all__ = [
     "names",
     "needs_data",
     "next_token",
+    "noise",
+    "reestimate",
     "row_costs",
     "surgeon_update",
 ]

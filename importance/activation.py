@@ -106,6 +106,7 @@ CRITERIA: dict[str, Criterion] = {
     "minitron": Criterion((SampleMeans(),), by_channel(_sample_means, "l2"), "Compact LMs; 2.9"),
     "activation": Criterion((Norms(),), by_channel(_norm), "what works in CFSP's fine score; 2.12"),
     "amp": Criterion((Contributions(),), amp, "AMP; 2.28"),
+    "bonsai": Criterion((Norms(), Weights()), by_channel(_wanda, "mean"), "Bonsai's prior, Wanda-sp with means; 2.15"),
     "ria": Criterion((Norms(), Weights()), by_channel(_relative), "RIA, share of its row and of its column; 2.18"),
 }
 """Criteria by name; sections are METHODS.md's."""

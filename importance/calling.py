@@ -38,9 +38,22 @@ def loss_of(model: nn.Module, batch: Any, loss: Loss | None) -> Tensor:
     takes = _Signature(model.forward)
     spare = set(kwargs) if loss is not None else {"labels"}
     passed = {name: value for name, value in kwargs.items() if takes.keyword(name) or name not in spare}
-    output = _forward(model, args if loss is None else takes.positional(args), passed)
-    value = own_loss(output, takes.bound(args) | kwargs) if loss is None else loss(output, batch)
-    return _checked(value, model)
+    output = run_model(model, args if loss is None else takes.positional(args), passed)
+    return _checked(loss_after(model, output, batch, loss), model)
+
+
+def loss_after(model: nn.Module, output: Any, batch: Any, loss: Loss | None) -> Tensor:
+    """The loss, a scalar, of what `model` gave for a batch on its device; without `loss` as `own_loss` finds it.
+
+    Raises ScoreError where there is none, or it is no scalar.
+    """
+    args, kwargs = _arguments(batch)
+    bound = _Signature(model.forward).bound(args)
+    value: Any = own_loss(output, bound | kwargs) if loss is None else loss(output, batch)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ScoreError(f"the loss must be a scalar tensor, it is {shape}: {HINT}")
+    return value.reshape(())
 
 
 def inputs_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -51,6 +64,21 @@ def inputs_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, 
     args, kwargs = _arguments(batch)
     takes = _Signature(model.forward)
     return takes.positional(args), {n: v for n, v in kwargs.items() if n != "labels" and takes.keyword(n)}
+
+
+def as_batch(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Arguments of a call in the form of a batch: a tuple, or a dict where some are keywords.
+
+    Raises DataError where positional ones have no names to be given by.
+    """
+    if not kwargs:
+        return args
+    named = _Signature(model.forward).bound(args)
+    if len(named) < len(args):
+        raise DataError(
+            f"{type(model).__name__} takes *args beside keywords, which no batch can be: wrap it in a module with named arguments"
+        )
+    return named | dict(kwargs)
 
 
 def moved(batch: Any, device: torch.device) -> Any:
@@ -82,7 +110,8 @@ def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-def _forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a model returns; raises DataError where it can't take these arguments."""
     try:
         return model(*args, **kwargs)
     except (DepgraphError, torch.OutOfMemoryError):
@@ -94,17 +123,14 @@ def _forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         ) from error
 
 
-def _checked(value: Any, model: nn.Module) -> Tensor:
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ScoreError(f"the loss must be a scalar tensor, it is {shape}: {HINT}")
+def _checked(value: Tensor, model: nn.Module) -> Tensor:
     if not value.requires_grad:
         raise ScoreError(
             "the loss doesn't depend on the model's parameters: look for a detach() or no_grad() on the way"
         )
     if not bool(torch.isfinite(value.detach())):
         raise ScoreError(f"the loss of a batch is {value.item()}: {_suspect(model)}")
-    return value.reshape(())
+    return value
 
 
 def _suspect(model: nn.Module) -> str:

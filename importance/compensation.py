@@ -112,6 +112,12 @@ class Compensated:
     created: tuple[str, ...]
     left: tuple[str, ...]
 
+    @classmethod
+    def joined(cls, parts: Iterable[Compensated]) -> Compensated:
+        """What happened in one after the other."""
+        rows = [(part.changed, part.created, part.left) for part in parts]
+        return cls(*(tuple(dict.fromkeys(n for names in column for n in names)) for column in zip(*rows, strict=True)))
+
 
 def compensate(
     model: nn.Module,

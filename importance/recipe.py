@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,19 +11,25 @@ from torch import nn
 from depgraph import DependencyGraph, Plan, Target
 from depgraph.cutting.report import CutReport
 from depgraph.scoring import Scorer
+from importance.allocations import Allocated, Allocation
 from importance.compensation import Compensated, Compensation, compensate
+from importance.schedule import Schedule, Scheduled
 from importance.statistics import Gathering, Statistics, collect
 from importance.units import units
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a recipe made: the model, the plan that was cut, the report of the cut and its check, what took over what went."""
+    """What a recipe made: the model, and what took over what went.
+
+    In one shot, `plan` is what was cut and `report` tells of the cut and its check; in steps, `scheduled` has these.
+    """
 
     model: nn.Module
-    plan: Plan
-    report: CutReport
+    plan: Plan | None
+    report: CutReport | None
     compensated: Compensated | None = None
+    scheduled: Scheduled | None = None
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,11 @@ class Recipe:
 
     score: an estimator, with its data. batches: calibration data for the compensation (the score has its own), None without.
     units: a kind of `importance.units.KINDS`, which axes may lose groups. scope: how the budget is spread, see
-    `depgraph.options.Options`. compensation: None leaves weights as they were. form: as `graph.plan`'s.
+    `depgraph.options.Options`; allocation: one that is spread by instead. compensation: None leaves weights as they were;
+    in steps it follows each cut. schedule: the steps, or a function of the target that gives them, such as
+    `importance.Pace(0.05)`; None prunes in one shot. protect: finds the axes of a graph that lose nothing, unless a `protect`
+    option says which. afterwards: called with the pruned model in the end, one after the other, such as
+    `importance.Reestimation(batches)`; they may change weights.
     """
 
     name: str
@@ -42,35 +52,67 @@ class Recipe:
     scope: str = "axis"
     compensation: Compensation | None = None
     gathering: Gathering = Gathering()
+    allocation: Allocation | None = None
+    schedule: Schedule | Callable[[Target], Schedule] | None = None
+    protect: Callable[[DependencyGraph], tuple[str, ...]] | None = None
+    afterwards: tuple[Callable[[nn.Module], Any], ...] = ()
 
     def plan(self, graph: DependencyGraph, target: Target, **options: Any) -> Plan:
-        """The groups that go until `target` is met; `options` are those of `graph.plan` and go before the recipe's own.
+        """The groups that go until `target` is met, in one shot; `options` are those of `graph.plan` and go before the recipe's.
 
         Raises: as `graph.plan` does, and as the score does.
         """
-        return self._planned(graph, self.score, target, options)
+        return graph.plan(self._spread(self.score), target, **self._options(graph, options))
 
     def prune(self, graph: DependencyGraph, target: Target, **options: Any) -> Pruned:
-        """Plan, cut a copy of the graph's model, check it, and let what stays make up for what went.
+        """Plan, cut a copy of the graph's model, check it, and let what stays make up for what went; in steps if it has some.
 
-        Statistics of the score and of the compensation are gathered in one pass where both are from the same batches.
+        In one shot, statistics of the score and of the compensation are gathered in one pass where both are from the same
+        batches.
 
         Raises: as `graph.plan`, `plan.apply` and `importance.collect` do; the graph's model stays as it is in any case.
         """
+        steps = self.schedule(target) if callable(self.schedule) else self.schedule
+        done = self._at_once(graph, target, options) if steps is None else self._in_steps(graph, target, options, steps)
+        for step in self.afterwards:
+            step(done.model)
+        return done
+
+    def _at_once(self, graph: DependencyGraph, target: Target, options: dict[str, Any]) -> Pruned:
         found = self._statistics(graph)
         score = self.score
         if found is not None and getattr(score, "data", None) is self.batches:
             score = replace(score, data=found)  # type: ignore[type-var]
-        plan = self._planned(graph, score, target, options)
+        plan = graph.plan(self._spread(score), target, **self._options(graph, options))
         report = plan.apply_with_report()
         done = None
         if self.compensation is not None and found is not None:
             done = compensate(report.model, plan, found, self.compensation)
         return Pruned(report.model, plan, report, done)
 
-    def _planned(self, graph: DependencyGraph, score: Scorer, target: Target, options: dict[str, Any]) -> Plan:
-        given = {"scope": self.scope, "only": tuple(units(graph, self.units)), **options}
-        return graph.plan(score, target, **given)
+    def _in_steps(self, graph: DependencyGraph, target: Target, options: dict[str, Any], steps: Schedule) -> Pruned:
+        made: list[Compensated] = []
+
+        def make_up(plan: Plan, report: CutReport) -> None:
+            if self.compensation is not None and self.batches is not None:
+                gathering = self._gathering(plan.graph)
+                made.append(compensate(report.model, plan, self.batches, self.compensation, gathering))
+            if steps.after_cut is not None:
+                steps.after_cut(plan, report)
+
+        spread = self._spread(self.score)
+        found = replace(steps, after_cut=make_up).apply(graph, spread, target, **self._options(graph, options))
+        return Pruned(found.model, None, None, Compensated.joined(made) if made else None, found)
+
+    def _spread(self, score: Scorer) -> Scorer:
+        return score if self.allocation is None else Allocated(score, self.allocation)
+
+    def _options(self, graph: DependencyGraph, options: dict[str, Any]) -> dict[str, Any]:
+        scope = self.scope if self.allocation is None else "global"
+        own: dict[str, Any] = {"scope": scope, "only": tuple(units(graph, self.units))}
+        if self.protect is not None and "protect" not in options:
+            own["protect"] = self.protect(graph)
+        return own | options
 
     def _statistics(self, graph: DependencyGraph) -> Statistics | None:
         """What the compensation needs and, from the same batches, the score; None where there is nothing to make up."""
@@ -79,7 +121,9 @@ class Recipe:
         needs = list(self.compensation.needs)
         if getattr(self.score, "data", None) is self.batches:
             needs += getattr(self.score, "needs", ())
-        gathering = self.gathering
-        if gathering.axes is None:
-            gathering = replace(gathering, axes=frozenset(a.name for a in graph.axes if a.prunable.any()))
-        return collect(graph, self.batches, needs, gathering)  # type: ignore[arg-type]
+        return collect(graph, self.batches, needs, self._gathering(graph))  # type: ignore[arg-type]
+
+    def _gathering(self, graph: DependencyGraph) -> Gathering:
+        if self.gathering.axes is not None:
+            return self.gathering
+        return replace(self.gathering, axes=frozenset(a.name for a in graph.axes if a.prunable.any()))

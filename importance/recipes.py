@@ -11,7 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from depgraph import DependencyGraph
 from importance.activation import Activation
+from importance.allocations import AdaptPruner, Cfsp, Owl, blocks, first_and_last
+from importance.blockwise import BlockChange, OutlierRatios
+from importance.bonsai import Bonsai
 from importance.choices import pick
 from importance.compensation import Compensation
 from importance.losses import Loss
@@ -21,6 +25,9 @@ from importance.obs import OptimalBrain
 from importance.randomly import Random
 from importance.recipe import Recipe
 from importance.reduction import Reduction
+from importance.reestimation import Reestimation
+from importance.schedule import Pace, Schedule
+from importance.surgeon import Surgeon
 from importance.taylor import Taylor
 
 Batches = Iterable[Any]
@@ -39,9 +46,10 @@ def magnitude(p: float = 2.0) -> Recipe:
 def llm_pruner(batches: Batches, loss: Loss | None = None, form: str = "element") -> Recipe:
     """LLM-Pruner (2.1): first-order Taylor over coupled groups, the same share of every axis; its data are 10 x 64 tokens.
 
-    The paper leaves the first four and the last two of 32 blocks whole: `protect=` does.
+    The paper leaves the first four and the last two of 32 blocks whole; here it is the same share of however many there are.
+    `prune(..., protect=())` leaves none whole.
     """
-    return Recipe("llm_pruner", Taylor(batches, loss, form=form))
+    return Recipe("llm_pruner", Taylor(batches, loss, form=form), protect=Ends(4, 2, of=32))
 
 
 def wanda_sp(batches: Batches) -> Recipe:
@@ -68,8 +76,60 @@ def minitron(batches: Batches) -> Recipe:
 
 
 def cfsp(batches: Batches) -> Recipe:
-    """CFSP's fine score (2.12): the norm of what neurons put out; neurons only; its column-normalised weights cancel."""
-    return Recipe("cfsp", Activation(batches, "activation"), batches, units="neurons")
+    """CFSP (2.12): neurons only, by the norm of what they put out; blocks that turn their stream more keep more; 128 x 1024.
+
+    Its column-normalised weights cancel, so the norm is what is left of its fine score. Where the sigmoid gives a block more
+    than all, all blocks are drawn to their mean until it keeps just all. Models without repeated blocks are refused.
+    """
+    allocation = Cfsp(BlockChange(batches, "angular"))
+    return Recipe("cfsp", Activation(batches, "activation"), batches, units="neurons", allocation=allocation)
+
+
+def owl(batches: Batches, spread: float = 0.08, times: float = 5.0) -> Recipe:
+    """OWL (2.17): Wanda-sp, with more kept of blocks that have more outliers among their Wanda scores; 128 sequences.
+
+    Published for single weights; here its shares are those of groups, as in its structured experiments. Models without
+    repeated blocks are refused.
+    """
+    allocation = Owl(OutlierRatios(batches, times), spread)
+    return Recipe("owl", Activation(batches, "wanda-sp"), batches, allocation=allocation)
+
+
+def adapt_pruner(batches: Batches, loss: Loss | None = None, amplitude: float = 0.02, pace: float = 0.05) -> Recipe:
+    """Adapt-Pruner (2.16): first-order Taylor in steps; blocks that change their stream more lose less; 512 x 64 tokens.
+
+    Deviations: steps lose `pace` of the cost asked for, not of widths (the plan finds what of a step meets it); nothing is
+    trained between them (`schedule=Schedule(..., after_step=)` does). amplitude: 0.02 as in the published scripts, the code's
+    default is 0.03. Models without repeated blocks are refused.
+    """
+    allocation = AdaptPruner(BlockChange(batches), pace, amplitude)
+    return Recipe("adapt_pruner", Taylor(batches, loss), allocation=allocation, schedule=Pace(pace))
+
+
+def bonsai(batches: Batches, loss: Loss | None = None, masks: int = 200, pace: float = 0.05, seed: int = 0) -> Recipe:
+    """Bonsai (2.15): forward passes of sub-models, in rounds; no gradients; 32 sequences; `importance.Bonsai` has the details.
+
+    Deviations: a round loses `pace` of the cost of the whole dense model, where the paper counts parameters of heads and neurons
+    alone; no distillation follows.
+    """
+    return Recipe("bonsai", Bonsai(batches, loss, masks, pace, seed=seed), scope="global", schedule=Pace(pace))
+
+
+def llm_surgeon(batches: Batches, loss: Loss | None = None, shots: int = 40) -> Recipe:
+    """LLM Surgeon (2.14): Kronecker-factored costs, one threshold for all, in shots of equal size; 128 x 2048 tokens.
+
+    After each shot the consumers' weights make up for the columns that went, which is the paper's correlated update of columns
+    (it doesn't depend on the gradients' factor). Deviations: costs are summed over all that goes with a group, so that
+    shapes shrink; rows that go with it are made up for by no other rows; biases that are there take over means; no LoRA.
+    """
+    return Recipe(
+        "llm_surgeon",
+        Surgeon(batches, loss),
+        batches,
+        scope="global",
+        compensation=Compensation(biases="existing"),
+        schedule=Schedule(shots, "linear"),
+    )
 
 
 def amp(batches: Batches) -> Recipe:
@@ -82,14 +142,34 @@ def ria(batches: Batches) -> Recipe:
     return Recipe("ria", Activation(batches, "ria"), batches)
 
 
-def obs(batches: Batches, rounds: int = 32, scope: str = "axis") -> Recipe:
+def obs(batches: Batches, rounds: int = 32, scope: str = "axis", norms: Batches | None = None) -> Recipe:
     """Structured OBS (2.13, as OBSPA): greedy by the loss after the optimal update, which is then made by least squares.
 
-    Data-free with `noise(graph)` for batches.
+    Data-free with `importance.noise(graph)` for batches. Statistics of batch norms are re-estimated afterwards, with `norms` or
+    else with the same batches; `dataclasses.replace(recipe, afterwards=())` leaves them.
     """
     return Recipe(
-        "obs", OptimalBrain(batches, rounds=rounds), batches, scope=scope, compensation=Compensation(biases="existing")
+        "obs",
+        OptimalBrain(batches, rounds=rounds),
+        batches,
+        scope=scope,
+        compensation=Compensation(biases="existing"),
+        afterwards=(Reestimation(batches if norms is None else norms),),
     )
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Finds the axes of the first and last blocks of a graph, `first` and `last` for every `of` blocks that there are."""
+
+    first: int
+    last: int
+    of: int
+
+    def __call__(self, graph: DependencyGraph, /) -> tuple[str, ...]:
+        count = len(blocks(graph))
+        ends = (round(each * count / self.of) for each in (self.first, self.last))
+        return first_and_last(graph, *ends) if count else ()
 
 
 @dataclass(frozen=True)
@@ -120,7 +200,25 @@ RECIPES: dict[str, Entry] = {
     "minitron": Entry(
         minitron, "Muralidharan et al. 2024 (Compact LMs)", "batches", "one forward pass", "1024 samples"
     ),
-    "cfsp": Entry(cfsp, "Wang et al. 2025 (CFSP)", "batches", "one forward pass", "128 x 1024 tokens"),
+    "cfsp": Entry(cfsp, "Wang et al. 2025 (CFSP)", "batches", "two forward passes", "128 x 1024 tokens"),
+    "owl": Entry(owl, "Yin et al. 2024 (OWL)", "batches", "two forward passes", "128 sequences"),
+    "adapt_pruner": Entry(
+        adapt_pruner,
+        "Wang et al. 2025 (Adapt-Pruner)",
+        "batches with a loss",
+        "a forward and a backward pass, and a forward pass, for every 5%",
+        "512 x 64 tokens",
+    ),
+    "bonsai": Entry(
+        bonsai, "Dery et al. 2024 (Bonsai)", "batches with a loss", "402 forward passes for every 5%", "32 sequences"
+    ),
+    "llm_surgeon": Entry(
+        llm_surgeon,
+        "van der Ouderaa et al. 2024 (LLM Surgeon)",
+        "batches with a loss",
+        "two forward passes and a backward pass, 40 times, and inverses",
+        "128 x 2048 tokens",
+    ),
     "amp": Entry(amp, "Mugnaini et al. 2025 (AMP)", "batches", "one forward pass", "50 prompts"),
     "ria": Entry(ria, "Zhang et al. 2024 (RIA)", "batches", "one forward pass", "128 sequences"),
     "obs": Entry(
@@ -141,4 +239,4 @@ def named(name: str, batches: Batches | None = None, loss: Loss | None = None, s
     return entry.make(**{k: v for k, v in options.items() if k in entry.make.__annotations__})
 
 
-__all__ = ["RECIPES", "Entry", "Normalisation", "named", *RECIPES]
+__all__ = ["RECIPES", "Ends", "Entry", "Normalisation", "named", *RECIPES]

@@ -9,6 +9,7 @@ from typing import Any
 
 from depgraph.errors import ScoreError
 from depgraph.scoring import Scorer
+from importance.bonsai import Bonsai
 from importance.choices import pick
 from importance.column_magnitude import ColumnMagnitude
 from importance.experts import ExpertClusters
@@ -52,6 +53,7 @@ SCORERS: dict[str, Entry] = {
     "obd": Entry(Fisher, {"reduction": "mean"}),
     "gblm": Entry(GradientBlend),
     "llm-surgeon": Entry(Surgeon),
+    "bonsai": Entry(Bonsai),
     "stun": Entry(ExpertClusters),
 }
 

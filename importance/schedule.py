@@ -13,7 +13,7 @@ from torch import nn
 
 import depgraph
 from depgraph import Axis, Cost, DependencyGraph, Plan, Target
-from depgraph.cutting.report import Check
+from depgraph.cutting.report import Check, CutReport
 from depgraph.cutting.rerunning import Inputs, inputs_at
 from depgraph.errors import DepgraphError, NothingToPrune, PlanError, ScoreError, TargetError
 from depgraph.options import Options, Pattern, matches
@@ -96,6 +96,9 @@ class Schedule:
         after_step: called with the model and the `Step` after each, the last one too: to train, or to measure. It may change
             the weights, but not their shapes.
         progress: "bar" shows one on stderr, "none" doesn't.
+        after_cut: called before that with the plan and the report of each cut, as long as the model before it is still there
+            (`plan.graph.model`): to let what stays make up for what went. It may change weights of `report.model` and add
+            biases, which the next step's cost counts.
 
     Raises PlanError for an option out of range.
     """
@@ -104,14 +107,15 @@ class Schedule:
     curve: str | Curve = "cubic"
     after_step: Callable[[nn.Module, Step], Any] | None = None
     progress: str = "none"
+    after_cut: Callable[[Plan, CutReport], Any] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise PlanError(f"a schedule has steps={self.steps!r}: give a whole number, 1 or more")
-        if self.after_step is not None and not callable(self.after_step):
-            raise PlanError(
-                f"after_step={self.after_step!r} can't be called: give a function of the model and the step"
-            )
+        for name, takes in (("after_step", "the model and the step"), ("after_cut", "the plan and the report")):
+            called = getattr(self, name)
+            if called is not None and not callable(called):
+                raise PlanError(f"{name}={called!r} can't be called: give a function of {takes}")
         if self.progress not in ("none", "bar"):
             raise PlanError(f"progress={self.progress!r} of a schedule is neither 'none' nor 'bar'")
         self._curve()
@@ -150,7 +154,7 @@ class Schedule:
             raise ScoreError(
                 f"{self.steps} steps need a scorer, which is called in each: scores by axis fit one step only"
             )
-        run = _Run(graph, scorer, target, options)
+        run = _Run(graph, scorer, target, options, self.after_cut)
         for number, keep in enumerate(self._shown(target), start=1):
             with run.named(number, self.steps):
                 step = run.step(Step(number, self.steps, keep, graph.dense_cost))
@@ -172,6 +176,25 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """A schedule for any target: as many steps as it takes to lose at most `share` of the dense cost in each.
+
+    Raises PlanError for a share that isn't above 0 and at most 1.
+    """
+
+    share: float = 0.05
+    curve: str | Curve = "linear"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise PlanError(f"a pace has share={self.share!r}: give a number above 0 and up to 1")
+
+    def __call__(self, target: Target, /) -> Schedule:
+        gone = max(1 - share for share in target.shares.values())
+        return Schedule(max(1, math.ceil(gone / self.share - 1e-9)), self.curve)
+
+
+@dataclass(frozen=True)
 class _Cut:
     """What the next step has to know of a cut, without the model before it: groups left, and how to trace the model again."""
 
@@ -182,11 +205,12 @@ class _Cut:
     params: int
 
     @classmethod
-    def of(cls, plan: Plan) -> _Cut:
+    def of(cls, plan: Plan, added: int) -> _Cut:
+        """After a cut that so many parameters were added to."""
         graph = plan.graph
         left = {axis.name: axis.size - len(plan.removal.get(axis.name, ())) for axis in graph.axes}
         fixed = frozenset(graph.capture.program.by_products) - graph.free
-        return cls(left, inputs_at(graph, plan.kept()), graph.free, fixed, plan.cost().params)
+        return cls(left, inputs_at(graph, plan.kept()), graph.free, fixed, plan.cost().params + added)
 
     def again(self, model: nn.Module) -> DependencyGraph:
         """The graph of the cut model, with the same outputs free.
@@ -205,7 +229,14 @@ class _Cut:
 class _Run:
     """The state between steps: the model as far as it is cut, and either its graph or the cut that it comes from."""
 
-    def __init__(self, graph: DependencyGraph, scorer: Scorer, target: Target, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        graph: DependencyGraph,
+        scorer: Scorer,
+        target: Target,
+        options: dict[str, Any],
+        after_cut: Callable[[Plan, CutReport], Any] | None,
+    ) -> None:
         if not isinstance(target, Target):
             raise TargetError(f"expected a Target such as depgraph.Target(params=0.7), got {target!r}")
         if graph.words is not None:
@@ -213,6 +244,7 @@ class _Run:
         self.dense = graph.dense_cost
         self.state: DependencyGraph | _Cut = graph
         self.scorer = scorer
+        self.after_cut = after_cut
         self.options = _Kept(graph, {name: value for name, value in options.items() if name != "check"})
         self.applying = {name: value for name, value in options.items() if name in ("form", "check")}
         self.model = graph.model
@@ -239,7 +271,10 @@ class _Run:
         if target is not None or not self.steps:
             plan = graph.plan(self.scorer, target, **self.options.on(graph)) if target else graph.cut_plan({})
             report = plan.apply_with_report(**self.applying)
-            self.model, self.state = report.model, _Cut.of(plan)
+            before = _size(report.model)
+            if self.after_cut is not None:
+                self.after_cut(plan, report)
+            self.model, self.state = report.model, _Cut.of(plan, _size(report.model) - before)
             done = replace(wanted, cost=report.after, check=report.check, notes=(*plan.notes, *report.notes))
         self.steps.append(done)
         return done
@@ -282,6 +317,10 @@ class _Kept:
             return matches(self.first.get(self.now.get(axis.name, ""), axis), patterns)
 
         return (is_named,) if patterns else ()
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _remaining(keep: dict[str, float], dense: Cost, now: Cost) -> Target | None:

@@ -39,6 +39,11 @@ def decisions_of(program: CapturedProgram) -> Decisions | None:
     return getattr(program, "decisions", None)
 
 
+def output_spec_of(program: CapturedProgram) -> Any:
+    """How the leaves of what the model returns are put together, a pytree spec."""
+    return program.output_spec if isinstance(program, DirectProgram) else program.call_spec.out_spec  # type: ignore[attr-defined]
+
+
 def only_as_module(program: CapturedProgram) -> bool:
     """Has it no graph form?
 
