@@ -175,7 +175,9 @@ def main() -> None:
         graph = depgraph.trace(model, (test.images[:2],))
         pruned = recipes.obs(data.batches(0, CALIBRATION)).prune(graph, depgraph.Target(params=0.5))
         left = pruned.report.after.params / pruned.report.before.params
-        print(f"{name}: {accuracy(model, test):.1%} right, {accuracy(pruned.model, test):.1%} with {left:.0%} of the parameters")
+        print(
+            f"{name}: {accuracy(model, test):.1%} right, {accuracy(pruned.model, test):.1%} with {left:.0%} of the parameters"
+        )
 
 
 if __name__ == "__main__":
