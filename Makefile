@@ -11,11 +11,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --
 
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test test-all lint bench zoo
+.PHONY: help demo test test-all lint bench quality zoo
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | test-all | lint | bench | zoo"
+	@echo "make demo | test | test-all | lint | bench | quality | zoo"
 
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python examples/demo.py $(ARGS)
@@ -34,6 +34,9 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/speed.py $(ARGS)
 
+quality: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/quality.py $(ARGS)
+
 zoo: $(VENV)/.installed
 	$(BIN)/python benchmarks/zoo.py $(ARGS)
 
@@ -47,5 +50,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
-	$(PIP) --no-build-isolation --editable '.[dev,bench]'
+	$(PIP) --no-build-isolation --editable '.[dev,bench,plot]'
 	@touch $@

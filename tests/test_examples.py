@@ -7,11 +7,13 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TRAINING = "train_tiny_llama"
+SLOW = {"digits"}
 
 
 def _imports(path: Path) -> set[str]:
@@ -24,11 +26,12 @@ def _imports(path: Path) -> set[str]:
     return names
 
 
-def _scripts() -> list[str]:
+def _scripts() -> list[Any]:
     """All examples but the training script, and the helpers that other examples import."""
     paths = sorted(EXAMPLES.glob("*.py"))
     helpers = set[str]().union(*map(_imports, paths))
-    return [path.stem for path in paths if path.stem not in {*helpers, TRAINING}]
+    names = [path.stem for path in paths if path.stem not in {*helpers, TRAINING}]
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
 
 
 @pytest.mark.parametrize("name", _scripts())
