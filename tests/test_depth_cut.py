@@ -1,0 +1,199 @@
+"""Plans that leave branches and blocks out: what is left computes what the captured program computes without them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import depgraph
+import exporters
+import importance
+from depgraph.cutting.bypassing import bypassed
+from depgraph.cutting.passing import Nothing, Passed
+from depgraph.errors import CutError, PlanError
+from tests.zoo import MODULES, ZOO, Example
+
+DECODERS = ["llama_8_4", "gemma2", "gpt2", "opt", "mixtral"]
+
+
+def built(name: str) -> tuple[Example, depgraph.DependencyGraph]:
+    example = {**ZOO, **MODULES}[name]()
+    example.model = copy.deepcopy(example.model)  # builders share configs
+    return example, depgraph.trace(example.model, example.args, example.kwargs)
+
+
+def floats(model: nn.Module, example: Example) -> list[Tensor]:
+    with torch.no_grad():
+        out = model(*example.args, **example.kwargs)
+    return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def elements(model: nn.Module) -> int:
+    return sum({id(p): p.numel() for p in model.parameters()}.values())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["llama_8_4", "gptj", "gemma2", "gpt2", "mixtral", "mamba", "vit", "dinov2", "swin", "convnext", "resnet_basic"]
+    + ["mobilenet_v2", "bert_classifier", "bart", "transformer_encoder", "transformer_layer_norm_first"],
+)
+def test_without_a_branch_or_block_it_computes_what_the_program_does(name: str) -> None:
+    example, graph = built(name)
+    for part in [graph.branches[0].name, graph.branches[-1].name, *(b.name for b in graph.blocks[:1])]:
+        report = graph.cut_plan(branches=[part]).apply_with_report()
+        assert report.check is not None and report.check.error <= report.check.tolerance and not report.check.vacuous
+        assert elements(report.model) == report.after.params < report.before.params
+        expected = bypassed(graph, [part]).run(graph.args, graph.kwargs)
+        got = floats(report.model, example)
+        for a, b in zip(got, [t for t in expected if t.is_floating_point()], strict=True):
+            assert torch.allclose(a, b, atol=1e-4 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_generation_with_a_cache_equals_that_without(name: str) -> None:
+    example, _ = built(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        ids = torch.randint(5, 60, (2, 6))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    graph = depgraph.trace(example.model, (), {"input_ids": ids})
+    attentions = [b.name for b in graph.branches if b.kind == "attention"]
+    for part in (attentions[0], attentions[-1], graph.blocks[0].name):
+        model: Any = graph.cut_plan(branches=[part]).apply()
+        for given in ({}, {"attention_mask": mask}, {"num_beams": 3}):
+            with_cache, without = (
+                model.generate(
+                    input_ids=ids,
+                    max_new_tokens=6,
+                    use_cache=cache,
+                    pad_token_id=0,
+                    eos_token_id=None,
+                    do_sample=False,
+                    **given,
+                )
+                for cache in (True, False)
+            )
+            assert torch.equal(with_cache, without), (part, given)
+
+
+@pytest.mark.parametrize("name", ["llama_8_4", "gemma2", "bert_classifier", "mixtral"])
+def test_without_whole_blocks_it_is_a_plain_directory(name: str, tmp_path: Path) -> None:
+    example, graph = built(name)
+    model: Any = graph.cut_plan(branches=[graph.blocks[0].name]).apply()
+    assert depgraph.save(model, tmp_path / "saved").format == "plain"
+    loaded = type(model).from_pretrained(tmp_path / "saved").eval()
+    assert loaded.config.num_hidden_layers == example.model.config.num_hidden_layers - 1
+    for a, b in zip(floats(loaded, example), floats(model, example), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama_8_4", "vit", "transformer_encoder"])
+def test_depth_and_width_are_one_plan(name: str, tmp_path: Path) -> None:
+    example, graph = built(name)
+    width = graph.plan(importance.Random(), depgraph.Target(params=0.85), scope="axis", form="module")
+    for part in (graph.branches[0].name, graph.blocks[0].name):
+        plan = width.with_branches(part)
+        plan.save(tmp_path / "plan.json")
+        assert depgraph.Plan.load(graph, tmp_path / "plan.json").branches == plan.branches == (part,)
+        report = plan.apply_with_report()
+        assert report.check is not None and not report.check.vacuous
+        assert elements(report.model) == plan.cost().params
+        folder = tmp_path / part.replace(":", "_")
+        depgraph.save(report.model, folder)
+        loaded = depgraph.load(folder, built(name)[0].model)
+        for a, b in zip(floats(loaded, example), floats(report.model, example), strict=True):
+            assert torch.equal(a, b)
+        other, again = built(name)
+        depgraph.Plan.from_json(again, plan.to_json()).apply_()
+        for a, b in zip(floats(other.model, example), floats(report.model, example), strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_a_block_whose_branches_all_go_leaves_its_list() -> None:
+    _, graph = built("llama_8_4")
+    model: Any = graph.cut_plan(branches=graph.blocks[1].branches).apply()
+    assert len(model.model.layers) == 1 and model.config.num_hidden_layers == 1
+    assert not any(isinstance(module, Passed) for module in model.modules())
+
+
+def test_a_shorter_model_trains_and_keeps_its_class() -> None:
+    example, graph = built("llama_8_4")
+    model = graph.cut_plan(branches=["model.layers.0.self_attn"]).apply()
+    assert type(model) is type(example.model)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    losses = []
+    for _ in range(4):
+        loss = model(input_ids=example.kwargs["input_ids"], labels=example.kwargs["input_ids"]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+
+
+def test_nothing_of_a_sublayer_is_exported(tmp_path: Path) -> None:
+    example, _ = built("llama_8_4")
+    inputs = {"input_ids": example.kwargs["input_ids"]}
+    graph = depgraph.trace(example.model, (), inputs)
+    counts = {}
+    for what, model in {
+        "dense": example.model,
+        "cut": graph.cut_plan(branches=["model.layers.1.mlp", "model.layers.0.self_attn"]).apply(),
+    }.items():
+        exporters.to_onnx(model, (), tmp_path / f"{what}.onnx", kwargs=inputs)
+        nodes = [node.op_type for node in onnx_ir.load(tmp_path / f"{what}.onnx").graph]
+        counts[what] = {kind: nodes.count(kind) for kind in ("MatMul", "Add", "Reciprocal", "Softmax")}
+    gone = {kind: counts["dense"][kind] - counts["cut"][kind] for kind in counts["dense"]}
+    assert gone["Softmax"] == 1 and gone["Reciprocal"] == 2  # its norm went as well
+    assert gone["MatMul"] == 3 + 4 + 2 and gone["Add"] >= 2
+
+
+def test_a_planted_identity_block_changes_nothing() -> None:
+    example, _ = built("llama_8_4")
+    with torch.no_grad():
+        example.model.model.layers[1].self_attn.o_proj.weight.zero_()
+        example.model.model.layers[1].mlp.down_proj.weight.zero_()
+    graph = depgraph.trace(example.model, example.args, example.kwargs)
+    report = graph.cut_plan(branches=["model.layers.1"]).apply_with_report()
+    for a, b in zip(floats(report.model, example), floats(example.model, example), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    assert report.check is not None and report.check.vacuous
+
+
+def test_what_cannot_go_is_refused_and_leaves_the_model_whole() -> None:
+    example, graph = built("llama_8_4")
+    before = {name: tensor.clone() for name, tensor in example.model.state_dict().items()}
+    with pytest.raises(PlanError, match=r"'model.layers.7' is no branch or block"):
+        graph.cut_plan(branches=["model.layers.7"])
+    with pytest.raises(PlanError, match="removes all 2 entries of model.layers"):
+        graph.cut_plan(branches=[b.name for b in graph.blocks]).apply_()
+    with pytest.raises(CutError, match="form='module'"):
+        graph.cut_plan(branches=["model.layers.0"]).apply(form="graph")
+    with pytest.raises(PlanError, match="is a single name"):
+        graph.cut_plan(branches="model.layers.0")
+    _, shared = built("t5")
+    with pytest.raises(CutError, match="is read by others"):
+        shared.cut_plan(branches=["encoder.block.0"]).apply()
+    _, twice = built("used_twice")
+    with pytest.raises(CutError, match="its modules do other things too"):
+        twice.cut_plan(branches=[twice.branches[0].name]).apply()
+    assert all(torch.equal(before[name], tensor) for name, tensor in example.model.state_dict().items())
+
+
+def test_nothing_disappears_in_a_sum_and_keeps_its_shape() -> None:
+    stream = torch.randn(2, 3, 4)
+    nothing = Nothing(torch.empty(2, 3, 4, device="meta"))
+    assert stream + nothing is stream and nothing + stream is stream and torch.add(stream, nothing) is stream
+    assert nothing.view(2, 12).shape == (2, 12) and (nothing * 2).transpose(1, 2).shape == (2, 4, 3)
+    first, second = nothing.chunk(2, dim=-1)
+    assert isinstance(first, Nothing) and second.shape == (2, 3, 2)
+    assert isinstance(nn.functional.dropout(nothing, 0.1), Nothing)
