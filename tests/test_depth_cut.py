@@ -16,11 +16,11 @@ import depgraph
 import exporters
 import importance
 from depgraph.cutting.bypassing import bypassed
-from depgraph.cutting.passing import Nothing, Passed
+from depgraph.cutting.passing import Nothing, Passed, of
 from depgraph.errors import CutError, PlanError
 from tests.zoo import MODULES, ZOO, Example
 
-DECODERS = ["llama_8_4", "gemma2", "gpt2", "opt", "mixtral"]
+DECODERS = ["llama_8_4", "gemma2", "gpt2"]
 
 
 def built(name: str) -> tuple[Example, depgraph.DependencyGraph]:
@@ -42,7 +42,7 @@ def elements(model: nn.Module) -> int:
 @pytest.mark.parametrize(
     "name",
     ["llama_8_4", "gptj", "gemma2", "gpt2", "mixtral", "mamba", "vit", "dinov2", "swin", "convnext", "resnet_basic"]
-    + ["mobilenet_v2", "bert_classifier", "bart", "transformer_encoder", "transformer_layer_norm_first"],
+    + ["mobilenet_v2", "bert_classifier", "transformer_encoder", "transformer_layer_norm_first"],
 )
 def test_without_a_branch_or_block_it_computes_what_the_program_does(name: str) -> None:
     example, graph = built(name)
@@ -95,7 +95,7 @@ def test_without_whole_blocks_it_is_a_plain_directory(name: str, tmp_path: Path)
         assert torch.allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama_8_4", "vit", "transformer_encoder"])
+@pytest.mark.parametrize("name", ["llama_8_4", "vit"])
 def test_depth_and_width_are_one_plan(name: str, tmp_path: Path) -> None:
     example, graph = built(name)
     width = graph.plan(importance.Random(), depgraph.Target(params=0.85), scope="axis", form="module")
@@ -140,6 +140,7 @@ def test_a_shorter_model_trains_and_keeps_its_class() -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_nothing_of_a_sublayer_is_exported(tmp_path: Path) -> None:
     example, _ = built("llama_8_4")
     inputs = {"input_ids": example.kwargs["input_ids"]}
@@ -191,7 +192,7 @@ def test_what_cannot_go_is_refused_and_leaves_the_model_whole() -> None:
 
 def test_nothing_disappears_in_a_sum_and_keeps_its_shape() -> None:
     stream = torch.randn(2, 3, 4)
-    nothing = Nothing(torch.empty(2, 3, 4, device="meta"))
+    nothing = of(torch.empty(2, 3, 4, device="meta"))
     assert stream + nothing is stream and nothing + stream is stream and torch.add(stream, nothing) is stream
     assert nothing.view(2, 12).shape == (2, 12) and (nothing * 2).transpose(1, 2).shape == (2, 4, 3)
     first, second = nothing.chunk(2, dim=-1)

@@ -35,34 +35,55 @@ _JOINS = frozenset(
         "baddbmm",
     ]
 )
+_SEVERAL = frozenset({"chunk", "split", "split_with_sizes", "unbind", "tensor_split", "topk", "sort", "max", "min"}) | {
+    "size",
+    "dim",
+    "numel",
+    "stride",
+}
 _SHAPE = frozenset(["shape", "dtype", "device", "ndim", "is_cuda", "requires_grad", "is_nested", "layout"])
 
 
 class Nothing:
-    """No tensor, in the place of one with the shape of `outline`, a tensor on the meta device; None where that isn't known."""
+    """No tensor, in the place of one whose shape `outline` tells: a function that makes a tensor of it on the meta device.
 
-    def __init__(self, outline: torch.Tensor | None) -> None:
-        self.outline = outline
+    It is called when code asks for the shape, and raises ValueError where that isn't known.
+    """
+
+    def __init__(self, outline: Callable[[], torch.Tensor]) -> None:
+        self._outline = outline
+
+    @property
+    def outline(self) -> torch.Tensor:
+        """A tensor of the shape, on the meta device."""
+        with torch._C.DisableTorchFunction(), torch.no_grad():  # who watches torch calls isn't shown this
+            return self._outline()
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Nothing, of the shape that `func` gives, unless it adds it to a tensor, which goes on alone."""
-        if getattr(func, "__name__", "") in _JOINS:
+        name = getattr(func, "__name__", "")
+        if name in _JOINS:
             tensors = [a for a in args if isinstance(a, torch.Tensor)]
             if tensors:
                 return tensors[0]
-        try:
-            with torch.no_grad():
-                made = func(*_outlines(args), **_outlines(kwargs or {}))
-        except Exception:  # its shape isn't known
-            return Nothing(None)
-        return pytree.tree_map(lambda t: Nothing(t) if isinstance(t, torch.Tensor) else t, made)
+
+        def made() -> Any:
+            return func(*_outlines(args), **_outlines(kwargs or {}))
+
+        if name not in _SEVERAL:
+            return Nothing(made)
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            return pytree.tree_map(lambda t: of(t) if isinstance(t, torch.Tensor) else t, made())
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         if name in _SHAPE:
-            return getattr(self.outline, name)
+            try:
+                return getattr(self.outline, name)
+            except ValueError as error:
+                raise AttributeError(name) from error
         return partial(self._call, name)
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -75,6 +96,15 @@ class Nothing:
         return self if isinstance(other, (int, float)) else other
 
     __rsub__ = __radd__
+
+
+def of(outline: torch.Tensor) -> Nothing:
+    """Nothing of the shape of a tensor on the meta device."""
+    return Nothing(lambda: outline)
+
+
+def _unknown() -> torch.Tensor:
+    raise ValueError("no shape is known")
 
 
 def _operation(name: str) -> Any:
@@ -111,8 +141,6 @@ def _outlines(given: Any) -> Any:
 
     def outline(value: Any) -> Any:
         if isinstance(value, Nothing):
-            if value.outline is None:
-                raise ValueError("no shape is known")
             return value.outline
         if isinstance(value, torch.Tensor):
             return torch.empty(value.shape, dtype=value.dtype, device="meta")
@@ -136,7 +164,7 @@ class Passed(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """`Nothing`, of a shape like that of the first tensor that it is given."""
         leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, Nothing))
-        given = next((leaf for leaf in leaves if isinstance(leaf, (torch.Tensor, Nothing))), Nothing(None))
+        given = next((leaf for leaf in leaves if isinstance(leaf, (torch.Tensor, Nothing))), Nothing(_unknown))
         return _filled(self.layout, given)
 
     def __getattr__(self, name: str) -> Any:
@@ -145,7 +173,7 @@ class Passed(nn.Module):
         except AttributeError:
             if name.startswith("_"):
                 raise
-            return Nothing(None)
+            return Nothing(_unknown)
 
     def extra_repr(self) -> str:
         return "nothing, left out"
@@ -165,16 +193,16 @@ def _filled(layout: Layout, given: Any) -> Any:
         return None
     ((kind, parts),) = layout.items()
     if kind == "nothing":
-        return Nothing(_outline(parts, given))
+        return Nothing(lambda: _outline(parts, given))
     if kind == "dict":
         return {name: _filled(part, given) for name, part in parts.items()}
     return _KINDS[kind](_filled(part, given) for part in parts)
 
 
-def _outline(sizes: list[int | None], given: Any) -> torch.Tensor | None:
+def _outline(sizes: list[int | None], given: Any) -> torch.Tensor:
     source = given.outline if isinstance(given, Nothing) else given
-    if source is None or any(size is None and k >= source.ndim for k, size in enumerate(sizes)):
-        return None
+    if any(size is None and k >= source.ndim for k, size in enumerate(sizes)):
+        return _unknown()
     shape = [source.shape[k] if size is None else size for k, size in enumerate(sizes)]
     return torch.empty(shape, dtype=source.dtype, device="meta")
 
