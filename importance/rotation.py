@@ -1,0 +1,247 @@
+"""Residual streams written in the basis of their principal components, so that what is cut from them is what varies least.
+
+Ashkboos et al. 2024, "SliceGPT: Compress Large Language Models by Deleting Rows and Columns" (METHODS.md 2.11), with one rotation
+for a whole stream: the architecture stays what it is, and no products are put into the residual paths. What is read from a stream
+X [positions, channels], after its normalisations and over all places where it is read, gives H = sum X'X; the eigenvectors of H
+are the new basis Q. Writers put out Q'W, readers take W Q, and the model computes what it did.
+
+A normalisation that subtracts the mean of its channels (layer norm) commutes only with bases in which all channels weigh the same.
+There, the first `width` channels span the first `width - 1` principal components of what has mean zero, and the last channels the
+others, in two blocks that each have mean zero: cutting the second block is then as good as cutting components, for that one width.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import depgraph
+from depgraph import DependencyGraph
+from depgraph.capture.capturing import quiet
+from depgraph.cutting.computed import without_history
+from depgraph.errors import DataError, RotationError
+from depgraph.observing import Met, Observer
+from depgraph.plan import Plan
+from importance.calling import check_batches, inputs_of, moved
+from importance.folding import computed, fold, put, solved
+from importance.obs import damped
+from importance.rows import Samples
+from importance.streams import Key, Stream, stream_of
+from importance.units import units
+
+Widths = Mapping[str, int]
+
+
+@dataclass
+class Principal:
+    """A copy of a model whose normalisations have no scales, and the principal components of its residual streams.
+
+    `graph` is the copy's, `dense` that of the model itself. `scores` has for each stream the eigenvalues of H, in descending
+    order: what is read of every channel after `turn`, squared, on average. `untied` names weights that were one with others.
+    `directions` has the eigenvectors as columns, `bases` the Q by which streams were turned.
+    """
+
+    dense: DependencyGraph = field(repr=False)
+    graph: DependencyGraph = field(repr=False)
+    streams: dict[str, Stream] = field(repr=False)
+    directions: dict[str, Tensor] = field(repr=False)
+    scores: dict[str, np.ndarray]
+    untied: tuple[str, ...] = ()
+    bases: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def model(self) -> nn.Module:
+        """The copy."""
+        return self.graph.model
+
+    def turn(self, widths: Widths | None = None) -> None:
+        """Write the streams of the copy in their new bases, in place and once; what it computes stays the same.
+
+        `widths`: how many channels of a stream are going to stay, by its axis; all by default. Which bases a layer norm
+        allows depends on it, see the module's text.
+
+        Raises RotationError when it has been done, or when the copy then computes something else.
+        """
+        if self.bases:
+            raise RotationError("the streams have been turned already: rotate the model anew")
+        for name, stream in self.streams.items():
+            self.bases[name] = basis(self.directions[name], (widths or {}).get(name), centred=stream.centred)
+            _turned(self.graph, stream, self.bases[name])
+        _require_same(self.dense, self.graph)
+
+    def settle(self, plan: Plan) -> None:
+        """Turn the streams for what a plan leaves of them, and give the normalisations the scale that they had before the cut.
+
+        A mean over fewer channels makes what is divided by its root larger or smaller: the paper divides by the length and
+        multiplies by the root of the dense width, so that scales become sqrt(width that stays / dense width).
+        """
+        widths = {name: stream.width - len(plan.removal.get(name, ())) for name, stream in self.streams.items()}
+        self.turn(widths)
+        for name, stream in self.streams.items():
+            _rescale(self.graph, stream, math.sqrt(stream.width / widths[name]))
+
+
+def rotate(graph: DependencyGraph, batches: Iterable[Any], widths: Widths | None = None, damping: float = 0.01) -> Principal:
+    """A copy of the graph's model with its residual streams written in the basis of their principal components.
+
+    The first channels of a stream are then the ones to keep: `graph.plan(found.scores, target, only=list(found.scores))` of
+    the result's graph cuts the others. `widths`, by axis, say how many that will be; for layer norms it must be known.
+
+    Raises:
+        NothingToPrune: the model has no residual stream that may lose a channel.
+        RotationError: something acts on the channels of a stream one by one; the message names the place.
+        DataError: as `importance.collect` does.
+    """
+    found = principal(graph, batches, damping)
+    found.turn(widths)
+    return found
+
+
+def principal(graph: DependencyGraph, batches: Iterable[Any], damping: float = 0.01) -> Principal:
+    """As `rotate`, before the streams are turned: a plan can be made of the scores, which says how wide they will be."""
+    check_batches(batches)
+    folded = fold(graph, [stream_of(graph, axis) for axis in units(graph, "stream")])
+    model = copy.deepcopy(graph.model, without_history(graph.model))
+    put(model, folded.tensors, folded.untied)
+    again = _traced(graph, model)
+    streams = {axis: stream_of(again, axis) for axis in units(again, "stream")}
+    components = {axis: _components(gram, damping, streams[axis]) for axis, gram in _grams(again, streams, batches).items()}
+    directions = {axis: vectors for axis, (vectors, _) in components.items()}
+    scores = {axis: values.numpy() for axis, (_, values) in components.items()}
+    return Principal(graph, again, streams, directions, scores, folded.untied)
+
+
+def _traced(graph: DependencyGraph, model: nn.Module) -> DependencyGraph:
+    """The same example and the same freedoms, on another model."""
+    program = graph.capture.program
+    free = [name for name in program.outputs if name in graph.free]
+    fixed = [name for name in program.by_products if name not in graph.free]
+    return depgraph.trace(model, graph.args, graph.kwargs, free=free, fixed=fixed)
+
+
+def _grams(graph: DependencyGraph, streams: Mapping[str, Stream], batches: Iterable[Any]) -> dict[str, Tensor]:
+    """H of every stream: X'X over the rows of all that is read of it, each signal once, divided by their number."""
+    sums = {axis: torch.zeros(stream.width, stream.width, dtype=torch.float64) for axis, stream in streams.items()}
+    rows = dict.fromkeys(streams, 0)
+    wanted = {key: axis for axis, stream in streams.items() for key in _one_each(stream)}
+    samples, observer, count = Samples(1), Observer(graph), 0
+
+    def watch(met: Met) -> None:
+        axis = wanted.get(met.meeting.key)
+        if axis is not None:
+            flat = samples.rows(met.operand, met.meeting.dim, torch.float64).flat
+            sums[axis] += (flat.T @ flat).cpu()
+            rows[axis] += len(flat)
+
+    device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
+    with quiet(graph.model):
+        for batch in batches:
+            args, kwargs = inputs_of(graph.model, moved(batch, device))
+            samples = Samples.of(args, kwargs)
+            observer.run((args, kwargs), watch=watch)
+            count += 1
+    if not count:
+        raise DataError("there are no batches to rotate by (a generator gives its batches only once: pass a list)")
+    for axis, total in sums.items():
+        if not bool(torch.isfinite(total).all()):
+            raise DataError(f"NaN or infinity is read from {axis!r}: look at the weights before it and at the batches")
+    return {axis: total / max(rows[axis], 1) for axis, total in sums.items()}
+
+
+def _one_each(stream: Stream) -> list[Key]:
+    """A consumer for each of the signals that are read from a stream."""
+    found: list[Key] = []
+    for keys in stream.signals.values():
+        if not set(keys) & set(found):
+            found.append(keys[0])
+    return found
+
+
+def _components(gram: Tensor, damping: float, stream: Stream) -> tuple[Tensor, Tensor]:
+    """Eigenvectors as columns and eigenvalues, descending; that of equal weights comes last where a mean is subtracted."""
+    spread = damped(gram, damping)
+    if not stream.centred:
+        values, vectors = torch.linalg.eigh(spread)
+        return vectors.flip(1), values.flip(0)
+    inner = _waves(stream.width)
+    values, vectors = torch.linalg.eigh(inner.T @ spread @ inner)
+    equal = torch.full((stream.width, 1), stream.width**-0.5, dtype=torch.float64)
+    least = torch.minimum(values[:1], torch.zeros(1, dtype=torch.float64)) if len(values) else torch.zeros(1)
+    return torch.cat([inner @ vectors.flip(1), equal], dim=1), torch.cat([values.flip(0), least.double()])
+
+
+def _turned(graph: DependencyGraph, stream: Stream, turn: Tensor) -> None:
+    """Write one stream of the graph's own model in another basis."""
+    tensors = graph.tensors()
+    made: dict[str, Tensor] = {}
+    for target, dim in dict.fromkeys(use.key for use in (*stream.writes, *stream.reads)):
+        before = made.get(target, tensors[target].detach().double().cpu())
+        made[target] = (before.movedim(dim, -1) @ turn).movedim(-1, dim)
+    for norm in stream.norms:
+        shift = None if norm.shift is None else computed(graph, norm.shift).reshape(-1)
+        if norm.shift is not None and shift is not None and bool(shift.any()):
+            name, value = solved(graph, norm.shift, shift.expand(stream.width) @ turn)
+            made[name] = value
+    put(graph.model, made)
+
+
+def _rescale(graph: DependencyGraph, stream: Stream, shrunk: float) -> None:
+    """Divide what the normalisations of a stream make by a number, where they have a scale that can."""
+    factor = torch.full((stream.width,), 1 / shrunk, dtype=torch.float64)
+    put(graph.model, dict(solved(graph, norm.scale, factor) for norm in stream.norms if norm.scale is not None))
+
+
+def _require_same(dense: DependencyGraph, turned: DependencyGraph) -> None:
+    """Raise RotationError unless both models compute the same on the example, up to rounding."""
+    for one, other in zip(_outputs(dense), _outputs(turned), strict=True):
+        error, size = float((one.double() - other.double()).abs().max()), float(one.abs().max())
+        if not error <= 4 * math.sqrt(max(torch.finfo(one.dtype).eps, torch.finfo(torch.float32).eps)) * max(size, 1e-6):
+            raise RotationError(
+                f"{type(dense.model).__name__} computes something else after its residual streams were rotated (error {error:.1e} of "
+                f"{size:.1e}): something acts on their channels that the graph doesn't show; prune them by another score"
+            )
+
+
+@torch.no_grad()
+def _outputs(graph: DependencyGraph) -> list[Tensor]:
+    with quiet(graph.model):
+        made = graph.model(*graph.args, **graph.kwargs)
+    return [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel()]
+
+
+def basis(directions: Tensor, width: int | None, *, centred: bool) -> Tensor:
+    """The orthogonal matrix Q [channels, channels] that puts principal `directions` (columns, the first first) on channels.
+
+    `centred`: the last direction is that in which all channels weigh the same, and stays so; see the module's text.
+    """
+    size = len(directions)
+    if not centred:
+        return directions
+    return directions @ _frame(size, size if width is None else width).T
+
+
+def _frame(size: int, width: int) -> Tensor:
+    """Columns [size, size]: `width - 1` within the first channels, the rest within the others, all but the last of mean zero."""
+    last = torch.full((size, 1), size**-0.5, dtype=torch.float64)
+    if width >= size or width < 1:
+        return torch.cat([_waves(size), last], dim=1)
+    rest = size - width
+    between = torch.cat(
+        [torch.full((width, 1), math.sqrt(rest / width)), torch.full((rest, 1), -math.sqrt(width / rest))]
+    ).double() / math.sqrt(size)
+    blocks = torch.block_diag(_waves(width), _waves(rest))
+    return torch.cat([blocks, between, last], dim=1)
+
+
+def _waves(size: int) -> Tensor:
+    """An orthonormal basis [size, size - 1] of what has mean zero: cosines."""
+    at = (torch.arange(size, dtype=torch.float64)[:, None] + 0.5) * math.pi / size
+    return math.sqrt(2 / size) * torch.cos(at * torch.arange(1, size, dtype=torch.float64)[None])
