@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from importance.activation import Activation
@@ -21,6 +22,7 @@ from importance.obs import OptimalBrain
 from importance.randomly import Random
 from importance.recipe import Recipe
 from importance.reduction import Reduction
+from importance.rotation import principal
 from importance.taylor import Taylor
 
 Batches = Iterable[Any]
@@ -92,6 +94,15 @@ def obs(batches: Batches, rounds: int = 32, scope: str = "axis") -> Recipe:
     )
 
 
+def slicegpt(batches: Batches, damping: float = 0.01) -> Recipe:
+    """SliceGPT (2.11) with one rotation for a whole residual stream, which is cut to its first principal components.
+
+    The paper has a rotation for every normalisation and products d' x d' on the residual paths between them; here the
+    architecture stays what it is. Its widths are multiples of 8, rounded down: `round_to=8` does. Its data are 128 x 2048 tokens.
+    """
+    return Recipe("slicegpt", None, batches, units="stream", prepare=partial(principal, batches=batches, damping=damping))
+
+
 @dataclass(frozen=True)
 class Entry:
     """A recipe's function, its paper, what it needs ("nothing", "batches", "batches with a loss"), its cost, the paper's data."""
@@ -129,6 +140,13 @@ RECIPES: dict[str, Entry] = {
         "batches",
         "one forward pass, X'X and its inverse",
         "128 sequences",
+    ),
+    "slicegpt": Entry(
+        slicegpt,
+        "Ashkboos et al. 2024 (SliceGPT)",
+        "batches",
+        "one forward pass, X'X of residual streams, one eigendecomposition each",
+        "128 x 2048 tokens",
     ),
 }
 """All recipes by name."""

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import depgraph
 from depgraph import DependencyGraph
@@ -45,7 +44,7 @@ class Principal:
     """A copy of a model whose normalisations have no scales, and the principal components of its residual streams.
 
     `graph` is the copy's, `dense` that of the model itself. `scores` has for each stream the eigenvalues of H, in descending
-    order: what is read of every channel after `turn`, squared, on average. `untied` names weights that were one with others.
+    order: what is read of every channel after `turn`, squared, on average (zeros for other axes). `untied` names weights that were one with others.
     `directions` has the eigenvectors as columns, `bases` the Q by which streams were turned.
     """
 
@@ -80,8 +79,8 @@ class Principal:
     def settle(self, plan: Plan) -> None:
         """Turn the streams for what a plan leaves of them, and give the normalisations the scale that they had before the cut.
 
-        A mean over fewer channels makes what is divided by its root larger or smaller: the paper divides by the length and
-        multiplies by the root of the dense width, so that scales become sqrt(width that stays / dense width).
+        A normalisation makes vectors as long as the root of their width; the paper's stay as long as they were in the dense
+        model, so that the scales, which are ones, become sqrt(dense width / width that stays).
         """
         widths = {name: stream.width - len(plan.removal.get(name, ())) for name, stream in self.streams.items()}
         self.turn(widths)
@@ -92,7 +91,7 @@ class Principal:
 def rotate(graph: DependencyGraph, batches: Iterable[Any], widths: Widths | None = None, damping: float = 0.01) -> Principal:
     """A copy of the graph's model with its residual streams written in the basis of their principal components.
 
-    The first channels of a stream are then the ones to keep: `graph.plan(found.scores, target, only=list(found.scores))` of
+    The first channels of a stream are then the ones to keep: `graph.plan(found.scores, target, only=list(found.streams))` of
     the result's graph cuts the others. `widths`, by axis, say how many that will be; for layer norms it must be known.
 
     Raises:
@@ -115,7 +114,8 @@ def principal(graph: DependencyGraph, batches: Iterable[Any], damping: float = 0
     streams = {axis: stream_of(again, axis) for axis in units(again, "stream")}
     components = {axis: _components(gram, damping, streams[axis]) for axis, gram in _grams(again, streams, batches).items()}
     directions = {axis: vectors for axis, (vectors, _) in components.items()}
-    scores = {axis: values.numpy() for axis, (_, values) in components.items()}
+    scores = {axis.name: np.zeros(axis.size) for axis in again.axes}
+    scores.update({axis: values.numpy() for axis, (_, values) in components.items()})
     return Principal(graph, again, streams, directions, scores, folded.untied)
 
 
@@ -193,28 +193,29 @@ def _turned(graph: DependencyGraph, stream: Stream, turn: Tensor) -> None:
     put(graph.model, made)
 
 
-def _rescale(graph: DependencyGraph, stream: Stream, shrunk: float) -> None:
-    """Divide what the normalisations of a stream make by a number, where they have a scale that can."""
-    factor = torch.full((stream.width,), 1 / shrunk, dtype=torch.float64)
+def _rescale(graph: DependencyGraph, stream: Stream, by: float) -> None:
+    """Multiply what the normalisations of a stream make with a number, where they have a scale that can."""
+    factor = torch.full((stream.width,), by, dtype=torch.float64)
     put(graph.model, dict(solved(graph, norm.scale, factor) for norm in stream.norms if norm.scale is not None))
 
 
 def _require_same(dense: DependencyGraph, turned: DependencyGraph) -> None:
-    """Raise RotationError unless both models compute the same on the example, up to rounding."""
+    """Raise RotationError unless both models compute the same on the example, up to rounding; by-products may differ."""
+    eps = torch.finfo(torch.float32).eps
     for one, other in zip(_outputs(dense), _outputs(turned), strict=True):
         error, size = float((one.double() - other.double()).abs().max()), float(one.abs().max())
-        if not error <= 4 * math.sqrt(max(torch.finfo(one.dtype).eps, torch.finfo(torch.float32).eps)) * max(size, 1e-6):
+        if not error <= 4 * math.sqrt(max(torch.finfo(one.dtype).eps, eps)) * max(size, eps):
             raise RotationError(
                 f"{type(dense.model).__name__} computes something else after its residual streams were rotated (error {error:.1e} of "
                 f"{size:.1e}): something acts on their channels that the graph doesn't show; prune them by another score"
             )
 
 
-@torch.no_grad()
 def _outputs(graph: DependencyGraph) -> list[Tensor]:
-    with quiet(graph.model):
-        made = graph.model(*graph.args, **graph.kwargs)
-    return [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel()]
+    program = graph.capture.program
+    free = {value.name for name, value in program.outputs.items() if name in program.by_products}
+    made = Observer(graph).run((graph.args, graph.kwargs))
+    return [x for value, x in made if value.name not in free and x.is_floating_point() and x.numel()]
 
 
 def basis(directions: Tensor, width: int | None, *, centred: bool) -> Tensor:

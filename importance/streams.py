@@ -30,6 +30,7 @@ _PASS = (frozenset(name.removeprefix("aten.") for name in MOVES) - {"sort"}) | _
 _SUMS = frozenset(["sum", "mean"])
 _PLACES = frozenset(["index_add", "index_add_", "index_put", "index_put_", "index_copy", "index_copy_", "scatter_add"])
 _TABLES = frozenset(["embedding", "embedding_bag"])
+_LENDS = frozenset(["type_as", "expand_as", "view_as", "reshape_as"])  # what they are given second lends its dtype or shape
 _ZEROS = frozenset(["zeros", "zeros_like", "new_zeros"])
 _ADDENDS = {"addmm": "self", "baddbmm": "self", "addmv": "self"}
 
@@ -169,8 +170,10 @@ class _Reading:
                 self._moving(node)
 
     def _output(self, node: Node) -> None:
+        free = {value.name for name, value in self.program.outputs.items() if name in self.program.by_products}
         for made in node.all_input_nodes:
-            if made in self.moving and self.along(made) is not None:
+            value = self.program.values.get(made.name)
+            if value is not None and value.name not in free and made in self.moving and self.along(made) is not None:
                 raise self.refuse(made, "is an output of the model")
 
     def _static(self, node: Node) -> None:
@@ -186,7 +189,8 @@ class _Reading:
 
     def _moving(self, node: Node) -> None:
         name = operator_name(node.target) or _name(node)
-        on = [n for n in node.all_input_nodes if self._carries(n)]
+        given = node.all_input_nodes[:1] if name in _LENDS else node.all_input_nodes
+        on = [n for n in given if self._carries(n)]
         if not on:
             if self.along(node) is not None and name not in _ZEROS:
                 raise self.refuse(node, "makes the stream from what isn't known to write to it")
