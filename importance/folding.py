@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.fx import Node, map_arg
 
 from depgraph import DependencyGraph
+from depgraph.capture.places import module_path
 from depgraph.cutting.sides import operator_name
 from depgraph.errors import RotationError
 from importance.readers import bias_at
-from importance.streams import Norm, Stream, Use
+from importance.stream_parts import Norm, Stream, Use
 
 _MATRICES = ("linear", "addmm")
 
@@ -85,7 +86,7 @@ class _Folding:
             return
         if bool((scale.abs() <= 1e-6 * scale.abs().max()).any()) and bool(shift.any()):
             raise RotationError(
-                f"the normalisation at {norm.where} can't be folded into its readers: its scale has zeros, and a reader has no bias "
+                f"the normalisation {norm.where} can't be folded into its readers: its scale has zeros, and a reader has no bias "
                 "to take its shift; prune the stream by another score"
             )
         self._set(*solved(self.graph, norm.shift, shift / scale if bool(shift.any()) else shift))
@@ -102,14 +103,14 @@ class _Folding:
     def _name(self, use: Use) -> str:
         """Under which of its names a tensor is used here: that of the module in which the operator stands."""
         names = [name for name, first in self.program.ties.items() if first == use.target] or [use.target]
-        value = self.program.values.get(use.op.name)
-        here = value.module if value is not None else ""
-        return next((name for name in names if name.rpartition(".")[0] == here), use.target)
+        return next((name for name in names if name.rpartition(".")[0] == module_path(use.op)), use.target)
 
     def _set(self, name: str, value: Tensor) -> None:
         before = self.fixed.setdefault(name, value)
         if not torch.allclose(before, value):
-            raise RotationError(f"{name!r} scales several things: give them weights of their own, or prune by another score")
+            raise RotationError(
+                f"{name!r} scales several things: give them weights of their own, or prune by another score"
+            )
 
     def done(self) -> Folded:
         """The new tensors, and what must be untied."""
@@ -163,7 +164,6 @@ def solved(graph: DependencyGraph, node: Node, wanted: Tensor) -> tuple[str, Ten
     Raises RotationError where it isn't one parameter's, times a number and plus a number at most (as in `1 + weight`).
     """
     roots = _roots(graph, node)
-    place = getattr(graph.capture.program.values.get(node.name), "module", "") or node.name
     if len(roots) == 1:
         name, tensor = roots[0], graph.tensors()[roots[0]].detach()
         zeros, ones = torch.zeros_like(tensor), torch.ones_like(tensor)
@@ -171,10 +171,13 @@ def solved(graph: DependencyGraph, node: Node, wanted: Tensor) -> tuple[str, Ten
         slope = slope - base
         if base.numel() == tensor.numel() == wanted.numel() and bool((slope != 0).all()):
             value = ((wanted.reshape(base.shape) - base) / slope).reshape(tensor.shape)
-            if torch.allclose(computed(graph, node, {name: value.to(tensor)}), wanted.reshape(base.shape), rtol=1e-2, atol=1e-6):
+            if torch.allclose(
+                computed(graph, node, {name: value.to(tensor)}), wanted.reshape(base.shape), rtol=1e-2, atol=1e-6
+            ):
                 return name, value
     raise RotationError(
-        f"the scale of the normalisation at {place} isn't one parameter of its own: prune the stream by another score"
+        f"the scale of a normalisation, {' and '.join(roots) or node.name}, isn't one parameter of its own: prune the stream by "
+        "another score"
     )
 
 

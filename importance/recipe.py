@@ -49,7 +49,8 @@ Prepare = Callable[[DependencyGraph], Prepared]
 class Recipe:
     """A score with all that goes with it.
 
-    score: an estimator, with its data; None where `prepare` gives the scores, which changes a copy of the model first. batches: calibration data for the compensation (the score has its own), None without.
+    score: an estimator, with its data; None where `prepare` gives the scores, which changes a copy of the model first.
+    batches: calibration data for the compensation (the score has its own), None without.
     units: a kind of `importance.units.KINDS`, which axes may lose groups. scope: how the budget is spread, see
     `depgraph.options.Options`. compensation: None leaves weights as they were. form: as `graph.plan`'s.
     """
@@ -103,7 +104,9 @@ class Recipe:
         prepared.settle(plan)
         return plan
 
-    def _planned(self, graph: DependencyGraph, score: Scorer | Scores | None, target: Target, options: dict[str, Any]) -> Plan:
+    def _planned(
+        self, graph: DependencyGraph, score: Scorer | Scores | None, target: Target, options: dict[str, Any]
+    ) -> Plan:
         if score is None:
             raise ScoreError(f"the recipe {self.name!r} has neither a score nor a step that prepares one")
         given = {"scope": self.scope, "only": tuple(units(graph, self.units)), **options}

@@ -94,13 +94,16 @@ def obs(batches: Batches, rounds: int = 32, scope: str = "axis") -> Recipe:
     )
 
 
-def slicegpt(batches: Batches, damping: float = 0.01) -> Recipe:
+def slicegpt(batches: Batches, damping: float = 0.01, lengths: str = "dense") -> Recipe:
     """SliceGPT (2.11) with one rotation for a whole residual stream, which is cut to its first principal components.
 
     The paper has a rotation for every normalisation and products d' x d' on the residual paths between them; here the
     architecture stays what it is. Its widths are multiples of 8, rounded down: `round_to=8` does. Its data are 128 x 2048 tokens.
+
+    lengths: "dense", normalised vectors stay as long as they were, as in the paper; "kept", as long as what stays of them was.
     """
-    return Recipe("slicegpt", None, batches, units="stream", prepare=partial(principal, batches=batches, damping=damping))
+    prepare = partial(principal, batches=batches, damping=damping, lengths=lengths)
+    return Recipe("slicegpt", None, batches, units="stream", prepare=prepare)
 
 
 @dataclass(frozen=True)

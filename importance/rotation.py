@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,17 +26,34 @@ import depgraph
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.cutting.computed import without_history
-from depgraph.errors import DataError, RotationError
+from depgraph.errors import DataError, RotationError, ScoreError
 from depgraph.observing import Met, Observer
 from depgraph.plan import Plan
 from importance.calling import check_batches, inputs_of, moved
+from importance.choices import pick
 from importance.folding import computed, fold, put, solved
 from importance.obs import damped
 from importance.rows import Samples
-from importance.streams import Key, Stream, stream_of
+from importance.stream_parts import Key, Stream
+from importance.streams import stream_of
 from importance.units import units
 
 Widths = Mapping[str, int]
+
+
+def _as_dense(scores: np.ndarray, width: int) -> float:
+    """A normalisation makes vectors as long as the root of their width: as long as they were in the dense model, as the paper."""
+    return math.sqrt(len(scores) / width)
+
+
+def _as_kept(scores: np.ndarray, width: int) -> float:
+    """As long as the part that stays was, on average."""
+    total = float(scores.sum())
+    return _as_dense(scores, width) * math.sqrt(float(scores[:width].sum()) / total if total > 0 else 1.0)
+
+
+LENGTHS: dict[str, Callable[[np.ndarray, int], float]] = {"dense": _as_dense, "kept": _as_kept}
+"""How long normalised vectors are after the cut: scales, which are ones, become this function of eigenvalues and width."""
 
 
 @dataclass
@@ -44,8 +61,8 @@ class Principal:
     """A copy of a model whose normalisations have no scales, and the principal components of its residual streams.
 
     `graph` is the copy's, `dense` that of the model itself. `scores` has for each stream the eigenvalues of H, in descending
-    order: what is read of every channel after `turn`, squared, on average (zeros for other axes). `untied` names weights that were one with others.
-    `directions` has the eigenvectors as columns, `bases` the Q by which streams were turned.
+    order (zeros for other axes): what is read of every channel after `turn`, squared, on average. `directions` has the
+    eigenvectors as columns, `bases` the Q by which streams were turned. `untied` names weights that were one with others.
     """
 
     dense: DependencyGraph = field(repr=False)
@@ -54,6 +71,7 @@ class Principal:
     directions: dict[str, Tensor] = field(repr=False)
     scores: dict[str, np.ndarray]
     untied: tuple[str, ...] = ()
+    lengths: str = "dense"
     bases: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -77,18 +95,16 @@ class Principal:
         _require_same(self.dense, self.graph)
 
     def settle(self, plan: Plan) -> None:
-        """Turn the streams for what a plan leaves of them, and give the normalisations the scale that they had before the cut.
-
-        A normalisation makes vectors as long as the root of their width; the paper's stay as long as they were in the dense
-        model, so that the scales, which are ones, become sqrt(dense width / width that stays).
-        """
+        """Turn the streams for what a plan leaves of them, and give the normalisations a scale that suits it, see `LENGTHS`."""
         widths = {name: stream.width - len(plan.removal.get(name, ())) for name, stream in self.streams.items()}
         self.turn(widths)
         for name, stream in self.streams.items():
-            _rescale(self.graph, stream, math.sqrt(stream.width / widths[name]))
+            _rescale(self.graph, stream, LENGTHS[self.lengths](self.scores[name], widths[name]))
 
 
-def rotate(graph: DependencyGraph, batches: Iterable[Any], widths: Widths | None = None, damping: float = 0.01) -> Principal:
+def rotate(
+    graph: DependencyGraph, batches: Iterable[Any], widths: Widths | None = None, damping: float = 0.01
+) -> Principal:
     """A copy of the graph's model with its residual streams written in the basis of their principal components.
 
     The first channels of a stream are then the ones to keep: `graph.plan(found.scores, target, only=list(found.streams))` of
@@ -104,19 +120,29 @@ def rotate(graph: DependencyGraph, batches: Iterable[Any], widths: Widths | None
     return found
 
 
-def principal(graph: DependencyGraph, batches: Iterable[Any], damping: float = 0.01) -> Principal:
-    """As `rotate`, before the streams are turned: a plan can be made of the scores, which says how wide they will be."""
+def principal(
+    graph: DependencyGraph, batches: Iterable[Any], damping: float = 0.01, lengths: str = "dense"
+) -> Principal:
+    """As `rotate`, before the streams are turned: a plan can be made of the scores, and then be settled (`Principal.settle`).
+
+    `lengths`: one of `LENGTHS`. Raises as `rotate` does, and ScoreError for other lengths or a damping below 0.
+    """
     check_batches(batches)
+    pick(LENGTHS, lengths, "kind of lengths")
+    if not 0 <= damping < math.inf:
+        raise ScoreError(f"damping must be a finite number of at least 0, it is {damping}")
     folded = fold(graph, [stream_of(graph, axis) for axis in units(graph, "stream")])
     model = copy.deepcopy(graph.model, without_history(graph.model))
     put(model, folded.tensors, folded.untied)
     again = _traced(graph, model)
     streams = {axis: stream_of(again, axis) for axis in units(again, "stream")}
-    components = {axis: _components(gram, damping, streams[axis]) for axis, gram in _grams(again, streams, batches).items()}
+    components = {
+        axis: _components(gram, damping, streams[axis]) for axis, gram in _grams(again, streams, batches).items()
+    }
     directions = {axis: vectors for axis, (vectors, _) in components.items()}
     scores = {axis.name: np.zeros(axis.size) for axis in again.axes}
     scores.update({axis: values.numpy() for axis, (_, values) in components.items()})
-    return Principal(graph, again, streams, directions, scores, folded.untied)
+    return Principal(graph, again, streams, directions, scores, folded.untied, lengths)
 
 
 def _traced(graph: DependencyGraph, model: nn.Module) -> DependencyGraph:
@@ -235,9 +261,8 @@ def _frame(size: int, width: int) -> Tensor:
     if width >= size or width < 1:
         return torch.cat([_waves(size), last], dim=1)
     rest = size - width
-    between = torch.cat(
-        [torch.full((width, 1), math.sqrt(rest / width)), torch.full((rest, 1), -math.sqrt(width / rest))]
-    ).double() / math.sqrt(size)
+    heights = torch.tensor([math.sqrt(rest / width / size), -math.sqrt(width / rest / size)], dtype=torch.float64)
+    between = heights.repeat_interleave(torch.tensor([width, rest]))[:, None]
     blocks = torch.block_diag(_waves(width), _waves(rest))
     return torch.cat([blocks, between, last], dim=1)
 
