@@ -2,7 +2,7 @@
 
 With z what a normalisation makes before its scale and shift, W (scale z + shift) = (W scale) z + W shift: the scale becomes ones,
 and the shift goes into the readers' biases; where one of them has none, it stays, divided by the scale. A weight that stands for
-two things (a table that is also the head) becomes two weights where they must differ from now on.
+two things (a table that is also the head) becomes two weights where they must differ from now on, or the scale becomes its mean.
 """
 
 from __future__ import annotations
@@ -25,23 +25,35 @@ from importance.stream_parts import Norm, Stream, Use
 _MATRICES = ("linear", "addmm")
 
 
+TIES = {
+    "untie": "a table that is also the head becomes two weights, where a scale lies before the head",
+    "keep": "it stays one, and that scale becomes its mean, which changes a little what is computed",
+}
+
+
 @dataclass
 class Folded:
-    """What tensors become, by name (float64), and the names that no longer share a tensor with others."""
+    """What tensors become, by name (float64), the names that no longer share a tensor, and those of scales that became means."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     untied: tuple[str, ...] = ()
+    flattened: tuple[str, ...] = ()
 
 
-def fold(graph: DependencyGraph, streams: Iterable[Stream]) -> Folded:
+def fold(graph: DependencyGraph, streams: Iterable[Stream], ties: str = "untie") -> Folded:
     """What the tensors of a model become when the normalisations of its streams lose their scales; the model stays as it is.
 
-    Raises RotationError where a weight would have to be two things at once, or a scale isn't a parameter's.
+    `ties`: one of `TIES`. Raises RotationError where a weight would have to be two things at once, or a scale isn't a parameter's.
     """
     folding = _Folding(graph)
     for stream in streams:
+        written = {use.target for use in stream.writes}
         for norm in stream.norms:
-            folding.norm(norm, [use for use in stream.reads if use.norm == norm], stream.width)
+            readers = [use for use in stream.reads if use.norm == norm]
+            if ties == "keep" and norm.scale is not None and written & {use.target for use in readers}:
+                folding.flatten(norm, readers)
+                continue
+            folding.norm(norm, readers, stream.width)
         folding.as_they_are(use for use in (*stream.writes, *stream.reads) if use.norm is None)
     return folding.done()
 
@@ -56,6 +68,7 @@ class _Folding:
         self.factors: dict[str, dict[int, Tensor]] = defaultdict(dict)
         self.fixed: dict[str, Tensor] = {}
         self.added: dict[str, Tensor] = {}
+        self.flattened: list[str] = []
 
     def norm(self, norm: Norm, readers: list[Use], width: int) -> None:
         ones = torch.ones(width, dtype=torch.float64)
@@ -66,6 +79,16 @@ class _Folding:
             self._set(*solved(self.graph, norm.scale, ones))
         if norm.shift is not None:
             self._shift(norm, readers, scale)
+
+    def flatten(self, norm: Norm, readers: list[Use]) -> None:
+        """Let a scale be its mean, so that readers can stay as they are."""
+        assert norm.scale is not None
+        scale = computed(self.graph, norm.scale).reshape(-1)
+        name, value = solved(self.graph, norm.scale, scale.mean().expand(len(scale)))
+        self._set(name, value)
+        if not torch.allclose(scale, scale.mean()):
+            self.flattened.append(name)
+        self.as_they_are(readers)
 
     def as_they_are(self, uses: Iterable[Use]) -> None:
         for use in uses:
@@ -124,7 +147,7 @@ class _Folding:
                 made[name] = scaled
         for name, shift in self.added.items():
             made[name] = self.tensors[name].detach().double().cpu() + shift
-        return Folded(*self._apart(made))
+        return Folded(*self._apart(made), tuple(self.flattened))
 
     def _apart(self, made: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         """Names of one tensor that are used in other ways than the others get a tensor of their own."""
@@ -206,4 +229,4 @@ def put(model: nn.Module, tensors: Mapping[str, Tensor], untied: Iterable[str] =
             held[name].copy_(tensor)
 
 
-__all__ = ["Folded", "computed", "fold", "put", "solved"]
+__all__ = ["TIES", "Folded", "computed", "fold", "put", "solved"]

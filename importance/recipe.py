@@ -28,7 +28,7 @@ class Pruned:
 
 
 class Prepared(Protocol):
-    """A model that a recipe has changed before it plans, as a graph of its own, and the scores of what may go.
+    """A model that a recipe has changed before it plans, as a graph of its own, the scores of what may go, what to know of it.
 
     `settle` is told the plan, to finish the preparation for just that; the model that the graph was made of stays as it is.
     """
@@ -38,6 +38,9 @@ class Prepared(Protocol):
 
     @property
     def scores(self) -> Scores: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
     def settle(self, plan: Plan) -> None: ...
 
@@ -102,7 +105,7 @@ class Recipe:
         prepared = self.prepare(graph)
         plan = self._planned(prepared.graph, prepared.scores, _in_terms_of(prepared.graph, graph, target), options)
         prepared.settle(plan)
-        return plan
+        return replace(plan, notes=(*plan.notes, *prepared.notes))
 
     def _planned(
         self, graph: DependencyGraph, score: Scorer | Scores | None, target: Target, options: dict[str, Any]

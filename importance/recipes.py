@@ -22,7 +22,7 @@ from importance.obs import OptimalBrain
 from importance.randomly import Random
 from importance.recipe import Recipe
 from importance.reduction import Reduction
-from importance.rotation import principal
+from importance.rotation import Rotation, principal
 from importance.taylor import Taylor
 
 Batches = Iterable[Any]
@@ -94,16 +94,15 @@ def obs(batches: Batches, rounds: int = 32, scope: str = "axis") -> Recipe:
     )
 
 
-def slicegpt(batches: Batches, damping: float = 0.01, lengths: str = "dense") -> Recipe:
+def slicegpt(batches: Batches, how: Rotation | None = None) -> Recipe:
     """SliceGPT (2.11) with one rotation for a whole residual stream, which is cut to its first principal components.
 
     The paper has a rotation for every normalisation and products d' x d' on the residual paths between them; here the
     architecture stays what it is. Its widths are multiples of 8, rounded down: `round_to=8` does. Its data are 128 x 2048 tokens.
-
-    lengths: "dense", normalised vectors stay as long as they were, as in the paper; "kept", as long as what stays of them was.
+    Normalised vectors stay as long as in the dense model, as the paper's; `Rotation(lengths="kept")` does better. A table that is
+    also the head becomes two weights, which costs parameters; with `Rotation(ties="keep")` it doesn't.
     """
-    prepare = partial(principal, batches=batches, damping=damping, lengths=lengths)
-    return Recipe("slicegpt", None, batches, units="stream", prepare=prepare)
+    return Recipe("slicegpt", None, batches, units="stream", prepare=partial(principal, batches=batches, how=how))
 
 
 @dataclass(frozen=True)

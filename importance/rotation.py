@@ -31,7 +31,7 @@ from depgraph.observing import Met, Observer
 from depgraph.plan import Plan
 from importance.calling import check_batches, inputs_of, moved
 from importance.choices import pick
-from importance.folding import computed, fold, put, solved
+from importance.folding import TIES, Folded, computed, fold, put, solved
 from importance.obs import damped
 from importance.rows import Samples
 from importance.stream_parts import Key, Stream
@@ -60,17 +60,17 @@ LENGTHS: dict[str, Callable[[np.ndarray, int], float]] = {"dense": _as_dense, "k
 class Principal:
     """A copy of a model whose normalisations have no scales, and the principal components of its residual streams.
 
-    `graph` is the copy's, `dense` that of the model itself. `scores` has for each stream the eigenvalues of H, in descending
+    `graph` is the copy's, `expected` what it puts out for the example. `scores` has for each stream the eigenvalues of H, in descending
     order (zeros for other axes): what is read of every channel after `turn`, squared, on average. `directions` has the
-    eigenvectors as columns, `bases` the Q by which streams were turned. `untied` names weights that were one with others.
+    eigenvectors as columns, `bases` the Q by which streams were turned. `notes` say which weights are no longer one.
     """
 
-    dense: DependencyGraph = field(repr=False)
     graph: DependencyGraph = field(repr=False)
+    expected: list[Tensor] = field(repr=False)
     streams: dict[str, Stream] = field(repr=False)
     directions: dict[str, Tensor] = field(repr=False)
     scores: dict[str, np.ndarray]
-    untied: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     lengths: str = "dense"
     bases: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -92,7 +92,7 @@ class Principal:
         for name, stream in self.streams.items():
             self.bases[name] = basis(self.directions[name], (widths or {}).get(name), centred=stream.centred)
             _turned(self.graph, stream, self.bases[name])
-        _require_same(self.dense, self.graph)
+        _require_same(self.expected, self.graph)
 
     def settle(self, plan: Plan) -> None:
         """Turn the streams for what a plan leaves of them, and give the normalisations a scale that suits it, see `LENGTHS`."""
@@ -102,8 +102,26 @@ class Principal:
             _rescale(self.graph, stream, LENGTHS[self.lengths](self.scores[name], widths[name]))
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """How streams are rotated.
+
+    damping: added to the diagonal of H, as a share of its mean. lengths: one of `LENGTHS`. ties: one of `folding.TIES`.
+    """
+
+    damping: float = 0.01
+    lengths: str = "dense"
+    ties: str = "untie"
+
+    def __post_init__(self) -> None:
+        pick(LENGTHS, self.lengths, "kind of lengths")
+        pick(TIES, self.ties, "way with ties")
+        if not 0 <= self.damping < math.inf:
+            raise ScoreError(f"damping must be a finite number of at least 0, it is {self.damping}")
+
+
 def rotate(
-    graph: DependencyGraph, batches: Iterable[Any], widths: Widths | None = None, damping: float = 0.01
+    graph: DependencyGraph, batches: Iterable[Any], widths: Widths | None = None, how: Rotation | None = None
 ) -> Principal:
     """A copy of the graph's model with its residual streams written in the basis of their principal components.
 
@@ -113,36 +131,48 @@ def rotate(
     Raises:
         NothingToPrune: the model has no residual stream that may lose a channel.
         RotationError: something acts on the channels of a stream one by one; the message names the place.
-        DataError: as `importance.collect` does.
+        DataError: there are no batches, one doesn't fit, or NaN is read from a stream.
     """
-    found = principal(graph, batches, damping)
+    found = principal(graph, batches, how)
     found.turn(widths)
     return found
 
 
-def principal(
-    graph: DependencyGraph, batches: Iterable[Any], damping: float = 0.01, lengths: str = "dense"
-) -> Principal:
-    """As `rotate`, before the streams are turned: a plan can be made of the scores, and then be settled (`Principal.settle`).
-
-    `lengths`: one of `LENGTHS`. Raises as `rotate` does, and ScoreError for other lengths or a damping below 0.
-    """
+def principal(graph: DependencyGraph, batches: Iterable[Any], how: Rotation | None = None) -> Principal:
+    """As `rotate`, before the streams are turned: a plan can be made of the scores, and then be settled (`Principal.settle`)."""
     check_batches(batches)
-    pick(LENGTHS, lengths, "kind of lengths")
-    if not 0 <= damping < math.inf:
-        raise ScoreError(f"damping must be a finite number of at least 0, it is {damping}")
-    folded = fold(graph, [stream_of(graph, axis) for axis in units(graph, "stream")])
-    model = copy.deepcopy(graph.model, without_history(graph.model))
-    put(model, folded.tensors, folded.untied)
-    again = _traced(graph, model)
+    how = how or Rotation()
+    folded = fold(graph, [stream_of(graph, axis) for axis in units(graph, "stream")], how.ties)
+    again, expected = _folded_copy(graph, folded)
     streams = {axis: stream_of(again, axis) for axis in units(again, "stream")}
-    components = {
-        axis: _components(gram, damping, streams[axis]) for axis, gram in _grams(again, streams, batches).items()
-    }
+    grams = _grams(again, streams, batches)
+    components = {axis: _components(gram, how.damping, streams[axis]) for axis, gram in grams.items()}
     directions = {axis: vectors for axis, (vectors, _) in components.items()}
     scores = {axis.name: np.zeros(axis.size) for axis in again.axes}
     scores.update({axis: values.numpy() for axis, (_, values) in components.items()})
-    return Principal(graph, again, streams, directions, scores, folded.untied, lengths)
+    notes = [f"{name} is a weight of its own now: a scale was multiplied into it" for name in folded.untied]
+    notes += [f"{name} has its mean for all channels now: its reader is a table too" for name in folded.flattened]
+    return Principal(again, expected, streams, directions, scores, tuple(notes), how.lengths)
+
+
+def _folded_copy(graph: DependencyGraph, folded: Folded) -> tuple[DependencyGraph, list[Tensor]]:
+    """The graph of a copy with other tensors, and what it computes on the example."""
+    model = copy.deepcopy(graph.model, without_history(graph.model))
+    put(model, folded.tensors, folded.untied)
+    again = _traced(graph, model)
+    if folded.flattened:
+        return again, _outputs(again)
+    expected = _outputs(graph)
+    config: Any = getattr(model, "config", None)
+    if folded.untied and getattr(config, "tie_word_embeddings", False):
+        config.tie_word_embeddings = False  # a library that reads it would tie the weights again
+        told = _traced(graph, model)
+        try:
+            _require_same(expected, told)
+            return told, expected
+        except (RotationError, ValueError):
+            config.tie_word_embeddings = True  # it decides on something else, too
+    return again, expected
 
 
 def _traced(graph: DependencyGraph, model: nn.Module) -> DependencyGraph:
@@ -221,19 +251,20 @@ def _turned(graph: DependencyGraph, stream: Stream, turn: Tensor) -> None:
 
 def _rescale(graph: DependencyGraph, stream: Stream, by: float) -> None:
     """Multiply what the normalisations of a stream make with a number, where they have a scale that can."""
-    factor = torch.full((stream.width,), by, dtype=torch.float64)
-    put(graph.model, dict(solved(graph, norm.scale, factor) for norm in stream.norms if norm.scale is not None))
+    scales = [norm.scale for norm in stream.norms if norm.scale is not None]
+    wanted = [by * computed(graph, scale).reshape(-1).expand(stream.width) for scale in scales]
+    put(graph.model, dict(solved(graph, scale, value) for scale, value in zip(scales, wanted, strict=True)))
 
 
-def _require_same(dense: DependencyGraph, turned: DependencyGraph) -> None:
-    """Raise RotationError unless both models compute the same on the example, up to rounding; by-products may differ."""
+def _require_same(expected: list[Tensor], turned: DependencyGraph) -> None:
+    """Raise RotationError unless a model computes what is expected on the example, up to rounding; by-products may differ."""
     eps = torch.finfo(torch.float32).eps
-    for one, other in zip(_outputs(dense), _outputs(turned), strict=True):
+    for one, other in zip(expected, _outputs(turned), strict=True):
         error, size = float((one.double() - other.double()).abs().max()), float(one.abs().max())
         if not error <= 4 * math.sqrt(max(torch.finfo(one.dtype).eps, eps)) * max(size, eps):
             raise RotationError(
-                f"{type(dense.model).__name__} computes something else after its residual streams were rotated (error {error:.1e} of "
-                f"{size:.1e}): something acts on their channels that the graph doesn't show; prune them by another score"
+                f"{type(turned.model).__name__} computes something else after its residual streams were rotated (error "
+                f"{error:.1e} of {size:.1e}): something acts on their channels that the graph doesn't show; prune them by another score"
             )
 
 

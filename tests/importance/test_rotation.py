@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import depgraph
 from depgraph.errors import DataError, RotationError
 from importance import recipes
-from importance.rotation import basis, rotate
+from importance.rotation import Rotation, basis, rotate
 from importance.units import units
 
 WIDTH, WORDS = 12, 20
@@ -138,13 +138,15 @@ def test_a_rotated_model_computes_the_same(norm: str, tied: bool) -> None:
     assert torch.allclose(turn.T @ turn, torch.eye(WIDTH, dtype=torch.float64), atol=1e-12)
     assert not torch.allclose(found.model.get_parameter("positions"), model.positions)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert found.untied == (("head.weight",) if tied and norm != "without a scale" else ())
+    untied = found.model.head.weight is not found.model.table.weight
+    assert untied == (not tied or norm != "without a scale")
+    assert [note.split()[0] for note in found.notes] == (["head.weight"] if tied and untied else [])
 
 
 @pytest.mark.parametrize("norm", ["rms", "fused rms", "one plus a weight"])
 def test_scores_are_the_mean_squares_of_the_channels_that_are_read(norm: str) -> None:
     model, data = Words(NORMS[norm]).double().eval(), batches()
-    found = rotate(depgraph.trace(model, (data[0],)), data, damping=0)
+    found = rotate(depgraph.trace(model, (data[0],)), data, how=Rotation(damping=0))
     (axis,) = found.streams
     scores = found.scores[axis]
     assert (scores[:-1] >= scores[1:]).all()
@@ -198,6 +200,17 @@ def test_a_target_is_a_share_of_the_dense_model_although_a_tie_is_undone() -> No
     params = sum(p.numel() for p in done.model.parameters())
     assert params == done.report.after.params <= 0.8 * graph.dense_cost.params
     assert done.model.head.weight is not done.model.table.weight
+
+
+def test_a_tie_can_be_kept_for_the_mean_of_a_scale() -> None:
+    model, data = Words(tied=True).eval(), batches()
+    alike = Words(tied=True).eval()
+    alike.load_state_dict(model.state_dict())
+    nn.init.constant_(alike.norm.weight, model.norm.weight.mean().item())
+    found = rotate(depgraph.trace(model, (data[0],)), data, how=Rotation(ties="keep"))
+    assert found.model.head.weight is found.model.table.weight
+    assert found.notes == ("norm.weight has its mean for all channels now: its reader is a table too",)
+    assert apart(alike, found.model, data[1]) < 1e-5
 
 
 def test_a_sliced_model_is_saved_and_loaded(tmp_path: Path) -> None:
