@@ -23,6 +23,7 @@ from importance.obs import OptimalBrain
 from importance.randomly import Random
 from importance.reduction import Reduction
 from importance.registry import named, names, needs_data
+from importance.rotation import Principal, Rotation, rotate
 from importance.scales import NormScale
 from importance.schedule import Schedule, Scheduled, Step
 from importance.statistics import Consumer, Gathering, Statistics, collect, consumers_of
@@ -53,8 +54,10 @@ __all__ = [
     "Normalisation",
     "Norms",
     "OptimalBrain",
+    "Principal",
     "Random",
     "Reduction",
+    "Rotation",
     "SampleMeans",
     "Schedule",
     "Scheduled",
@@ -75,6 +78,7 @@ __all__ = [
     "names",
     "needs_data",
     "next_token",
+    "rotate",
     "row_costs",
     "surgeon_update",
 ]

@@ -58,7 +58,7 @@ def _offset(reading: Reading, node: Node, on: list[Node]) -> State | None:
     other = [n for n in node.args[:2] if n not in on]
     if other == [0] or other == [0.0]:
         return _pass(reading, node, on)
-    if not isinstance(other[0], Node) or other[0] not in reading.moving:
+    if not other or not isinstance(other[0], Node) or other[0] not in reading.moving:
         raise reading.refuse(node, "adds a number to every channel of it")
     reading.vectors(node, on)
     reading.stream.centred = True

@@ -155,11 +155,13 @@ class Reading:
                 raise self.refuse(node, f"uses {self.told(given)}, which only linear maps may read")
 
     def told(self, node: Node) -> str:
+        """What isn't a vector of the stream any more, in words."""
         state = self.states[node]
         norm = f" {state.norm.where}" if state.norm is not None and state.norm.where else ""
         return f"what a normalisation{norm} has scaled" if state.kind == "scaled" else "the squares of the stream"
 
     def writes(self, node: Node, given: Node) -> None:
+        """Note the stored tensors that `given` is made of as writers; raises RotationError for what isn't moved about only."""
         roots = self.roots.get(given)
         if roots is None:
             raise self.refuse(node, "adds what is computed from weights in a way that isn't known to be linear")
@@ -235,14 +237,13 @@ class Reading:
         """Raise RotationError when a parameter has a dim on the stream, and is used, but not as reader, writer or norm."""
         known = {use.key for use in (*self.stream.writes, *self.stream.reads)}
         known |= {key for norm in self.stream.norms for node in (norm.scale, norm.shift) for key in self._inside(node)}
+        used = {value.target for value in self.program.values.values() if value.kind == "parameter" and value.used}
         for member in self.axis.members:
-            value = next(v for v in self.program.values.values() if v.target == member.target)
             key = self.program.ties.get(member.target, member.target), member.dim
-            if key not in known and value.used and member.kind == "parameter":
+            if member.target in used and key not in known:
                 raise RotationError(
-                    f"the residual stream {self.stream.axis!r} can't be rotated: it isn't clear what {member.target!r} does to it "
-                    "along its dimension "
-                    f"{member.dim}; prune it by another score"
+                    f"the residual stream {self.stream.axis!r} can't be rotated: it isn't clear what dimension {member.dim} of "
+                    f"{member.target!r} does to it; prune it by another score"
                 )
 
     def _inside(self, node: Node | None) -> list[Key]:

@@ -213,6 +213,54 @@ def test_a_tie_can_be_kept_for_the_mean_of_a_scale() -> None:
     assert apart(alike, found.model, data[1]) < 1e-5
 
 
+class Patches(nn.Module):
+    """What a vision transformer does: a convolution, a token that is joined on, positions, a router and stacked experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut = nn.Conv2d(3, WIDTH, 4, stride=4)
+        self.token, self.positions = nn.Parameter(torch.randn(1, 1, WIDTH)), nn.Parameter(torch.randn(1, 5, WIDTH))
+        self.mix, self.norm, self.last = nn.Linear(5, 5), layer_norm(), layer_norm()
+        self.router = nn.Linear(WIDTH, 4)
+        self.wide, self.back = nn.Parameter(torch.randn(4, WIDTH, 7)), nn.Parameter(torch.randn(4, 7, WIDTH))
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.cut(image).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.positions
+        x = x + self.mix(x.transpose(1, 2)).transpose(1, 2)
+        y = self.norm(x)
+        share = self.router(y).softmax(-1)
+        hidden = torch.einsum("bnc,ecf->bnef", y, self.wide).relu()
+        x = x + torch.einsum("bnef,efc,bne->bnc", hidden, self.back, share)
+        return self.head(self.last(x)[:, 0])
+
+
+def test_patches_tokens_and_experts_are_rotated_alike() -> None:
+    model = Patches().double().eval()
+    data = [torch.randn(6, 3, 8, 8, dtype=torch.float64) for _ in range(3)]
+    found = rotate(depgraph.trace(model, (data[0],)), data)
+    assert apart(model, found.model, data[1]) < 1e-8
+    moved = {name for name, p in found.model.named_parameters() if not torch.allclose(p, model.get_parameter(name))}
+    assert {"cut.weight", "token", "positions", "router.weight", "wide", "back", "head.weight"} <= moved
+    assert "mix.weight" not in moved
+
+
+def test_padding_does_not_count() -> None:
+    class Masked(Words):
+        def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return super().forward(ids) * attention_mask[..., None]
+
+    model, ids = Masked().double().eval(), batches(1)[0]
+    mask = torch.ones_like(ids)
+    mask[:, 4:] = 0
+    other = torch.cat([ids[:, :4], (ids[:, 4:] + 1) % WORDS], dim=1)
+    graph = depgraph.trace(model, kwargs={"ids": ids, "attention_mask": mask})
+    one, two = (rotate(graph, [{"ids": x, "attention_mask": mask}]) for x in (ids, other))
+    (axis,) = one.streams
+    assert one.scores[axis] == pytest.approx(two.scores[axis])
+
+
 def test_a_sliced_model_is_saved_and_loaded(tmp_path: Path) -> None:
     model, data = Words(tied=True).eval(), batches()
     done = recipes.slicegpt(data).prune(depgraph.trace(model, (data[0],)), depgraph.Target(params=0.8))
