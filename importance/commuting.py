@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from importance.streams import Reading
 
 _JOINS = frozenset(["cat", "concat", "concatenate", "stack", "hstack", "vstack"])
-PASSING = (frozenset(name.removeprefix("aten.") for name in MOVES) - {"sort"}) | _JOINS | {"dropout", "getitem"}
+_RESAMPLES = frozenset(f"upsample_{way}" for way in ("nearest1d", "nearest2d", "linear1d", "bilinear2d", "bicubic2d"))
+PASSING = (
+    _RESAMPLES
+    | {f"_{name}_aa" for name in _RESAMPLES}
+    | (frozenset(name.removeprefix("aten.") for name in MOVES) - {"sort"})
+    | _JOINS
+    | {"dropout", "getitem"}
+)
 _SUMS = frozenset(["sum", "mean"])
 _PLACES = frozenset(["index_add", "index_add_", "index_put", "index_put_", "index_copy", "index_copy_", "scatter_add"])
 TABLES = frozenset(["embedding", "embedding_bag"])
@@ -83,7 +90,7 @@ def _multiply(reading: Reading, node: Node, on: list[Node]) -> State | None:
         raise reading.refuse(node, "acts on every channel of it by itself")
     moving = next(n for n in on if n in reading.moving)
     reading.vectors(node, [moving])
-    return State("scaled", node, Norm(where(node), scale=static[0]))
+    return State("scaled", node, Norm(where(node), scale=static[0], of=reading.written_alone(moving)))
 
 
 def _together(reading: Reading, node: Node, on: list[Node]) -> State | None:

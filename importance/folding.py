@@ -54,7 +54,9 @@ def fold(graph: DependencyGraph, streams: Iterable[Stream], ties: str = "untie")
                 folding.flatten(norm, readers)
                 continue
             folding.norm(norm, readers, stream.width)
-        folding.as_they_are(use for use in (*stream.writes, *stream.reads) if use.norm is None)
+        folding.as_they_are(u for u in (*stream.writes, *stream.reads) if u.norm is None and u.op not in stream.scaled)
+        for op, scale in stream.scaled.items():
+            folding.writer(scale, [use for use in stream.writes if use.op is op], stream.width)
     return folding.done()
 
 
@@ -89,6 +91,12 @@ class _Folding:
         if not torch.allclose(scale, scale.mean()):
             self.flattened.append(name)
         self.as_they_are(readers)
+
+    def writer(self, scale: Node, uses: list[Use], width: int) -> None:
+        """Multiply a scale of what is written into what writes it: weight and bias."""
+        for use in uses:
+            self._ask(use, computed(self.graph, scale).reshape(-1).expand(width))
+        self._set(*solved(self.graph, scale, torch.ones(width, dtype=torch.float64)))
 
     def as_they_are(self, uses: Iterable[Use]) -> None:
         for use in uses:

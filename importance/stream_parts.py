@@ -15,11 +15,15 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation that multiplies with `scale` and adds `shift` (nodes that no input reaches; None: it doesn't)."""
+    """A normalisation that multiplies with `scale` and adds `shift` (nodes that no input reaches; None: it doesn't).
+
+    `of` is the product that writes what is multiplied, where nothing else sees that: then no norm, but a scale of what is written.
+    """
 
     where: str
     scale: Node | None = None
     shift: Node | None = None
+    of: Node | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Use:
 class Stream:
     """One residual stream: an axis of a graph, and the dims of tensors that write to it and read it.
 
+    `scaled` has the products whose results are multiplied by a scale before they are added to the stream, and these scales.
     `signals` has for everything that is read the consumers that read it. `centred`: something subtracts the mean of the
     channels, so that only bases in which all of them weigh the same will do.
     """
@@ -49,6 +54,7 @@ class Stream:
     writes: list[Use] = field(default_factory=list)
     reads: list[Use] = field(default_factory=list)
     signals: dict[Node, list[Key]] = field(default_factory=lambda: defaultdict(list))
+    scaled: dict[Node, Node] = field(default_factory=dict)
     centred: bool = False
 
     @property

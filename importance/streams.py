@@ -9,6 +9,7 @@ can be multiplied into the readers, where only readers see what it made (METHODS
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 from torch.fx import Node
@@ -32,7 +33,9 @@ def stream_of(graph: DependencyGraph, axis: str) -> Stream:
     for node in graph.capture.exported.graph.nodes:
         reading.see(node)
     reading.require_all_known()
-    return reading.stream
+    stream = reading.stream
+    stream.reads = [replace(u, norm=None) if u.norm and u.norm.of in stream.scaled else u for u in stream.reads]
+    return stream
 
 
 class Reading:
@@ -151,8 +154,25 @@ class Reading:
         for given in on:
             if given not in self.moving:
                 self.writes(node, given)
+            elif self.states[given].kind == "scaled" and self._scales_writer(self.states[given].norm):
+                continue
             elif self.states[given].kind != "vector":
                 raise self.refuse(node, f"uses {self.told(given)}, which only linear maps may read")
+
+    def _scales_writer(self, norm: Norm | None) -> bool:
+        """Is it no norm, but a scale of what is written? It can then be multiplied into the writer, which is noted."""
+        if norm is None or norm.of is None or norm.scale is None or norm.shift is not None:
+            return False
+        self.stream.scaled[norm.of] = norm.scale
+        return True
+
+    def written_alone(self, node: Node) -> Node | None:
+        """The product that writes what a node passes on, where nothing else sees its result; None where there is none."""
+        made, here = self.states[node].made, node
+        while here is not made and len(here.users) == 1 and here.all_input_nodes:
+            here = here.all_input_nodes[0]
+        alone = here is made and len(made.users) == 1
+        return made if alone and any(use.op is made for use in self.stream.writes) else None
 
     def told(self, node: Node) -> str:
         """What isn't a vector of the stream any more, in words."""
@@ -237,6 +257,7 @@ class Reading:
         """Raise RotationError when a parameter has a dim on the stream, and is used, but not as reader, writer or norm."""
         known = {use.key for use in (*self.stream.writes, *self.stream.reads)}
         known |= {key for norm in self.stream.norms for node in (norm.scale, norm.shift) for key in self._inside(node)}
+        known |= {key for scale in self.stream.scaled.values() for key in self._inside(scale)}
         used = {value.target for value in self.program.values.values() if value.kind == "parameter" and value.used}
         for member in self.axis.members:
             key = self.program.ties.get(member.target, member.target), member.dim

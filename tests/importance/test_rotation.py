@@ -246,6 +246,24 @@ def test_patches_tokens_and_experts_are_rotated_alike() -> None:
     assert "mix.weight" not in moved
 
 
+def test_scales_of_branches_go_into_what_writes_them() -> None:
+    class Scaled(Block):
+        def __init__(self, norm: Callable[[], nn.Module]) -> None:
+            super().__init__(norm)
+            self.scale = nn.Parameter(torch.rand(WIDTH) + 0.1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.scale * self.down(self.up(self.norm(x)).relu())
+
+    model, data = Words().double(), batches()
+    model.blocks = nn.ModuleList(Scaled(layer_norm) for _ in range(2)).double()
+    model = model.eval()
+    found = rotate(depgraph.trace(model, (data[0],)), data)
+    assert apart(model, found.model, data[1]) < 1e-8
+    for block in found.model.blocks:
+        assert torch.equal(block.scale, torch.ones_like(block.scale))
+
+
 def test_padding_does_not_count() -> None:
     class Masked(Words):
         def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
