@@ -45,6 +45,10 @@ class CutError(DepgraphError):
     """The module's own Python can't express the plan; the message names file and line."""
 
 
+class RotationError(DepgraphError):
+    """A residual stream can't be rotated: something acts on its channels one by one, or a weight stands for two things."""
+
+
 class CheckError(DepgraphError):
     """The pruned model does not compute what the zeroed original computes."""
 

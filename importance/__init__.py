@@ -29,6 +29,7 @@ from importance.recipe import Pruned, Recipe
 from importance.reduction import Reduction
 from importance.reestimation import Reestimation, reestimate
 from importance.registry import named, names, needs_data
+from importance.rotation import Principal, Rotation, rotate
 from importance.scales import NormScale
 from importance.schedule import Pace, Schedule, Scheduled, Step
 from importance.statistics import Consumer, Gathering, Statistics, collect, consumers_of
@@ -63,11 +64,13 @@ __all__ = [
     "OptimalBrain",
     "OutlierRatios",
     "Pace",
+    "Principal",
     "Pruned",
     "Random",
     "Recipe",
     "Reduction",
     "Reestimation",
+    "Rotation",
     "SampleMeans",
     "Schedule",
     "Scheduled",
@@ -91,6 +94,7 @@ __all__ = [
     "next_token",
     "noise",
     "reestimate",
+    "rotate",
     "row_costs",
     "surgeon_update",
 ]

@@ -87,6 +87,11 @@ def _window(node: Node, weight: Tensor) -> int:
     return int(weight[0, 0].numel()) if operator_name(node.target) in ("conv1d", "conv2d") else 1
 
 
+def bias_at(node: Node, values: dict[str, Value]) -> str:
+    """The parameter that an operator, and nothing else, adds to its outputs; empty for none."""
+    return _bias(node, values)[0]
+
+
 def _bias(node: Node, values: dict[str, Value]) -> tuple[str, bool]:
     """The parameter that an operator adds to its outputs, and whether it can add any."""
     name = _BIASES.get(operator_name(node.target))

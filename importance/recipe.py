@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from depgraph import DependencyGraph, Plan, Target
 from depgraph.cutting.report import CutReport
-from depgraph.scoring import Scorer
+from depgraph.errors import ScoreError
+from depgraph.scoring import Scorer, Scores
 from importance.allocations import Allocated, Allocation
 from importance.compensation import Compensated, Compensation, compensate
 from importance.schedule import Schedule, Scheduled
@@ -32,11 +33,33 @@ class Pruned:
     scheduled: Scheduled | None = None
 
 
+class Prepared(Protocol):
+    """A model that a recipe has changed before it plans, as a graph of its own, the scores of what may go, what to know of it.
+
+    `settle` is told the plan, to finish the preparation for just that; the model that the graph was made of stays as it is.
+    """
+
+    @property
+    def graph(self) -> DependencyGraph: ...
+
+    @property
+    def scores(self) -> Scores: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def settle(self, plan: Plan) -> None: ...
+
+
+Prepare = Callable[[DependencyGraph], Prepared]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A score with all that goes with it.
 
-    score: an estimator, with its data. batches: calibration data for the compensation (the score has its own), None without.
+    score: an estimator, with its data; None where `prepare` gives the scores, which changes a copy of the model first.
+    batches: calibration data for the compensation (the score has its own), None without.
     units: a kind of `importance.units.KINDS`, which axes may lose groups. scope: how the budget is spread, see
     `depgraph.options.Options`; allocation: one that is spread by instead. compensation: None leaves weights as they were;
     in steps it follows each cut. schedule: the steps, or a function of the target that gives them, such as
@@ -46,7 +69,7 @@ class Recipe:
     """
 
     name: str
-    score: Scorer
+    score: Scorer | None
     batches: Iterable[Any] | None = None
     units: str = "units"
     scope: str = "axis"
@@ -56,13 +79,16 @@ class Recipe:
     schedule: Schedule | Callable[[Target], Schedule] | None = None
     protect: Callable[[DependencyGraph], tuple[str, ...]] | None = None
     afterwards: tuple[Callable[[nn.Module], Any], ...] = ()
+    prepare: Prepare | None = None
 
     def plan(self, graph: DependencyGraph, target: Target, **options: Any) -> Plan:
         """The groups that go until `target` is met, in one shot; `options` are those of `graph.plan` and go before the recipe's.
 
+        Where the recipe prepares a model, the plan is one for that: `plan.graph.model` is a changed copy.
+
         Raises: as `graph.plan` does, and as the score does.
         """
-        return graph.plan(self._spread(self.score), target, **self._options(graph, options))
+        return self._prepared(graph, target, options)
 
     def prune(self, graph: DependencyGraph, target: Target, **options: Any) -> Pruned:
         """Plan, cut a copy of the graph's model, check it, and let what stays make up for what went; in steps if it has some.
@@ -79,11 +105,14 @@ class Recipe:
         return done
 
     def _at_once(self, graph: DependencyGraph, target: Target, options: dict[str, Any]) -> Pruned:
-        found = self._statistics(graph)
-        score = self.score
-        if found is not None and getattr(score, "data", None) is self.batches:
-            score = replace(score, data=found)  # type: ignore[type-var]
-        plan = graph.plan(self._spread(score), target, **self._options(graph, options))
+        if self.prepare is not None:
+            plan = self._prepared(graph, target, options)
+            found = self._statistics(plan.graph)
+        else:
+            found, score = self._statistics(graph), self.score
+            if found is not None and getattr(score, "data", None) is self.batches:
+                score = replace(score, data=found)  # type: ignore[type-var]
+            plan = self._planned(graph, score, target, options)
         report = plan.apply_with_report()
         done = None
         if self.compensation is not None and found is not None:
@@ -100,12 +129,14 @@ class Recipe:
             if steps.after_cut is not None:
                 steps.after_cut(plan, report)
 
-        spread = self._spread(self.score)
+        spread: Any = self._spread(self.score)
         found = replace(steps, after_cut=make_up).apply(graph, spread, target, **self._options(graph, options))
         return Pruned(found.model, None, None, Compensated.joined(made) if made else None, found)
 
-    def _spread(self, score: Scorer) -> Scorer:
-        return score if self.allocation is None else Allocated(score, self.allocation)
+    def _spread(self, score: Scorer | Scores | None) -> Scorer | Scores:
+        if score is None:
+            raise ScoreError(f"the recipe {self.name!r} has neither a score nor a step that prepares one")
+        return score if self.allocation is None else Allocated(score, self.allocation)  # type: ignore[arg-type]
 
     def _options(self, graph: DependencyGraph, options: dict[str, Any]) -> dict[str, Any]:
         scope = self.scope if self.allocation is None else "global"
@@ -113,6 +144,20 @@ class Recipe:
         if self.protect is not None and "protect" not in options:
             own["protect"] = self.protect(graph)
         return own | options
+
+    def _prepared(self, graph: DependencyGraph, target: Target, options: dict[str, Any]) -> Plan:
+        """A plan, of the model that was prepared for it where the recipe does that."""
+        if self.prepare is None:
+            return self._planned(graph, self.score, target, options)
+        prepared = self.prepare(graph)
+        plan = self._planned(prepared.graph, prepared.scores, _in_terms_of(prepared.graph, graph, target), options)
+        prepared.settle(plan)
+        return replace(plan, notes=(*plan.notes, *prepared.notes))
+
+    def _planned(
+        self, graph: DependencyGraph, score: Scorer | Scores | None, target: Target, options: dict[str, Any]
+    ) -> Plan:
+        return graph.plan(self._spread(score), target, **self._options(graph, options))
 
     def _statistics(self, graph: DependencyGraph) -> Statistics | None:
         """What the compensation needs and, from the same batches, the score; None where there is nothing to make up."""
@@ -127,3 +172,9 @@ class Recipe:
         if self.gathering.axes is not None:
             return self.gathering
         return replace(self.gathering, axes=frozenset(a.name for a in graph.axes if a.prunable.any()))
+
+
+def _in_terms_of(prepared: DependencyGraph, dense: DependencyGraph, target: Target) -> Target:
+    """A target for a model that may have become larger, whose shares are of the dense one."""
+    now, was = prepared.dense_cost, dense.dense_cost
+    return Target(**{m: share * min(1.0, getattr(was, m) / getattr(now, m)) for m, share in target.shares.items()})

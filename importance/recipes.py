@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from depgraph import DependencyGraph
@@ -26,6 +27,7 @@ from importance.randomly import Random
 from importance.recipe import Recipe
 from importance.reduction import Reduction
 from importance.reestimation import Reestimation
+from importance.rotation import Rotation, principal
 from importance.schedule import Pace, Schedule
 from importance.surgeon import Surgeon
 from importance.taylor import Taylor
@@ -158,6 +160,17 @@ def obs(batches: Batches, rounds: int = 32, scope: str = "axis", norms: Batches 
     )
 
 
+def slicegpt(batches: Batches, how: Rotation | None = None) -> Recipe:
+    """SliceGPT (2.11) with one rotation for a whole residual stream, which is cut to its first principal components.
+
+    The paper has a rotation for every normalisation and products d' x d' on the residual paths between them; here the
+    architecture stays what it is. Its widths are multiples of 8, rounded down: `round_to=8` does. Its data are 128 x 2048 tokens.
+    Normalised vectors stay as long as in the dense model, as the paper's; `Rotation(lengths="kept")` does better. A table that is
+    also the head becomes two weights, which costs parameters; with `Rotation(ties="keep")` it doesn't.
+    """
+    return Recipe("slicegpt", None, batches, units="stream", prepare=partial(principal, batches=batches, how=how))
+
+
 @dataclass(frozen=True)
 class Ends:
     """Finds the axes of the first and last blocks of a graph, `first` and `last` for every `of` blocks that there are."""
@@ -227,6 +240,13 @@ RECIPES: dict[str, Entry] = {
         "batches",
         "one forward pass, X'X and its inverse",
         "128 sequences",
+    ),
+    "slicegpt": Entry(
+        slicegpt,
+        "Ashkboos et al. 2024 (SliceGPT)",
+        "batches",
+        "one forward pass, X'X of residual streams, one eigendecomposition each",
+        "128 x 2048 tokens",
     ),
 }
 """All recipes by name."""
