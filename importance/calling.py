@@ -53,6 +53,12 @@ def inputs_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, 
     return takes.positional(args), {n: v for n, v in kwargs.items() if n != "labels" and takes.keyword(n)}
 
 
+def named_inputs(model: nn.Module, batch: Any) -> dict[str, Any]:
+    """What a batch holds, by the names of the arguments of `forward`; raises DataError when it is no tensor, tuple or mapping."""
+    args, kwargs = _arguments(batch)
+    return _Signature(model.forward).bound(args) | kwargs
+
+
 def moved(batch: Any, device: torch.device) -> Any:
     """The batch with all its tensors on a device; tuples, lists and mappings keep their form."""
     if isinstance(batch, Tensor):

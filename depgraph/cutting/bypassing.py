@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
 
 _COPY = torch.ops.aten.clone.default
+INSTEAD = "instead_of"
+"""Under this key the `meta` of a copy has the name of the node in whose place what it copies goes on."""
 
 
 @dataclass
@@ -116,7 +118,7 @@ class _Passing:
                 made[node].name = node.name
             else:
                 passed = made[self.instead[node]]
-                made[node] = graph.call_function(_COPY, (passed,)) if self._written_to(node, gone) else passed
+                made[node] = _copy_of(graph, passed, node) if self._written_to(node, gone) else passed
         return Bypassed(self.of, graph, frozenset(node.name for node in (*gone, *self.instead)))
 
     def _settle(self, node: Node) -> None:
@@ -148,3 +150,9 @@ class _Passing:
             w for w in self.flow.writes if w.writer not in gone and self.flow.index[w.writer] > self.flow.index[node]
         )
         return len(ends) > 1 and any(write.root in ends for write in later)
+
+
+def _copy_of(graph: Graph, passed: Node, node: Node) -> Node:
+    copied = graph.call_function(_COPY, (passed,))
+    copied.meta[INSTEAD] = node.name
+    return copied
