@@ -120,14 +120,15 @@ class Part:
         begin: tuple[Cut, State] | None = None,
         keep: Callable[[Cut, State], None] | None = None,
         seen: Mapping[str, Callable[[Tensor], None]] | None = None,
+        state: Mapping[str, Tensor] | None = None,
     ) -> Any:
         """What the model returns without the removed parts, in its own form.
 
         `inputs` are the leaves of the batch, `begin` where to begin and the values there; `keep` is given those of each later
-        cut, `seen` has what is called with what the nodes of these names make.
+        cut, `seen` has what is called with what the nodes of these names make, `state` tensors in place of the model's.
         """
         first = begin[0].step if begin is not None else 0
-        env = self._given(iter(inputs), begin[1] if begin is not None else None)
+        env = self._given(iter(inputs), begin[1] if begin is not None else None, state or {})
         cuts = {cut.step: cut for cut in self.cuts if cut.step > first} if keep is not None else {}
         for node in env if seen is not None else ():
             if self.names[node] in seen:
@@ -146,20 +147,23 @@ class Part:
                         del env[given]
         return self._output(env)
 
-    def _given(self, inputs: Iterator[Any], state: State | None) -> dict[Node, Any]:
-        """What is there from the start, with the values of a state."""
+    def _given(self, inputs: Iterator[Any], begun: State | None, state: Mapping[str, Tensor]) -> dict[Node, Any]:
+        """What is there from the start, or where a run begins."""
         env: dict[Node, Any] = {}
         for node in self.nodes:
             if node.op == "placeholder":
                 target = self.targets[node.name]
-                env[node] = next(inputs) if target is None else self.way.fetch(str(target))
+                env[node] = next(inputs) if target is None else self._held(str(target), state)
             elif node.op == "get_attr":
                 env[node] = getattr(self.exported.graph_module, str(node.target))
-            if node in env and node in self.written and state is None:
+            if node in env and node in self.written and begun is None:
                 env[node] = env[node].clone()
-            elif state is not None and self.names[node] in state:
-                env[node] = state[self.names[node]]
+            elif begun is not None and self.names[node] in begun:
+                env[node] = begun[self.names[node]]
         return env
+
+    def _held(self, name: str, state: Mapping[str, Tensor]) -> Any:
+        return state[name] if name in state else self.way.fetch(name)
 
     def _state(self, env: Mapping[Node, Any], cut: Cut) -> State:
         return {self.names[node]: value for node, value in env.items() if self.names[node] in cut.needs}
