@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
+from torch.fx import Node
 
 from importance.depth.programs import Names, State
 
@@ -27,7 +28,7 @@ class States:
         self.shares: Counter[int] = Counter()
         self.bytes = 0
 
-    def get(self, key: Key, needs: frozenset[str]) -> State | None:
+    def get(self, key: Key, needs: frozenset[Node]) -> State | None:
         """The state of a key if it has all values that are needed."""
         state = self.held.get(key)
         return state if state is not None and needs <= state.keys() else None
