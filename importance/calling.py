@@ -81,6 +81,12 @@ def as_batch(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     return named | dict(kwargs)
 
 
+def named_inputs(model: nn.Module, batch: Any) -> dict[str, Any]:
+    """What a batch holds, by the names of the arguments of `forward`; raises DataError when it is no tensor, tuple or mapping."""
+    args, kwargs = _arguments(batch)
+    return _Signature(model.forward).bound(args) | kwargs
+
+
 def moved(batch: Any, device: torch.device) -> Any:
     """The batch with all its tensors on a device; tuples, lists and mappings keep their form."""
     return each_tensor(batch, lambda tensor: tensor.to(device))

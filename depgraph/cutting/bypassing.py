@@ -87,6 +87,33 @@ def bypassed(graph: DependencyGraph, names: Iterable[str]) -> Bypassed:
 
     Raises PlanError for a name that is neither, with the reason where it looks like one that can't go.
     """
+    left = left_of(graph, names)
+    program, made = Graph(), dict[Node, Node]()
+    for node in left.nodes:
+        if node not in left.instead:
+            made[node] = program.node_copy(node, made.__getitem__)
+            made[node].name = node.name
+        else:
+            passed = made[left.instead[node]]
+            made[node] = program.call_function(_COPY, (passed,)) if node in left.copied else passed
+    return Bypassed(graph, program, left.gone)
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left of a captured graph: `nodes` in order. What `instead` names goes on in place of some of them.
+
+    That is the same memory, but for `copied`, where it must be a copy. `gone` are the names of what is no longer computed.
+    """
+
+    nodes: tuple[Node, ...]
+    instead: Mapping[Node, Node]
+    copied: frozenset[Node]
+    gone: frozenset[str]
+
+
+def left_of(graph: DependencyGraph, names: Iterable[str]) -> Left:
+    """What is left of the captured graph without the branches and blocks of these names; raises as `bypassed` does."""
     branches = {branch.name: branch for branch in graph.branches}
     blocks = {block.name: block for block in graph.blocks}
     passing = _Passing(graph)
@@ -98,7 +125,7 @@ def bypassed(graph: DependencyGraph, names: Iterable[str]) -> Bypassed:
         else:
             why = graph.branches_refused.get(name, "the model has no such branch or block, see its branches and blocks")
             raise PlanError(f"{name!r} can't be left out: {why}")
-    return passing.program()
+    return passing.left()
 
 
 class _Passing:
@@ -121,7 +148,7 @@ class _Passing:
         """Let `source` go on in place of `output`."""
         self.past[self.named[output]] = self.named[source]
 
-    def program(self) -> Bypassed:
+    def left(self) -> Left:
         """The graph without what is left out."""
         for node in self.flow.nodes:
             self._settle(node)
@@ -129,17 +156,9 @@ class _Passing:
         for output, source in self.past.items():
             also.setdefault(source, set()).add(output)
         gone = self.flow.dead(self._unread(), also)
-        graph, made = Graph(), dict[Node, Node]()
-        for node in self.flow.nodes:
-            if node in gone or node in self.flow.unread:
-                continue
-            if node not in self.instead:
-                made[node] = graph.node_copy(node, made.__getitem__)
-                made[node].name = node.name
-            else:
-                passed = made[self.instead[node]]
-                made[node] = graph.call_function(_COPY, (passed,)) if self._written_to(node, gone) else passed
-        return Bypassed(self.of, graph, frozenset(node.name for node in (*gone, *self.instead)))
+        nodes = tuple(node for node in self.flow.nodes if node not in gone and node not in self.flow.unread)
+        copied = frozenset(node for node in nodes if node in self.instead and self._written_to(node, gone))
+        return Left(nodes, self.instead, copied, frozenset(node.name for node in (*gone, *self.instead)))
 
     def _settle(self, node: Node) -> None:
         """Find out whether another node goes on in place of `node`, or nothing does."""

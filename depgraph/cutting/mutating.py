@@ -84,12 +84,12 @@ def _schema_of(node: Node) -> Any:
 
 def memory_of(node: Node) -> Node:
     """The node that made the memory of what `node` made."""
-    while (base := _base(node)) is not None:
+    while (base := base_of(node)) is not None:
         node = base
     return node
 
 
-def _base(node: Node) -> Node | None:
+def base_of(node: Node) -> Node | None:
     """What `node` is a view of, as far as its operator says; None where it makes memory of its own."""
     if node.target is operator.getitem:
         first: Any = node.args[0]

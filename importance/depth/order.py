@@ -1,0 +1,48 @@
+"""What a search gives: which parts go, in order, with the value at each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from depgraph import DependencyGraph
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part that goes, the value that the search gave it there, and the layer evaluations so far."""
+
+    name: str
+    value: float
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """An order of removal; `whole` is the value of the model as it is (NaN where a method has none)."""
+
+    steps: tuple[Step, ...]
+    whole: float
+    evaluations: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What goes, in order."""
+        return tuple(step.name for step in self.steps)
+
+    @property
+    def value(self) -> float:
+        """The value at the end."""
+        return self.steps[-1].value if self.steps else self.whole
+
+
+class DepthScorer(Protocol):
+    """Gives blocks or branches, by name, a number: the lowest is to go first; what it doesn't name must stay."""
+
+    def __call__(self, graph: DependencyGraph, /) -> dict[str, float]: ...
+
+
+class Search(Protocol):
+    """Finds which `count` parts of a graph go."""
+
+    def __call__(self, graph: DependencyGraph, count: int, /) -> Order: ...
