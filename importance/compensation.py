@@ -31,6 +31,12 @@ BIASES = {
 }
 
 
+INPUTS = {
+    "dense": "those that a consumer has in the dense model",
+    "pruned": "those that it has once all before it is pruned and made up for",
+}
+
+
 @dataclass(frozen=True)
 class Change:
     """What a consumer's matrix [outputs, columns] and its bias [outputs] become (None: as it was)."""
@@ -86,15 +92,21 @@ WAYS: dict[str, _Way] = {
 
 @dataclass(frozen=True)
 class Compensation:
-    """kind: "bias" or "least-squares"; biases: what may take over means, see `BIASES`; damping: a share of the mean variance."""
+    """kind: "bias" or "least-squares"; biases: what may take over means, see `BIASES`; damping: a share of the mean variance.
+
+    inputs: "dense" solves each consumer for the inputs that it has in the dense model, "pruned" (least squares, in recipes) one
+    after the other for those that it has then, see `importance.refitting`.
+    """
 
     kind: str = "least-squares"
     biases: str = "create"
     damping: float = 0.01
+    inputs: str = "dense"
 
     def __post_init__(self) -> None:
         pick(WAYS, self.kind, "kind of compensation")
         pick(BIASES, self.biases, "use of biases")
+        pick(INPUTS, self.inputs, "kind of inputs")
         if not 0 <= self.damping < float("inf"):
             raise ScoreError(f"damping must be a finite number of at least 0, it is {self.damping}")
 

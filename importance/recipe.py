@@ -14,6 +14,7 @@ from depgraph.errors import ScoreError
 from depgraph.scoring import Scorer, Scores
 from importance.allocations import Allocated, Allocation
 from importance.compensation import Compensated, Compensation, compensate
+from importance.refitting import refit
 from importance.schedule import Schedule, Scheduled
 from importance.statistics import Gathering, Statistics, collect
 from importance.units import units
@@ -116,7 +117,7 @@ class Recipe:
         report = plan.apply_with_report()
         done = None
         if self.compensation is not None and found is not None:
-            done = compensate(report.model, plan, found, self.compensation)
+            done = self._made_up(report.model, plan, found)
         return Pruned(report.model, plan, report, done)
 
     def _in_steps(self, graph: DependencyGraph, target: Target, options: dict[str, Any], steps: Schedule) -> Pruned:
@@ -124,14 +125,21 @@ class Recipe:
 
         def make_up(plan: Plan, report: CutReport) -> None:
             if self.compensation is not None and self.batches is not None:
-                gathering = self._gathering(plan.graph)
-                made.append(compensate(report.model, plan, self.batches, self.compensation, gathering))
+                made.append(self._made_up(report.model, plan, None))
             if steps.after_cut is not None:
                 steps.after_cut(plan, report)
 
         spread: Any = self._spread(self.score)
         found = replace(steps, after_cut=make_up).apply(graph, spread, target, **self._options(graph, options))
         return Pruned(found.model, None, None, Compensated.joined(made) if made else None, found)
+
+    def _made_up(self, model: nn.Module, plan: Plan, found: Statistics | None) -> Compensated:
+        """Let what stays make up for what went, with statistics that were found or of the recipe's batches."""
+        assert self.compensation is not None and self.batches is not None
+        if self.compensation.inputs == "pruned":
+            return refit(model, plan, self.batches, self.compensation)
+        data = self.batches if found is None else found
+        return compensate(model, plan, data, self.compensation, self._gathering(plan.graph))
 
     def _spread(self, score: Scorer | Scores | None) -> Scorer | Scores:
         if score is None:
