@@ -110,6 +110,8 @@ def _reduce(reading: Reading, node: Node, on: list[Node]) -> State | None:
     """Over positions the stream goes on; over its own channels only the mean, or the sum of squares, stays what it is."""
     state = reading.states[on[0]]
     if reading.along(node) is not None:
+        if state.norm is not None and (state.norm.shift is None or name_of(node) == "mean"):
+            return State(state.kind, node, state.norm)
         reading.vectors(node, on)
         return State("vector", node)
     if state.kind == "scaled":

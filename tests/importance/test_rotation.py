@@ -233,7 +233,7 @@ class Patches(nn.Module):
         share = self.router(y).softmax(-1)
         hidden = torch.einsum("bnc,ecf->bnef", y, self.wide).relu()
         x = x + torch.einsum("bnef,efc,bne->bnc", hidden, self.back, share)
-        return self.head(self.last(x)[:, 0])
+        return self.head(self.last(x).mean(dim=1))
 
 
 def test_patches_tokens_and_experts_are_rotated_alike() -> None:
