@@ -182,6 +182,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=64, help="sequences to measure on (%(default)s)")
     parser.add_argument("--results", type=Path, default=CACHE / "quality.jsonl", help="their file (%(default)s)")
     parser.add_argument("--report", type=Path, help="write the tables as Markdown here, and a plot beside it")
+    parser.add_argument("--list", action="store_true", help="don't run anything, use the results there are")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -199,7 +200,7 @@ def main() -> None:
         except qs.NotHere as missing:
             return print(f"{given.worker} is left out: {missing}", flush=True)
     command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--worker"]
-    ended = {name: subprocess.run([*command, name]).returncode for name in names}
+    ended = {name: subprocess.run([*command, name]).returncode for name in names if not given.list}
     found = [r for r in read(given.results) if r["model"] in names and r["recipe"] in (*given.recipes, "dense")]
     found = [r for r in found if (r["calibration"], r["held_out"]) == (given.calibration, given.held_out)]
     if given.report:
