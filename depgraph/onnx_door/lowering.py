@@ -1,0 +1,354 @@
+"""From an ONNX model whose shapes are known to values and relations: the same graph that the door of PyTorch leads to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from depgraph import rules
+from depgraph.errors import UnsupportedOperator
+from depgraph.graph import Program, Reason, Value
+from depgraph.onnx_door.evaluating import BODIES, Evaluator, attribute, bodies, constant_of, place
+from depgraph.onnx_door.naming import module_of
+from depgraph.rules import domains
+
+INPUT, OUTPUT = "the model's inputs have this size", "the model's outputs have this size"
+NO_RULE = "no rule knows what this operator does with it"
+NOT_TAKEN = "a branch that the example doesn't take counts on it"
+_SETTINGS = {
+    "Reshape": {1},
+    "Expand": {1},
+    "Slice": {1, 2, 3, 4},
+    "Split": {1},
+    "Tile": {1},
+    "Pad": {1, 2, 3},
+    "Resize": {1, 2, 3},
+    "Upsample": {1},
+    "Squeeze": {1},
+    "Unsqueeze": {1},
+    "TopK": {1},
+    "CumSum": {1},
+    "OneHot": {1, 2},
+    "Clip": {1, 2},
+    "Trilu": {1},
+    "Dropout": {1, 2},
+    "ConstantOfShape": {0},
+    "Range": {0, 1, 2},
+    "CenterCropPad": {1},
+    "AffineGrid": {1},
+    "Col2Im": {1, 2},
+    "NonMaxSuppression": {2, 3, 4},
+    "QLinearConv": {1, 2, 6, 7},
+    "QLinearMatMul": {1, 2, 6, 7},
+    "ConvInteger": {2},
+    "MatMulInteger": {2},
+    "GroupQueryAttention": {5, 6},
+    **{f"Reduce{name}": {1} for name in "Sum Mean Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()},
+}
+"""Operands, by position, that say how an operator computes and hold no data."""
+_STATISTICS = {"BatchNormalization": {3, 4}}
+_WEIGHTS = {"DequantizeLinear": {0}, "ConvInteger": {1}, "MatMulInteger": {1}, "QLinearConv": {3, 8}, "QLinearMatMul": {3}}
+"""Operands of integers that are a model's weights."""
+
+
+@dataclass
+class Lowered:
+    """A program, which value of the file each of its values is, and the operator of each name.
+
+    `held` has the stored tensors by the names that the program gives them: the value of the file, and the operands that
+    this name stands for (a vector that several operators share has a name for each of them).
+    """
+
+    program: Program = field(default_factory=Program)
+    values: dict[ir.Value, Value] = field(default_factory=dict)
+    operators: dict[str, ir.Node] = field(default_factory=dict)
+    ops: dict[str, rules.Op] = field(default_factory=dict)
+    held: dict[str, ir.Value] = field(default_factory=dict)
+    uses: dict[tuple[ir.Node, int], Value] = field(default_factory=dict)
+    mixing: dict[str, list[int]] = field(default_factory=dict)
+
+    def operand(self, node: ir.Node, position: int) -> Value | None:
+        """The program's value of an operand; None where it is left out, holds no data, or its shape isn't known."""
+        value = node.inputs[position]
+        return None if value is None else self.uses.get((node, position), self.values.get(value))
+
+
+def lower(model: ir.Model, evaluated: Evaluator, strict: bool) -> Lowered:
+    """Lower a model. With `strict`, an operator without a rule raises UnsupportedOperator."""
+    lowering = _Lowering(model, evaluated, strict)
+    lowering.run()
+    return lowering.made
+
+
+class _Lowering:
+    def __init__(self, model: ir.Model, evaluated: Evaluator, strict: bool) -> None:
+        self.model = model
+        self.seen = evaluated
+        self.strict = strict
+        self.made = Lowered()
+        self.program = self.made.program
+        self.taken: Counter[str] = Counter()
+
+    def run(self) -> None:
+        held = set(self.model.graph.initializers)
+        for value in self.model.graph.inputs:
+            made = None if value.name in held else self._add(value, "input")
+            for d, dim in enumerate(made.dims if made is not None else ()):
+                self.program.relations.fix(dim, Reason(f"dimension {d} of the model's input {value.name!r}", why=INPUT))
+        self._body(self.model.graph)
+        for position, value in enumerate(self.model.graph.outputs):
+            self._output(position, value)
+
+    def _output(self, position: int, value: ir.Value) -> None:
+        made, lift = self._value(value), f"output {position}"
+        if made is None:
+            return
+        self.program.outputs[lift] = made
+        for d, dim in enumerate(made.dims):
+            text = f"dimension {d} of the model's output {position} ({value.name})"
+            self.program.relations.fix(dim, Reason(text, lift, OUTPUT))
+
+    def _body(self, graph: ir.Graph) -> None:
+        for node in graph:
+            if node.op_type in BODIES and node.domain in ("", "ai.onnx"):
+                self._control(node)
+            elif node.op_type != "Constant":
+                self._operator(node)
+
+    def _name(self, name: str) -> str:
+        self.taken[name] += 1
+        return name if self.taken[name] == 1 else f"{name}#{self.taken[name]}"
+
+    def _add(self, value: ir.Value, kind: Any, **more: Any) -> Value | None:
+        """A value of the program for one of the file; None where its shape isn't known."""
+        shape = self.seen.shape(value)
+        if shape is None or not value.name:
+            return None
+        width = max(ir.DataType(self.seen.types[value].tensor_type.elem_type).bitwidth // 8, 1)
+        made = self.program.add(self._name(str(value.name)), kind, shape, itemsize=width, **more)
+        self.made.values.setdefault(value, made)
+        return made
+
+    def _value(self, value: ir.Value | None) -> Value | None:
+        """The program's value; a stored tensor gets one when it is first read."""
+        if value is None:
+            return None
+        found = self.made.values.get(value)
+        return self._stored(value) if found is None and stored(value) is not None else found
+
+    def _stored(self, value: ir.Value) -> Value | None:
+        tensor = stored(value)
+        assert tensor is not None
+        kind = _kind(value, tensor)
+        made = self._add(value, kind)
+        if made is not None and kind != "constant":
+            made.target = made.name
+            self.made.held[made.name] = value
+        return made
+
+    def _operand(self, node: ir.Node, position: int) -> Value | None:
+        """An operand that holds data. A vector that several operators share may be narrowed for each as suits it."""
+        value = node.inputs[position]
+        if value is None or position in settings(node):
+            return None
+        tensor = stored(value)
+        if tensor is None or len(value.uses()) < 2 or len(tensor.shape) != 1 or _kind(value, tensor) == "constant":
+            return self._value(value)
+        first = self.made.values.get(value)
+        made = self._stored(value)
+        if made is not None:
+            self.made.uses[node, position] = made
+            self.program.ties[made.target] = (first or made).target
+        return made
+
+    def _operator(self, node: ir.Node) -> None:
+        if self._is_arithmetic(node):
+            return
+        op = self._op(node)
+        for value in node.outputs:
+            made = self._add(value, "activation", module=module_of(node))
+            if made is not None:
+                op.outputs.append(made)
+        if op.outputs:
+            op.name = op.outputs[0].name
+        self.made.operators[op.name] = node
+        self.made.ops[op.name] = op
+        if node.op_type == "ConstantOfShape" and op.outputs and _is_float(self.seen, node.outputs[0]):
+            made = op.outputs[0]
+            made.kind, made.target = "parameter", made.name
+            self.made.held[made.name] = node.outputs[0]
+        complete = len(op.outputs) == sum(bool(v.name) for v in node.outputs) and self._sees_operands(node, op)
+        mixed = len(self.program.relations.mixed)
+        self._apply(op, complete)
+        self.made.mixing[op.name] = [dim for dim, _ in self.program.relations.mixed[mixed:]]
+
+    def _is_arithmetic(self, node: ir.Node) -> bool:
+        """Does it only compute known whole numbers, such as shapes?"""
+        outputs = [v for v in node.outputs if v.name]
+        return all(v in self.seen.known and self.seen.known[v].dtype.kind in "biu" for v in outputs) and not any(
+            v.is_graph_output() for v in outputs
+        )
+
+    def _sees_operands(self, node: ir.Node, op: rules.Op) -> bool:
+        """Is the shape of each operand known that holds data?"""
+        return all(
+            v is None or k in settings(node) or op["inputs"][k] is not None or v in self.seen.known
+            for k, v in enumerate(node.inputs)
+        )
+
+    def _op(self, node: ir.Node) -> rules.Op:
+        inputs = [self._operand(node, k) for k in range(len(node.inputs))]
+        known = {k: self.seen.known[v] for k, v in enumerate(node.inputs) if v is not None and v in self.seen.known}
+        plain = {name: attr.value for name, attr in node.attributes.items() if attr.type not in _HELD}
+        arguments = {
+            **plain,
+            "inputs": inputs,
+            "known": known,
+            "given": {k for k, v in enumerate(node.inputs) if v is not None},
+            "constant": {k for k, v in enumerate(node.inputs) if v is not None and stored(v) is not None},
+            "opset": self.seen.opset(node.domain),
+        }
+        return rules.Op(place(node), target_of(node), arguments, [], self.program, node.name or "")
+
+    def _apply(self, op: rules.Op, complete: bool) -> None:
+        function = rules.lookup(op.target) if complete else None
+        if function is not None:
+            try:
+                function(op)
+            except (ValueError, AssertionError, KeyError, IndexError, TypeError) as error:
+                op.fix_all(f"its rule doesn't fit this use of it: {error}", NO_RULE)
+                self.program.unknown.setdefault(op.target, []).append(op.where)
+            domains.follow(op)
+            return
+        if self.strict:
+            raise UnsupportedOperator(
+                f"operator {op.target} at {op.where or 'an unknown place'} has no rule; "
+                f"register one with depgraph.rule({op.target!r}, ...) or trace with strict=False to leave its dims alone"
+            )
+        self.program.unknown.setdefault(op.target, []).append(op.where)
+        op.fix_all(NO_RULE if complete else "the shapes of this operator aren't known", NO_RULE)
+        domains.follow(op)
+
+    def _control(self, node: ir.Node) -> None:
+        """Bodies see the values around them; what they give is what the operator gives."""
+        outputs = [self._add(value, "activation", module=module_of(node)) for value in node.outputs]
+        for body in bodies(node):
+            if body in self.seen.failed:
+                self._leave(body)
+                continue
+            if node.op_type != "If":
+                for value in body.inputs:
+                    self._add(value, "activation")
+            self._body(body)
+            _JOIN[node.op_type](self, node, body, outputs)
+
+    def _leave(self, body: ir.Graph) -> None:
+        """A body that doesn't fit the example: what it reads from outside stays whole, unless any size will do for it."""
+        nodes = list(_within(body))
+        if all(node.op_type in _ANY_SIZE for node in nodes) and not body.initializers:
+            return
+        own = {value for node in nodes for value in node.outputs}
+        for node in nodes:
+            for value in node.inputs:
+                made = self._value(value) if value is not None and value not in own else None
+                for dim in made.dims if made is not None else ():
+                    self.program.relations.fix(dim, Reason(f"{NOT_TAKEN} ({place(node)})", why=NOT_TAKEN))
+
+    def join(self, a: Value | None, b: Value | None, axis: int | None = None) -> None:
+        """Two values go together; `axis` of `b` is one that `a` doesn't have."""
+        if a is None or b is None:
+            return
+        dims = [d for k, d in enumerate(b.dims) if axis is None or k != axis % len(b.shape)]
+        if axis is not None:
+            self.program.relations.fix(b.dim(axis), Reason("rounds of a loop are counted along it"))
+        for left, right in zip(a.dims, dims, strict=False):
+            if self.program.relations.sizes[left] == self.program.relations.sizes[right]:
+                self.program.relations.align(left, right)
+            else:
+                for dim in (left, right):
+                    self.program.relations.fix(dim, Reason("it changes from one round or branch to the other"))
+
+
+def _join_branch(self: _Lowering, node: ir.Node, body: ir.Graph, outputs: list[Value | None]) -> None:
+    for made, value in zip(outputs, body.outputs, strict=True):
+        given = self._value(value)
+        if made is not None and given is not None and len(made.shape) != len(given.shape):
+            for dim in (*made.dims, *given.dims):
+                self.program.relations.fix(dim, Reason("branches give tensors of different ranks"))
+        else:
+            self.join(given, made)
+
+
+def _join_loop(self: _Lowering, node: ir.Node, body: ir.Graph, outputs: list[Value | None]) -> None:
+    carried = node.inputs[2:]
+    for k, made in enumerate(outputs):
+        given = self._value(body.outputs[k + 1])
+        if k < len(carried):
+            into = self._value(body.inputs[k + 2])
+            self.join(self._value(carried[k]), into)
+            self.join(into, given)
+        self.join(given, made, None if k < len(carried) else 0)
+
+
+def _join_scan(self: _Lowering, node: ir.Node, body: ir.Graph, outputs: list[Value | None]) -> None:
+    count = int(attribute(node, "num_scan_inputs", 0))
+    states = len(node.inputs) - count
+    axes = attribute(node, "scan_input_axes", [0] * count)
+    places = attribute(node, "scan_output_axes", [0] * (len(outputs) - states))
+    for k, (value, outer) in enumerate(zip(body.inputs, node.inputs, strict=True)):
+        self.join(self._value(value), self._value(outer), None if k < states else axes[k - states])
+    for k, (made, value) in enumerate(zip(outputs, body.outputs, strict=True)):
+        given = self._value(value)
+        if k < states:
+            self.join(self._value(body.inputs[k]), given)
+        self.join(given, made, None if k < states else places[k - states])
+
+
+_JOIN = {"If": _join_branch, "Loop": _join_loop, "Scan": _join_scan}
+_HELD = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
+_ANY_SIZE = frozenset(["Squeeze", "Unsqueeze", "Identity", "Shape", "Gather", "Cast", "Constant", "Equal", "Not", "If", "Size"])
+
+
+def _within(graph: ir.Graph) -> list[ir.Node]:
+    """The operators of a body and of bodies within it."""
+    return [n for node in graph for n in (node, *(m for body in bodies(node) for m in _within(body)))]
+
+
+def stored(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor that the file holds for a value: an initializer's, or a Constant's."""
+    if value.is_initializer():
+        return value.const_value
+    node = value.producer()
+    return constant_of(node) if node is not None and node.op_type == "Constant" and not node.domain else None
+
+
+def settings(node: ir.Node) -> set[int]:
+    """The operands that say how an operator computes."""
+    return _SETTINGS.get(node.op_type, set())
+
+
+def target_of(node: ir.Node) -> str:
+    """What the table of rules calls an operator."""
+    domain = "onnx" if node.domain in ("", "ai.onnx") else node.domain.rsplit(".", 1)[-1]
+    return f"{domain}.{node.op_type}"
+
+
+def _kind(value: ir.Value, tensor: ir.TensorProtocol) -> str:
+    """Weights are parameters, statistics and whole numbers buffers; a single number is only a constant."""
+    uses = value.uses()
+    if all(position in settings(node) for node, position in uses) or not len(tensor.shape):
+        return "constant"
+    if tensor.dtype.is_floating_point():
+        return "buffer" if any(k in _STATISTICS.get(n.op_type, ()) for n, k in uses) else "parameter"
+    return "parameter" if any(k in _WEIGHTS.get(n.op_type, ()) for n, k in uses) else "buffer"
+
+
+def _is_float(seen: Evaluator, value: ir.Value) -> bool:
+    """A tensor of floats, and not of one number."""
+    shape = seen.shape(value)
+    dtype = ir.DataType(seen.types[value].tensor_type.elem_type)
+    return shape is not None and dtype.is_floating_point() and int(np.prod(shape)) > 1

@@ -1,0 +1,144 @@
+"""ONNX Runtime on models in memory: outputs, and any other values by name."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from depgraph.errors import CaptureError, DataError
+from depgraph.onnx_door.examples import Arrays
+
+_INLINE = 1 << 30
+"""Bytes of weights up to which a model is handed to the runtime in memory."""
+
+
+class RunError(Exception):
+    """ONNX Runtime can't load a model, or fails on its inputs."""
+
+
+class Running:
+    """A model in ONNX Runtime. `threads` of the CPU; results are the same as with all of its optimisations."""
+
+    def __init__(self, model: ir.Model, threads: int = 1) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        self._folder = tempfile.TemporaryDirectory(prefix="depgraph-") if weight_bytes(model) > _INLINE else None
+        try:
+            source = self._source(model)
+            self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            self.close()
+            raise RunError(f"ONNX Runtime can't load the model ({said(error)})") from error
+        self.outputs = [output.name for output in self.session.get_outputs()]
+
+    def _source(self, model: ir.Model) -> str | bytes:
+        if self._folder is None:
+            return ir.to_proto(model).SerializeToString()
+        path = Path(self._folder.name) / "model.onnx"
+        ir.save(model, path, external_data="model.data")
+        return os.fspath(path)
+
+    def __call__(self, inputs: Arrays, names: Sequence[str] | None = None) -> list[np.ndarray]:
+        """The outputs of these names, all by default; raises RunError."""
+        try:
+            return list(self.session.run(list(names) if names is not None else None, inputs))
+        except Exception as error:
+            raise RunError(f"ONNX Runtime fails on the inputs ({said(error)})") from error
+
+    def close(self) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def said(error: BaseException) -> str:
+    """The first line of what the runtime says, without its own places."""
+    text = " ".join(str(error).split())
+    return text[:300] or type(error).__name__
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    return sum(int(t.nbytes) for t in tensors if t is not None)
+
+
+def with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:
+    """A copy of a model that also gives the named values of its main graph."""
+    copy = model.clone()
+    values = {str(v.name): v for node in copy.graph for v in node.outputs}
+    present = {str(v.name) for v in copy.graph.outputs}
+    for name in names:
+        if name in values and name not in present:
+            copy.graph.outputs.append(values[name])
+            present.add(name)
+    return copy
+
+
+def measured_shapes(model: ir.Model, inputs: Arrays, values: Sequence[ir.Value]) -> dict[str, tuple[int, ...]]:
+    """Shapes of values as a run on the inputs gives them; empty where the model doesn't run, or is too large to try."""
+    if weight_bytes(model) > _INLINE:
+        return {}
+    names = [str(v.name) for v in values if v.producer() is not None and v.graph is model.graph]
+    asked = with_outputs(model, names)
+    for value in asked.graph.outputs:
+        if value.type is None and str(value.name) in names:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+    try:
+        with Running(asked) as running:
+            made = dict(zip(running.outputs, running(inputs), strict=True))
+    except (RunError, ValueError):
+        return {}
+    return {name: tuple(made[name].shape) for name in names if isinstance(made.get(name), np.ndarray)}
+
+
+def batches_of(source: Iterable[Mapping[str, Any]] | str | os.PathLike[str]) -> Iterator[Arrays]:
+    """Input dicts from an iterable of them, or from the .npz files of a folder in the order of their names.
+
+    Raises DataError where a folder has none, or a file can't be read.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        yield from ({name: np.asarray(array) for name, array in batch.items()} for batch in source)
+        return
+    files = sorted(Path(source).glob("*.npz"))
+    if not files:
+        raise DataError(f"{source} has no .npz files: give a folder with one for each batch, arrays by input name")
+    for file in files:
+        try:
+            with np.load(file) as held:
+                yield {name: held[name] for name in held.files}
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file} can't be read as .npz: {said(error)}") from error
+
+
+def collected(
+    model: ir.Model, names: Sequence[str], source: Iterable[Mapping[str, Any]] | str | os.PathLike[str]
+) -> Iterator[Arrays]:
+    """For each batch of inputs, the arrays of the named values of the main graph (and outputs), by name.
+
+    Raises CaptureError for a name that is no value there, or inputs that the model doesn't run on.
+    """
+    asked = with_outputs(model, names)
+    known = {str(v.name) for v in asked.graph.outputs}
+    for name in names:
+        if name not in known:
+            raise CaptureError(f"the main graph of the model computes no {name!r}")
+    try:
+        with Running(asked) as running:
+            for batch in batches_of(source):
+                yield dict(zip(names, running(batch, names), strict=True))
+    except RunError as error:
+        raise CaptureError(str(error)) from error
