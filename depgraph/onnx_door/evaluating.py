@@ -27,7 +27,7 @@ from depgraph.onnx_door.folding import (
     tensor_type,
 )
 
-Seen = Callable[[ir.Node], None]
+Before = Callable[["Evaluator", ir.Node], None]
 BODIES = {"If": ("then_branch", "else_branch"), "Loop": ("body",), "Scan": ("body",)}
 
 
@@ -44,7 +44,7 @@ class Evaluator:
         model: ir.Model,
         inputs: Mapping[str, Known],
         measured: Mapping[str, tuple[int, ...]] | None = None,
-        before: Seen | None = None,
+        before: Before | None = None,
     ) -> None:
         self.model = model
         self.before = before
@@ -66,6 +66,15 @@ class Evaluator:
         """The shape of a value; None where it isn't known."""
         return None if value is None else shape_of(self.types.get(value))
 
+    def hold(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
+        """Note that a value is stored and holds a tensor."""
+        self.known.pop(value, None)
+        self._constant(value, tensor)
+
+    def add(self, node: ir.Node) -> None:
+        """Look at an operator that has just been put in."""
+        self._node(node)
+
     def opset(self, domain: str = "") -> int:
         """The version of an operator set."""
         return self.opsets.get(domain, self.opsets.get("ai.onnx", 1) if not domain else 1)
@@ -76,7 +85,7 @@ class Evaluator:
                 self._constant(value, value.const_value)
         for node in list(graph):
             if self.before is not None:
-                self.before(node)
+                self.before(self, node)
             self._node(node)
 
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:

@@ -88,40 +88,37 @@ def made_up(model: ir.Model, sizes: Sizes, seed: int) -> Iterator[Arrays]:
         if value.shape is None:
             raise CaptureError(f"the file doesn't say what shape its input {value.name!r} has: give an example input")
     tables = {str(v.name): _rows(v) for v in inputs}
+    leading = {_symbol(v, 0) for v in inputs if v.shape is not None and len(v.shape) > 1}
     seen = set()
     for batch in (2, 1):
         for k in range(max(len(_SPACE), len(_STEPS))):
-            shapes = {str(v.name): _shape(v, sizes, batch, k) for v in inputs}
+            shapes = {str(v.name): _shape(v, {**dict.fromkeys(leading, batch), **sizes}, k) for v in inputs}
             key = tuple(shapes.values())
             if key not in seen:
                 seen.add(key)
                 yield {str(v.name): _filled(v, shapes[str(v.name)], tables[str(v.name)], generator) for v in inputs}
 
 
-def _shape(value: ir.Value, sizes: Sizes, batch: int, k: int) -> tuple[int, ...]:
+def _symbol(value: ir.Value, d: int) -> str:
+    """The name of an open dim: dims of one name have one size."""
+    size = value.shape[d]  # type: ignore[index]
+    return str(size.value) if isinstance(size, ir.SymbolicDim) and size.value else f"{value.name}:{d}"
+
+
+def _shape(value: ir.Value, sizes: Sizes, k: int) -> tuple[int, ...]:
     assert value.shape is not None
-    rank = len(value.shape)
-    image = rank >= 4 and dtype_of(value).kind == "f"
+    image = len(value.shape) >= 4 and dtype_of(value).kind == "f"
     guesses = _SPACE if image else _STEPS
     shape = []
     for d, size in enumerate(value.shape):
-        name = str(size.value) if isinstance(size, ir.SymbolicDim) and size.value else f"{value.name}:{d}"
-        fixed = sizes.get(name, sizes.get(f"{value.name}:{d}"))
+        fixed = sizes.get(f"{value.name}:{d}", sizes.get(_symbol(value, d)))
         if isinstance(size, int):
             shape.append(size)
         elif fixed is not None:
             shape.append(int(fixed))
-        elif d == 0 and (rank > 1 or not _looks_like_steps(name)):
-            shape.append(batch)
-        elif image and d == 1:
-            shape.append(3)
         else:
-            shape.append(guesses[min(k, len(guesses) - 1)])
+            shape.append(3 if image and d == 1 else guesses[min(k, len(guesses) - 1)])
     return tuple(shape)
-
-
-def _looks_like_steps(name: str) -> bool:
-    return any(word in name.lower() for word in ("seq", "length", "time", "sample"))
 
 
 def _rows(value: ir.Value) -> int | None:

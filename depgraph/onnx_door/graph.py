@@ -19,7 +19,7 @@ from depgraph.onnx_door.evaluating import Evaluator
 from depgraph.onnx_door.examples import Arrays, given_inputs, is_dynamic, made_up, runtime_inputs
 from depgraph.onnx_door.loading import load
 from depgraph.onnx_door.lowering import Lowered, lower, stored
-from depgraph.onnx_door.running import measured_shapes
+from depgraph.onnx_door.running import measured_shapes, try_out
 
 if TYPE_CHECKING:
     from depgraph.cutting.report import CutReport
@@ -149,7 +149,10 @@ def _evaluated(model: ir.Model, inputs: Arrays | None, sizes: dict[str, int]) ->
     first: CaptureError | None = None
     for trial in made_up(model, sizes, seed=0):
         try:
-            return _measured(model, trial), trial
+            found = _measured(model, trial)
+            if dynamic:
+                try_out(model, trial)
+            return found, trial
         except CaptureError as error:
             first = first or error
             if not dynamic:

@@ -15,9 +15,11 @@ from depgraph.graph import Program, Reason, Value
 from depgraph.onnx_door.evaluating import BODIES, Evaluator, attribute, bodies, constant_of, place
 from depgraph.onnx_door.naming import module_of
 from depgraph.rules import domains
+from depgraph.rules.onnx_own import slices
 
 INPUT, OUTPUT = "the model's inputs have this size", "the model's outputs have this size"
 NO_RULE = "no rule knows what this operator does with it"
+LEFT_OUT = "slices leave it out, which may differ with inputs of other sizes"
 NOT_TAKEN = "a branch that the example doesn't take counts on it"
 _SETTINGS = {
     "Reshape": {1},
@@ -51,6 +53,8 @@ _SETTINGS = {
 }
 """Operands, by position, that say how an operator computes and hold no data."""
 _STATISTICS = {"BatchNormalization": {3, 4}}
+_PARTS = frozenset(["Slice", "Split", "Gather", "Reshape", "Unsqueeze", "Concat", "If", "Loop", "Scan"])
+"""Operators that take parts of a vector, or move it: what shares it goes together."""
 _WEIGHTS = {"DequantizeLinear": {0}, "ConvInteger": {1}, "MatMulInteger": {1}, "QLinearConv": {3, 8}, "QLinearMatMul": {3}}
 """Operands of integers that are a model's weights."""
 
@@ -92,6 +96,7 @@ class _Lowering:
         self.made = Lowered()
         self.program = self.made.program
         self.taken: Counter[str] = Counter()
+        self.names: dict[ir.Node, str] = {}
 
     def run(self) -> None:
         held = set(self.model.graph.initializers)
@@ -102,6 +107,22 @@ class _Lowering:
         self._body(self.model.graph)
         for position, value in enumerate(self.model.graph.outputs):
             self._output(position, value)
+        for name, value in self.made.held.items():
+            self._left_out(self.program.values[name], value)
+
+    def _left_out(self, made: Value, value: ir.Value) -> None:
+        """Fix the indices that only slices leave out: a longer input may read them."""
+        readers = [self.made.ops.get(self.names.get(node, "")) for node, _ in value.uses() if node.op_type == "Slice"]
+        if not readers or len(readers) < len(value.uses()):
+            return
+        parts = [slices(op, len(made.shape)) for op in readers if op is not None]
+        for d, size in enumerate(made.shape):
+            read = np.zeros(size, dtype=bool)
+            for part in parts:
+                read[slice(None) if part is None else part.get(d, slice(None))] = True
+            if not read.all():
+                reason = Reason(f"no slice of {made.target!r} holds it", why=LEFT_OUT)
+                self.program.relations.fix(made.dim(d), reason, np.flatnonzero(~read))
 
     def _output(self, position: int, value: ir.Value) -> None:
         made, lift = self._value(value), f"output {position}"
@@ -156,7 +177,8 @@ class _Lowering:
         if value is None or position in settings(node):
             return None
         tensor = stored(value)
-        if tensor is None or len(value.uses()) < 2 or len(tensor.shape) != 1 or _kind(value, tensor) == "constant":
+        alone = tensor is None or len(value.uses()) < 2 or len(tensor.shape) != 1 or _kind(value, tensor) == "constant"
+        if alone or any(user.op_type in _PARTS for user, _ in value.uses()):
             return self._value(value)
         first = self.made.values.get(value)
         made = self._stored(value)
@@ -176,6 +198,7 @@ class _Lowering:
         if op.outputs:
             op.name = op.outputs[0].name
         self.made.operators[op.name] = node
+        self.names[node] = op.name
         self.made.ops[op.name] = op
         if node.op_type == "ConstantOfShape" and op.outputs and _is_float(self.seen, node.outputs[0]):
             made = op.outputs[0]

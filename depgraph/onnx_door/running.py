@@ -105,6 +105,17 @@ def measured_shapes(model: ir.Model, inputs: Arrays, values: Sequence[ir.Value])
     return {name: tuple(made[name].shape) for name in names if isinstance(made.get(name), np.ndarray)}
 
 
+def try_out(model: ir.Model, inputs: Arrays) -> None:
+    """Raise CaptureError where the model doesn't run on the inputs; one that is too large to try is believed to."""
+    if weight_bytes(model) > _INLINE:
+        return
+    try:
+        with Running(model) as running:
+            running(inputs)
+    except RunError as error:
+        raise CaptureError(str(error)) from error
+
+
 def batches_of(source: Iterable[Mapping[str, Any]] | str | os.PathLike[str]) -> Iterator[Arrays]:
     """Input dicts from an iterable of them, or from the .npz files of a folder in the order of their names.
 

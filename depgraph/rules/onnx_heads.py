@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from depgraph.graph import Value, Work
 from depgraph.rules.onnx_shared import fused, onnx, operand
 from depgraph.rules.registry import Op, rule
@@ -92,8 +94,6 @@ def heads(op: Op) -> None:
 
 def _beside(op: Op, value: Value, dims: list[int]) -> None:
     """A vector made of several one after the other."""
-    import numpy as np
-
     offset = 0
     for dim in dims:
         size = op.relations.sizes[dim]
@@ -156,8 +156,6 @@ def _cached(op: Op, past: list[Value | None], present: list[Value]) -> None:
 @rule(*fused("Attention"))
 def packed_attention(op: Op) -> None:
     """x [n, s, i], W [i, q + k + v], b [q + k + v] -> [n, s, v]: products and attention in one."""
-    import numpy as np
-
     source, weight, bias = (operand(op, k) for k in range(3))
     assert source is not None and weight is not None
     relations, heads = op.relations, int(op["num_heads"])
@@ -166,9 +164,8 @@ def packed_attention(op: Op) -> None:
     relations.align(source.dim(2), weight.dim(0))
     op.contract(source, 2)
     head, width, across = relations.new_dim(heads), relations.new_dim(sizes[0] // heads), relations.new_dim(sizes[2] // heads)
-    offset = 0
-    for k, size in enumerate(sizes):
-        part = relations.new_dim(size)
+    offset, parts = 0, [relations.new_dim(size) for size in sizes]
+    for k, (size, part) in enumerate(zip(sizes, parts, strict=True)):
         relations.fold(part, [head, width if k < 2 else across])
         at = np.arange(offset, offset + size)
         for value in (weight, bias):
@@ -180,6 +177,7 @@ def packed_attention(op: Op) -> None:
         op.fix(value, 1, "attention may count along it")
     relations.align(source.dim(0), op.output.dim(0))
     relations.fix(width, op.reason("queries and keys of the operator have one width"))
+    op.arguments["lead"] = (head, across, parts)
     relations.work.append(Work(op.name, (*source.dims, weight.dim(1))))
     steps = source.dim(1)
     for inner in (width, across):
@@ -199,7 +197,8 @@ def turned(op: Op) -> None:
     heads = int(op.get("num_heads") or 0)
     if len(source.shape) == 3 and heads:
         width = relations.new_dim(source.shape[-1] // heads)
-        relations.fold(source.dim(-1), [relations.new_dim(heads), width])
+        op.arguments["heads"] = relations.new_dim(heads)
+        relations.fold(source.dim(-1), [op["heads"], width])
     else:
         width = source.dim(-1)
     relations.fix(width, op.reason("pairs of it are turned together"))

@@ -1,0 +1,108 @@
+"""Applying a plan to an ONNX model: cut, and checked in ONNX Runtime against the zeroed original."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from depgraph.cutting.report import Check, CutReport
+from depgraph.cutting.sides import Side
+from depgraph.cutting.slicing import positions
+from depgraph.cutting.verifying import TOLERANCE, difference
+from depgraph.errors import CheckError, CutError, PlanError
+from depgraph.graph import Value
+from depgraph.onnx_door.cutting import Cut, cut_model
+from depgraph.onnx_door.running import RunError, Running
+from depgraph.onnx_door.zeroing import zeroed
+from depgraph.widths import Kept
+
+if TYPE_CHECKING:
+    from depgraph.onnx_door.graph import OnnxGraph
+    from depgraph.plan import Plan
+
+Arrays = list[np.ndarray]
+
+
+def apply(plan: Plan, form: str = "auto", check: str = "default") -> CutReport:
+    """Cut a copy of the model. Weights that nothing cuts are those of the original, cut ones are read when they are written.
+
+    Raises:
+        CutError: a size of the file can't follow the cut, or ``form="module"`` was asked for.
+        CheckError: the result doesn't compute what the zeroed original computes, or a weight is NaN or infinite.
+        PlanError: the model has changed since it was traced, or an option is none.
+    """
+    graph: OnnxGraph = plan.graph  # type: ignore[assignment]
+    if form not in ("auto", "graph", "module"):
+        raise PlanError(f"form={form!r} is not one of auto, module, graph")
+    if check not in ("default", "none"):
+        raise PlanError(f"check={check!r} is not one of default, none")
+    if form == "module":
+        raise CutError("an ONNX file has no module: leave form out")
+    graph.check_unchanged()
+    if check != "none":
+        graph.require_finite(CheckError)
+    made = cut_model(graph, plan.kept())
+    checked = None if check == "none" else compare(plan, made)
+    notes = [*plan.notes, *([graph.note] if graph.note else [])]
+    return CutReport(made.model, "file", graph.dense_cost, plan.cost(), checked, {}, tuple(notes))  # type: ignore[arg-type]
+
+
+def compare(plan: Plan, made: Cut) -> Check:
+    """Run the pruned model, the zeroed original and the original; raises CheckError where the first two differ."""
+    graph: OnnxGraph = plan.graph  # type: ignore[assignment]
+    exact = {name: groups for name, groups in plan.removal.items() if graph[name].exact}
+    mixed = {name: groups for name, groups in plan.removal.items() if name not in exact}
+    widths = graph.widths
+    side = Side(widths.at(mixed), widths.at(exact))
+    tolerance = _tolerance(graph)
+    got = _run(graph, made.model, "the pruned model")
+    expected = _narrow(graph, _run(graph, zeroed(graph, side), "the zeroed original"), widths.at(exact), widths.at(mixed))
+    moved = _narrow(graph, _run(graph, graph.model, "the original"), plan.kept(), widths.at({}))
+    error = difference(_torch(got), _torch(expected))
+    check = Check(
+        error, difference(_torch(expected), _torch(moved)), tolerance, len(exact), len(mixed), made.compared
+    )
+    if not error <= tolerance:
+        raise CheckError(
+            f"the pruned {graph.name} differs from the zeroed original by {error:.1e} of the largest output "
+            f"(allowed {tolerance:.0e}, the removal itself moved it by {check.sensitivity:.1e})"
+        )
+    return check
+
+
+def _tolerance(graph: OnnxGraph) -> float:
+    """That of the least precise floats among the weights and outputs."""
+    kinds = {value.dtype for g in graph.model.graphs() for value in g.initializers.values()}
+    known = {ir.DataType.DOUBLE: torch.float64, ir.DataType.FLOAT16: torch.float16, ir.DataType.BFLOAT16: torch.bfloat16}
+    found = [TOLERANCE[known[kind]] for kind in kinds if kind in known and kind != ir.DataType.DOUBLE]
+    return max([1e-4, *found])
+
+
+def _run(graph: OnnxGraph, model: ir.Model, what: str) -> Arrays:
+    try:
+        with Running(model) as running:
+            return running(graph.inputs)
+    except RunError as error:
+        raise CheckError(f"{what} of {graph.name} can't be run to be checked: {error}") from error
+
+
+def _narrow(graph: OnnxGraph, outputs: Arrays, kept: Kept, already: Kept) -> Arrays:
+    """Outputs narrowed to `kept`, where they have been narrowed to `already` before."""
+    values = [graph.capture.lowered.values.get(value) for value in graph.model.graph.outputs]
+    return [array if value is None else _narrowed(array, value, kept, already) for array, value in zip(outputs, values, strict=True)]
+
+
+def _narrowed(array: np.ndarray, value: Value, kept: Kept, already: Kept) -> np.ndarray:
+    for d in range(len(value.shape)):
+        stays = kept.of(value, d)
+        if stays is not None:
+            array = array.take(positions(already.of(value, d), stays), axis=d)
+    return array
+
+
+def _torch(arrays: Arrays) -> list[torch.Tensor]:
+    tensors = [np.asarray(array) for array in arrays if isinstance(array, np.ndarray) and array.dtype.kind in "fiub"]
+    return [torch.from_numpy(np.ascontiguousarray(array)) for array in tensors]

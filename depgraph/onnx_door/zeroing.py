@@ -1,0 +1,61 @@
+"""The other side of the check: the original, with zeros filled in where removed groups would feed what comes after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from depgraph.cutting.sides import Side
+from depgraph.onnx_door.cutting import Cut, cut_model
+
+if TYPE_CHECKING:
+    from depgraph.onnx_door.graph import OnnxGraph
+
+
+def zeroed(graph: OnnxGraph, side: Side) -> ir.Model:
+    """A copy of the model that is cut as `side.sliced` says and holds zeros as `side.zeroed` says."""
+    made = cut_model(graph, side.sliced) if side.sliced.masks else Cut.copy(graph.model)
+    lowered = graph.capture.lowered
+    twins = {old: twin for twin, old in made.nodes.items()}
+    for operator, operands in side.masks(lowered.program).items():
+        old = lowered.operators[operator]
+        for k in range(len(old.inputs)):
+            value = lowered.operand(old, k)
+            if value is not None and value.name in operands:
+                sizes = side.sliced.shape(value)
+                dtype = ir.DataType(graph.capture.evaluated.types[old.inputs[k]].tensor_type.elem_type)
+                _fill(twins[old], k, [_mask(sizes, d, gone) for d, gone in operands[value.name]], dtype)
+    return made.model
+
+
+def _mask(shape: tuple[int, ...], d: int, gone: np.ndarray) -> np.ndarray:
+    """True where a tensor of that shape stays, in its number of dims."""
+    stays = np.ones(shape[d], dtype=bool)
+    stays[gone] = False
+    return stays.reshape([-1 if k == d else 1 for k in range(len(shape))])
+
+
+def _fill(node: ir.Node, position: int, masks: Iterable[np.ndarray], dtype: ir.DataType) -> None:
+    """Zeros in an operand, for this operator only."""
+    for mask in masks:
+        value = node.inputs[position]
+        assert value is not None and value.name
+        base = f"{value.name}_{node.outputs[0].name}_{position}_stays_{mask.size}"
+        parts = [_constant(node, f"{base}_mask", ir.tensor(mask))]
+        parts.append(value)
+        parts.append(_constant(node, f"{base}_zero", ir.tensor(np.zeros((), dtype=dtype.numpy()), dtype=dtype)))
+        where = ir.node("Where", parts, name=base)
+        where.outputs[0].name = base
+        where.outputs[0].type = ir.TensorType(dtype)
+        node.prepend(where)
+        node.replace_input_with(position, where.outputs[0])
+
+
+def _constant(node: ir.Node, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    made = ir.node("Constant", [], {"value": tensor}, name=name)
+    made.outputs[0].name = name
+    node.prepend(made)
+    return made.outputs[0]
