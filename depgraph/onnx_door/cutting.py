@@ -236,17 +236,18 @@ class _Mending:
                 node.attributes.pop(name, None)
             else:
                 node.attributes[name] = _attribute(name, value)
-        if resized.gather is not None:
-            self._gather(evaluator, node, *resized.gather)
+        for axis, index in resized.gathers:
+            self._gather(evaluator, node, axis, index)
 
     def _gather(self, evaluator: Evaluator, node: ir.Node, axis: int, index: np.ndarray) -> None:
-        """A Slice becomes the Gather of what it would have to take."""
-        picks = self._constant(evaluator, node, f"{node.outputs[0].name}_kept", index.astype(np.int64))
-        node.resize_inputs(2)
-        node.replace_input_with(1, picks)
-        node.op_type = "Gather"
-        node.attributes.clear()
-        node.attributes["axis"] = ir.AttrInt64("axis", axis)
+        """What is left of a part that no bounds describe is picked before."""
+        base = f"{node.outputs[0].name}_kept"
+        picks = self._constant(evaluator, node, f"{base}_indices", index.astype(np.int64))
+        gather = ir.node("Gather", [node.inputs[0], picks], {"axis": axis}, name=self._free(base))
+        gather.outputs[0].name = gather.name
+        node.prepend(gather)
+        evaluator.add(gather)
+        node.replace_input_with(0, gather.outputs[0])
 
     def _set_sizes(self, evaluator: Evaluator, node: ir.Node, position: int, array: np.ndarray) -> None:
         """Other numbers for a size operand. Where sizes are open, only those change that the cut does."""

@@ -97,6 +97,7 @@ class _Lowering:
         self.program = self.made.program
         self.taken: Counter[str] = Counter()
         self.names: dict[ir.Node, str] = {}
+        self.meets: dict[ir.Value, bool] = {}
 
     def run(self) -> None:
         held = set(self.model.graph.initializers)
@@ -164,7 +165,7 @@ class _Lowering:
     def _stored(self, value: ir.Value) -> Value | None:
         tensor = stored(value)
         assert tensor is not None
-        kind = _kind(value, tensor)
+        kind = _kind(value, tensor) if self._meets_data(value) else "constant"
         made = self._add(value, kind)
         if made is not None and kind != "constant":
             made.target = made.name
@@ -177,7 +178,7 @@ class _Lowering:
         if value is None or position in settings(node):
             return None
         tensor = stored(value)
-        alone = tensor is None or len(value.uses()) < 2 or len(tensor.shape) != 1 or _kind(value, tensor) == "constant"
+        alone = tensor is None or len(value.uses()) < 2 or len(tensor.shape) != 1 or not self._meets_data(value)
         if alone or any(user.op_type in _PARTS for user, _ in value.uses()):
             return self._value(value)
         first = self.made.values.get(value)
@@ -210,11 +211,22 @@ class _Lowering:
         self.made.mixing[op.name] = [dim for dim, _ in self.program.relations.mixed[mixed:]]
 
     def _is_arithmetic(self, node: ir.Node) -> bool:
-        """Does it only compute known whole numbers, such as shapes?"""
-        outputs = [v for v in node.outputs if v.name]
-        return all(v in self.seen.known and self.seen.known[v].dtype.kind in "biu" for v in outputs) and not any(
-            v.is_graph_output() for v in outputs
-        )
+        """Does it only compute numbers that say how operators compute, such as shapes?"""
+        return self._is_known(node) and not any(self._meets_data(v) for v in node.outputs)
+
+    def _is_known(self, node: ir.Node) -> bool:
+        return all(v in self.seen.known for v in node.outputs if v.name)
+
+    def _meets_data(self, value: ir.Value) -> bool:
+        """Does a known value go anywhere but into what says how operators compute?"""
+        if value not in self.meets:
+            self.meets[value] = value.is_graph_output() or any(
+                k not in settings(node)
+                and node.op_type not in ("Shape", "Size")
+                and (not self._is_known(node) or any(self._meets_data(v) for v in node.outputs))
+                for node, k in value.uses()
+            )
+        return self.meets[value]
 
     def _sees_operands(self, node: ir.Node, op: rules.Op) -> bool:
         """Is the shape of each operand known that holds data?"""
@@ -363,7 +375,7 @@ def target_of(node: ir.Node) -> str:
 def _kind(value: ir.Value, tensor: ir.TensorProtocol) -> str:
     """Weights are parameters, statistics and whole numbers buffers; a single number is only a constant."""
     uses = value.uses()
-    if all(position in settings(node) for node, position in uses) or not len(tensor.shape):
+    if not len(tensor.shape):
         return "constant"
     if tensor.dtype.is_floating_point():
         return "buffer" if any(k in _STATISTICS.get(n.op_type, ()) for n, k in uses) else "parameter"

@@ -31,7 +31,7 @@ class Resized:
 
     `op` is what the rule was given before the cut, `inputs` and `outputs` the operator's values then (None where they hold
     no data), `shapes` and `known` what its operands are now. Changes are noted: `operands` and `attributes` get new
-    values (None takes an attribute away), `gather` an index along a dim in the operator's place.
+    values (None takes an attribute away), `gathers` picks indices along dims of the first operand beforehand.
     """
 
     node: ir.Node
@@ -43,7 +43,7 @@ class Resized:
     known: Numbers
     operands: dict[int, np.ndarray] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
-    gather: tuple[int, np.ndarray] | None = None
+    gathers: list[tuple[int, np.ndarray]] = field(default_factory=list)
 
     @property
     def source(self) -> Value:
@@ -169,7 +169,7 @@ def _split(op: Resized) -> None:
     total, count = sum(wanted), len(wanted)
     step = -(-total // count)
     even = [min(step, max(total - k * step, 0)) for k in range(count)]
-    if wanted == even:
+    if wanted == even and (total % count == 0 or op.op["opset"] >= 18):
         return
     if op.op["opset"] < 13:
         op.attributes["split"] = wanted
@@ -204,16 +204,19 @@ def _slice(op: Resized) -> None:
         start = int(wanted[0]) if len(wanted) else 0
         stop = int(wanted[-1]) + 1 if len(wanted) else 0
         if steps[k] < 0 or not np.array_equal(np.arange(start, stop, steps[k]), wanted):
-            if len(axes) > 1:
-                raise CutError(f"{place(op.node)} takes parts of several dims at once, which can't follow this cut")
-            op.gather = (d, wanted)
-            return
+            op.gathers.append((d, wanted))
+            now["starts"][k], now["ends"][k] = 0, np.iinfo(np.int64).max
+            now["steps"] = [1 if n == k else step for n, step in enumerate(steps)]
+            steps, changed = now["steps"], True
+            continue
         ends_open = now["ends"][k] >= op.source.shape[d] and stop == len(kept)
         now["starts"][k], now["ends"][k] = start, now["ends"][k] if ends_open else stop
         changed = True
     if changed:
         op.set_numbers("starts", 1, now["starts"])
         op.set_numbers("ends", 2, now["ends"])
+        if op.gathers and len(op.inputs) > 4:
+            op.set_numbers("steps", 4, now["steps"])
 
 
 @resizes("Gather")

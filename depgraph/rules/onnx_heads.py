@@ -202,6 +202,8 @@ def turned(op: Op) -> None:
     else:
         width = source.dim(-1)
     relations.fix(width, op.reason("pairs of it are turned together"))
+    for d in (0, 1 if len(source.shape) == 3 else 2):
+        op.fix(source, d, "places along it say how far pairs are turned")
     for value in op.inputs[1:]:
         for dim in value.dims:
             relations.fix(dim, op.reason("it says how far pairs are turned"))

@@ -197,6 +197,8 @@ def gather(op: Op) -> None:
     if picks is not None and picks.ndim == 1 and 1 in op["constant"]:
         at = picks.astype(np.int64) % source.shape[axis]
         op.relations.align_at(op.output.dim(axis), np.arange(len(at)), source.dim(axis), at)
+        if index is not None:
+            op.relations.align(index.dim(0), op.output.dim(axis))
         return
     if picks is not None and picks.ndim == 0:
         op.fix(source, axis, "single indices of it are picked")
@@ -215,7 +217,8 @@ def gather_nd(op: Op) -> None:
     covered = batch + index.shape[-1]
     for d in range(batch, covered):
         op.fix(source, d, "an index tensor points into it")
-    op.fix(index, -1, "it says what is picked")
+    for dim in index.dims:
+        op.relations.fix(dim, op.reason("it says what is picked"))
     for d in range(len(index.shape) - 1):
         op.relations.align(index.dim(d), op.output.dim(d))
     for k, d in enumerate(range(covered, len(source.shape))):
