@@ -59,12 +59,12 @@ def compare(plan: Plan, made: Cut) -> Check:
     side = Side(widths.at(mixed), widths.at(exact))
     tolerance = _tolerance(graph)
     got = _run(graph, made.model, "the pruned model")
-    expected = _narrow(graph, _run(graph, zeroed(graph, side), "the zeroed original"), widths.at(exact), widths.at(mixed))
+    expected = _narrow(
+        graph, _run(graph, zeroed(graph, side), "the zeroed original"), widths.at(exact), widths.at(mixed)
+    )
     moved = _narrow(graph, _run(graph, graph.model, "the original"), plan.kept(), widths.at({}))
     error = difference(_torch(got), _torch(expected))
-    check = Check(
-        error, difference(_torch(expected), _torch(moved)), tolerance, len(exact), len(mixed), made.compared
-    )
+    check = Check(error, difference(_torch(expected), _torch(moved)), tolerance, len(exact), len(mixed), made.compared)
     if not error <= tolerance:
         raise CheckError(
             f"the pruned {graph.name} differs from the zeroed original by {error:.1e} of the largest output "
@@ -76,7 +76,11 @@ def compare(plan: Plan, made: Cut) -> Check:
 def _tolerance(graph: OnnxGraph) -> float:
     """That of the least precise floats among the weights and outputs."""
     kinds = {value.dtype for g in graph.model.graphs() for value in g.initializers.values()}
-    known = {ir.DataType.DOUBLE: torch.float64, ir.DataType.FLOAT16: torch.float16, ir.DataType.BFLOAT16: torch.bfloat16}
+    known = {
+        ir.DataType.DOUBLE: torch.float64,
+        ir.DataType.FLOAT16: torch.float16,
+        ir.DataType.BFLOAT16: torch.bfloat16,
+    }
     found = [TOLERANCE[known[kind]] for kind in kinds if kind in known and kind != ir.DataType.DOUBLE]
     return max([1e-4, *found])
 
@@ -92,7 +96,10 @@ def _run(graph: OnnxGraph, model: ir.Model, what: str) -> Arrays:
 def _narrow(graph: OnnxGraph, outputs: Arrays, kept: Kept, already: Kept) -> Arrays:
     """Outputs narrowed to `kept`, where they have been narrowed to `already` before."""
     values = [graph.capture.lowered.values.get(value) for value in graph.model.graph.outputs]
-    return [array if value is None else _narrowed(array, value, kept, already) for array, value in zip(outputs, values, strict=True)]
+    return [
+        array if value is None else _narrowed(array, value, kept, already)
+        for array, value in zip(outputs, values, strict=True)
+    ]
 
 
 def _narrowed(array: np.ndarray, value: Value, kept: Kept, already: Kept) -> np.ndarray:

@@ -15,8 +15,9 @@ import onnx_ir as ir
 
 from depgraph.errors import CaptureError, CutError
 from depgraph.graph import Value
-from depgraph.onnx_door.evaluating import Evaluator, bodies, constant_of, place
+from depgraph.onnx_door.evaluating import Evaluator, bodies, place
 from depgraph.onnx_door.examples import is_dynamic
+from depgraph.onnx_door.folding import sizes_of
 from depgraph.onnx_door.lowering import settings, stored
 from depgraph.onnx_door.resizing import TABLE, Resized
 from depgraph.widths import Kept
@@ -142,12 +143,12 @@ def _hold(value: ir.Value, tensor: ir.TensorProtocol) -> None:
         value.const_value = tensor
         value.type = ir.TensorType(tensor.dtype)
     if node is None or value.shape is not None:
-        value.shape = ir.Shape([int(d) for d in tensor.shape])  # type: ignore[call-overload]
+        value.shape = ir.Shape(sizes_of(tensor))
 
 
 def sliced(tensor: ir.TensorProtocol, indices: Indices, name: str | None = None) -> ir.LazyTensor:
     """The kept part of a tensor, read when it is written out."""
-    shape = [int(d) if i is None else len(i) for d, i in zip(tensor.shape, indices, strict=True)]  # type: ignore[call-overload]
+    shape = [d if i is None else len(i) for d, i in zip(sizes_of(tensor), indices, strict=True)]
 
     def read() -> ir.TensorProtocol:
         array = tensor.numpy()
@@ -158,7 +159,9 @@ def sliced(tensor: ir.TensorProtocol, indices: Indices, name: str | None = None)
         let_go(tensor)
         return made
 
-    return ir.LazyTensor(read, dtype=tensor.dtype, shape=ir.Shape(shape), name=name or tensor.name, doc_string=tensor.doc_string)
+    return ir.LazyTensor(
+        read, dtype=tensor.dtype, shape=ir.Shape(shape), name=name or tensor.name, doc_string=tensor.doc_string
+    )
 
 
 def let_go(tensor: ir.TensorProtocol) -> None:
@@ -255,7 +258,7 @@ class _Mending:
             node.resize_inputs(position + 1)
         value = node.inputs[position]
         made = value.producer() if value is not None else None
-        if value is None or stored_in(value) is not None or not self.dynamic:
+        if value is None or stored(value) is not None or not self.dynamic:
             self._set_operand(evaluator, node, position, array)
             return
         assert made is not None
@@ -280,7 +283,7 @@ class _Mending:
     def _set_operand(self, evaluator: Evaluator, node: ir.Node, position: int, array: np.ndarray) -> None:
         """A constant of its own for one operand: others may read the old one."""
         value = node.inputs[position]
-        if value is not None and len(value.uses()) == 1 and stored_in(value) is not None:
+        if value is not None and len(value.uses()) == 1 and stored(value) is not None:
             tensor = ir.tensor(array.astype(evaluator.known[value].dtype), name=value.name)
             _hold(value, tensor)
             evaluator.hold(value, tensor)
@@ -291,7 +294,9 @@ class _Mending:
     def _constant(self, evaluator: Evaluator, node: ir.Node, name: str, array: np.ndarray) -> ir.Value:
         """A further initializer in the graph of an operator."""
         tensor = ir.tensor(array, name=self._free(name))
-        value = ir.Value(name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(
+            name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
         _register(self.made.model.graph, value, self.made.model)
         evaluator.hold(value, tensor)
         return value
@@ -311,11 +316,6 @@ class _Mending:
         return self._names
 
 
-def stored_in(value: ir.Value) -> ir.TensorProtocol | None:
-    """`stored`, of a copy's value."""
-    return stored(value)
-
-
 def _attribute(name: str, value: Any) -> ir.Attr:
     if isinstance(value, float):
         return ir.AttrFloat32(name, value)
@@ -333,7 +333,9 @@ def _compare(graph: OnnxGraph, made: Cut, kept: Kept, after: Evaluator) -> int:
         producer = new.producer()
         if shape != kept.shape(value) and stored(old) is None:
             where = place(producer) if producer is not None else "the graph"
-            raise CutError(f"{where} would make {new.name!r} of shape {shape} after the cut, predicted was {kept.shape(value)}")
+            raise CutError(
+                f"{where} would make {new.name!r} of shape {shape} after the cut, predicted was {kept.shape(value)}"
+            )
         count += 1
     return count
 
@@ -348,6 +350,3 @@ def _declare(graph: OnnxGraph, made: Cut, kept: Kept) -> None:
         dims = [kept.size(value.dim(d)) if kept.of(value, d) is not None else size for d, size in enumerate(old.shape)]
         if any(kept.of(value, d) is not None for d in range(len(dims))):
             new.shape = ir.Shape(dims)
-
-
-__all__ = ["Cut", "constant_of", "cut_model"]

@@ -15,7 +15,6 @@ import onnx
 import onnx_ir as ir
 
 from depgraph.errors import CaptureError
-from depgraph.onnx_door.fused_shapes import FUSED
 from depgraph.onnx_door.folding import (
     Known,
     Type,
@@ -24,8 +23,10 @@ from depgraph.onnx_door.folding import (
     is_small,
     schema_of,
     shape_of,
+    sizes_of,
     tensor_type,
 )
+from depgraph.onnx_door.fused_shapes import FUSED
 
 Before = Callable[["Evaluator", ir.Node], None]
 BODIES = {"If": ("then_branch", "else_branch"), "Loop": ("body",), "Scan": ("body",)}
@@ -89,7 +90,7 @@ class Evaluator:
             self._node(node)
 
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
-        shape = tuple(int(d) for d in tensor.shape)  # type: ignore[union-attr, call-overload]
+        shape = sizes_of(tensor)
         self._type(value, tensor_type(int(tensor.dtype), shape))
         if is_small(shape, tensor.dtype):
             self.known[value] = tensor.numpy()
@@ -241,8 +242,8 @@ def _tried(self: Evaluator, graph: ir.Graph, *, required: bool) -> None:
 
 def _loop(self: Evaluator, node: ir.Node) -> None:
     body, carried = node.attributes["body"].value, node.inputs[2:]
-    for value, kind in zip(body.inputs[:2], (ir.DataType.INT64, ir.DataType.BOOL), strict=True):
-        self._type(value, tensor_type(int(kind), []))
+    for value, dtype in zip(body.inputs[:2], (ir.DataType.INT64, ir.DataType.BOOL), strict=True):
+        self._type(value, tensor_type(int(dtype), []))
     for value, given in zip(body.inputs[2:], carried, strict=True):
         self._type(value, self.types.get(given))  # type: ignore[arg-type]
     self._body(body)

@@ -59,7 +59,9 @@ def _fitting(value: ir.Value, given: Any) -> np.ndarray:
         array = array.astype(wanted)
     shape = value.shape
     if shape is not None:
-        fits = len(shape) == array.ndim and all(not isinstance(d, int) or d == n for d, n in zip(shape, array.shape, strict=True))
+        fits = len(shape) == array.ndim and all(
+            not isinstance(d, int) or d == n for d, n in zip(shape, array.shape, strict=True)
+        )
         if not fits:
             raise CaptureError(f"input {value.name!r} has shape {array.shape} where the file wants {shape}")
     return np.ascontiguousarray(array)
@@ -121,22 +123,30 @@ def _shape(value: ir.Value, sizes: Sizes, k: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
+_TABLES = {"Gather": 0, "EmbedLayerNormalization": 2}
+_PASSES = frozenset(["Cast", "Unsqueeze", "Squeeze", "Reshape", "Identity", "Add", "Sub"])
+
+
 def _rows(value: ir.Value) -> int | None:
     """How many rows the smallest table has that the numbers of an input point into; None where they point into none."""
     found: list[int] = []
     queue, seen = [value], {value}
     while queue:
         for node, position in queue.pop().uses():
-            if node.op_type in ("Gather", "EmbedLayerNormalization"):
-                table = node.inputs[0 if node.op_type == "Gather" else 2]
-                shape = None if table is None else table.shape
-                axis = int(node.attributes["axis"].value) if "axis" in node.attributes else 0
-                if shape is not None and position != (0 if node.op_type == "Gather" else 2) and isinstance(shape[axis], int):
-                    found.append(int(shape[axis]))
-            elif node.op_type in ("Cast", "Unsqueeze", "Squeeze", "Reshape", "Identity", "Add", "Sub") and position == 0:
+            if node.op_type in _TABLES and position != _TABLES[node.op_type]:
+                found += _size_of_table(node)
+            elif node.op_type in _PASSES:
                 queue += [v for v in node.outputs if v not in seen]
                 seen.update(node.outputs)
     return min(found) if found else None
+
+
+def _size_of_table(node: ir.Node) -> list[int]:
+    """The rows that an operator looks up in, where the file says how many."""
+    table = node.inputs[_TABLES[node.op_type]]
+    axis = int(node.attributes["axis"].value) if "axis" in node.attributes else 0
+    size = None if table is None or table.shape is None else table.shape[axis]
+    return [size] if isinstance(size, int) else []
 
 
 def _filled(value: ir.Value, shape: tuple[int, ...], rows: int | None, generator: np.random.Generator) -> np.ndarray:

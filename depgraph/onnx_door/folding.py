@@ -24,12 +24,21 @@ def is_small(shape: Sequence[int], dtype: ir.DataType) -> bool:
     """Is a tensor one whose numbers may be shapes, indices or settings, so that they are worth knowing?"""
     count = int(np.prod(shape, dtype=np.int64))
     whole = dtype.is_integer() or dtype == ir.DataType.BOOL
-    return dtype.bitwidth >= 8 and dtype != ir.DataType.STRING and count <= (_LARGEST_INTEGERS if whole else _LARGEST_FLOATS)
+    return (
+        dtype.bitwidth >= 8
+        and dtype != ir.DataType.STRING
+        and count <= (_LARGEST_INTEGERS if whole else _LARGEST_FLOATS)
+    )
 
 
 def tensor_type(dtype: int, shape: Sequence[int | None]) -> Type:
     """A tensor type; None stands for a size that isn't known."""
     return onnx.helper.make_tensor_type_proto(dtype, list(shape))
+
+
+def sizes_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """The shape of a stored tensor."""
+    return tuple(int(size) for size in tensor.shape)  # type: ignore[arg-type]
 
 
 def shape_of(kind: Type | None) -> tuple[int, ...] | None:

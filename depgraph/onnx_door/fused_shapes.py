@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ from depgraph.onnx_door.folding import Type, shape_of, tensor_type
 if TYPE_CHECKING:
     from depgraph.onnx_door.evaluating import Evaluator
 
-Shapes = list["tuple[int, ...] | None"]
+Shapes = Sequence["tuple[int, ...] | None"]
 FUSED: dict[str, Callable[[Evaluator, ir.Node], list[Type | None]]] = {}
 Given = list["tuple[int, ...] | None"]
 
@@ -82,8 +82,14 @@ def _convolved(given: Given, node: ir.Node) -> Shapes:
     source, weight = given[0], given[1]
     assert source is not None and weight is not None
     rank = len(source) - 2
-    attr = {name: list(node.attributes[name].value) for name in ("pads", "strides", "dilations") if name in node.attributes}
-    pads, strides, steps = attr.get("pads", [0] * 2 * rank), attr.get("strides", [1] * rank), attr.get("dilations", [1] * rank)
+    attr = {
+        name: list(node.attributes[name].value) for name in ("pads", "strides", "dilations") if name in node.attributes
+    }
+    pads, strides, steps = (
+        attr.get("pads", [0] * 2 * rank),
+        attr.get("strides", [1] * rank),
+        attr.get("dilations", [1] * rank),
+    )
     if str(getattr(node.attributes.get("auto_pad"), "value", "NOTSET")) not in ("NOTSET", "VALID"):
         return [(source[0], weight[0], *(-(-source[2 + k] // strides[k]) for k in range(rank)))]
     space = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -171,8 +171,6 @@ def _measured(model: ir.Model, inputs: Arrays) -> Evaluator:
     evaluated = Evaluator(model, inputs)
     if not evaluated.open:
         return evaluated
-    found = measured_shapes(model, inputs, [v for v in evaluated.open if v.name])
+    types = {str(v.name): evaluated.types[v].tensor_type.elem_type for v in evaluated.open if v in evaluated.types}
+    found = measured_shapes(model, inputs, types)
     return Evaluator(model, inputs, found) if found else evaluated
-
-
-__all__ = ["OnnxCapture", "OnnxGraph", "replace", "trace_onnx"]

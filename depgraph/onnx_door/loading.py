@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from depgraph.errors import CaptureError, CheckpointError, DepgraphError
+from depgraph.errors import CaptureError, CheckpointError
 from depgraph.onnx_door.evaluating import bodies, place
 
 OLDEST, NEWEST = 7, 26
@@ -37,7 +37,9 @@ def load(given: str | os.PathLike[str] | ir.Model) -> tuple[ir.Model, str]:
     check_order(model.graph, set(), name)
     version = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
     if version is not None and version < OLDEST:
-        raise CaptureError(f"{name} uses operator set {version}, from before {OLDEST}: convert it with onnx.version_converter")
+        raise CaptureError(
+            f"{name} uses operator set {version}, from before {OLDEST}: convert it with onnx.version_converter"
+        )
     _check_data(model, name)
     return model, name
 
@@ -68,7 +70,9 @@ def check_order(graph: ir.Graph, known: set[ir.Value], name: str) -> None:
                 continue
             made = value.producer()
             if made is None:
-                raise CaptureError(f"{name}: {place(node)} reads {value.name!r}, which nothing makes: the file is damaged")
+                raise CaptureError(
+                    f"{name}: {place(node)} reads {value.name!r}, which nothing makes: the file is damaged"
+                )
             order = "in a cycle" if made.graph is graph and _reaches(node, made) else "before it is made"
             raise CaptureError(f"{name}: {place(node)} reads {value.name!r} {order}: export the model again")
         for body in bodies(node):
@@ -115,7 +119,9 @@ def _check_external(tensor: ir.ExternalTensor, value: str, name: str) -> None:
     if path.stat().st_size < need:
         raise CheckpointError(f"{name}: {path} ends before the data of {value!r} does: copy it again")
     if tensor.length is not None and tensor.length < tensor.nbytes:
-        raise CaptureError(f"{name}: {value!r} of shape {tensor.shape} has {tensor.length} bytes of data, not {tensor.nbytes}")
+        raise CaptureError(
+            f"{name}: {value!r} of shape {tensor.shape} has {tensor.length} bytes of data, not {tensor.nbytes}"
+        )
 
 
 def _check_size(tensor: ir.TensorProtoTensor, value: str, name: str) -> None:
@@ -124,12 +130,3 @@ def _check_size(tensor: ir.TensorProtoTensor, value: str, name: str) -> None:
         raise CaptureError(
             f"{name}: {value!r} of shape {tensor.shape} has {len(raw.raw_data)} bytes of data, not {tensor.nbytes}"
         )
-
-
-def require_known_domains(model: ir.Model) -> list[str]:
-    """Domains of operators that neither onnx nor com.microsoft's set has."""
-    found = {node.domain for graph in model.graphs() for node in graph}
-    return sorted(found - {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "ai.onnx.preview.training"})
-
-
-__all__ = ["DepgraphError", "load"]

@@ -21,6 +21,9 @@ INPUT, OUTPUT = "the model's inputs have this size", "the model's outputs have t
 NO_RULE = "no rule knows what this operator does with it"
 LEFT_OUT = "slices leave it out, which may differ with inputs of other sizes"
 NOT_TAKEN = "a branch that the example doesn't take counts on it"
+_REDUCTIONS = [
+    f"Reduce{name}" for name in ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
+]
 _SETTINGS = {
     "Reshape": {1},
     "Expand": {1},
@@ -49,13 +52,19 @@ _SETTINGS = {
     "ConvInteger": {2},
     "MatMulInteger": {2},
     "GroupQueryAttention": {5, 6},
-    **{f"Reduce{name}": {1} for name in "Sum Mean Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()},
+    **dict.fromkeys(_REDUCTIONS, {1}),
 }
 """Operands, by position, that say how an operator computes and hold no data."""
 _STATISTICS = {"BatchNormalization": {3, 4}}
 _PARTS = frozenset(["Slice", "Split", "Gather", "Reshape", "Unsqueeze", "Concat", "If", "Loop", "Scan"])
 """Operators that take parts of a vector, or move it: what shares it goes together."""
-_WEIGHTS = {"DequantizeLinear": {0}, "ConvInteger": {1}, "MatMulInteger": {1}, "QLinearConv": {3, 8}, "QLinearMatMul": {3}}
+_WEIGHTS = {
+    "DequantizeLinear": {0},
+    "ConvInteger": {1},
+    "MatMulInteger": {1},
+    "QLinearConv": {3, 8},
+    "QLinearMatMul": {3},
+}
 """Operands of integers that are a model's weights."""
 
 
@@ -345,7 +354,9 @@ def _join_scan(self: _Lowering, node: ir.Node, body: ir.Graph, outputs: list[Val
 
 _JOIN = {"If": _join_branch, "Loop": _join_loop, "Scan": _join_scan}
 _HELD = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
-_ANY_SIZE = frozenset(["Squeeze", "Unsqueeze", "Identity", "Shape", "Gather", "Cast", "Constant", "Equal", "Not", "If", "Size"])
+_ANY_SIZE = frozenset(
+    ["Squeeze", "Unsqueeze", "Identity", "Shape", "Gather", "Cast", "Constant", "Equal", "Not", "If", "Size"]
+)
 
 
 def _within(graph: ir.Graph) -> list[ir.Node]:

@@ -70,7 +70,9 @@ class Resized:
         """An operand of whole numbers as it is now; raises CutError where it isn't known."""
         found = self.known.get(position)
         if found is None:
-            raise CutError(f"{place(self.node)} takes sizes that are computed from the data, so that they can't follow the cut")
+            raise CutError(
+                f"{place(self.node)} takes sizes that are computed from the data, so that they can't follow the cut"
+            )
         return [int(n) for n in found.reshape(-1)]
 
     def set_numbers(self, name: str, position: int, new: Sequence[int]) -> None:
@@ -299,7 +301,9 @@ def _packed(op: Resized) -> None:
     if op.kept.size(head) != op.op.relations.sizes[head]:
         op.attributes["num_heads"] = op.kept.size(head)
     now = [op.kept.size(part) for part in sizes]
-    if len(set(now)) > 1 or ("qkv_hidden_sizes" in op.node.attributes and now != [op.op.relations.sizes[p] for p in sizes]):
+    if len(set(now)) > 1 or (
+        "qkv_hidden_sizes" in op.node.attributes and now != [op.op.relations.sizes[p] for p in sizes]
+    ):
         op.attributes["qkv_hidden_sizes"] = now
 
 

@@ -88,15 +88,19 @@ def with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:
     return copy
 
 
-def measured_shapes(model: ir.Model, inputs: Arrays, values: Sequence[ir.Value]) -> dict[str, tuple[int, ...]]:
-    """Shapes of values as a run on the inputs gives them; empty where the model doesn't run, or is too large to try."""
+def measured_shapes(model: ir.Model, inputs: Arrays, types: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Shapes of named values of the main graph as a run on the inputs gives them; `types` are their element types.
+
+    Empty where the model doesn't run, or is too large to try.
+    """
     if weight_bytes(model) > _INLINE:
         return {}
-    names = [str(v.name) for v in values if v.producer() is not None and v.graph is model.graph]
+    made_here = {str(v.name) for node in model.graph for v in node.outputs}
+    names = [name for name in types if name in made_here]
     asked = with_outputs(model, names)
     for value in asked.graph.outputs:
-        if value.type is None and str(value.name) in names:
-            value.type = ir.TensorType(ir.DataType.FLOAT)
+        if value.type is None and value.name in types:
+            value.type = ir.TensorType(ir.DataType(types[str(value.name)]))
     try:
         with Running(asked) as running:
             made = dict(zip(running.outputs, running(inputs), strict=True))

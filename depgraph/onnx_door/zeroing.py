@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from depgraph.onnx_door.graph import OnnxGraph
 
 
+_ZERO_POINTS = {
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul"), {0: 2, 3: 5}),
+    **dict.fromkeys(("ConvInteger", "MatMulInteger"), {0: 2, 1: 3}),
+}
+
+
 def zeroed(graph: OnnxGraph, side: Side) -> ir.Model:
     """A copy of the model that is cut as `side.sliced` says and holds zeros as `side.zeroed` says."""
     made = cut_model(graph, side.sliced) if side.sliced.masks else Cut.copy(graph.model)
@@ -27,7 +33,12 @@ def zeroed(graph: OnnxGraph, side: Side) -> ir.Model:
             if value is not None and value.name in operands:
                 sizes = side.sliced.shape(value)
                 dtype = ir.DataType(graph.capture.evaluated.types[old.inputs[k]].tensor_type.elem_type)
-                _fill(twins[old], k, [_mask(sizes, d, gone) for d, gone in operands[value.name]], dtype)
+                _fill(
+                    twins[old],
+                    k,
+                    [_mask(sizes, d, gone) for d, gone in operands[value.name]],
+                    _zero(graph, old, k, dtype),
+                )
     return made.model
 
 
@@ -38,7 +49,16 @@ def _mask(shape: tuple[int, ...], d: int, gone: np.ndarray) -> np.ndarray:
     return stays.reshape([-1 if k == d else 1 for k in range(len(shape))])
 
 
-def _fill(node: ir.Node, position: int, masks: Iterable[np.ndarray], dtype: ir.DataType) -> None:
+def _zero(graph: OnnxGraph, node: ir.Node, position: int, dtype: ir.DataType) -> ir.TensorProtocol:
+    """What stands for zero in an operand: of quantised numbers, their zero point."""
+    at = _ZERO_POINTS.get(node.op_type, {}).get(position)
+    point = node.inputs[at] if at is not None and at < len(node.inputs) else None
+    known = None if point is None else graph.capture.evaluated.known.get(point)
+    number = np.zeros((), dtype=dtype.numpy()) if known is None else known.reshape(-1)[0].reshape(())
+    return ir.tensor(number, dtype=dtype)
+
+
+def _fill(node: ir.Node, position: int, masks: Iterable[np.ndarray], zero: ir.TensorProtocol) -> None:
     """Zeros in an operand, for this operator only."""
     for mask in masks:
         value = node.inputs[position]
@@ -46,10 +66,10 @@ def _fill(node: ir.Node, position: int, masks: Iterable[np.ndarray], dtype: ir.D
         base = f"{value.name}_{node.outputs[0].name}_{position}_stays_{mask.size}"
         parts = [_constant(node, f"{base}_mask", ir.tensor(mask))]
         parts.append(value)
-        parts.append(_constant(node, f"{base}_zero", ir.tensor(np.zeros((), dtype=dtype.numpy()), dtype=dtype)))
+        parts.append(_constant(node, f"{base}_zero", zero))
         where = ir.node("Where", parts, name=base)
         where.outputs[0].name = base
-        where.outputs[0].type = ir.TensorType(dtype)
+        where.outputs[0].type = ir.TensorType(zero.dtype)
         node.prepend(where)
         node.replace_input_with(position, where.outputs[0])
 

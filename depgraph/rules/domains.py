@@ -18,7 +18,22 @@ MOVES = frozenset(
     repeat_interleave flip alias clone contiguous detach lift_fresh_copy to _to_copy type_as cpu
     index _unsafe_index index_select gather take_along_dim sort
     """)
-) | {f"onnx.{name}" for name in "Reshape Flatten Squeeze Unsqueeze Transpose Expand Slice Split Tile Identity Cast".split()}
+) | {
+    f"onnx.{name}"
+    for name in [
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Expand",
+        "Slice",
+        "Split",
+        "Tile",
+        "Identity",
+        "Cast",
+    ]
+}
 LOOKS_AT_SHAPES = frozenset(
     aten("""
     empty_like full_like ones_like zeros_like rand_like randn_like new_empty new_full new_ones new_zeros

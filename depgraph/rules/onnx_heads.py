@@ -30,7 +30,7 @@ def recurrent(op: Op) -> None:
         relations.fix(peepholes, op.reason("each gate has a task of its own"))
         relations.fold(states[2].dim(1), [peepholes, unit])
     step, sample = (1, 0) if op.get("layout") else (0, 1)
-    made = [v for v in op.outputs]
+    made = list(op.outputs)
     _states(op, [v for v in states[:2] if v is not None], made, unit, source.dim(sample))
     for dim in (gate, both):
         relations.fix(dim, op.reason("each gate has a task of its own"))
@@ -83,6 +83,9 @@ def heads(op: Op) -> None:
         if bias is not None:
             _beside(op, bias, [query.dim(-1), key.dim(-1), value.dim(-1)])
     else:
+        op.fix(query, 0, "each sample has a length of its own")
+        for width in op["lead"][2:]:
+            op.relations.fix(width, op.reason("its kernel takes heads of multiples of eight"))
         past, others = [operand(op, 3), operand(op, 4)], [operand(op, k) for k in range(5, 12)]
     _cached(op, past, op.outputs[1:3])
     for other in others:
@@ -108,7 +111,12 @@ def _attend(op: Op, operands: tuple[Value, Value, Value], heads: int, groups: in
     group, ratio = relations.new_dim(groups), relations.new_dim(heads // groups)
     width = relations.new_dim(query.shape[-1] // heads if len(query.shape) == 3 else query.shape[-1])
     across = relations.new_dim(value.shape[-1] // groups if len(value.shape) == 3 else value.shape[-1])
-    for operand_, inner, shares in ((query, width, True), (key, width, False), (value, across, False), (op.output, across, True)):
+    for operand_, inner, shares in (
+        (query, width, True),
+        (key, width, False),
+        (value, across, False),
+        (op.output, across, True),
+    ):
         lead = [group, ratio] if shares else [group]
         if len(operand_.shape) == 3:
             relations.fold(operand_.dim(2), [*lead, inner])
@@ -148,6 +156,7 @@ def _cached(op: Op, past: list[Value | None], present: list[Value]) -> None:
     for side in (past, present):
         for value, width in zip(side, inner, strict=False):
             if value is not None and len(value.shape) == 4:
+                op.relations.align(value.dim(0), op.output.dim(0))
                 op.relations.align(value.dim(1), group)
                 op.relations.align(value.dim(3), width)
                 op.fix(value, 2, "attention may count along it")
@@ -163,7 +172,11 @@ def packed_attention(op: Op) -> None:
     sizes = [int(s) for s in op.get("qkv_hidden_sizes") or [total // 3] * 3]
     relations.align(source.dim(2), weight.dim(0))
     op.contract(source, 2)
-    head, width, across = relations.new_dim(heads), relations.new_dim(sizes[0] // heads), relations.new_dim(sizes[2] // heads)
+    head, width, across = (
+        relations.new_dim(heads),
+        relations.new_dim(sizes[0] // heads),
+        relations.new_dim(sizes[2] // heads),
+    )
     offset, parts = 0, [relations.new_dim(size) for size in sizes]
     for k, (size, part) in enumerate(zip(sizes, parts, strict=True)):
         relations.fold(part, [head, width if k < 2 else across])

@@ -8,8 +8,8 @@ import numpy as np
 
 from depgraph.graph import Value
 from depgraph.rules.aten_index import LOOKED_UP
+from depgraph.rules.onnx_shared import as_aten, fused, operand, setting
 from depgraph.rules.registry import Op, rule
-from depgraph.rules.onnx_shared import as_aten, fused, onnx, operand, setting
 
 _AT_RUN_TIME = "what is taken of it is known at run time only"
 

@@ -74,9 +74,7 @@ shared(onnx("ConstantOfShape RandomNormal RandomUniform Shape Size"), "aten.full
 shared(onnx("Range"), "aten.arange", lambda op: {})
 shared(onnx("MatMul"), "aten.matmul", _tensors("self", "other"))
 shared(onnx("Einsum"), "aten.einsum", lambda op: {"equation": op["equation"], "tensors": op["inputs"]})
-shared(
-    onnx("Conv"), "aten.convolution", lambda op: _tensors("input", "weight", "bias", groups=op.get("group", 1))(op)
-)
+shared(onnx("Conv"), "aten.convolution", lambda op: _tensors("input", "weight", "bias", groups=op.get("group", 1))(op))
 shared(
     onnx("ConvTranspose"),
     "aten.conv_transpose2d",

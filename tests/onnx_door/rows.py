@@ -61,7 +61,9 @@ class Row:
             held.append(numpy_helper.from_array(array, f"x{k}"))
         domain, _, kind = self.name.partition(".")
         outputs = [f"y{k}" for k in range(self.outputs)]
-        node = helper.make_node(kind, names, outputs, domain="com.microsoft" if domain == "microsoft" else "", **self.attributes)
+        node = helper.make_node(
+            kind, names, outputs, domain="com.microsoft" if domain == "microsoft" else "", **self.attributes
+        )
         results = [onnx.ValueInfoProto(name=name) for name in outputs]
         graph = helper.make_graph([*casts, node], "row", [], results, held)
         sets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
@@ -88,6 +90,16 @@ def bools(*shape: int) -> Cast:
     return Cast(shape, onnx.TensorProto.BOOL)
 
 
+def scale() -> np.ndarray:
+    """Of quantised numbers."""
+    return np.array(0.1, np.float32)
+
+
+def zero() -> np.ndarray:
+    """The number that stands for zero."""
+    return np.array(3, np.int8)
+
+
 def whole(*shape: int) -> Cast:
     """Whole numbers that are data."""
     return Cast(shape, onnx.TensorProto.UINT32)
@@ -101,6 +113,10 @@ def bytes_(*shape: int) -> np.ndarray:
 _UNARY = "Abs Atan Ceil Celu Cos Elu Erf Exp Floor HardSigmoid HardSwish Identity IsNaN IsInf LeakyRelu Mish Neg Reciprocal \
 Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Tan Tanh ThresholdedRelu Acosh Asinh Cosh Sqrt Log Dropout"
 _BINARY = "Add Sub Mul Div Pow PRelu Equal Greater GreaterOrEqual Less LessOrEqual"
+
+REDUCTIONS = [
+    f"Reduce{name}" for name in ("Sum", "Mean", "Max", "Min", "Prod", "LogSumExp", "L1", "L2", "LogSum", "SumSquare")
+]
 
 ROWS = [
     *(row(name, (3, 4), positive=True, opset=18) for name in _UNARY.split()),
@@ -194,8 +210,7 @@ ROWS = [
     row("CumSum", (3, 4), np.array(1)),
     *(
         row(name, (2, 3, 4), axes=[1], keepdims=0, positive=True, mixed="" if name == "ReduceSum" else "0.1", opset=11)
-        for name in "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceLogSumExp ReduceL1 ReduceL2 ReduceLogSum "
-        "ReduceSumSquare".split()
+        for name in REDUCTIONS
     ),
     row("ReduceSum", (2, 3, 4), ints(-1), opset=13),
     row("ReduceMean", (2, 3, 4), ints(0), opset=18, mixed="0.0"),
@@ -217,5 +232,17 @@ ROWS = [
     row("Attention", (2, 4, 3, 6), (2, 4, 5, 6), (2, 4, 5, 8), opset=23, fixed="0.2 1.2 2.2"),
     row("microsoft.MultiHeadAttention", (2, 3, 12), (2, 5, 12), (2, 5, 8), num_heads=4, fixed="0.1 1.1 2.1"),
     row("microsoft.Attention", (2, 3, 8), (8, 36), (36,), num_heads=4, fixed="0.1"),
+    row("microsoft.GroupQueryAttention", (2, 3, 32), (2, 3, 16), (2, 3, 16), None, None, np.array([2, 2], np.int32),
+        np.array(3, np.int32), num_heads=4, kv_num_heads=2, outputs=3, fixed="0.0 0.1 1.0 1.1 2.0 2.1"),
+    row("microsoft.EmbedLayerNormalization", np.array([[0, 2, 1]], np.int32), None, (5, 8), (4, 8), None, (8,), (8,), outputs=2,
+        mixed="2.1 3.1 5.0 6.0", fixed="2.0 3.0"),
+    row("SimplifiedLayerNormalization", (2, 3, 4), (4,), mixed="0.2 1.0"),
+    row("QLinearConv", bytes_(2, 4, 5, 5), scale(), zero(), bytes_(6, 4, 3, 3), scale(), zero(), scale(), zero(),
+        fixed="3.2 3.3"),
+    row("QLinearMatMul", bytes_(3, 4), scale(), zero(), bytes_(4, 5), scale(), zero(), scale(), zero()),
+    row("ReverseSequence", (4, 3, 5), ints(2, 4, 3), fixed="0.0 0.1"),
+    row("RoiAlign", (2, 4, 6, 6), np.array([[0, 0, 3, 3]], np.float32), ints(0), output_height=2, output_width=2,
+        fixed="0.0 0.2 0.3 1.1"),
+    row("NonZero", (3, 4), fixed="0.0 0.1"),
     row("RotaryEmbedding", (2, 4, 3, 8), (3, 4), (3, 4), ints(0, 1, 2, 0, 1, 2).reshape(2, 3), opset=23, fixed="*"),
 ]  # fmt: skip

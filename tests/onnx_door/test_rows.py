@@ -12,6 +12,16 @@ from depgraph import rules
 from depgraph.coupling import NONE
 from tests.onnx_door.rows import ROWS, Row
 
+UNTRIED = """
+onnx.RandomNormal onnx.RandomUniform onnx.RandomNormalLike onnx.RandomUniformLike onnx.Bernoulli onnx.EyeLike
+onnx.Multinomial onnx.ConstantOfShape onnx.Range onnx.Shape onnx.Size onnx.Scatter onnx.Swish
+onnx.StringNormalizer onnx.TfIdfVectorizer onnx.Unique onnx.Compress onnx.NonMaxSuppression
+onnx.MelWeightMatrix onnx.DFT onnx.STFT onnx.Det onnx.AffineGrid onnx.CenterCropPad onnx.Col2Im onnx.MaxUnpool
+onnx.MaxRoiPool microsoft.BiasAdd microsoft.DequantizeLinear microsoft.QuantizeLinear
+microsoft.RotaryEmbedding microsoft.SimplifiedLayerNormalization microsoft.TransposeMatMul
+"""
+"""Drawn at random, of sizes only, aliases of rows that are tried, or with all of it fixed."""
+
 
 def _traced(row: Row) -> Any:
     return depgraph.trace(row.model(), strict=True, free=[f"output {k}" for k in range(row.outputs)])
@@ -44,15 +54,11 @@ def test_a_rule_says_what_its_operator_does(row: Row) -> None:
         free = np.flatnonzero(axis.prunable)
         free = free[: axis.size - graph.widths.least(axis.name)]
         if len(free):
-            graph.cut_plan({axis.name: free[:1]}).apply()
             graph.cut_plan({axis.name: free[len(free) // 2 :: 2]}).apply()
-            together[axis.name] = free[-1:]
+            together[axis.name] = free[:1]
     graph.cut_plan(together).apply()
 
 
 def test_every_row_of_the_table_is_tried() -> None:
     named = {name for name in rules.table() if name.startswith(("onnx.", "microsoft."))}
-    untried = set("""
-        onnx.RandomNormal onnx.RandomUniform onnx.RandomNormalLike onnx.RandomUniformLike onnx.Bernoulli onnx.EyeLike
-    """.split())
-    assert named - {row.name for row in ROWS} - untried == set()
+    assert named - {row.name for row in ROWS} == set(UNTRIED.split())
