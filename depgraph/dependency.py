@@ -99,6 +99,19 @@ class DependencyGraph:
         """The only form that the model can be cut in, "module" or "graph"; "auto" where both may do."""
         return "module" if only_as_module(self.capture.exported) else "auto"
 
+    @property
+    def nodes(self) -> list[Any]:
+        """The operators of the captured graph in order, as `depgraph.layers` reads them."""
+        return list(self.capture.exported.graph.nodes)
+
+    def parameter_ranks(self) -> dict[str, int]:
+        """How many dims each parameter has, under all of its names."""
+        return {name: p.dim() for name, p in self.model.named_parameters(remove_duplicate=False)}
+
+    def has_parts(self, module: str) -> bool:
+        """Does a module, by its path, hold others?"""
+        return any(True for _ in self.model.get_submodule(module).children())
+
     def require_finite(self, error: type[DepgraphError]) -> None:
         """Raise `error` for the first weight that is NaN or infinite."""
         require_finite(self.model, error)

@@ -81,7 +81,7 @@ class Anatomy:
     def __init__(self, graph: DependencyGraph) -> None:
         self.graph = graph
         self.program = graph.capture.program
-        self.nodes: list[Node] = list(graph.capture.exported.graph.nodes)
+        self.nodes: list[Node] = graph.nodes
         self.index = {node: k for k, node in enumerate(self.nodes)}
         self.layers: list[Layer] = []
         self.attentions: list[Attention] = []
@@ -98,8 +98,8 @@ class Anatomy:
         self._parameters = {v.target: v for v in self.program.values.values() if v.kind == "parameter" and v.target}
         self._order = {target: k for k, target in enumerate(self._parameters)}
         self._owned: dict[str, int] = defaultdict(int)
-        for target, parameter in graph.model.named_parameters(remove_duplicate=False):
-            self._owned[target.rpartition(".")[0]] += parameter.dim() > 1
+        for target, rank in graph.parameter_ranks().items():
+            self._owned[target.rpartition(".")[0]] += rank > 1
         for node in self.nodes:
             self._read(node)
         for node in self.nodes:
@@ -174,7 +174,7 @@ class Anatomy:
     def _called(self, target: str) -> str:
         """The name of a layer: its module's where that holds but this weight and no other modules."""
         owner = target.rpartition(".")[0]
-        alone = owner and self._owned[owner] == 1 and not any(self.graph.model.get_submodule(owner).children())
+        alone = owner and self._owned[owner] == 1 and not self.graph.has_parts(owner)
         return owner if alone else target
 
     def _known_as(self, node: Node, target: str) -> str:

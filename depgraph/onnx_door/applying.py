@@ -14,7 +14,8 @@ from depgraph.cutting.slicing import positions
 from depgraph.cutting.verifying import TOLERANCE, difference
 from depgraph.errors import CheckError, CutError, PlanError
 from depgraph.graph import Value
-from depgraph.onnx_door.cutting import Cut, cut_model
+from depgraph.onnx_door.copies import Cut
+from depgraph.onnx_door.cutting import cut_model
 from depgraph.onnx_door.running import RunError, Running
 from depgraph.onnx_door.zeroing import zeroed
 from depgraph.widths import Kept

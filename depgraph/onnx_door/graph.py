@@ -13,13 +13,15 @@ import onnx_ir as ir
 import torch
 
 from depgraph.dependency import DependencyGraph
-from depgraph.errors import CaptureError, DepgraphError, PlanError
+from depgraph.errors import CaptureError, DepgraphError, PlanError, ScoreError
 from depgraph.graph import Program
 from depgraph.onnx_door.evaluating import Evaluator
 from depgraph.onnx_door.examples import Arrays, given_inputs, is_dynamic, made_up, runtime_inputs
 from depgraph.onnx_door.loading import load
-from depgraph.onnx_door.lowering import Lowered, lower, stored
+from depgraph.onnx_door.lowering import Lowered, lower
+from depgraph.onnx_door.operands import stored
 from depgraph.onnx_door.running import measured_shapes, try_out
+from depgraph.onnx_door.steps import steps_of
 
 if TYPE_CHECKING:
     from depgraph.cutting.report import CutReport
@@ -33,6 +35,16 @@ class OnnxCapture:
     program: Program
     lowered: Lowered
     evaluated: Evaluator
+
+    def __getattr__(self, name: str) -> Any:
+        """What a captured module has beside, a file hasn't."""
+        raise (
+            ScoreError(
+                f"this needs a PyTorch module ({name}), which an ONNX file doesn't hold: load the PyTorch model and trace that"
+            )
+            if not name.startswith("_")
+            else AttributeError(name)
+        )
 
 
 class OnnxGraph(DependencyGraph):
@@ -59,6 +71,20 @@ class OnnxGraph(DependencyGraph):
     def note(self) -> str:
         failed = len(self.capture.evaluated.failed)
         return f"{failed} branches that the example doesn't take weren't looked into" if failed else ""
+
+    @property
+    def nodes(self) -> list[Any]:
+        return steps_of(self.capture.lowered)
+
+    def parameter_ranks(self) -> dict[str, int]:
+        values = self.capture.program.values
+        return {name: len(values[name].shape) for name in self.capture.lowered.held if values[name].kind == "parameter"}
+
+    def has_parts(self, module: str) -> bool:
+        inside = (
+            name.removeprefix(f"{module}.") for name in self.capture.lowered.held if name.startswith(f"{module}.")
+        )
+        return any("." in name for name in inside)
 
     def check_unchanged(self) -> None:
         """Raise PlanError when a stored tensor is no longer what it was when the file was traced."""

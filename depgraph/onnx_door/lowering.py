@@ -12,8 +12,10 @@ import onnx_ir as ir
 from depgraph import rules
 from depgraph.errors import UnsupportedOperator
 from depgraph.graph import Program, Reason, Value
-from depgraph.onnx_door.evaluating import BODIES, Evaluator, attribute, bodies, constant_of, place
+from depgraph.onnx_door.control import JOIN
+from depgraph.onnx_door.evaluating import BODIES, Evaluator, bodies, place
 from depgraph.onnx_door.naming import module_of
+from depgraph.onnx_door.operands import PARTS, kind_of, settings, stored, target_of
 from depgraph.rules import domains
 from depgraph.rules.onnx_own import slices
 
@@ -21,51 +23,6 @@ INPUT, OUTPUT = "the model's inputs have this size", "the model's outputs have t
 NO_RULE = "no rule knows what this operator does with it"
 LEFT_OUT = "slices leave it out, which may differ with inputs of other sizes"
 NOT_TAKEN = "a branch that the example doesn't take counts on it"
-_REDUCTIONS = [
-    f"Reduce{name}" for name in ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
-]
-_SETTINGS = {
-    "Reshape": {1},
-    "Expand": {1},
-    "Slice": {1, 2, 3, 4},
-    "Split": {1},
-    "Tile": {1},
-    "Pad": {1, 2, 3},
-    "Resize": {1, 2, 3},
-    "Upsample": {1},
-    "Squeeze": {1},
-    "Unsqueeze": {1},
-    "TopK": {1},
-    "CumSum": {1},
-    "OneHot": {1, 2},
-    "Clip": {1, 2},
-    "Trilu": {1},
-    "Dropout": {1, 2},
-    "ConstantOfShape": {0},
-    "Range": {0, 1, 2},
-    "CenterCropPad": {1},
-    "AffineGrid": {1},
-    "Col2Im": {1, 2},
-    "NonMaxSuppression": {2, 3, 4},
-    "QLinearConv": {1, 2, 6, 7},
-    "QLinearMatMul": {1, 2, 6, 7},
-    "ConvInteger": {2},
-    "MatMulInteger": {2},
-    "GroupQueryAttention": {5, 6},
-    **dict.fromkeys(_REDUCTIONS, {1}),
-}
-"""Operands, by position, that say how an operator computes and hold no data."""
-_STATISTICS = {"BatchNormalization": {3, 4}}
-_PARTS = frozenset(["Slice", "Split", "Gather", "Reshape", "Unsqueeze", "Concat", "If", "Loop", "Scan"])
-"""Operators that take parts of a vector, or move it: what shares it goes together."""
-_WEIGHTS = {
-    "DequantizeLinear": {0},
-    "ConvInteger": {1},
-    "MatMulInteger": {1},
-    "QLinearConv": {3, 8},
-    "QLinearMatMul": {3},
-}
-"""Operands of integers that are a model's weights."""
 
 
 @dataclass
@@ -92,12 +49,14 @@ class Lowered:
 
 def lower(model: ir.Model, evaluated: Evaluator, strict: bool) -> Lowered:
     """Lower a model. With `strict`, an operator without a rule raises UnsupportedOperator."""
-    lowering = _Lowering(model, evaluated, strict)
+    lowering = Lowering(model, evaluated, strict)
     lowering.run()
     return lowering.made
 
 
-class _Lowering:
+class Lowering:
+    """One lowering, an operator at a time."""
+
     def __init__(self, model: ir.Model, evaluated: Evaluator, strict: bool) -> None:
         self.model = model
         self.seen = evaluated
@@ -135,7 +94,7 @@ class _Lowering:
                 self.program.relations.fix(made.dim(d), reason, np.flatnonzero(~read))
 
     def _output(self, position: int, value: ir.Value) -> None:
-        made, lift = self._value(value), f"output {position}"
+        made, lift = self.value(value), f"output {position}"
         if made is None:
             return
         self.program.outputs[lift] = made
@@ -164,7 +123,7 @@ class _Lowering:
         self.made.values.setdefault(value, made)
         return made
 
-    def _value(self, value: ir.Value | None) -> Value | None:
+    def value(self, value: ir.Value | None) -> Value | None:
         """The program's value; a stored tensor gets one when it is first read."""
         if value is None:
             return None
@@ -174,7 +133,7 @@ class _Lowering:
     def _stored(self, value: ir.Value) -> Value | None:
         tensor = stored(value)
         assert tensor is not None
-        kind = _kind(value, tensor) if self._meets_data(value) else "constant"
+        kind = kind_of(value, tensor) if self._meets_data(value) else "constant"
         made = self._add(value, kind)
         if made is not None and kind != "constant":
             made.target = made.name
@@ -188,8 +147,8 @@ class _Lowering:
             return None
         tensor = stored(value)
         alone = tensor is None or len(value.uses()) < 2 or len(tensor.shape) != 1 or not self._meets_data(value)
-        if alone or any(user.op_type in _PARTS for user, _ in value.uses()):
-            return self._value(value)
+        if alone or any(user.op_type in PARTS for user, _ in value.uses()):
+            return self.value(value)
         first = self.made.values.get(value)
         made = self._stored(value)
         if made is not None:
@@ -288,7 +247,7 @@ class _Lowering:
                 for value in body.inputs:
                     self._add(value, "activation")
             self._body(body)
-            _JOIN[node.op_type](self, node, body, outputs)
+            JOIN[node.op_type](self, node, body, outputs)
 
     def _leave(self, body: ir.Graph) -> None:
         """A body that doesn't fit the example: what it reads from outside stays whole, unless any size will do for it."""
@@ -298,7 +257,7 @@ class _Lowering:
         own = {value for node in nodes for value in node.outputs}
         for node in nodes:
             for value in node.inputs:
-                made = self._value(value) if value is not None and value not in own else None
+                made = self.value(value) if value is not None and value not in own else None
                 for dim in made.dims if made is not None else ():
                     self.program.relations.fix(dim, Reason(f"{NOT_TAKEN} ({place(node)})", why=NOT_TAKEN))
 
@@ -317,42 +276,6 @@ class _Lowering:
                     self.program.relations.fix(dim, Reason("it changes from one round or branch to the other"))
 
 
-def _join_branch(self: _Lowering, node: ir.Node, body: ir.Graph, outputs: list[Value | None]) -> None:
-    for made, value in zip(outputs, body.outputs, strict=True):
-        given = self._value(value)
-        if made is not None and given is not None and len(made.shape) != len(given.shape):
-            for dim in (*made.dims, *given.dims):
-                self.program.relations.fix(dim, Reason("branches give tensors of different ranks"))
-        else:
-            self.join(given, made)
-
-
-def _join_loop(self: _Lowering, node: ir.Node, body: ir.Graph, outputs: list[Value | None]) -> None:
-    carried = node.inputs[2:]
-    for k, made in enumerate(outputs):
-        given = self._value(body.outputs[k + 1])
-        if k < len(carried):
-            into = self._value(body.inputs[k + 2])
-            self.join(self._value(carried[k]), into)
-            self.join(into, given)
-        self.join(given, made, None if k < len(carried) else 0)
-
-
-def _join_scan(self: _Lowering, node: ir.Node, body: ir.Graph, outputs: list[Value | None]) -> None:
-    count = int(attribute(node, "num_scan_inputs", 0))
-    states = len(node.inputs) - count
-    axes = attribute(node, "scan_input_axes", [0] * count)
-    places = attribute(node, "scan_output_axes", [0] * (len(outputs) - states))
-    for k, (value, outer) in enumerate(zip(body.inputs, node.inputs, strict=True)):
-        self.join(self._value(value), self._value(outer), None if k < states else axes[k - states])
-    for k, (made, value) in enumerate(zip(outputs, body.outputs, strict=True)):
-        given = self._value(value)
-        if k < states:
-            self.join(self._value(body.inputs[k]), given)
-        self.join(given, made, None if k < states else places[k - states])
-
-
-_JOIN = {"If": _join_branch, "Loop": _join_loop, "Scan": _join_scan}
 _HELD = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
 _ANY_SIZE = frozenset(
     ["Squeeze", "Unsqueeze", "Identity", "Shape", "Gather", "Cast", "Constant", "Equal", "Not", "If", "Size"]
@@ -362,35 +285,6 @@ _ANY_SIZE = frozenset(
 def _within(graph: ir.Graph) -> list[ir.Node]:
     """The operators of a body and of bodies within it."""
     return [n for node in graph for n in (node, *(m for body in bodies(node) for m in _within(body)))]
-
-
-def stored(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor that the file holds for a value: an initializer's, or a Constant's."""
-    if value.is_initializer():
-        return value.const_value
-    node = value.producer()
-    return constant_of(node) if node is not None and node.op_type == "Constant" and not node.domain else None
-
-
-def settings(node: ir.Node) -> set[int]:
-    """The operands that say how an operator computes."""
-    return _SETTINGS.get(node.op_type, set())
-
-
-def target_of(node: ir.Node) -> str:
-    """What the table of rules calls an operator."""
-    domain = "onnx" if node.domain in ("", "ai.onnx") else node.domain.rsplit(".", 1)[-1]
-    return f"{domain}.{node.op_type}"
-
-
-def _kind(value: ir.Value, tensor: ir.TensorProtocol) -> str:
-    """Weights are parameters, statistics and whole numbers buffers; a single number is only a constant."""
-    uses = value.uses()
-    if not len(tensor.shape):
-        return "constant"
-    if tensor.dtype.is_floating_point():
-        return "buffer" if any(k in _STATISTICS.get(n.op_type, ()) for n, k in uses) else "parameter"
-    return "parameter" if any(k in _WEIGHTS.get(n.op_type, ()) for n, k in uses) else "buffer"
 
 
 def _is_float(seen: Evaluator, value: ir.Value) -> bool:

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from depgraph.cutting.sides import Side
-from depgraph.onnx_door.cutting import Cut, cut_model
+from depgraph.onnx_door.copies import Cut
+from depgraph.onnx_door.cutting import cut_model
 
 if TYPE_CHECKING:
     from depgraph.onnx_door.graph import OnnxGraph

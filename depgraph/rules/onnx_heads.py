@@ -38,6 +38,7 @@ def recurrent(op: Op) -> None:
     for value in directed:
         op.fix(value, 0, "each direction has weights of its own")
     op.fix(source, step, "steps are counted along it")
+    op.contract(source, 2, product=weight.first)
     for value in (weight, back):
         op.contract(value, 2, product=value.first)
         relations.work.append(Work(op.name, (*source.dims[:2], *value.dims)))

@@ -18,7 +18,9 @@ def exported(example: Example, path: Path, **options: Any) -> Path:
     """The file that torch's first exporter writes, with parameters under their names and nothing folded."""
     plain = {"do_constant_folding": False, "training": torch.onnx.TrainingMode.PRESERVE, "opset_version": 17}
     with _silence():
-        torch.onnx.export(example.model, example.args, path, kwargs=example.kwargs, dynamo=False, **{**plain, **options})
+        torch.onnx.export(
+            example.model, example.args, path, kwargs=example.kwargs, dynamo=False, **{**plain, **options}
+        )
     return path
 
 

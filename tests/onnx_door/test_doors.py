@@ -19,8 +19,10 @@ SAME = """
     separable_conv1d pixel_shuffle multihead_attention transformer_encoder fused_qkv_unbind einsum_attention
     grouped_query_by_hand glu_chunk split_sizes bare_parameters patch_embedding tied_weights lstm_both_ways
     gru_encoder_decoder lstm_cell
-""".split()
-ANEW = "resnet_bottleneck mobilenet_v2 convnext vit segformer bert_masked_lm bart gpt2 llama_8_2 mamba".split()
+"""
+ANEW = """
+    resnet_bottleneck mobilenet_v2 convnext vit segformer bert_masked_lm bart gpt2 llama_8_2 mamba
+"""
 
 
 def _axes(graph: Any, names: set[str]) -> dict[frozenset[tuple[str, int]], list[tuple[int, int, bool]]]:
@@ -33,7 +35,7 @@ def _axes(graph: Any, names: set[str]) -> dict[frozenset[tuple[str, int]], list[
     return {members: sorted(said) for members, said in found.items() if members}
 
 
-@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("name", SAME.split())
 def test_a_network_has_the_same_axes_through_both_doors(name: str, tmp_path: Path) -> None:
     example = MODULES[name]()
     names = {n for n, _ in example.model.named_parameters()}
@@ -55,7 +57,7 @@ def _cut_equals_zeroed(graph: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ANEW)
+@pytest.mark.parametrize("name", ANEW.split())
 def test_what_the_present_exporter_writes_is_cut(name: str, tmp_path: Path) -> None:
     example = ZOO[name]()
     through_module = depgraph.trace(example.model, example.args, example.kwargs)
