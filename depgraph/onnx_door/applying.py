@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from depgraph.cutting.applying import narrower_outputs
 from depgraph.cutting.report import Check, CutReport
 from depgraph.cutting.sides import Side
 from depgraph.cutting.slicing import positions
@@ -16,6 +17,7 @@ from depgraph.errors import CheckError, CutError, PlanError
 from depgraph.graph import Value
 from depgraph.onnx_door.copies import Cut
 from depgraph.onnx_door.cutting import cut_model
+from depgraph.onnx_door.loading import UNDECLARED
 from depgraph.onnx_door.running import RunError, Running
 from depgraph.onnx_door.zeroing import zeroed
 from depgraph.widths import Kept
@@ -47,7 +49,8 @@ def apply(plan: Plan, form: str = "auto", check: str = "default") -> CutReport:
         graph.require_finite(CheckError)
     made = cut_model(graph, plan.kept())
     checked = None if check == "none" else compare(plan, made)
-    notes = [*plan.notes, *([graph.note] if graph.note else [])]
+    made.model.meta[UNDECLARED] = graph.model.meta.get(UNDECLARED, [])
+    notes = [*plan.notes, *narrower_outputs(graph.capture.program, plan.kept()), *([graph.note] if graph.note else [])]
     return CutReport(made.model, "file", graph.dense_cost, plan.cost(), checked, {}, tuple(notes))  # type: ignore[arg-type]
 
 

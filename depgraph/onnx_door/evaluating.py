@@ -36,8 +36,8 @@ class Evaluator:
     """What is known of every value: its type with all sizes, and its numbers where they are few.
 
     `measured` gives shapes that only running the model tells, by name. `before` is called with every operator before it
-    is looked at, and may change it. `failed` has the bodies of control flow that don't fit the example and why, `taken` the
-    branch of each `If` whose condition is known.
+    is looked at, and may change it. `declared` are the names of values whose shape only the file tells, `failed` has the
+    bodies of control flow that don't fit the example and why, `taken` the branch of each `If` whose condition is known.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Evaluator:
         self.types: dict[ir.Value, Type] = {}
         self.known: dict[ir.Value, Known] = {}
         self.open: list[ir.Value] = []
+        self.declared: set[str] = set()
         self.failed: dict[ir.Graph, str] = {}
         self.taken: dict[ir.Node, ir.Graph] = {}
         self.opsets = dict(model.opset_imports)
@@ -93,7 +94,7 @@ class Evaluator:
         shape = sizes_of(tensor)
         self._type(value, tensor_type(int(tensor.dtype), shape))
         if is_small(shape, tensor.dtype):
-            self.known[value] = tensor.numpy()
+            self.known[value] = np.array(tensor.numpy())
 
     def _type(self, value: ir.Value, kind: Type | None) -> None:
         """Note a type, with sizes that it leaves open as declared in the file or as measured."""
@@ -103,6 +104,7 @@ class Evaluator:
             kind = tensor_type(dtype, self.measured[str(value.name)])
         elif shape is None and value.shape is not None and value.dtype is not None and value.shape.is_static():
             kind = tensor_type(int(value.dtype), [int(d) for d in value.shape])  # type: ignore[arg-type]
+            self.declared.add(str(value.name))
         if kind is not None:
             self.types[value] = kind
         if shape_of(kind) is None and (kind is None or kind.HasField("tensor_type")):

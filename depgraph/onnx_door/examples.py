@@ -145,7 +145,8 @@ def _size_of_table(node: ir.Node) -> list[int]:
     """The rows that an operator looks up in, where the file says how many."""
     table = node.inputs[_TABLES[node.op_type]]
     axis = int(node.attributes["axis"].value) if "axis" in node.attributes else 0
-    size = None if table is None or table.shape is None else table.shape[axis]
+    held = None if table is None else table.const_value if table.const_value is not None else table
+    size = None if held is None or held.shape is None else held.shape[axis]
     return [size] if isinstance(size, int) else []
 
 

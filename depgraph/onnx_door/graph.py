@@ -21,7 +21,7 @@ from depgraph.onnx_door.loading import load
 from depgraph.onnx_door.lowering import Lowered, lower
 from depgraph.onnx_door.operands import stored
 from depgraph.onnx_door.running import measured_shapes, try_out
-from depgraph.onnx_door.steps import steps_of
+from depgraph.onnx_door.steps import by_products, steps_of
 
 if TYPE_CHECKING:
     from depgraph.cutting.report import CutReport
@@ -156,7 +156,8 @@ def trace_onnx(
     for output in (*free, *fixed):
         if output not in lowered.program.outputs:
             raise PlanError(f"the model has no {output}; it has {', '.join(lowered.program.outputs)}")
-    lifted = frozenset(free) - frozenset(fixed)
+    lowered.program.by_products = by_products(lowered)
+    lifted = (frozenset(free) | lowered.program.by_products) - frozenset(fixed)
     return OnnxGraph(model, name, inputs, OnnxCapture(lowered.program, lowered, evaluated), lifted)
 
 

@@ -6,13 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
+from onnx_ir.external_data import set_base_dir
 from onnx_ir.passes.common import InlinePass
 
 from depgraph.errors import CaptureError, CheckpointError
 from depgraph.onnx_door.evaluating import bodies, place
 
-OLDEST, NEWEST = 7, 26
+OLDEST = 7
+UNDECLARED = "depgraph.undeclared"
+"""Where a model notes its initializers that the file declares no shape of beside them."""
 
 
 def load(given: str | os.PathLike[str] | ir.Model) -> tuple[ir.Model, str]:
@@ -52,13 +56,19 @@ def _read(path: Path) -> ir.Model:
     if not path.stat().st_size:
         raise CaptureError(f"{path} is empty: give a whole ONNX file")
     try:
-        return ir.load(path)
+        proto = onnx.load(path, load_external_data=False)
+        model = ir.from_proto(proto)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
     except Exception as error:
         raise CaptureError(
             f"{path} can't be read as an ONNX file ({type(error).__name__}): it is damaged, cut short or something else"
         ) from error
+    for graph in model.graphs():
+        set_base_dir(graph, path.parent)
+    declared = {value.name for value in (*proto.graph.value_info, *proto.graph.input)}
+    model.meta[UNDECLARED] = [name for name in model.graph.initializers if name not in declared]
+    return model
 
 
 def check_order(graph: ir.Graph, known: set[ir.Value], name: str) -> None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from depgraph.onnx_door.graph import OnnxGraph
 
 
+_HAS_WHERE = 9
+
+
 class Mending:
     """Mends the operators of the copy, each just before the evaluator looks at it."""
 
@@ -35,9 +38,9 @@ class Mending:
         self.count = 0
 
     def measured(self) -> dict[str, tuple[int, ...]]:
-        """Shapes that a run told, after the cut."""
+        """Shapes that a run or the file told, after the cut."""
         found = {}
-        for name in self.before_cut.measured:
+        for name in (*self.before_cut.measured, *self.before_cut.declared):
             value = self.lowered.program.values.get(name)
             if value is not None:
                 found[name] = self.kept.shape(value)
@@ -115,6 +118,10 @@ class Mending:
         now = evaluator.known[value].reshape(-1)
         if len(now) != len(array):
             raise CutError(f"{place(node)} takes another number of sizes after the cut")
+        if evaluator.opset() < _HAS_WHERE:
+            raise CutError(
+                f"{place(node)} takes computed sizes, which can't be mended in a file of operator set 8 or before"
+            )
         changed = np.flatnonzero(now != array.reshape(-1))
         mask = np.zeros(array.shape, dtype=bool)
         mask.reshape(-1)[changed] = True

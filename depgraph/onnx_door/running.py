@@ -41,7 +41,7 @@ class Running:
 
     def _source(self, model: ir.Model) -> str | bytes:
         if self._folder is None:
-            return ir.to_proto(model).SerializeToString()
+            return ir.to_proto(_in_memory(model)).SerializeToString()
         path = Path(self._folder.name) / "model.onnx"
         ir.save(model, path, external_data="model.data")
         return os.fspath(path)
@@ -62,6 +62,17 @@ class Running:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _in_memory(model: ir.Model) -> ir.Model:
+    """A copy whose weights don't lie beside a file."""
+    copy = model.clone()
+    for graph in copy.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+    return copy
 
 
 def said(error: BaseException) -> str:

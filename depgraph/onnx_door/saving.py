@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from depgraph import interruption
 from depgraph.errors import CheckpointError
+from depgraph.onnx_door.loading import UNDECLARED
 from depgraph.onnx_door.running import weight_bytes
 
 _LARGEST_INLINE = 2_000_000_000
@@ -32,12 +33,22 @@ def write(model: ir.Model, path: str | os.PathLike[str]) -> list[Path]:
     outside = weight_bytes(model) > _LARGEST_INLINE or _lies_outside(model)
     data = f"{target.name}.data" if outside else None
     with _aside(target) as draft:
-        ir.save(model, draft, external_data=data)
+        ir.save(_as_declared(model), draft, external_data=data)
         interruption.check()
         moved = [target.with_name(file.name) for file in sorted(draft.parent.iterdir(), reverse=True)]
         for file in moved:
             os.replace(draft.parent / file.name, file)
     return sorted(moved)
+
+
+def _as_declared(model: ir.Model) -> ir.Model:
+    """A copy in which initializers have no declarations but those that the file gave; onnx_ir would write one for each."""
+    copy = model.clone()
+    for name in model.meta.get(UNDECLARED, ()):
+        value = copy.graph.initializers.get(name)
+        if value is not None:
+            value.shape = value.type = None
+    return copy
 
 
 @contextmanager

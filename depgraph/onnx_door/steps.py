@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
+
+from depgraph.capture.lowering import final_outputs
+from depgraph.graph import Value
 
 if TYPE_CHECKING:
     from depgraph.onnx_door.lowering import Lowered
@@ -64,6 +68,38 @@ def steps_of(lowered: Lowered) -> list[Step]:
             seen = lowered.values.get(output)
             if seen is not None:
                 made[seen.name] = step
+    return found
+
+
+def by_products(lowered: Lowered) -> set[str]:
+    """Names, such as "output 1", of outputs that another output is computed from by operators that weigh it with weights."""
+    program, steps = lowered.program, steps_of(lowered)
+    maker = {value.name: step for step, value in _made(lowered, steps)}
+    given = {lift: maker[value.name] for lift, value in program.outputs.items() if value.name in maker}
+    final = final_outputs(list(given.values()), _weighing(lowered, steps))  # type: ignore[arg-type]
+    return {lift for lift, step in given.items() if step.name not in final}
+
+
+def _made(lowered: Lowered, steps: list[Step]) -> Iterator[tuple[Step, Value]]:
+    """Steps of operators with each value that they make."""
+    for step in steps:
+        node = lowered.operators.get(step.name)
+        for value in node.outputs if node is not None and step.op == "call_function" else ():
+            if value in lowered.values:
+                yield step, lowered.values[value]
+
+
+def _weighing(lowered: Lowered, steps: list[Step]) -> set[Step]:
+    """The operators that multiply what is computed from the inputs with what stored tensors alone give."""
+    working = {work.op for work in lowered.program.relations.work}
+    fixed: set[Step] = set()
+    found: set[Step] = set()
+    for step in steps:
+        stored = step.op == "placeholder" and lowered.program.values[step.name].kind != "input"
+        if stored or (step.all_input_nodes and all(one in fixed for one in step.all_input_nodes)):
+            fixed.add(step)
+        elif step.name in working and any(one in fixed for one in step.all_input_nodes):
+            found.add(step)
     return found
 
 

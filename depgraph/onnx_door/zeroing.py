@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from depgraph.onnx_door.graph import OnnxGraph
 
 
+_HAS_WHERE = 9
 _ZERO_POINTS = {
     **dict.fromkeys(("QLinearConv", "QLinearMatMul"), {0: 2, 3: 5}),
     **dict.fromkeys(("ConvInteger", "MatMulInteger"), {0: 2, 1: 3}),
@@ -27,19 +27,15 @@ def zeroed(graph: OnnxGraph, side: Side) -> ir.Model:
     made = cut_model(graph, side.sliced) if side.sliced.masks else Cut.copy(graph.model)
     lowered = graph.capture.lowered
     twins = {old: twin for twin, old in made.nodes.items()}
+    opset = graph.capture.evaluated.opset()
     for operator, operands in side.masks(lowered.program).items():
         old = lowered.operators[operator]
-        for k in range(len(old.inputs)):
+        for k, given in enumerate(old.inputs):
             value = lowered.operand(old, k)
-            if value is not None and value.name in operands:
-                sizes = side.sliced.shape(value)
-                dtype = ir.DataType(graph.capture.evaluated.types[old.inputs[k]].tensor_type.elem_type)
-                _fill(
-                    twins[old],
-                    k,
-                    [_mask(sizes, d, gone) for d, gone in operands[value.name]],
-                    _zero(graph, old, k, dtype),
-                )
+            for d, gone in operands.get(value.name, ()) if value is not None else ():
+                dtype = ir.DataType(graph.capture.evaluated.types[given].tensor_type.elem_type)
+                mask = _mask(side.sliced.shape(value), d, gone)
+                _fill(twins[old], k, mask, _zero(graph, old, k, dtype), opset)
     return made.model
 
 
@@ -59,20 +55,21 @@ def _zero(graph: OnnxGraph, node: ir.Node, position: int, dtype: ir.DataType) ->
     return ir.tensor(number, dtype=dtype)
 
 
-def _fill(node: ir.Node, position: int, masks: Iterable[np.ndarray], zero: ir.TensorProtocol) -> None:
-    """Zeros in an operand, for this operator only."""
-    for mask in masks:
-        value = node.inputs[position]
-        assert value is not None and value.name
-        base = f"{value.name}_{node.outputs[0].name}_{position}_stays_{mask.size}"
-        parts = [_constant(node, f"{base}_mask", ir.tensor(mask))]
-        parts.append(value)
-        parts.append(_constant(node, f"{base}_zero", zero))
-        where = ir.node("Where", parts, name=base)
-        where.outputs[0].name = base
-        where.outputs[0].type = ir.TensorType(zero.dtype)
-        node.prepend(where)
-        node.replace_input_with(position, where.outputs[0])
+def _fill(node: ir.Node, position: int, mask: np.ndarray, zero: ir.TensorProtocol, opset: int) -> None:
+    """Zeros in an operand where the mask is false, for this operator only; old versions have no Where, but products."""
+    value = node.inputs[position]
+    assert value is not None and value.name
+    base = f"{value.name}_{node.outputs[0].name}_{position}_stays_{mask.size}"
+    if opset < _HAS_WHERE:
+        factors = ir.tensor(mask.astype(zero.numpy().dtype))
+        filled = ir.node("Mul", [value, _constant(node, f"{base}_mask", factors)], name=base)
+    else:
+        parts = [_constant(node, f"{base}_mask", ir.tensor(mask)), value, _constant(node, f"{base}_zero", zero)]
+        filled = ir.node("Where", parts, name=base)
+    filled.outputs[0].name = base
+    filled.outputs[0].type = ir.TensorType(zero.dtype)
+    node.prepend(filled)
+    node.replace_input_with(position, filled.outputs[0])
 
 
 def _constant(node: ir.Node, name: str, tensor: ir.TensorProtocol) -> ir.Value:
