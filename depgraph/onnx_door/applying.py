@@ -18,7 +18,8 @@ from depgraph.graph import Value
 from depgraph.onnx_door.copies import Cut
 from depgraph.onnx_door.cutting import cut_model
 from depgraph.onnx_door.loading import UNDECLARED
-from depgraph.onnx_door.running import RunError, Running
+from depgraph.onnx_door.running import RunError, Running, with_outputs
+from depgraph.onnx_door.watching import rounds, watched
 from depgraph.onnx_door.zeroing import zeroed
 from depgraph.widths import Kept
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from depgraph.plan import Plan
 
 Arrays = list[np.ndarray]
+_STEPS = 5e-2
+"""What rounding to 8 bits on the way may make of rounding errors, as a share of the largest output."""
 
 
 def apply(plan: Plan, form: str = "auto", check: str = "default") -> CutReport:
@@ -61,12 +64,13 @@ def compare(plan: Plan, made: Cut) -> Check:
     mixed = {name: groups for name, groups in plan.removal.items() if name not in exact}
     widths = graph.widths
     side = Side(widths.at(mixed), widths.at(exact))
-    tolerance = _tolerance(graph)
-    got = _run(graph, made.model, "the pruned model")
+    tolerance, names = _tolerance(graph), watched(graph.model)
+    zeros = zeroed(graph, side)
+    got = _run(graph, made.model, names, "the pruned model")
     expected = _narrow(
-        graph, _run(graph, zeroed(graph, side), "the zeroed original"), widths.at(exact), widths.at(mixed)
+        graph, names, _run(graph, zeros, names, "the zeroed original"), widths.at(exact), widths.at(mixed)
     )
-    moved = _narrow(graph, _run(graph, graph.model, "the original"), plan.kept(), widths.at({}))
+    moved = _narrow(graph, names, _run(graph, graph.model, names, "the original"), plan.kept(), widths.at({}))
     error = difference(_torch(got), _torch(expected))
     check = Check(error, difference(_torch(expected), _torch(moved)), tolerance, len(exact), len(mixed), made.compared)
     if not error <= tolerance:
@@ -78,32 +82,25 @@ def compare(plan: Plan, made: Cut) -> Check:
 
 
 def _tolerance(graph: OnnxGraph) -> float:
-    """That of the least precise floats among the weights and outputs."""
+    """That of the least precise numbers on the way."""
     kinds = {value.dtype for g in graph.model.graphs() for value in g.initializers.values()}
-    known = {
-        ir.DataType.DOUBLE: torch.float64,
-        ir.DataType.FLOAT16: torch.float16,
-        ir.DataType.BFLOAT16: torch.bfloat16,
-    }
-    found = [TOLERANCE[known[kind]] for kind in kinds if kind in known and kind != ir.DataType.DOUBLE]
-    return max([1e-4, *found])
+    known = {ir.DataType.FLOAT16: torch.float16, ir.DataType.BFLOAT16: torch.bfloat16}
+    found = [TOLERANCE[known[kind]] for kind in kinds if kind in known]
+    return max([1e-4, *found, *([_STEPS] if rounds(graph.model) else [])])
 
 
-def _run(graph: OnnxGraph, model: ir.Model, what: str) -> Arrays:
+def _run(graph: OnnxGraph, model: ir.Model, names: list[str], what: str) -> Arrays:
     try:
-        with Running(model) as running:
-            return running(graph.inputs)
+        with Running(with_outputs(model, names, graph.element_types())) as running:
+            return running(graph.inputs, names)
     except RunError as error:
         raise CheckError(f"{what} of {graph.name} can't be run to be checked: {error}") from error
 
 
-def _narrow(graph: OnnxGraph, outputs: Arrays, kept: Kept, already: Kept) -> Arrays:
-    """Outputs narrowed to `kept`, where they have been narrowed to `already` before."""
-    values = [graph.capture.lowered.values.get(value) for value in graph.model.graph.outputs]
-    return [
-        array if value is None else _narrowed(array, value, kept, already)
-        for array, value in zip(outputs, values, strict=True)
-    ]
+def _narrow(graph: OnnxGraph, names: list[str], arrays: Arrays, kept: Kept, already: Kept) -> Arrays:
+    """Values narrowed to `kept`, where they have been narrowed to `already` before."""
+    values = [graph.capture.program.values.get(name) for name in names]
+    return [a if value is None else _narrowed(a, value, kept, already) for a, value in zip(arrays, values, strict=True)]
 
 
 def _narrowed(array: np.ndarray, value: Value, kept: Kept, already: Kept) -> np.ndarray:

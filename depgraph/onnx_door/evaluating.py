@@ -7,7 +7,7 @@ of its results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from depgraph.onnx_door.folding import (
     Type,
     carried_out,
     inferred,
+    is_closed,
     is_small,
     schema_of,
     shape_of,
@@ -68,6 +69,11 @@ class Evaluator:
         """The shape of a value; None where it isn't known."""
         return None if value is None else shape_of(self.types.get(value))
 
+    def element_types(self, values: Iterable[ir.Value]) -> dict[str, int]:
+        """The element types of tensors by name."""
+        kinds = {str(v.name): self.types[v] for v in values if v in self.types and v.name}
+        return {name: kind.tensor_type.elem_type for name, kind in kinds.items() if kind.HasField("tensor_type")}
+
     def hold(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
         """Note that a value is stored and holds a tensor."""
         self.known.pop(value, None)
@@ -102,8 +108,8 @@ class Evaluator:
         if shape is None and value.name in self.measured:
             dtype = kind.tensor_type.elem_type if kind is not None else int(value.dtype or ir.DataType.FLOAT)
             kind = tensor_type(dtype, self.measured[str(value.name)])
-        elif shape is None and value.shape is not None and value.dtype is not None and value.shape.is_static():
-            kind = tensor_type(int(value.dtype), [int(d) for d in value.shape])  # type: ignore[arg-type]
+        elif shape is None and value.dtype is not None and is_closed(value.shape):
+            kind = tensor_type(int(value.dtype), [int(d) for d in value.shape])  # type: ignore[arg-type, union-attr]
             self.declared.add(str(value.name))
         if kind is not None:
             self.types[value] = kind
@@ -137,7 +143,9 @@ class Evaluator:
         try:
             found = inferred(proto, schema, types, known, self._opsets)
         except Exception as error:
-            raise CaptureError(f"{place(node)}: {_said(error)}{_shapes(types)}") from error
+            if not any(0 in (self.shape(value) or ()) for value in given):
+                raise CaptureError(f"{place(node)}: {_said(error)}{_shapes(types)}") from error
+            found = {}  # nothing was found in the example: what comes of that isn't known
         for value in outputs:
             self._type(value, found.get(str(value.name)))
         self._carry_out(node, proto, known, given)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 
 from depgraph.errors import CaptureError
+from depgraph.onnx_door.folding import is_closed
 
 Arrays = dict[str, np.ndarray]
 Sizes = Mapping[str, int]
@@ -60,7 +61,7 @@ def _fitting(value: ir.Value, given: Any) -> np.ndarray:
     shape = value.shape
     if shape is not None:
         fits = len(shape) == array.ndim and all(
-            not isinstance(d, int) or d == n for d, n in zip(shape, array.shape, strict=True)
+            not isinstance(d, int) or d in (n, -1, 0) for d, n in zip(shape, array.shape, strict=True)
         )
         if not fits:
             raise CaptureError(f"input {value.name!r} has shape {array.shape} where the file wants {shape}")
@@ -76,7 +77,7 @@ def dtype_of(value: ir.Value) -> np.dtype:
 
 def is_dynamic(model: ir.Model) -> bool:
     """Does the file leave a size of an input open?"""
-    return any(v.shape is None or not v.shape.is_static() for v in runtime_inputs(model))
+    return not all(is_closed(v.shape) for v in runtime_inputs(model))
 
 
 def made_up(model: ir.Model, sizes: Sizes, seed: int) -> Iterator[Arrays]:
@@ -114,7 +115,7 @@ def _shape(value: ir.Value, sizes: Sizes, k: int) -> tuple[int, ...]:
     shape = []
     for d, size in enumerate(value.shape):
         fixed = sizes.get(f"{value.name}:{d}", sizes.get(_symbol(value, d)))
-        if isinstance(size, int):
+        if isinstance(size, int) and size > 0:
             shape.append(size)
         elif fixed is not None:
             shape.append(int(fixed))

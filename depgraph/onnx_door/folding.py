@@ -36,6 +36,11 @@ def tensor_type(dtype: int, shape: Sequence[int | None]) -> Type:
     return onnx.helper.make_tensor_type_proto(dtype, list(shape))
 
 
+def is_closed(shape: ir.Shape | None) -> bool:
+    """Does a declared shape give all sizes? Some exporters write -1 for one that is open."""
+    return shape is not None and all(isinstance(size, int) and size > 0 for size in shape)
+
+
 def sizes_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     """The shape of a stored tensor."""
     return tuple(int(size) for size in tensor.shape)  # type: ignore[arg-type]

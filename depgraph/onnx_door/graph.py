@@ -17,6 +17,7 @@ from depgraph.errors import CaptureError, DepgraphError, PlanError, ScoreError
 from depgraph.graph import Program
 from depgraph.onnx_door.evaluating import Evaluator
 from depgraph.onnx_door.examples import Arrays, given_inputs, is_dynamic, made_up, runtime_inputs
+from depgraph.onnx_door.folding import is_closed
 from depgraph.onnx_door.loading import load
 from depgraph.onnx_door.lowering import Lowered, lower
 from depgraph.onnx_door.operands import stored
@@ -99,6 +100,11 @@ class OnnxGraph(DependencyGraph):
     def tensors(self) -> dict[str, torch.Tensor]:
         """The weights by name; whole numbers of quantised weights as floats."""
         return {name: as_torch(self.array(name)) for name in self.capture.lowered.held}
+
+    def element_types(self) -> dict[str, int]:
+        """The element types of all values by name."""
+        seen: Evaluator = self.capture.evaluated
+        return seen.element_types(seen.types)
 
     def array(self, name: str) -> np.ndarray:
         """A stored tensor by the name that the graph gives it."""
@@ -187,7 +193,7 @@ def _evaluated(model: ir.Model, inputs: Arrays | None, sizes: dict[str, int]) ->
     assert first is not None
     if not dynamic:
         raise first
-    open_dims = [f"{v.name}{v.shape}" for v in runtime_inputs(model) if v.shape is None or not v.shape.is_static()]
+    open_dims = [f"{v.name}{v.shape}" for v in runtime_inputs(model) if not is_closed(v.shape)]
     raise CaptureError(
         f"no sizes were found that the model runs at ({first}): give example inputs, or sizes, for {', '.join(open_dims)}"
     ) from first
@@ -198,6 +204,5 @@ def _measured(model: ir.Model, inputs: Arrays) -> Evaluator:
     evaluated = Evaluator(model, inputs)
     if not evaluated.open:
         return evaluated
-    types = {str(v.name): evaluated.types[v].tensor_type.elem_type for v in evaluated.open if v in evaluated.types}
-    found = measured_shapes(model, inputs, types)
+    found = measured_shapes(model, inputs, evaluated.element_types(evaluated.open))
     return Evaluator(model, inputs, found) if found else evaluated

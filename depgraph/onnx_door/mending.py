@@ -53,7 +53,7 @@ class Mending:
             return
         self._keep_numbers(evaluator, node, old)
         name = self.named.get(old)
-        if name is None or node.op_type not in TABLE or not self._is_touched(old):
+        if name is None or node.op_type not in TABLE or not self._is_touched(evaluator, node, old):
             return
         op = self.lowered.ops[name]
         inputs = [self.lowered.operand(old, k) for k in range(len(old.inputs))]
@@ -61,12 +61,21 @@ class Mending:
         if not outputs or outputs[0] is None:
             return
         known = {k: evaluator.known.get(v) for k, v in enumerate(node.inputs) if v is not None}
+        if any(known.get(k, 0) is None for k in settings(node)):
+            return  # sizes that are computed from the data: whether they follow, the check tells
         shapes = [evaluator.shape(v) for v in node.inputs]
         resized = Resized(node, op, inputs, outputs, self.kept, shapes, known)
         TABLE[node.op_type](resized)
         self._change(evaluator, resized)
 
-    def _is_touched(self, old: ir.Node) -> bool:
+    def _is_touched(self, evaluator: Evaluator, node: ir.Node, old: ir.Node) -> bool:
+        """Are its tensors narrower, or are sizes that it is given computed from one that is?"""
+        for k in settings(old):
+            if k < len(old.inputs) and k < len(node.inputs):
+                was = self.before_cut.known.get(old.inputs[k])  # type: ignore[arg-type]
+                now = evaluator.known.get(node.inputs[k])  # type: ignore[arg-type]
+                if was is not None and now is not None and not np.array_equal(was, now):
+                    return True
         values = [self.lowered.operand(old, k) for k in range(len(old.inputs))]
         values += [self.lowered.values.get(v) for v in old.outputs]
         return any(v is not None and v.name in self.narrowed for v in values)

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +14,9 @@ import onnxruntime
 
 from depgraph.errors import CaptureError, DataError
 from depgraph.onnx_door.examples import Arrays
+
+if TYPE_CHECKING:
+    from depgraph.onnx_door.graph import OnnxGraph
 
 _INLINE = 1 << 30
 """Bytes of weights up to which a model is handed to the runtime in memory."""
@@ -87,14 +90,17 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(int(t.nbytes) for t in tensors if t is not None)
 
 
-def with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:
-    """A copy of a model that also gives the named values of its main graph."""
+def with_outputs(model: ir.Model, names: Iterable[str], types: Mapping[str, int] | None = None) -> ir.Model:
+    """A copy of a model that also gives the named values of its main graph; `types` are their element types."""
     copy = model.clone()
     values = {str(v.name): v for node in copy.graph for v in node.outputs}
     present = {str(v.name) for v in copy.graph.outputs}
     for name in names:
         if name in values and name not in present:
-            copy.graph.outputs.append(values[name])
+            value = values[name]
+            if value.type is None and types is not None and name in types:
+                value.type = ir.TensorType(ir.DataType(types[name]))
+            copy.graph.outputs.append(value)
             present.add(name)
     return copy
 
@@ -108,10 +114,7 @@ def measured_shapes(model: ir.Model, inputs: Arrays, types: Mapping[str, int]) -
         return {}
     made_here = {str(v.name) for node in model.graph for v in node.outputs}
     names = [name for name in types if name in made_here]
-    asked = with_outputs(model, names)
-    for value in asked.graph.outputs:
-        if value.type is None and value.name in types:
-            value.type = ir.TensorType(ir.DataType(types[str(value.name)]))
+    asked = with_outputs(model, names, types)
     try:
         with Running(asked) as running:
             made = dict(zip(running.outputs, running(inputs), strict=True))
@@ -151,13 +154,13 @@ def batches_of(source: Iterable[Mapping[str, Any]] | str | os.PathLike[str]) -> 
 
 
 def collected(
-    model: ir.Model, names: Sequence[str], source: Iterable[Mapping[str, Any]] | str | os.PathLike[str]
+    graph: OnnxGraph, names: Sequence[str], source: Iterable[Mapping[str, Any]] | str | os.PathLike[str]
 ) -> Iterator[Arrays]:
     """For each batch of inputs, the arrays of the named values of the main graph (and outputs), by name.
 
     Raises CaptureError for a name that is no value there, or inputs that the model doesn't run on.
     """
-    asked = with_outputs(model, names)
+    asked = with_outputs(graph.model, names, graph.element_types())
     known = {str(v.name) for v in asked.graph.outputs}
     for name in names:
         if name not in known:

@@ -70,7 +70,7 @@ _POINTWISE = """
 """
 shared(onnx(_POINTWISE), "aten.where.self", lambda op: {"inputs": op["inputs"]})
 shared(fused("Gelu FastGelu QuickGelu BiasGelu BiasAdd"), "aten.where.self", lambda op: {"inputs": op["inputs"]})
-shared(onnx("ConstantOfShape RandomNormal RandomUniform Shape Size"), "aten.full", lambda op: {})
+shared(onnx("RandomNormal RandomUniform Shape Size"), "aten.full", lambda op: {})
 shared(onnx("Range"), "aten.arange", lambda op: {})
 shared(onnx("MatMul"), "aten.matmul", _tensors("self", "other"))
 shared(onnx("Einsum"), "aten.einsum", lambda op: {"equation": op["equation"], "tensors": op["inputs"]})
@@ -115,6 +115,13 @@ shared(
     "aten.scatter",
     lambda op: {"self": operand(op, 0), "index": operand(op, 1), "src": operand(op, 2), "dim": op.get("axis", 0)},
 )
+
+
+@rule("onnx.ConstantOfShape")
+def alike(op: Op) -> None:
+    """The same number at every index; where how many there are depends on the data, they can't follow a cut."""
+    if 0 not in op["known"]:
+        op.fix_all("its size is known at run time only")
 
 
 def _order(op: Op) -> list[int]:

@@ -144,7 +144,7 @@ def test_sizes_that_are_computed_stay_computed() -> None:
     shorter = {"x": np.ones((1, 2, 10), np.float32)}
     again = depgraph.trace(made, shorter)
     assert [v.shape for v in again.capture.program.outputs.values()] == [(1, 2, 3)]
-    (y,) = (batch["y"] for batch in collected(made, ["y"], [shorter]))
+    (y,) = (batch["y"] for batch in collected(again, ["y"], [shorter]))
     assert y.shape == (1, 2, 3)
 
 
