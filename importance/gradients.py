@@ -32,7 +32,9 @@ def backwards(
     never called: there were no batches.
     """
     if not isinstance(model, nn.Module):
-        raise ScoreError("this score needs gradients, which an ONNX file doesn't give: load the PyTorch model and trace that")
+        raise ScoreError(
+            "this score needs gradients, which an ONNX file doesn't give: load the PyTorch model and trace that"
+        )
     device = next(model.parameters()).device
     calls = 0
     with put_back(model) as written, quiet(model), borrowed(model, parameters, hook):

@@ -10,8 +10,10 @@ import pytest
 
 import depgraph
 import importance
+from depgraph import rules
 from depgraph.cli import main
 from depgraph.errors import CaptureError, CheckError, CheckpointError, DepgraphError, ScoreError
+from depgraph.rules import registry
 from tests.onnx_door.building import loaded, mlp, model, node, value, weights
 
 
@@ -108,7 +110,10 @@ def test_a_bad_file_gives_one_sentence_and_no_output(
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_an_operator_of_an_unknown_domain_is_named_and_left_alone(tmp_path: Path) -> None:
+def test_an_operator_of_an_unknown_domain_is_named_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_TABLE", rules.table())
     nodes = [
         node("Gemm", "x w b", "h", transB=1),
         node("Warp", "h", "r", domain="my.own"),
