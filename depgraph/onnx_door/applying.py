@@ -91,8 +91,7 @@ def _tolerance(graph: OnnxGraph) -> float:
 
 def _run(graph: OnnxGraph, model: ir.Model, names: list[str], what: str) -> Arrays:
     try:
-        with Running(with_outputs(model, names, graph.element_types())) as running:
-            return running(graph.inputs, names)
+        return Running(with_outputs(model, names, graph.element_types()))(graph.inputs, names)
     except RunError as error:
         raise CheckError(f"{what} of {graph.name} can't be run to be checked: {error}") from error
 

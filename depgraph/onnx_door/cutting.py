@@ -6,7 +6,6 @@ looked at, and every shape must come out as the graph predicts.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +13,7 @@ import onnx_ir as ir
 
 from depgraph.errors import CaptureError, CutError
 from depgraph.graph import Value
+from depgraph.onnx_door.arrays import read_array
 from depgraph.onnx_door.copies import Cut, hold, home, register
 from depgraph.onnx_door.evaluating import Evaluator, place
 from depgraph.onnx_door.folding import sizes_of
@@ -85,24 +85,15 @@ def sliced(tensor: ir.TensorProtocol, indices: Indices, name: str | None = None)
     shape = [d if i is None else len(i) for d, i in zip(sizes_of(tensor), indices, strict=True)]
 
     def read() -> ir.TensorProtocol:
-        array = tensor.numpy()
+        array = read_array(tensor)
         for d, i in enumerate(indices):
             if i is not None:
                 array = array.take(i, axis=d)
-        made = ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype, name=name or tensor.name)
-        let_go(tensor)
-        return made
+        return ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype, name=name or tensor.name)
 
     return ir.LazyTensor(
         read, dtype=tensor.dtype, shape=ir.Shape(shape), name=name or tensor.name, doc_string=tensor.doc_string
     )
-
-
-def let_go(tensor: ir.TensorProtocol) -> None:
-    """Give the pages of a memory-mapped tensor back."""
-    if isinstance(tensor, ir.ExternalTensor):
-        with suppress(BufferError):  # someone else reads it too
-            tensor.release()
 
 
 def _compare(graph: OnnxGraph, made: Cut, kept: Kept, after: Evaluator) -> int:

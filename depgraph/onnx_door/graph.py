@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 
 from depgraph.dependency import DependencyGraph
 from depgraph.errors import CaptureError, DepgraphError, PlanError, ScoreError
 from depgraph.graph import Program
+from depgraph.onnx_door.arrays import Weights, read_array
 from depgraph.onnx_door.evaluating import Evaluator
 from depgraph.onnx_door.examples import Arrays, given_inputs, is_dynamic, made_up, runtime_inputs
 from depgraph.onnx_door.folding import is_closed
@@ -97,9 +96,9 @@ class OnnxGraph(DependencyGraph):
                     f"{tuple(tensor.shape)}; trace it again"
                 )
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The weights by name; whole numbers of quantised weights as floats."""
-        return {name: as_torch(self.array(name)) for name in self.capture.lowered.held}
+    def tensors(self) -> Any:
+        """The weights by name, read when they are asked for; whole numbers of quantised weights as floats."""
+        return Weights(self.capture.lowered.held, self.array)
 
     def element_types(self) -> dict[str, int]:
         """The element types of all values by name."""
@@ -111,7 +110,7 @@ class OnnxGraph(DependencyGraph):
         value = self.capture.lowered.held[name]
         tensor = stored(value)
         if tensor is not None:
-            return tensor.numpy()
+            return read_array(tensor)
         node = value.producer()
         assert node is not None and node.op_type == "ConstantOfShape"
         fill = node.attributes["value"].value.numpy().reshape(-1)[0] if "value" in node.attributes else np.float32(0)
@@ -131,17 +130,6 @@ class OnnxGraph(DependencyGraph):
         from depgraph.onnx_door.applying import apply
 
         return apply(plan, **options)
-
-
-def as_torch(array: np.ndarray) -> torch.Tensor:
-    """The same memory as a tensor that nobody writes to; numbers that torch can't add up as floats."""
-    if array.dtype.kind in "iu" and array.dtype.itemsize < 4:
-        array = array.astype(np.float32)
-    if array.dtype.kind not in "fiub":  # bfloat16 and the like
-        array = array.astype(np.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def trace_onnx(

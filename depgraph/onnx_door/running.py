@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,14 @@ import onnx_ir as ir
 import onnxruntime
 
 from depgraph.errors import CaptureError, DataError
+from depgraph.onnx_door.arrays import read_array
 from depgraph.onnx_door.examples import Arrays
+from depgraph.onnx_door.pieces import Pieces
 
 if TYPE_CHECKING:
     from depgraph.onnx_door.graph import OnnxGraph
 
-_INLINE = 1 << 30
+_INLINE = 1 << 29
 """Bytes of weights up to which a model is handed to the runtime in memory."""
 
 
@@ -27,44 +28,31 @@ class RunError(Exception):
 
 
 class Running:
-    """A model in ONNX Runtime. `threads` of the CPU; results are the same as with all of its optimisations."""
+    """A model in ONNX Runtime, on one thread of the CPU; one that is too large is run piece by piece."""
 
-    def __init__(self, model: ir.Model, threads: int = 1) -> None:
+    def __init__(self, model: ir.Model) -> None:
+        self.outputs = [str(output.name) for output in model.graph.outputs]
+        self.pieces = Pieces(model) if weight_bytes(model) > _INLINE else None
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1
         options.log_severity_level = 4
-        self._folder = tempfile.TemporaryDirectory(prefix="depgraph-") if weight_bytes(model) > _INLINE else None
+        if self.pieces is not None:
+            return
         try:
-            source = self._source(model)
+            source = ir.to_proto(_in_memory(model)).SerializeToString()
             self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            self.close()
             raise RunError(f"ONNX Runtime can't load the model ({said(error)})") from error
-        self.outputs = [output.name for output in self.session.get_outputs()]
-
-    def _source(self, model: ir.Model) -> str | bytes:
-        if self._folder is None:
-            return ir.to_proto(_in_memory(model)).SerializeToString()
-        path = Path(self._folder.name) / "model.onnx"
-        ir.save(model, path, external_data="model.data")
-        return os.fspath(path)
 
     def __call__(self, inputs: Arrays, names: Sequence[str] | None = None) -> list[np.ndarray]:
         """The outputs of these names, all by default; raises RunError."""
+        wanted = list(names) if names is not None else self.outputs
         try:
-            return list(self.session.run(list(names) if names is not None else None, inputs))
+            if self.pieces is not None:
+                return self.pieces.run(inputs, wanted)
+            return list(self.session.run(wanted, inputs))
         except Exception as error:
             raise RunError(f"ONNX Runtime fails on the inputs ({said(error)})") from error
-
-    def close(self) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
-
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _in_memory(model: ir.Model) -> ir.Model:
@@ -74,7 +62,7 @@ def _in_memory(model: ir.Model) -> ir.Model:
         for value in graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor):
-                value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+                value.const_value = ir.Tensor(read_array(tensor), dtype=tensor.dtype, name=tensor.name)
     return copy
 
 
@@ -116,8 +104,8 @@ def measured_shapes(model: ir.Model, inputs: Arrays, types: Mapping[str, int]) -
     names = [name for name in types if name in made_here]
     asked = with_outputs(model, names, types)
     try:
-        with Running(asked) as running:
-            made = dict(zip(running.outputs, running(inputs), strict=True))
+        running = Running(asked)
+        made = dict(zip(running.outputs, running(inputs), strict=True))
     except (RunError, ValueError):
         return {}
     return {name: tuple(made[name].shape) for name in names if isinstance(made.get(name), np.ndarray)}
@@ -128,8 +116,7 @@ def try_out(model: ir.Model, inputs: Arrays) -> None:
     if weight_bytes(model) > _INLINE:
         return
     try:
-        with Running(model) as running:
-            running(inputs)
+        Running(model)(inputs)
     except RunError as error:
         raise CaptureError(str(error)) from error
 
@@ -166,8 +153,8 @@ def collected(
         if name not in known:
             raise CaptureError(f"the main graph of the model computes no {name!r}")
     try:
-        with Running(asked) as running:
-            for batch in batches_of(source):
-                yield dict(zip(names, running(batch, names), strict=True))
+        running = Running(asked)
+        for batch in batches_of(source):
+            yield dict(zip(names, running(batch, names), strict=True))
     except RunError as error:
         raise CaptureError(str(error)) from error
