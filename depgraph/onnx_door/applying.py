@@ -19,6 +19,7 @@ from depgraph.onnx_door.copies import Cut
 from depgraph.onnx_door.cutting import cut_model
 from depgraph.onnx_door.loading import UNDECLARED
 from depgraph.onnx_door.running import RunError, Running, with_outputs
+from depgraph.onnx_door.saving import OUTSIDE, lies_outside
 from depgraph.onnx_door.watching import rounds, watched
 from depgraph.onnx_door.zeroing import zeroed
 from depgraph.widths import Kept
@@ -52,6 +53,7 @@ def apply(plan: Plan, form: str = "auto", check: str = "default") -> CutReport:
         graph.require_finite(CheckError)
     made = cut_model(graph, plan.kept())
     checked = None if check == "none" else compare(plan, made)
+    made.model.meta[OUTSIDE] = lies_outside(graph.model)
     made.model.meta[UNDECLARED] = graph.model.meta.get(UNDECLARED, [])
     notes = [*plan.notes, *narrower_outputs(graph.capture.program, plan.kept()), *([graph.note] if graph.note else [])]
     return CutReport(made.model, "file", graph.dense_cost, plan.cost(), checked, {}, tuple(notes))  # type: ignore[arg-type]

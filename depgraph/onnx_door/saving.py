@@ -16,8 +16,10 @@ from depgraph.errors import CheckpointError
 from depgraph.onnx_door.loading import UNDECLARED
 from depgraph.onnx_door.running import weight_bytes
 
-_LARGEST_INLINE = 2_000_000_000
-"""Bytes of weights that go into the file itself; protobuf ends at 2 GiB."""
+OUTSIDE = "depgraph.outside"
+"""Where a cut model notes that the original's weights lay beside it."""
+_LARGEST_INLINE = 1_000_000_000
+"""Bytes of weights that go into the file itself, which is put together in memory; protobuf ends at 2 GiB."""
 
 
 def write(model: ir.Model, path: str | os.PathLike[str]) -> list[Path]:
@@ -30,7 +32,7 @@ def write(model: ir.Model, path: str | os.PathLike[str]) -> list[Path]:
         raise CheckpointError(f"{target} is a folder: give the name of a file, such as {target / 'model.onnx'}")
     if not target.parent.is_dir():
         raise CheckpointError(f"the folder {target.parent} for {target.name} doesn't exist: make it first")
-    outside = weight_bytes(model) > _LARGEST_INLINE or _lies_outside(model)
+    outside = weight_bytes(model) > _LARGEST_INLINE or lies_outside(model)
     data = f"{target.name}.data" if outside else None
     with _aside(target) as draft:
         ir.save(_as_declared(model), draft, external_data=data)
@@ -64,6 +66,7 @@ def _aside(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lies_outside(model: ir.Model) -> bool:
+def lies_outside(model: ir.Model) -> bool:
+    """Do weights lie beside the file, or did those that they were cut from?"""
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-    return any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    return bool(model.meta.get(OUTSIDE)) or any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
