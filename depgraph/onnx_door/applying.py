@@ -21,7 +21,7 @@ from depgraph.onnx_door.loading import UNDECLARED
 from depgraph.onnx_door.running import RunError, Running, with_outputs
 from depgraph.onnx_door.saving import OUTSIDE, lies_outside
 from depgraph.onnx_door.watching import rounds, watched
-from depgraph.onnx_door.zeroing import zeroed
+from depgraph.onnx_door.zeroing import comparable, zeroed
 from depgraph.widths import Kept
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def apply(plan: Plan, form: str = "auto", check: str = "default") -> CutReport:
 def compare(plan: Plan, made: Cut) -> Check:
     """Run the pruned model, the zeroed original and the original; raises CheckError where the first two differ."""
     graph: OnnxGraph = plan.graph  # type: ignore[assignment]
-    exact = {name: groups for name, groups in plan.removal.items() if graph[name].exact}
+    mixing = [name for name in plan.removal if not graph[name].exact]
+    against = {name for name in plan.removal if graph[name].exact} | comparable(graph, mixing)
+    exact = {name: groups for name, groups in plan.removal.items() if name in against}
     mixed = {name: groups for name, groups in plan.removal.items() if name not in exact}
     widths = graph.widths
     side = Side(widths.at(mixed), widths.at(exact))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx_ir as ir
 from depgraph.cutting.sides import Side
 from depgraph.onnx_door.copies import Cut
 from depgraph.onnx_door.cutting import cut_model
+from depgraph.onnx_door.masking import FORMS, Masked, has_form
 
 if TYPE_CHECKING:
     from depgraph.onnx_door.graph import OnnxGraph
@@ -36,7 +38,38 @@ def zeroed(graph: OnnxGraph, side: Side) -> ir.Model:
                 dtype = ir.DataType(graph.capture.evaluated.types[given].tensor_type.elem_type)
                 mask = _mask(side.sliced.shape(value), d, gone)
                 _fill(twins[old], k, mask, _zero(graph, old, k, dtype), opset)
+    _mask_mixing(graph, side, twins)
     return made.model
+
+
+def comparable(graph: OnnxGraph, names: Iterable[str]) -> set[str]:
+    """Which of some mixed axes are mixed only by operators that have a form which leaves removed indices out."""
+    opset, barred = graph.capture.evaluated.opset(), set[int]()
+    for operator, dims in graph.capture.lowered.mixing.items():
+        node = graph.capture.lowered.operators.get(operator)
+        if node is None or not has_form(node, len(dims), opset):
+            barred.update(graph.widths.class_of(dim) for dim in dims)
+    return {name for name in names if not barred & graph[name].labels.keys()}
+
+
+def _mask_mixing(graph: OnnxGraph, side: Side, twins: dict[ir.Node, ir.Node]) -> None:
+    """Operators that mix zeroed axes leave the removed indices out."""
+    lowered, widths = graph.capture.lowered, graph.widths
+    zeroed_axes = {number for name in side.zeroed.masks for number in graph[name].labels}
+    for operator, dims in lowered.mixing.items():
+        classes = {widths.class_of(dim) for dim in dims} & zeroed_axes
+        old = lowered.operators.get(operator)
+        source = None if old is None or not classes else lowered.operand(old, 0)
+        if old is None or source is None:
+            continue
+        shape, mask = side.sliced.shape(source), np.ones((1,) * len(source.shape), dtype=bool)
+        for d, dim in enumerate(source.dims):
+            if widths.class_of(dim) in classes and len(gone := side.gone(dim)):
+                mask = mask & _mask(shape, d, gone)
+        if not mask.all():
+            dtype = ir.DataType(graph.capture.evaluated.types[old.inputs[0]].tensor_type.elem_type)
+            opset = graph.capture.evaluated.opset()
+            FORMS[old.op_type](Masked(twins[old], mask, mask.size / int(mask.sum()), opset, dtype))
 
 
 def _mask(shape: tuple[int, ...], d: int, gone: np.ndarray) -> np.ndarray:
