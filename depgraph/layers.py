@@ -90,8 +90,10 @@ class Anatomy:
         self._static: dict[Node, frozenset[str]] = {}
         self._made_by: dict[Node, frozenset[str]] = {}
         self._contracted: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        self._products: dict[tuple[str, str, int], int] = {}
         for c in self.program.relations.contractions:
             self._contracted[c.op].append((c.operand, c.dim))
+            self._products[c.op, c.operand, c.dim] = c.product
         self._work: dict[str, list[tuple[int, ...]]] = defaultdict(list)
         for work in self.program.relations.work:
             self._work[work.op].append(work.dims)
@@ -147,7 +149,8 @@ class Anatomy:
 
     def _layer(self, node: Node, weight: Value) -> Layer | None:
         made = {n.name for n in node.all_input_nodes if n not in self._static}
-        sums = [(self.program.values[name].dim(d), name in made) for name, d in self._contracted[node.name]]
+        met = self._met_by(node, weight)
+        sums = [(self.program.values[name].dim(d), name in made) for name, d in met]
         own = {self.class_of(weight.dim(d)) for name, d in self._contracted[node.name] if name == weight.name}
         summed = own or {self.class_of(dim) for dim, of_data in sums if not of_data}
         wide = [d for d in weight.dims if self.size(d) > 1]
@@ -164,6 +167,12 @@ class Anatomy:
         target, cost = self._known_as(node, weight.target), (prod(weight.shape), self._macs(node, weight))
         beside = tuple(d for d in wide if self.class_of(d) not in sides)
         return Layer(self._called(target), target, _name(node), out, into, *cost, _given(node, "groups", 1), beside)
+
+    def _met_by(self, node: Node, weight: Value) -> list[tuple[str, int]]:
+        """What is summed over in the products that a weight takes part in; in all of the operator's where it isn't seen in any."""
+        summed = self._contracted[node.name]
+        own = {self._products[node.name, name, d] for name, d in summed if name == weight.name}
+        return [(name, d) for name, d in summed if not own or self._products[node.name, name, d] in own]
 
     def _macs(self, node: Node, weight: Value) -> int:
         """What the operator multiplies and adds up with the weight; all it does, unless it says so for each weight."""
