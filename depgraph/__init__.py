@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from depgraph import errors
     from depgraph.axes import Axis, Group, Member
     from depgraph.checkpoint import SaveReport, load, save
-    from depgraph.dependency import DependencyGraph, trace
+    from depgraph.dependency import DependencyGraph
     from depgraph.plan import Plan
     from depgraph.rules.custom import rule
     from depgraph.target import Target
     from depgraph.tokens import TokenMap
+    from depgraph.tracing import trace
     from depgraph.widths import Cost
 
 __version__ = "0.1.0"
@@ -50,7 +51,7 @@ _HOMES = {
     "load": "checkpoint",
     "rule": "rules.custom",
     "save": "checkpoint",
-    "trace": "dependency",
+    "trace": "tracing",
 }
 
 

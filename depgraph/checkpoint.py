@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -28,6 +29,7 @@ from depgraph.cutting.record import (
 )
 from depgraph.dense import form_of, packed_modules
 from depgraph.errors import CheckpointError
+from depgraph.onnx_door.saving import write
 from depgraph.rebuilding import (
     Table,
     Undo,
@@ -45,6 +47,7 @@ from depgraph.storage import (
     MANIFEST,
     WEIGHTS,
     appearing,
+    check_free,
     free_folder,
     read_json,
     read_manifest,
@@ -78,7 +81,8 @@ def save(model: nn.Module, folder: Folder, *, overwrite: str = "never") -> SaveR
     builds exactly its shapes and reloading it gives the same outputs; the report says why not.
 
     Args:
-        model: any module; what the library cut carries its record as `model.depgraph_record`.
+        model: any module; what the library cut carries its record as `model.depgraph_record`. Or an onnx_ir.Model, for which
+            `folder` names a file.
         folder: where to; parents are made.
         overwrite: "never", or "replace" to let an earlier saved model go.
 
@@ -86,6 +90,9 @@ def save(model: nn.Module, folder: Folder, *, overwrite: str = "never") -> SaveR
         CheckpointError: the folder exists and isn't empty, the disk is full or read-only, a tensor has no values (meta
             device) or no dense form, or a graph form was traced with inputs that can't be recorded.
     """
+    if isinstance(model, onnx_ir.Model):
+        check_free(Path(folder), "another path")
+        return SaveReport(write(model, folder)[0], "onnx", "it is an ONNX model")
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"depgraph.save takes a torch.nn.Module, not {type(model).__name__}")
     path = free_folder(folder, overwrite)

@@ -94,7 +94,7 @@ class Choice:
         self.leading: list[str] = []
         self.lowest: Cost | None = None
         pinned = inexpressible(graph) if attempt.pin and options.form == "module" else frozenset()
-        if options.scope == "uniform":
+        if options.scope == "uniform" and graph.form != "graph":
             pinned = frozenset() if of_library(graph.model) else pinned | config_bound(graph)
         open_axes = [a for a in graph.axes if a.name not in pinned and not matches(a, options.protect)]
         stays = _never_empty(graph, scores, [a.name for a in open_axes if a.prunable.any()])

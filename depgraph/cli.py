@@ -17,6 +17,7 @@ from depgraph import cli_options as o
 from depgraph import interruption
 from depgraph.cli_data import Amount, TextData, perplexity, read_text, text_data
 from depgraph.cli_models import Loaded, Loading, load_model
+from depgraph.cli_onnx import is_onnx, prune_file, refuse_options, refuse_score
 from depgraph.cli_output import CODES, Steps, check_vacant, new_folder, print_json, printing, say, show_error, showing
 from depgraph.cli_tables import cost_table, graph_json, plan_json, print_axes, widths_table
 from depgraph.cutting.report import CutReport
@@ -33,8 +34,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Make a PyTorch model smaller: find what is coupled, cut it out, prove the result right, export it.",
-    epilog="MODEL is a transformers folder, a folder saved by depgraph, or file.py:function, which returns "
+    help="Make a PyTorch or ONNX model smaller: find what is coupled, cut it out, prove the result right, export it.",
+    epilog="MODEL is a transformers folder, a folder saved by depgraph, an ONNX file, or file.py:function, which returns "
     "(module, args), (module, args, kwargs) or a dict with model, args, kwargs, batches (to score with) and loss "
     "(a function of the model's output and the batch).\n\n"
     f"Exit codes: {'; '.join(f'{code} {meaning}' for code, meaning in CODES.items())}.",
@@ -60,9 +61,12 @@ def inspect(  # noqa: PLR0913  (the options of a command)
     with printing(as_json) as out:
         steps = Steps()
         with steps("loading"):
-            loaded = load_model(model, Loading(device, dtype, seed, base))
+            if is_onnx(model):
+                refuse_options(device, dtype, base)
+            loaded = None if is_onnx(model) else load_model(model, Loading(device, dtype, seed, base))
         with steps("tracing"):
-            graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs, strict=strict)
+            given = (model,) if loaded is None else (loaded.model, loaded.args, loaded.kwargs)
+            graph = depgraph.trace(*given, strict=strict)
             found = Inspection(graph)
         if html is not None:
             with steps("drawing"):
@@ -150,8 +154,13 @@ def export(  # noqa: PLR0913  (the options of a command)
 
 
 def _prune(wish: o.Wish) -> None:
-    from importance import allocations, needs_data
+    from importance import allocations, named, needs_data
 
+    if is_onnx(wish.model):
+        if needs_data(wish.score):
+            refuse_score(wish.score)
+        prune_file(wish, named(wish.score, seed=wish.loading.seed))
+        return
     steps = Steps()
     allocation = allocations.named(wish.allocation) if wish.allocation else None
     if wish.out is not None:

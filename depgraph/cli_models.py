@@ -53,7 +53,7 @@ def load_model(spec: str, loading: Loading) -> Loaded:
     path = Path(spec)
     file, colon, function = spec.rpartition(":")
     if path.suffix == ".onnx":
-        raise ModelError(f"{spec}: not yet: pruning ONNX files comes with a later version; give the PyTorch model")
+        raise ModelError(f"{spec} is an ONNX file already: give the PyTorch model, or inspect or prune the file")
     if colon and file.endswith(".py"):
         return _from_function(Path(file), function, loading)
     if path.suffix == ".py":

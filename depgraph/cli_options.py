@@ -17,7 +17,9 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Scopes = Literal["auto", "global", "axis", "uniform"]
 Forms = Literal["auto", "module", "graph"]
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="a folder, or file.py:function", show_default=False)]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="a folder, an ONNX file, or file.py:function", show_default=False)
+]
 Device = Annotated[str, typer.Option(help="where to compute: cpu, cuda, cuda:1; inspect also takes meta")]
 Dtype = Annotated[Precision, typer.Option(help="of the weights; auto: as stored")]
 Base = Annotated[str, typer.Option(help="file.py:function of the unpruned module, if MODEL was saved and is your own")]
@@ -38,7 +40,9 @@ Allocation = Annotated[
     typer.Option(help="how the budget is spread over the axes: uniform, kind, al-am, owl, ...; empty: as --scope says"),
 ]
 Data = Annotated[Path | None, typer.Option(help="a text file to score with; its end is held out to measure on")]
-Out = Annotated[Path | None, typer.Option(help="a new folder for the pruned model and its plan")]
+Out = Annotated[
+    Path | None, typer.Option(help="a new folder for the pruned model and its plan; a new file for an ONNX model")
+]
 Onnx = Annotated[bool, typer.Option("--onnx", help="write model.onnx there too, and check it")]
 Scope = Annotated[
     Scopes, typer.Option(help="one ranking, or the same share of each axis or kind of axis; auto: as the score asks")

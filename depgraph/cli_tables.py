@@ -41,7 +41,7 @@ def widths_table(plan: Plan) -> Table:
 def print_axes(found: Inspection, out: Console) -> None:
     """What `inspect` says: costs, a line for axes alike, what stays as it is and why."""
     cost, graph = found.graph.dense_cost, found.graph
-    name = f"{type(graph.model).__name__}: {counted(len(graph.axes), 'axis', 'axes')}"
+    name = f"{graph.name}: {counted(len(graph.axes), 'axis', 'axes')}"
     costs = f"{cost.params:,} parameters, {cost.macs:,} MACs, {cost.bytes:,} bytes"
     out.print(f"{name}, {costs}\n", highlight=False)
     if graph.axes:
@@ -104,7 +104,7 @@ def graph_json(found: Inspection) -> dict[str, Any]:
     """All that `inspect` knows, as plain data."""
     graph = found.graph
     return {
-        "model": type(graph.model).__name__,
+        "model": graph.name,
         "cost": asdict(graph.dense_cost),
         "axes": [_axis_json(found, axis) for axis in graph.axes],
         "families": [{"what": f.what, "axes": [axis.name for axis in f.axes]} for f in found.families],
@@ -153,7 +153,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         for axis in plan.graph.axes
     ]
     return {
-        "model": type(plan.graph.model).__name__,
+        "model": plan.graph.name,
         "before": asdict(before),
         "after": asdict(after),
         "kept": after.share_of(before),

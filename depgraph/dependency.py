@@ -13,10 +13,11 @@ from torch import nn
 from depgraph.axes import Axis, build_axes
 from depgraph.capture.capturing import Capture, capture
 from depgraph.capture.deciding import at_places
-from depgraph.capture.exported import decisions_of
+from depgraph.capture.exported import decisions_of, only_as_module
 from depgraph.collecting import uncollected
 from depgraph.coupling import Classes
-from depgraph.errors import CaptureError, PlanError
+from depgraph.errors import CaptureError, DepgraphError, PlanError
+from depgraph.finite import require_finite
 from depgraph.widths import Cost, Removal, Widths
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from depgraph.blocks import Block, Blocks
     from depgraph.cutting.bypassing import LeftOut
     from depgraph.cutting.expressing import SizeRules
+    from depgraph.cutting.report import CutReport
     from depgraph.plan import Plan
     from depgraph.residual import Branch, Branches
     from depgraph.scoring import Scorer, Scores
@@ -86,6 +88,39 @@ class DependencyGraph:
         self.classes = Classes.of(captured.program, free)
         self.axes: list[Axis] = build_axes(captured.program, self.classes)
         self.widths = Widths(captured.program, self.classes, self.axes)
+
+    @property
+    def name(self) -> str:
+        """What to call the model in a sentence."""
+        return type(self.model).__name__
+
+    @property
+    def form(self) -> str:
+        """The only form that the model can be cut in, "module" or "graph"; "auto" where both may do."""
+        return "module" if only_as_module(self.capture.exported) else "auto"
+
+    @property
+    def nodes(self) -> list[Any]:
+        """The operators of the captured graph in order, as `depgraph.layers` reads them."""
+        return list(self.capture.exported.graph.nodes)
+
+    def parameter_ranks(self) -> dict[str, int]:
+        """How many dims each parameter has, under all of its names."""
+        return {name: p.dim() for name, p in self.model.named_parameters(remove_duplicate=False)}
+
+    def has_parts(self, module: str) -> bool:
+        """Does a module, by its path, hold others?"""
+        return any(True for _ in self.model.get_submodule(module).children())
+
+    def require_finite(self, error: type[DepgraphError]) -> None:
+        """Raise `error` for the first weight that is NaN or infinite."""
+        require_finite(self.model, error)
+
+    def cut(self, plan: Plan, options: Mapping[str, Any]) -> CutReport:
+        """Apply a plan of this graph; see `depgraph.plan.Plan.apply`."""
+        from depgraph.cutting.applying import apply
+
+        return apply(plan, **options)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -81,7 +81,7 @@ class Anatomy:
     def __init__(self, graph: DependencyGraph) -> None:
         self.graph = graph
         self.program = graph.capture.program
-        self.nodes: list[Node] = list(graph.capture.exported.graph.nodes)
+        self.nodes: list[Node] = graph.nodes
         self.index = {node: k for k, node in enumerate(self.nodes)}
         self.layers: list[Layer] = []
         self.attentions: list[Attention] = []
@@ -90,16 +90,18 @@ class Anatomy:
         self._static: dict[Node, frozenset[str]] = {}
         self._made_by: dict[Node, frozenset[str]] = {}
         self._contracted: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        self._products: dict[tuple[str, str, int], int] = {}
         for c in self.program.relations.contractions:
             self._contracted[c.op].append((c.operand, c.dim))
+            self._products[c.op, c.operand, c.dim] = c.product
         self._work: dict[str, list[tuple[int, ...]]] = defaultdict(list)
         for work in self.program.relations.work:
             self._work[work.op].append(work.dims)
         self._parameters = {v.target: v for v in self.program.values.values() if v.kind == "parameter" and v.target}
         self._order = {target: k for k, target in enumerate(self._parameters)}
         self._owned: dict[str, int] = defaultdict(int)
-        for target, parameter in graph.model.named_parameters(remove_duplicate=False):
-            self._owned[target.rpartition(".")[0]] += parameter.dim() > 1
+        for target, rank in graph.parameter_ranks().items():
+            self._owned[target.rpartition(".")[0]] += rank > 1
         for node in self.nodes:
             self._read(node)
         for node in self.nodes:
@@ -147,7 +149,8 @@ class Anatomy:
 
     def _layer(self, node: Node, weight: Value) -> Layer | None:
         made = {n.name for n in node.all_input_nodes if n not in self._static}
-        sums = [(self.program.values[name].dim(d), name in made) for name, d in self._contracted[node.name]]
+        met = self._met_by(node, weight)
+        sums = [(self.program.values[name].dim(d), name in made) for name, d in met]
         own = {self.class_of(weight.dim(d)) for name, d in self._contracted[node.name] if name == weight.name}
         summed = own or {self.class_of(dim) for dim, of_data in sums if not of_data}
         wide = [d for d in weight.dims if self.size(d) > 1]
@@ -165,6 +168,12 @@ class Anatomy:
         beside = tuple(d for d in wide if self.class_of(d) not in sides)
         return Layer(self._called(target), target, _name(node), out, into, *cost, _given(node, "groups", 1), beside)
 
+    def _met_by(self, node: Node, weight: Value) -> list[tuple[str, int]]:
+        """What is summed over in the products that a weight takes part in; in all of the operator's where it isn't seen in any."""
+        summed = self._contracted[node.name]
+        own = {self._products[node.name, name, d] for name, d in summed if name == weight.name}
+        return [(name, d) for name, d in summed if not own or self._products[node.name, name, d] in own]
+
     def _macs(self, node: Node, weight: Value) -> int:
         """What the operator multiplies and adds up with the weight; all it does, unless it says so for each weight."""
         done = self._work[node.name]
@@ -174,7 +183,7 @@ class Anatomy:
     def _called(self, target: str) -> str:
         """The name of a layer: its module's where that holds but this weight and no other modules."""
         owner = target.rpartition(".")[0]
-        alone = owner and self._owned[owner] == 1 and not any(self.graph.model.get_submodule(owner).children())
+        alone = owner and self._owned[owner] == 1 and not self.graph.has_parts(owner)
         return owner if alone else target
 
     def _known_as(self, node: Node, target: str) -> str:

@@ -52,7 +52,7 @@ class _Page:
         totals = [f"<li><b>{getattr(cost, metric):,}</b> {word}</li>" for metric, word in METRICS.items()]
         totals += [f"<li><b>{len(layers):,}</b> layers</li>", f"<li><b>{len(self.number):,}</b> axes</li>"]
         parts = {
-            "title": escape(type(self.graph.model).__name__),
+            "title": escape(self.graph.name),
             "colours": "".join(_colour(k) for k in range(len(self.found.families))),
             "totals": "".join(totals),
             "note": f'<p class="hint">{escape(self.graph.note)}.</p>' if self.graph.note else "",

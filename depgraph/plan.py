@@ -186,12 +186,10 @@ class Plan:
             raise PlanError(f"{path} is not a saved plan: {error}") from error
         return cls.from_json(graph, data)
 
-    def apply(self, **options: Any) -> nn.Module:
-        """A new, smaller, checked module; the original stays as it is. See `depgraph.cutting.apply` for the options."""
-        from depgraph.cutting.applying import apply
-
+    def apply(self, **options: Any) -> Any:
+        """A new, smaller, checked module, or onnx_ir.Model; the original stays as it is. See `depgraph.cutting.apply`."""
         with uncollected():
-            return apply(self, **options).model
+            return self.graph.cut(self, options).model
 
     def apply_(self, **options: Any) -> nn.Module:
         """Cut the graph's own model in place, checked, and return it; a failed cut leaves it as it was."""
@@ -202,10 +200,8 @@ class Plan:
 
     def apply_with_report(self, **options: Any) -> CutReport:
         """As `apply`, with the report of what was cut and checked beside the model."""
-        from depgraph.cutting.applying import apply
-
         with uncollected():
-            return apply(self, **options)
+            return self.graph.cut(self, options)
 
     def __str__(self) -> str:
         from depgraph.report import plan_text

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from depgraph.capture.exported import only_as_module
 from depgraph.choosing import Attempt, Choice
 from depgraph.errors import DepgraphError, NothingToPrune, TargetError
 from depgraph.options import Options
@@ -41,8 +40,8 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
     options = Options.of(given)
     if options.scope == "auto":
         options = replace(options, scope="global" if getattr(scorer, "comparable", True) else "axis")
-    if options.form == "auto" and only_as_module(graph.capture.exported):
-        options = replace(options, form="module")
+    if options.form == "auto":
+        options = replace(options, form=graph.form)
     if not isinstance(target, Target):
         raise TargetError(f"expected a Target such as depgraph.Target(params=0.7), got {target!r}")
     options.check_patterns(graph)
@@ -59,7 +58,7 @@ def _nearest(
     """The plan of the first attempt that comes within one step of the target, else of the one that comes nearest."""
     found: list[tuple[float, Plan]] = []
     refusals: list[tuple[float, DepgraphError]] = []
-    for attempt in _ATTEMPTS["uniform" if options.scope == "uniform" else options.form]:
+    for attempt in _ATTEMPTS["uniform" if options.scope == "uniform" and graph.form != "graph" else options.form]:
         try:
             choice = Choice(graph, dict(scores), target, options, attempt)
         except NothingToPrune as error:
@@ -84,4 +83,4 @@ def _nearest(
 def _nothing(graph: DependencyGraph) -> str:
     stay = [axis.why_fixed for axis in graph.axes if axis.reasons] or [dim.reason for dim in uncovered(graph)]
     why = f"each is fixed, the first because of {stay[0]}" if stay else "it has no parameters"
-    return f"{type(graph.model).__name__} has no axis that could lose a group: {why}"
+    return f"{graph.name} has no axis that could lose a group: {why}"

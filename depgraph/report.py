@@ -49,7 +49,7 @@ def axes_text(graph: DependencyGraph) -> str:
     """All axes with their members and costs, what is fixed and why, and what no axis reaches."""
     dense = graph.dense_cost
     costs = ", ".join(f"{getattr(dense, metric):,} {word}" for metric, word in METRICS.items())
-    head = f"{type(graph.model).__name__}: {counted(len(graph.axes), 'axis', 'axes')}; {costs}"
+    head = f"{graph.name}: {counted(len(graph.axes), 'axis', 'axes')}; {costs}"
     blocks = [head, *(axis_text(graph, axis) for axis in graph.axes), *_rest(graph)]
     return "\n\n".join(blocks)
 
@@ -57,7 +57,7 @@ def axes_text(graph: DependencyGraph) -> str:
 def plan_text(plan: Plan) -> str:
     """What a plan costs and the widths it leaves, axis by axis."""
     touched, total = len(plan.removal), len(plan.graph.axes)
-    head = f"plan for {type(plan.graph.model).__name__}: {touched} of {counted(total, 'axis', 'axes')} lose groups"
+    head = f"plan for {plan.graph.name}: {touched} of {counted(total, 'axis', 'axes')} lose groups"
     lines = [head, *cost_lines(plan.graph.dense_cost, plan.cost())]
     rows = [(line.names, f"{line.before} -> {line.left}", f"{line.share:.1%}") for line in widths(plan)]
     return "\n".join([*lines, *aligned(rows), *plan.notes])

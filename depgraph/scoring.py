@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from depgraph.errors import ScoreError
-from depgraph.finite import require_finite
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -33,7 +32,7 @@ def checked_scores(graph: DependencyGraph, scorer: Scorer | Scores) -> dict[str,
     Raises ScoreError when a weight of the model is NaN or infinite, when `scorer` is none or gives no scores by axis, and
     when an axis has no scores, too few or too many, or one that is NaN, infinite or no real number.
     """
-    require_finite(graph.model, ScoreError)
+    graph.require_finite(ScoreError)
     given = _given(graph, scorer)
     scores = {}
     for axis in graph.axes:

@@ -31,6 +31,10 @@ def backwards(
     eval mode without a key-value cache, and is put back afterwards, also after an error. Raises DataError when the function was
     never called: there were no batches.
     """
+    if not isinstance(model, nn.Module):
+        raise ScoreError(
+            "this score needs gradients, which an ONNX file doesn't give: load the PyTorch model and trace that"
+        )
     device = next(model.parameters()).device
     calls = 0
     with put_back(model) as written, quiet(model), borrowed(model, parameters, hook):

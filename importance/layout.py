@@ -46,15 +46,15 @@ class Layout:
         the graph was traced.
         """
         tensors = graph.tensors()
-        first: dict[int, str] = {}
-        for name, tensor in tensors.items():
-            first.setdefault(id(tensor), name)
-        parameters: dict[str, torch.Tensor] = {}
         places = {}
+        names: dict[str, None] = {}
+        first = _first_names(graph, tensors)
         for axis in graph.axes:
             found = _places(axis, tensors, first)
             places[axis.name] = tuple(found.values())
-            parameters |= {place.parameter: tensors[place.parameter] for place in found.values()}
+            names |= dict.fromkeys(place.parameter for place in found.values())
+        read = getattr(tensors, "only", None)  # what is read from a file stays there until it is asked for
+        parameters = {name: tensors[name] for name in names} if read is None else read(names)
         return cls(parameters, places, {axis.name: axis.size for axis in graph.axes})
 
     @cached_property
@@ -81,7 +81,16 @@ class Layout:
         }
 
 
-def _places(axis: Axis, tensors: dict[str, torch.Tensor], first: dict[int, str]) -> dict[tuple[str, int], Place]:
+def _first_names(graph: DependencyGraph, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """The first name of each tensor, by all of its names."""
+    if not isinstance(tensors, dict):
+        ties = graph.capture.program.ties
+        return {name: ties.get(name, name) for name in tensors}
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+
+
+def _places(axis: Axis, tensors: Mapping[str, torch.Tensor], first: Mapping[str, str]) -> dict[tuple[str, int], Place]:
     found: dict[tuple[str, int], Place] = {}
     for member in axis.members:
         if member.kind != "parameter":
@@ -95,7 +104,7 @@ def _places(axis: Axis, tensors: dict[str, torch.Tensor], first: dict[int, str])
             raise ScoreError(
                 f"parameter {member.target!r} is on the meta device and has no values: load the weights first"
             )
-        name = first[id(tensor)]
+        name = first[member.target]
         found.setdefault((name, member.dim), Place(name, member.dim, member.labels))
     return found
 

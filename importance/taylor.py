@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from depgraph import DependencyGraph
+from depgraph.errors import ScoreError
 from importance.calling import check_batches
 from importance.choices import pick
 from importance.gradients import GradientSums, backwards, shown
@@ -83,6 +84,10 @@ class Taylor:
         pick(ACCUMULATE, self.accumulate, "way to accumulate gradients")
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
+        if not isinstance(graph.model, nn.Module):
+            raise ScoreError(
+                f"{type(self).__name__} needs gradients, which {graph.name} doesn't give: load the PyTorch model and trace that"
+            )
         layout = Layout.of(graph)
         if not layout.parameters:
             return {}

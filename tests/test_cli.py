@@ -532,7 +532,6 @@ def test_text_needs_a_tokenizer_and_room(run: Run, llama: Path, given: Path, tex
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("model.onnx", "not yet: pruning ONNX files comes with a later version; give the PyTorch model"),
         ("nowhere", "nowhere doesn't exist"),
         ("nowhere.py:model", "there is no file nowhere.py"),
         ("nowhere.py", "names no function"),

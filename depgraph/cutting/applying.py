@@ -245,12 +245,7 @@ def _surprises(plan: Plan) -> list[str]:
     """What a user of the cut model might not expect: outputs that are narrower, tensors that nothing was known of."""
     program, kept = plan.graph.capture.program, plan.kept()
     notes = [*plan.notes] if plan.graph.words is not None else []
-    notes += [
-        f"{name} now has shape {kept.shape(value)}, it had {value.shape}"
-        + (f" (keep it with trace(..., fixed=[{name!r}]))" if name in program.by_products else "")
-        for name, value in program.outputs.items()
-        if kept.shape(value) != value.shape
-    ]
+    notes += narrower_outputs(program, kept)
     odd = [s for s in program.relations.steps if kept.size(s.dim) % s.size]
     if odd:
         notes.append(
@@ -264,6 +259,16 @@ def _surprises(plan: Plan) -> list[str]:
             "them with what was cut (in training, say) fails until they are cut by hand"
         )
     return [*notes, plan.graph.note] if plan.graph.note else notes
+
+
+def narrower_outputs(program: Program, kept: Kept) -> list[str]:
+    """A note for each output that a cut makes narrower."""
+    return [
+        f"{name} now has shape {kept.shape(value)}, it had {value.shape}"
+        + (f" (keep it with trace(..., fixed=[{name!r}]))" if name in program.by_products else "")
+        for name, value in program.outputs.items()
+        if kept.shape(value) != value.shape
+    ]
 
 
 def _unread(program: Program, kept: Kept) -> list[str]:

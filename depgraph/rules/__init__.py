@@ -14,6 +14,9 @@ from depgraph.rules import (  # noqa: F401
     aten_recurrent,
     aten_reduce,
     aten_space,
+    onnx_heads,
+    onnx_own,
+    onnx_shared,
     vectorised,
 )
 from depgraph.rules.registry import Op, lookup, rule, table

@@ -18,20 +18,36 @@ MOVES = frozenset(
     repeat_interleave flip alias clone contiguous detach lift_fresh_copy to _to_copy type_as cpu
     index _unsafe_index index_select gather take_along_dim sort
     """)
-)
+) | {
+    f"onnx.{name}"
+    for name in [
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Expand",
+        "Slice",
+        "Split",
+        "Tile",
+        "Identity",
+        "Cast",
+    ]
+}
 LOOKS_AT_SHAPES = frozenset(
     aten("""
     empty_like full_like ones_like zeros_like rand_like randn_like new_empty new_full new_ones new_zeros
     _assert_tensor_metadata size sym_size sym_numel sym_stride
     """)
-)
+) | {"onnx.Shape", "onnx.Size"}
 
 
 _ORDERS = {
     "aten.argsort": 1,
     **dict.fromkeys(aten("eq ne lt le gt ge"), 2),
+    **dict.fromkeys((f"onnx.{name}" for name in ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual")), 2),
 }  # of so many tensors of one domain: order stays
-_JOINS = frozenset(aten("cat concat concatenate stack hstack vstack dstack row_stack column_stack"))
+_JOINS = frozenset(aten("cat concat concatenate stack hstack vstack dstack row_stack column_stack")) | {"onnx.Concat"}
 
 
 def follow(op: Op) -> None:

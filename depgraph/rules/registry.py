@@ -21,7 +21,8 @@ class Op:
     """One operator of a captured graph: its arguments by schema name (tensors as `Value`s) and its results.
 
     `unread` are the positions of results that nothing reads, `followed` the names of inputs whose numbers are indices and
-    whose rule knows what becomes of them when their domain gets smaller (see `depgraph.rules.domains`).
+    whose rule knows what becomes of them when their domain gets smaller (see `depgraph.rules.domains`). `shown` is what
+    users know the operator by, where its rule is that of another.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Op:
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     unread: frozenset[int] = frozenset()
     followed: set[str] = field(default_factory=set)
+    shown: str = ""
 
     @property
     def relations(self) -> Relations:
@@ -54,7 +56,7 @@ class Op:
         return self.arguments.get(name, default)
 
     def reason(self, text: str, why: str = "") -> Reason:
-        return Reason(f"{text} ({self.target}{', ' + self.where if self.where else ''})", why=why or text)
+        return Reason(f"{text} ({self.shown or self.target}{', ' + self.where if self.where else ''})", why=why or text)
 
     def fix(self, value: Value, dim: int, text: str) -> None:
         """Fix one dimension of one value."""

@@ -58,7 +58,8 @@ def test_every_row_of_the_table_has_a_sample() -> None:
     for sample in SAMPLES:
         target = str(sample.operator)
         tried.add(target if target in table else target.rsplit(".", 1)[0])
-    missing = sorted(table.keys() - tried - UNSAMPLED.keys())
+    onnx = {name for name in table if name.startswith(("onnx.", "microsoft."))}  # see tests/onnx_door/test_rows.py
+    missing = sorted(table.keys() - onnx - tried - UNSAMPLED.keys())
     assert not missing, f"rows without a sample: {missing}"
     assert not sorted(UNSAMPLED.keys() & tried), "listed as without a sample, but has one"
     assert UNSAMPLED.keys() <= table.keys()

@@ -1,0 +1,119 @@
+"""Applying a plan to an ONNX model: cut, and checked in ONNX Runtime against the zeroed original."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from depgraph.cutting.applying import narrower_outputs
+from depgraph.cutting.report import Check, CutReport
+from depgraph.cutting.sides import Side
+from depgraph.cutting.slicing import positions
+from depgraph.cutting.verifying import TOLERANCE, difference
+from depgraph.errors import CheckError, CutError, PlanError
+from depgraph.graph import Value
+from depgraph.onnx_door.copies import Cut
+from depgraph.onnx_door.cutting import cut_model
+from depgraph.onnx_door.loading import UNDECLARED
+from depgraph.onnx_door.running import RunError, Running, with_outputs
+from depgraph.onnx_door.saving import OUTSIDE, lies_outside
+from depgraph.onnx_door.watching import rounds, watched
+from depgraph.onnx_door.zeroing import comparable, zeroed
+from depgraph.widths import Kept
+
+if TYPE_CHECKING:
+    from depgraph.onnx_door.graph import OnnxGraph
+    from depgraph.plan import Plan
+
+Arrays = list[np.ndarray]
+_STEPS = 5e-2
+"""What rounding to 8 bits on the way may make of rounding errors, as a share of the largest output."""
+
+
+def apply(plan: Plan, form: str = "auto", check: str = "default") -> CutReport:
+    """Cut a copy of the model. Weights that nothing cuts are those of the original, cut ones are read when they are written.
+
+    Raises:
+        CutError: a size of the file can't follow the cut, or ``form="module"`` was asked for.
+        CheckError: the result doesn't compute what the zeroed original computes, or a weight is NaN or infinite.
+        PlanError: the model has changed since it was traced, or an option is none.
+    """
+    graph: OnnxGraph = plan.graph  # type: ignore[assignment]
+    if form not in ("auto", "graph", "module"):
+        raise PlanError(f"form={form!r} is not one of auto, module, graph")
+    if check not in ("default", "none"):
+        raise PlanError(f"check={check!r} is not one of default, none")
+    if form == "module":
+        raise CutError("an ONNX file has no module: leave form out")
+    graph.check_unchanged()
+    if check != "none":
+        graph.require_finite(CheckError)
+    made = cut_model(graph, plan.kept())
+    checked = None if check == "none" else compare(plan, made)
+    made.model.meta[OUTSIDE] = lies_outside(graph.model)
+    made.model.meta[UNDECLARED] = graph.model.meta.get(UNDECLARED, [])
+    notes = [*plan.notes, *narrower_outputs(graph.capture.program, plan.kept()), *([graph.note] if graph.note else [])]
+    return CutReport(made.model, "file", graph.dense_cost, plan.cost(), checked, {}, tuple(notes))  # type: ignore[arg-type]
+
+
+def compare(plan: Plan, made: Cut) -> Check:
+    """Run the pruned model, the zeroed original and the original; raises CheckError where the first two differ."""
+    graph: OnnxGraph = plan.graph  # type: ignore[assignment]
+    mixing = [name for name in plan.removal if not graph[name].exact]
+    against = {name for name in plan.removal if graph[name].exact} | comparable(graph, mixing)
+    exact = {name: groups for name, groups in plan.removal.items() if name in against}
+    mixed = {name: groups for name, groups in plan.removal.items() if name not in exact}
+    widths = graph.widths
+    side = Side(widths.at(mixed), widths.at(exact))
+    tolerance, names = _tolerance(graph), watched(graph.model)
+    zeros = zeroed(graph, side)
+    got = _run(graph, made.model, names, "the pruned model")
+    expected = _narrow(
+        graph, names, _run(graph, zeros, names, "the zeroed original"), widths.at(exact), widths.at(mixed)
+    )
+    moved = _narrow(graph, names, _run(graph, graph.model, names, "the original"), plan.kept(), widths.at({}))
+    error = difference(_torch(got), _torch(expected))
+    check = Check(error, difference(_torch(expected), _torch(moved)), tolerance, len(exact), len(mixed), made.compared)
+    if not error <= tolerance:
+        raise CheckError(
+            f"the pruned {graph.name} differs from the zeroed original by {error:.1e} of the largest output "
+            f"(allowed {tolerance:.0e}, the removal itself moved it by {check.sensitivity:.1e})"
+        )
+    return check
+
+
+def _tolerance(graph: OnnxGraph) -> float:
+    """That of the least precise numbers on the way."""
+    kinds = {value.dtype for g in graph.model.graphs() for value in g.initializers.values()}
+    known = {ir.DataType.FLOAT16: torch.float16, ir.DataType.BFLOAT16: torch.bfloat16}
+    found = [TOLERANCE[known[kind]] for kind in kinds if kind in known]
+    return max([1e-4, *found, *([_STEPS] if rounds(graph.model) else [])])
+
+
+def _run(graph: OnnxGraph, model: ir.Model, names: list[str], what: str) -> Arrays:
+    try:
+        return Running(with_outputs(model, names, graph.element_types()))(graph.inputs, names)
+    except RunError as error:
+        raise CheckError(f"{what} of {graph.name} can't be run to be checked: {error}") from error
+
+
+def _narrow(graph: OnnxGraph, names: list[str], arrays: Arrays, kept: Kept, already: Kept) -> Arrays:
+    """Values narrowed to `kept`, where they have been narrowed to `already` before."""
+    values = [graph.capture.program.values.get(name) for name in names]
+    return [a if value is None else _narrowed(a, value, kept, already) for a, value in zip(arrays, values, strict=True)]
+
+
+def _narrowed(array: np.ndarray, value: Value, kept: Kept, already: Kept) -> np.ndarray:
+    for d in range(len(value.shape)):
+        stays = kept.of(value, d)
+        if stays is not None:
+            array = array.take(positions(already.of(value, d), stays), axis=d)
+    return array
+
+
+def _torch(arrays: Arrays) -> list[torch.Tensor]:
+    tensors = [np.asarray(array) for array in arrays if isinstance(array, np.ndarray) and array.dtype.kind in "fiub"]
+    return [torch.from_numpy(np.ascontiguousarray(array)) for array in tensors]

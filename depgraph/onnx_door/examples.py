@@ -1,0 +1,160 @@
+"""Example inputs for an ONNX model: those given, or made up in sizes and numbers that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from depgraph.errors import CaptureError
+from depgraph.onnx_door.folding import is_closed
+
+Arrays = dict[str, np.ndarray]
+Sizes = Mapping[str, int]
+_SPACE = (224, 256, 320, 640, 64, 512, 32, 96)  # of images: height and width
+_STEPS = (16, 512, 7, 1, 128, 16000, 1600)  # of sequences and signals
+
+
+def runtime_inputs(model: ir.Model) -> list[ir.Value]:
+    """The inputs that must be given: those that aren't initializers too."""
+    held = set(model.graph.initializers)
+    return [value for value in model.graph.inputs if value.name not in held]
+
+
+def given_inputs(model: ir.Model, args: Any, kwargs: Mapping[str, Any]) -> Arrays | None:
+    """Inputs as arrays by name; None where none are given. Raises CaptureError where they don't fit the file."""
+    wanted = runtime_inputs(model)
+    by_name: dict[str, Any] = dict(kwargs)
+    if isinstance(args, Mapping):
+        by_name |= args
+    else:
+        listed = args if isinstance(args, (tuple, list)) else (args,)
+        if len(listed) > len(wanted):
+            raise CaptureError(f"{len(listed)} inputs are given, the file takes {len(wanted)}: {_names(wanted)}")
+        by_name |= {str(v.name): a for v, a in zip(wanted, listed, strict=False)}
+    if not by_name:
+        return None
+    names = {str(v.name) for v in wanted}
+    for name in by_name:
+        if name not in names:
+            raise CaptureError(f"the file has no input {name!r}; it takes {_names(wanted)}")
+    for value in wanted:
+        if value.name not in by_name:
+            raise CaptureError(f"input {value.name!r} is missing: the file takes {_names(wanted)}")
+    return {str(v.name): _fitting(v, by_name[str(v.name)]) for v in wanted}
+
+
+def _names(values: Sequence[ir.Value]) -> str:
+    return ", ".join(repr(v.name) for v in values) or "none"
+
+
+def _fitting(value: ir.Value, given: Any) -> np.ndarray:
+    array = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+    wanted = dtype_of(value)
+    if array.dtype != wanted:
+        if array.dtype.kind != np.dtype(wanted).kind:
+            raise CaptureError(f"input {value.name!r} holds {array.dtype} where the file wants {wanted}")
+        array = array.astype(wanted)
+    shape = value.shape
+    if shape is not None:
+        fits = len(shape) == array.ndim and all(
+            not isinstance(d, int) or d in (n, -1, 0) for d, n in zip(shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise CaptureError(f"input {value.name!r} has shape {array.shape} where the file wants {shape}")
+    return np.ascontiguousarray(array)
+
+
+def dtype_of(value: ir.Value) -> np.dtype:
+    """The numpy type of an input; raises CaptureError where it isn't a tensor."""
+    if value.dtype is None or not isinstance(value.type, ir.TensorType):
+        raise CaptureError(f"input {value.name!r} is no tensor: give the model with tensors as inputs")
+    return np.dtype(value.dtype.numpy())
+
+
+def is_dynamic(model: ir.Model) -> bool:
+    """Does the file leave a size of an input open?"""
+    return not all(is_closed(v.shape) for v in runtime_inputs(model))
+
+
+def made_up(model: ir.Model, sizes: Sizes, seed: int) -> Iterator[Arrays]:
+    """Inputs in one choice of open sizes after the other; `sizes` fixes some, by the name of the dim or ``input:dim``.
+
+    Floats are normal. Integers that index a table are drawn from its rows; others are ones, as masks and lengths have.
+    """
+    generator = np.random.default_rng(seed)
+    inputs = runtime_inputs(model)
+    for value in inputs:
+        if value.shape is None:
+            raise CaptureError(f"the file doesn't say what shape its input {value.name!r} has: give an example input")
+    tables = {str(v.name): _rows(v) for v in inputs}
+    leading = {_symbol(v, 0) for v in inputs if v.shape is not None and len(v.shape) > 1}
+    seen = set()
+    for batch in (2, 1):
+        for k in range(max(len(_SPACE), len(_STEPS))):
+            shapes = {str(v.name): _shape(v, {**dict.fromkeys(leading, batch), **sizes}, k) for v in inputs}
+            key = tuple(shapes.values())
+            if key not in seen:
+                seen.add(key)
+                yield {str(v.name): _filled(v, shapes[str(v.name)], tables[str(v.name)], generator) for v in inputs}
+
+
+def _symbol(value: ir.Value, d: int) -> str:
+    """The name of an open dim: dims of one name have one size."""
+    size = value.shape[d]  # type: ignore[index]
+    return str(size.value) if isinstance(size, ir.SymbolicDim) and size.value else f"{value.name}:{d}"
+
+
+def _shape(value: ir.Value, sizes: Sizes, k: int) -> tuple[int, ...]:
+    assert value.shape is not None
+    image = len(value.shape) >= 4 and dtype_of(value).kind == "f"
+    guesses = _SPACE if image else _STEPS
+    shape = []
+    for d, size in enumerate(value.shape):
+        fixed = sizes.get(f"{value.name}:{d}", sizes.get(_symbol(value, d)))
+        if isinstance(size, int) and size > 0:
+            shape.append(size)
+        elif fixed is not None:
+            shape.append(int(fixed))
+        else:
+            shape.append(3 if image and d == 1 else guesses[min(k, len(guesses) - 1)])
+    return tuple(shape)
+
+
+_TABLES = {"Gather": 0, "EmbedLayerNormalization": 2}
+_PASSES = frozenset(["Cast", "Unsqueeze", "Squeeze", "Reshape", "Identity", "Add", "Sub"])
+
+
+def _rows(value: ir.Value) -> int | None:
+    """How many rows the smallest table has that the numbers of an input point into; None where they point into none."""
+    found: list[int] = []
+    queue, seen = [value], {value}
+    while queue:
+        for node, position in queue.pop().uses():
+            if node.op_type in _TABLES and position != _TABLES[node.op_type]:
+                found += _size_of_table(node)
+            elif node.op_type in _PASSES:
+                queue += [v for v in node.outputs if v not in seen]
+                seen.update(node.outputs)
+    return min(found) if found else None
+
+
+def _size_of_table(node: ir.Node) -> list[int]:
+    """The rows that an operator looks up in, where the file says how many."""
+    table = node.inputs[_TABLES[node.op_type]]
+    axis = int(node.attributes["axis"].value) if "axis" in node.attributes else 0
+    held = None if table is None else table.const_value if table.const_value is not None else table
+    size = None if held is None or held.shape is None else held.shape[axis]
+    return [size] if isinstance(size, int) else []
+
+
+def _filled(value: ir.Value, shape: tuple[int, ...], rows: int | None, generator: np.random.Generator) -> np.ndarray:
+    dtype = dtype_of(value)
+    if dtype.kind == "f":
+        return np.asarray(generator.standard_normal(shape)).astype(dtype)
+    if dtype.kind in "iu" and rows is not None:
+        return np.asarray(generator.integers(0, rows, shape)).astype(dtype)
+    return np.ones(shape, dtype=dtype)

@@ -1,0 +1,92 @@
+"""ONNX Runtime on models too large to be held at once: a few operators at a time, whose weights are read for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from depgraph.onnx_door.arrays import read_array
+from depgraph.onnx_door.evaluating import bodies
+from depgraph.onnx_door.operands import stored
+
+Arrays = dict[str, np.ndarray]
+_PIECE = 64 << 20
+"""Bytes of weights from which on a new piece begins."""
+_FED = 1 << 20
+"""Bytes from which on a weight is handed over as an input, which the runtime takes as it is."""
+
+
+class Pieces:
+    """A model that runs a piece of its main graph after the other."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.pieces = list(_pieces(model.graph))
+
+    def run(self, inputs: Arrays, names: Sequence[str]) -> list[np.ndarray]:
+        """The named values; whatever the runtime raises comes through."""
+        values: Arrays = dict(inputs)
+        last = {str(v.name): k for k, piece in enumerate(self.pieces) for node in piece for v in _read(node)}
+        for k, piece in enumerate(self.pieces):
+            made = [str(v.name) for node in piece for v in node.outputs if v.name]
+            wanted = [name for name in made if last.get(name, -1) > k or name in names]
+            if wanted:
+                values.update(zip(wanted, self._one(piece, values, wanted), strict=True))
+            values = {name: array for name, array in values.items() if last.get(name, -1) > k or name in names}
+        return [values[name] for name in names]
+
+    def _one(self, piece: list[ir.Node], values: Arrays, wanted: list[str]) -> list[np.ndarray]:
+        graph = onnx.GraphProto(name="piece")
+        inner = {v for node in piece for v in node.outputs}
+        feeds: Arrays = {}
+        for value in dict.fromkeys(v for node in piece for v in _read(node) if v not in inner):
+            tensor, name = stored(value), str(value.name)
+            if tensor is None:
+                feeds[name] = values[name]
+            elif tensor.nbytes >= _FED:
+                feeds[name] = read_array(tensor)
+            else:
+                graph.initializer.append(
+                    ir.serde.serialize_tensor(ir.Tensor(read_array(tensor), dtype=tensor.dtype, name=name))
+                )
+        graph.node.extend(ir.serde.serialize_node(node) for node in piece)
+        graph.input.extend(_declared(name, array) for name, array in feeds.items())
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+        sets = [onnx.helper.make_opsetid(domain, version) for domain, version in self.model.opset_imports.items()]
+        proto = onnx.helper.make_model(graph, opset_imports=sets, ir_version=max(self.model.ir_version, 4))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 4
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return list(session.run(wanted, feeds))
+
+
+def _declared(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+
+
+def _pieces(graph: ir.Graph) -> Iterator[list[ir.Node]]:
+    """Operators in order, a piece at a time; Constants go with what reads them."""
+    piece: list[ir.Node] = []
+    size = 0
+    for node in graph:
+        if node.op_type == "Constant" and not node.domain:
+            continue
+        more = sum(tensor.nbytes for v in node.inputs if v is not None and (tensor := stored(v)) is not None)
+        if piece and size + more > _PIECE:
+            yield piece
+            piece, size = [], 0
+        piece.append(node)
+        size += more
+    yield piece
+
+
+def _read(node: ir.Node) -> Iterator[ir.Value]:
+    """What an operator reads of the graph around it, in its bodies too."""
+    yield from (value for value in node.inputs if value is not None)
+    for body in bodies(node):
+        own = {*body.inputs, *body.initializers.values(), *(v for inner in body for v in inner.outputs)}
+        yield from (value for inner in body for value in _read(inner) if value not in own)

@@ -1,0 +1,160 @@
+"""ONNX Runtime on models in memory: outputs, and any other values by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from depgraph.errors import CaptureError, DataError
+from depgraph.onnx_door.arrays import read_array
+from depgraph.onnx_door.examples import Arrays
+from depgraph.onnx_door.pieces import Pieces
+
+if TYPE_CHECKING:
+    from depgraph.onnx_door.graph import OnnxGraph
+
+_INLINE = 1 << 29
+"""Bytes of weights up to which a model is handed to the runtime in memory."""
+
+
+class RunError(Exception):
+    """ONNX Runtime can't load a model, or fails on its inputs."""
+
+
+class Running:
+    """A model in ONNX Runtime, on one thread of the CPU; one that is too large is run piece by piece."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.outputs = [str(output.name) for output in model.graph.outputs]
+        self.pieces = Pieces(model) if weight_bytes(model) > _INLINE else None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4
+        if self.pieces is not None:
+            return
+        try:
+            source = ir.to_proto(_in_memory(model)).SerializeToString()
+            self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise RunError(f"ONNX Runtime can't load the model ({said(error)})") from error
+
+    def __call__(self, inputs: Arrays, names: Sequence[str] | None = None) -> list[np.ndarray]:
+        """The outputs of these names, all by default; raises RunError."""
+        wanted = list(names) if names is not None else self.outputs
+        try:
+            if self.pieces is not None:
+                return self.pieces.run(inputs, wanted)
+            return list(self.session.run(wanted, inputs))
+        except Exception as error:
+            raise RunError(f"ONNX Runtime fails on the inputs ({said(error)})") from error
+
+
+def _in_memory(model: ir.Model) -> ir.Model:
+    """A copy whose weights don't lie beside a file."""
+    copy = model.clone()
+    for graph in copy.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(read_array(tensor), dtype=tensor.dtype, name=tensor.name)
+    return copy
+
+
+def said(error: BaseException) -> str:
+    """The first line of what the runtime says, without its own places."""
+    text = " ".join(str(error).split())
+    return text[:300] or type(error).__name__
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    return sum(int(t.nbytes) for t in tensors if t is not None)
+
+
+def with_outputs(model: ir.Model, names: Iterable[str], types: Mapping[str, int] | None = None) -> ir.Model:
+    """A copy of a model that also gives the named values of its main graph; `types` are their element types."""
+    copy = model.clone()
+    values = {str(v.name): v for node in copy.graph for v in node.outputs}
+    present = {str(v.name) for v in copy.graph.outputs}
+    for name in names:
+        if name in values and name not in present:
+            value = values[name]
+            if value.type is None and types is not None and name in types:
+                value.type = ir.TensorType(ir.DataType(types[name]))
+            copy.graph.outputs.append(value)
+            present.add(name)
+    return copy
+
+
+def measured_shapes(model: ir.Model, inputs: Arrays, types: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Shapes of named values of the main graph as a run on the inputs gives them; `types` are their element types.
+
+    Empty where the model doesn't run, or is too large to try.
+    """
+    if weight_bytes(model) > _INLINE:
+        return {}
+    made_here = {str(v.name) for node in model.graph for v in node.outputs}
+    names = [name for name in types if name in made_here]
+    asked = with_outputs(model, names, types)
+    try:
+        running = Running(asked)
+        made = dict(zip(running.outputs, running(inputs), strict=True))
+    except (RunError, ValueError):
+        return {}
+    return {name: tuple(made[name].shape) for name in names if isinstance(made.get(name), np.ndarray)}
+
+
+def try_out(model: ir.Model, inputs: Arrays) -> None:
+    """Raise CaptureError where the model doesn't run on the inputs; one that is too large to try is believed to."""
+    if weight_bytes(model) > _INLINE:
+        return
+    try:
+        Running(model)(inputs)
+    except RunError as error:
+        raise CaptureError(str(error)) from error
+
+
+def batches_of(source: Iterable[Mapping[str, Any]] | str | os.PathLike[str]) -> Iterator[Arrays]:
+    """Input dicts from an iterable of them, or from the .npz files of a folder in the order of their names.
+
+    Raises DataError where a folder has none, or a file can't be read.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        yield from ({name: np.asarray(array) for name, array in batch.items()} for batch in source)
+        return
+    files = sorted(Path(source).glob("*.npz"))
+    if not files:
+        raise DataError(f"{source} has no .npz files: give a folder with one for each batch, arrays by input name")
+    for file in files:
+        try:
+            with np.load(file) as held:
+                yield {name: held[name] for name in held.files}
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file} can't be read as .npz: {said(error)}") from error
+
+
+def collected(
+    graph: OnnxGraph, names: Sequence[str], source: Iterable[Mapping[str, Any]] | str | os.PathLike[str]
+) -> Iterator[Arrays]:
+    """For each batch of inputs, the arrays of the named values of the main graph (and outputs), by name.
+
+    Raises CaptureError for a name that is no value there, or inputs that the model doesn't run on.
+    """
+    asked = with_outputs(graph.model, names, graph.element_types())
+    known = {str(v.name) for v in asked.graph.outputs}
+    for name in names:
+        if name not in known:
+            raise CaptureError(f"the main graph of the model computes no {name!r}")
+    try:
+        running = Running(asked)
+        for batch in batches_of(source):
+            yield dict(zip(names, running(batch, names), strict=True))
+    except RunError as error:
+        raise CaptureError(str(error)) from error

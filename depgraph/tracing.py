@@ -1,0 +1,46 @@
+"""`trace`: which door a model comes in by."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+
+from depgraph import dependency
+from depgraph.dependency import DependencyGraph
+
+
+def trace(
+    model: Any,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    strict: bool = False,
+    free: Iterable[str] = (),
+    fixed: Iterable[str] = (),
+) -> DependencyGraph:
+    """Find what is coupled to what, in a PyTorch module (`depgraph.dependency.trace`) or an ONNX file.
+
+    Args:
+        model: a module; or the path of an ONNX file, or an `onnx_ir.Model`.
+        args: example inputs: a tuple, a single tensor; for ONNX also a dict by name of arrays, or of whole numbers for the
+            sizes that the file leaves open. Left out for ONNX, inputs are made up.
+        kwargs: keyword example inputs.
+        strict: raise UnsupportedOperator for an operator without a rule, instead of leaving its dims alone.
+        free: customs to lift, by name: ``"output 0"`` lets the width of the model's first output change.
+        fixed: by-products to leave as they are, by name.
+
+    Raises:
+        CaptureError: the inputs don't fit the model, its control flow depends on data, or the file is no sound ONNX file.
+        CheckpointError: the file can't be read.
+        UnsupportedParameter: a parameter is quantised, sparse or distributed.
+        PlanError: `free` or `fixed` names no output.
+    """
+    if isinstance(model, (str, Path, os.PathLike, onnx_ir.Model)):
+        from depgraph.onnx_door.graph import trace_onnx
+
+        return trace_onnx(model, args, kwargs or {}, strict=strict, free=(*free,), fixed=(*fixed,))
+    return dependency.trace(model, args, kwargs, strict=strict, free=free, fixed=fixed)

@@ -1,0 +1,159 @@
+"""Files that are no sound ONNX models: one sentence, and nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+import depgraph
+import importance
+from depgraph import rules
+from depgraph.cli import main
+from depgraph.errors import CaptureError, CheckError, CheckpointError, DepgraphError, ScoreError
+from depgraph.rules import registry
+from tests.onnx_door.building import loaded, mlp, model, node, value, weights
+
+
+def _written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def _truncated(path: Path) -> Path:
+    return _written(path, mlp().SerializeToString()[:300])
+
+
+def _text(path: Path) -> Path:
+    return _written(path, b"this is no model, and it never was one\n")
+
+
+def _empty(path: Path) -> Path:
+    return _written(path, b"")
+
+
+def _aside(path: Path) -> Path:
+    onnx.save(mlp(), path, save_as_external_data=True, location="weights.data", size_threshold=0)
+    return path
+
+
+def _without_data(path: Path) -> Path:
+    _aside(path)
+    (path.parent / "weights.data").unlink()
+    return path
+
+
+def _with_short_data(path: Path) -> Path:
+    _aside(path)
+    (path.parent / "weights.data").write_bytes(b"\0" * 40)
+    return path
+
+
+def _cyclic(path: Path) -> Path:
+    nodes = [node("Add", "x b", "a"), node("Relu", "a", "b"), node("Relu", "b", "y")]
+    return _written(path, model(nodes, [value("x", [2, 3])], [value("y", [2, 3])]).SerializeToString())
+
+
+def _of_nothing(path: Path) -> Path:
+    nodes = [node("Add", "x nowhere", "y")]
+    return _written(path, model(nodes, [value("x", [2, 3])], [value("y", [2, 3])]).SerializeToString())
+
+
+def _wrong_shapes(path: Path) -> Path:
+    nodes = [node("MatMul", "x w", "y")]
+    held = weights(w=(5, 4))
+    return _written(path, model(nodes, [value("x", [2, 3])], [value("y", [2, 4])], held).SerializeToString())
+
+
+def _wrong_size(path: Path) -> Path:
+    made = mlp()
+    made.graph.initializer[0].raw_data = made.graph.initializer[0].raw_data[:-8]
+    return _written(path, made.SerializeToString())
+
+
+def _without_operators(path: Path) -> Path:
+    return _written(path, onnx.ModelProto(ir_version=10).SerializeToString())
+
+
+BAD: list[tuple[Callable[[Path], Path], type[DepgraphError], str]] = [
+    (_truncated, CaptureError, "can't be read as an ONNX file"),
+    (_text, CaptureError, "can't be read as an ONNX file"),
+    (_empty, CaptureError, "is empty"),
+    (_without_data, CheckpointError, "weights.data, which doesn't exist: copy it there"),
+    (_with_short_data, CheckpointError, "weights.data ends before the data of"),
+    (_cyclic, CaptureError, "reads 'b' in a cycle"),
+    (_of_nothing, CaptureError, "reads 'nowhere', which nothing makes"),
+    (_wrong_shapes, CaptureError, "MatMul 'y'"),
+    (_wrong_size, CaptureError, "bytes of data, not"),
+    (_without_operators, CaptureError, "holds no operators"),
+    (lambda path: path, CheckpointError, "there is no file"),
+]
+
+
+@pytest.mark.parametrize(("make", "error", "says"), BAD)
+def test_a_bad_file_gives_one_sentence_and_no_output(
+    make: Callable[[Path], Path],
+    error: type[DepgraphError],
+    says: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = make(tmp_path / "bad.onnx")
+    with pytest.raises(error, match=says.replace("(", r"\(")):
+        depgraph.trace(path)
+    out = tmp_path / "out.onnx"
+    assert main(["prune", str(path), "--keep", "params=0.5", "--out", str(out)]) in (3, 7)
+    said = capfd.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("error: ")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_an_operator_of_an_unknown_domain_is_named_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_TABLE", rules.table())
+    nodes = [
+        node("Gemm", "x w b", "h", transB=1),
+        node("Warp", "h", "r", domain="my.own"),
+        node("Gemm", "r v c", "y", transB=1),
+    ]
+    held = weights(w=(16, 6), b=(16,), v=(3, 16), c=(3,))
+    made = model(nodes, [value("x", [2, 6])], [value("y", [2, 3])], held, values=[value("r", [2, 16])])
+    path = _written(tmp_path / "odd.onnx", made.SerializeToString())
+    graph = depgraph.trace(path)
+    assert list(graph.unknown) == ["own.Warp"]
+    assert not any(axis.prunable.any() for axis in graph.axes)
+    with pytest.raises(depgraph.errors.UnsupportedOperator, match="own.Warp"):
+        depgraph.trace(path, strict=True)
+    depgraph.rule("own.Warp", "... c -> ... c")
+    plan = depgraph.trace(path).plan(importance.Magnitude(), depgraph.Target(params=0.6))
+    with pytest.raises(CheckError, match="can't be run to be checked"):
+        plan.apply()
+    assert plan.apply(check="none").graph.initializers["v"].shape[1] < 16
+
+
+def test_inputs_that_do_not_fit_are_named() -> None:
+    made = mlp()
+    with pytest.raises(CaptureError, match="has no input 'z'; it takes 'x'"):
+        depgraph.trace(loaded(made), {"z": [[1.0]]})
+    with pytest.raises(CaptureError, match="has shape"):
+        depgraph.trace(loaded(made), {"x": [[1.0, 2.0]]})
+    assert depgraph.trace(loaded(made), {"n": 5}).inputs["x"].shape == (5, 6)
+
+
+def test_scores_from_gradients_are_refused_by_name() -> None:
+    graph = depgraph.trace(loaded(mlp()))
+    with pytest.raises(ScoreError, match="Taylor needs gradients, .* load the PyTorch model"):
+        graph.plan(importance.Taylor([1]), depgraph.Target(params=0.5))
+
+
+def test_a_weight_that_is_not_finite_is_named() -> None:
+    made = mlp()
+    held = onnx.numpy_helper.to_array(made.graph.initializer[2]).copy()
+    held[0, 0] = float("nan")
+    made.graph.initializer[2].CopyFrom(onnx.numpy_helper.from_array(held, "v"))
+    graph = depgraph.trace(loaded(made))
+    with pytest.raises(ScoreError, match="'v' holds NaN"):
+        graph.plan(importance.Random(0), depgraph.Target(params=0.5))

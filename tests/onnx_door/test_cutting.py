@@ -1,0 +1,212 @@
+"""What a cut changes in a file, and what it leaves as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import depgraph
+import importance
+from depgraph.onnx_door.running import collected
+from depgraph.onnx_door.saving import write
+from tests.onnx_door.building import loaded, mlp, model, node, value, weights, whole
+
+
+def _graph(proto: onnx.ModelProto, *args: Any) -> Any:
+    return depgraph.trace(loaded(proto), *args, strict=True)
+
+
+def _axis(graph: Any, member: str, dim: int) -> Any:
+    """The axis that has a dim of a stored tensor among its members and may be narrowed."""
+    found = [a for a in graph.axes if a.prunable.any() and any((m.target, m.dim) == (member, dim) for m in a.members)]
+    assert len(found) == 1
+    return found[0]
+
+
+def _cut(graph: Any, member: str, dim: int, groups: Sequence[int]) -> onnx.ModelProto:
+    """The checked file without these groups; it passes the checker and strict shape inference."""
+    report = graph.cut_plan({_axis(graph, member, dim).name: groups}).apply_with_report()
+    assert not report.check.vacuous
+    proto = ir.to_proto(report.model)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+    return proto
+
+
+def _held(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+
+
+def _attributes(proto: onnx.ModelProto, kind: str) -> dict[str, Any]:
+    (found,) = [n for n in proto.graph.node if n.op_type == kind]
+    return {a.name: helper.get_attribute_value(a) for a in found.attribute}
+
+
+def test_only_what_is_cut_changes(tmp_path: Path) -> None:
+    proto = mlp()
+    proto.producer_name, proto.doc_string, proto.graph.doc_string = "someone", "a note", "another"
+    proto.metadata_props.add(key="author", value="me")
+    proto.graph.node[0].name, proto.graph.node[0].doc_string = "first", "about it"
+    path = tmp_path / "model.onnx"
+    onnx.save(proto, path)
+    graph = depgraph.trace(path)
+    write(graph.cut_plan({_axis(graph, "w", 0).name: [0, 3, 5]}).apply(), path)
+    cut, before, kept = onnx.load(path), _held(proto), np.setdiff1d(np.arange(16), [0, 3, 5])
+    after = _held(cut)
+    np.testing.assert_array_equal(after["w"], before["w"][kept])
+    np.testing.assert_array_equal(after["v"], before["v"][:, kept])
+    np.testing.assert_array_equal(after["c"], before["c"])
+    del cut.graph.initializer[:], proto.graph.initializer[:]
+    assert cut == proto
+
+
+def test_weights_that_nothing_cuts_are_those_of_the_original() -> None:
+    source = loaded(mlp())
+    graph = depgraph.trace(source)
+    made = graph.cut_plan({_axis(graph, "w", 0).name: [1]}).apply()
+    assert made.graph.initializers["c"].const_value is source.graph.initializers["c"].const_value
+    assert source.graph.initializers["w"].shape == [16, 6]
+
+
+def test_a_vector_that_two_layers_share_is_cloned_where_one_is_cut() -> None:
+    nodes = [
+        node("MatMul", "x w", "a"), node("Add", "a b", "h"), node("Relu", "h", "r"),
+        node("MatMul", "r v", "c"), node("Add", "c b", "k"), node("Relu", "k", "s"), node("MatMul", "s u", "y"),
+    ]  # fmt: skip
+    held = weights(w=(6, 8), b=(8,), v=(8, 8), u=(8, 3))
+    graph = _graph(model(nodes, [value("x", [2, 6])], [value("y", [2, 3])], held))
+    cut = _cut(graph, "w", 1, [2, 4])
+    shapes = {name: array.shape for name, array in _held(cut).items()}
+    assert shapes["w"] == (6, 6) and shapes["v"] == (6, 8)
+    assert sorted(shapes[name] for name in shapes if name.startswith("b")) == [(6,), (8,)]
+    both = graph.cut_plan({_axis(graph, "w", 1).name: [2], _axis(graph, "v", 1).name: [2]}).apply()
+    assert len(both.graph.initializers) == 4
+
+
+def test_split_sizes_slice_bounds_and_declared_shapes_follow() -> None:
+    nodes = [
+        node("MatMul", "x w", "h"), node("Split", "h sizes", "p q", axis=1),
+        node("Slice", "q from to along", "r"), node("MatMul", "p v", "s"), node("MatMul", "r u", "t"), node("Add", "s t", "y"),
+    ]  # fmt: skip
+    held = [
+        *weights(w=(6, 20), v=(8, 3), u=(7, 3)),
+        whole("sizes", 8, 12),
+        whole("from", 2),
+        whole("to", 9),
+        whole("along", 1),
+    ]
+    declared = [value("h", ["n", 20]), value("p", ["n", 8]), value("r", ["n", 7])]
+    graph = _graph(model(nodes, [value("x", ["n", 6])], [value("y", ["n", 3])], held, values=declared))
+    first, third = _axis(graph, "v", 0), _axis(graph, "u", 0)
+    plan = graph.cut_plan({first.name: [0, 7], third.name: [0, 3, 4]})
+    made = ir.to_proto(plan.apply())
+    after = _held(made)
+    assert after["sizes"].tolist() == [6, 9] and after["from"].tolist() == [2] and after["to"].tolist() == [6]
+    shapes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in made.graph.value_info}
+    assert {name: shapes[name] for name in "hpr"} == {"h": ["n", 15], "p": ["n", 6], "r": ["n", 4]}
+    assert made.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "n"
+
+
+def test_groups_and_hidden_sizes_follow() -> None:
+    nodes = [
+        node("Conv", "x w", "h"), node("Conv", "h d", "g", group=8, pads=[1, 1]), node("Relu", "g", "r"),
+        node("Transpose", "r", "t", perm=[2, 0, 1]), node("LSTM", "t i k b", "o - -", hidden_size=5),
+        node("Squeeze", "o one", "s"), node("MatMul", "s u", "y"),
+    ]  # fmt: skip
+    held = [*weights(w=(8, 4, 1), d=(8, 1, 3), i=(1, 20, 8), k=(1, 20, 5), b=(1, 40), u=(5, 3)), whole("one", 1)]
+    graph = _graph(model(nodes, [value("x", [2, 4, 9])], [value("y", [9, 2, 3])], held))
+    depthwise = _cut(graph, "w", 0, [1, 6])
+    assert [a.i for n in depthwise.graph.node for a in n.attribute if a.name == "group"] == [6]
+    assert _attributes(_cut(graph, "k", 2, [0, 4]), "LSTM")["hidden_size"] == 3
+
+
+def test_sizes_that_are_computed_stay_computed() -> None:
+    """[n, s, 24] -> heads of 6 by a shape made of the input's own sizes and two numbers."""
+    nodes = [
+        node("MatMul", "x w", "h"), node("Shape", "x", "all"), node("Slice", "all zero two", "lead"),
+        node("Concat", "lead heads size", "into", axis=0), node("Reshape", "h into", "f"),
+        node("Transpose", "f", "g", perm=[0, 2, 1, 3]), node("Relu", "g", "r"), node("Transpose", "r", "b", perm=[0, 2, 1, 3]),
+        node("Concat", "lead minus", "back", axis=0), node("Reshape", "b back", "k"), node("MatMul", "k v", "y"),
+    ]  # fmt: skip
+    numbers = {"zero": 0, "two": 2, "heads": 4, "size": 6, "minus": -1}
+    held = [*weights(w=(10, 24), v=(24, 3)), *(whole(name, n) for name, n in numbers.items())]
+    proto = model(nodes, [value("x", ["n", "s", 10])], [value("y", ["n", "s", 3])], held)
+    graph = _graph(proto)
+    heads = next(a for a in graph.axes if a.size == 4)
+    made = graph.cut_plan({heads.name: [1]}).apply()
+    shorter = {"x": np.ones((1, 2, 10), np.float32)}
+    again = depgraph.trace(made, shorter)
+    assert [v.shape for v in again.capture.program.outputs.values()] == [(1, 2, 3)]
+    (y,) = (batch["y"] for batch in collected(again, ["y"], [shorter]))
+    assert y.shape == (1, 2, 3)
+
+
+def test_a_scale_that_is_computed_from_a_width_stays_what_it_was() -> None:
+    nodes = [
+        node("MatMul", "x q", "a"), node("MatMul", "x k", "b"), node("Transpose", "b", "t", perm=[0, 2, 1]),
+        node("MatMul", "a t", "s"), node("Shape", "a", "sizes"), node("Gather", "sizes last", "width"),
+        node("Cast", "width", "wide", to=TensorProto.FLOAT), node("Sqrt", "wide", "root"), node("Div", "s root", "d"),
+        node("Softmax", "d", "p"), node("MatMul", "p x", "y"),
+    ]  # fmt: skip
+    last = numpy_helper.from_array(np.array(2), "last")
+    graph = _graph(model(nodes, [value("x", [2, 5, 6])], [value("y", [2, 5, 6])], [*weights(q=(6, 8), k=(6, 8)), last]))
+    assert _held(_cut(graph, "q", 1, [0, 1, 2]))["q"].shape == (6, 5)
+
+
+def test_constants_are_weights_and_old_files_list_initializers_among_inputs() -> None:
+    held = weights(w=(16, 6), v=(3, 16), c=(3,))
+    constant = helper.make_node("Constant", [], ["w"], value=held[0])
+    nodes = [
+        constant,
+        node("Gemm", "x w b", "h", transB=1),
+        node("Relu", "h", "r"),
+        node("Gemm", "r v c", "y", transB=1),
+    ]
+    stored = [*held[1:], *weights(b=(16,))]
+    listed = [value("x", [2, 6]), *(value(t.name, list(t.dims)) for t in stored)]
+    graph = _graph(model(nodes, listed, [value("y", [2, 3])], stored, opset=8, ir_version=3))
+    cut = _cut(graph, "w", 0, [0, 9])
+    assert list(cut.graph.node[0].attribute[0].t.dims) == [14, 6]
+    assert {i.name: i.type.tensor_type.shape.dim[-1].dim_value for i in cut.graph.input} == {
+        "x": 6,
+        "v": 14,
+        "c": 3,
+        "b": 14,
+    }
+
+
+def test_quantised_weights_are_cut_between_their_scales() -> None:
+    numbers = np.random.default_rng(0).integers(-100, 100, (16, 6)).astype(np.int8)
+    held = [
+        numpy_helper.from_array(numbers, "w"), numpy_helper.from_array(np.linspace(0.01, 0.02, 16, dtype=np.float32), "scale"),
+        numpy_helper.from_array(np.zeros(16, np.int8), "zero"), *weights(v=(3, 16)),
+        numpy_helper.from_array(np.array(0.05, np.float32), "step"), numpy_helper.from_array(np.array(3, np.uint8), "point"),
+    ]  # fmt: skip
+    nodes = [
+        node("DequantizeLinear", "w scale zero", "f", axis=0), node("Gemm", "x f", "h", transB=1), node("Relu", "h", "r"),
+        node("QuantizeLinear", "r step point", "i"), node("DequantizeLinear", "i step point", "o"),
+        node("Gemm", "o v", "y", transB=1),
+    ]  # fmt: skip
+    cut = _cut(_graph(model(nodes, [value("x", [2, 6])], [value("y", [2, 3])], held)), "w", 0, [1, 2, 3])
+    after = _held(cut)
+    assert (after["w"].shape, after["scale"].shape, after["zero"].shape) == ((13, 6), (13,), (13,))
+
+
+def test_a_large_file_is_written_beside_its_data_and_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(mlp(), path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    graph = depgraph.trace(path)
+    made = graph.plan(importance.Magnitude(), depgraph.Target(params=0.5)).apply()
+    files = write(made, path)
+    assert [f.name for f in files] == ["model.onnx", "model.onnx.data"] and len(list(tmp_path.iterdir())) == 2
+    again = depgraph.trace(path)
+    assert again.dense_cost.params <= 0.5 * graph.dense_cost.params
+    with pytest.raises(depgraph.errors.CheckpointError, match="exists"):
+        depgraph.save(made, path)
