@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 import depgraph
 from depgraph import cli_options as o
@@ -88,6 +91,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
     keep: o.Keep,
     score: o.Score = "magnitude",
     allocation: o.Allocation = "",
+    recipe: o.Recipe = "",
     data: o.Data = None,
     out: o.Out = None,
     onnx: o.Onnx = False,
@@ -116,8 +120,26 @@ def prune(  # noqa: PLR0913  (the options of a command)
     options |= {"protect": tuple(protect or ()), "only": tuple(only or ())}
     if allocation and scope not in ("auto", "global"):
         raise typer.BadParameter(f"--allocation {allocation} spreads the budget itself: leave out --scope {scope}")
+    if allocation and recipe:
+        raise typer.BadParameter(f"--recipe {recipe} spreads the budget itself: leave out --allocation {allocation}")
     loading, amount = Loading(device, dtype, seed, base), Amount(batches, length, seed)
-    _prune(o.Wish(model, o.parse_keep(keep), loading, score, allocation, data, amount, out, onnx, options, as_json))
+    target = o.parse_keep(keep)
+    _prune(o.Wish(model, target, loading, score, allocation, recipe, data, amount, out, onnx, options, as_json))
+
+
+@app.command()
+def recipes(as_json: o.Json = False) -> None:
+    """List the recipes: published methods with all their parts, what they need, and what they cost."""
+    from importance.recipes import RECIPES
+
+    if as_json:
+        rows = {name: {k: v for k, v in asdict(entry).items() if k != "make"} for name, entry in RECIPES.items()}
+        print_json(rows, Console())
+        return
+    table = Table("recipe", "paper", "needs", "cost", "its data", title="depgraph prune --recipe NAME")
+    for name, entry in RECIPES.items():
+        table.add_row(name, entry.paper, entry.needs, entry.cost, entry.data)
+    Console().print(table)
 
 
 @app.command()
@@ -157,6 +179,8 @@ def _prune(wish: o.Wish) -> None:
     from importance import allocations, named, needs_data
 
     if is_onnx(wish.model):
+        if wish.recipe:
+            raise DataError(f"recipe {wish.recipe!r} needs a PyTorch model: give a file a --score such as magnitude")
         if needs_data(wish.score):
             refuse_score(wish.score)
         prune_file(wish, named(wish.score, seed=wish.loading.seed))
@@ -165,8 +189,9 @@ def _prune(wish: o.Wish) -> None:
     allocation = allocations.named(wish.allocation) if wish.allocation else None
     if wish.out is not None:
         check_vacant(wish.out)
-    if needs_data(wish.score) and wish.data is None and ".py:" not in wish.model:
-        raise DataError(f"score {wish.score!r} needs data: give a text file with --data, or a score such as magnitude")
+    if _needs_data(wish) and wish.data is None and ".py:" not in wish.model:
+        what = f"recipe {wish.recipe!r}" if wish.recipe else f"score {wish.score!r}"
+        raise DataError(f"{what} needs data: give a text file with --data, or one that doesn't, such as magnitude")
     text = read_text(wish.data) if wish.data is not None else ""
     with printing(wish.json) as console, new_folder(wish.out) as folder:
         with steps("loading"):
@@ -176,13 +201,19 @@ def _prune(wish: o.Wish) -> None:
             graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs)
         with steps("scoring and planning"):
             _check_patterns(graph, wish.options)
-            scorer = _scorer(wish, loaded, found, steps)
-            scorer = scorer if allocation is None else allocations.Allocated(scorer, allocation)
-            plan = graph.plan(scorer, wish.target, **wish.options)
+            if wish.recipe:
+                plan, cut = _by_recipe(wish, graph, loaded, found)
+            else:
+                scorer = _scorer(wish, loaded, found, steps)
+                scorer = scorer if allocation is None else allocations.Allocated(scorer, allocation)
+                plan = graph.plan(scorer, wish.target, **wish.options)
+                cut = partial(plan.apply_with_report, form=wish.options["form"])
         if folder is None:
             result, shown = plan_json(plan), ["", *plan.notes, "dry run: nothing was cut or written"]
         else:
-            result, shown = _cut_and_write(wish, loaded, found, plan, folder, steps)
+            with steps("cutting and checking"):
+                report = cut()
+            result, shown = _write_all(wish, loaded, found, (plan, report), folder, steps)
     with showing():
         if wish.json:
             print_json(result, console)
@@ -213,12 +244,39 @@ def _scorer(wish: o.Wish, loaded: Loaded, found: TextData, steps: Steps) -> Any:
     return named(wish.score, batches=steps.over(batches, "scoring"), loss=loaded.loss, seed=wish.loading.seed)
 
 
-def _cut_and_write(
-    wish: o.Wish, loaded: Loaded, found: TextData, plan: Plan, folder: Path, steps: Steps
+def _needs_data(wish: o.Wish) -> bool:
+    from importance import needs_data
+    from importance.recipes import entry_of
+
+    return entry_of(wish.recipe).needs != "nothing" if wish.recipe else needs_data(wish.score)
+
+
+def _by_recipe(
+    wish: o.Wish, graph: depgraph.DependencyGraph, loaded: Loaded, found: TextData
+) -> tuple[Plan, Callable[[], CutReport]]:
+    """The plan of a recipe, and what gives the report of its cut, with what made up for that."""
+    from importance.recipes import named
+
+    recipe = named(wish.recipe, found.calibration or loaded.batches, loaded.loss, wish.loading.seed)
+    if recipe.schedule is not None:
+        raise PlanError(f"recipe {wish.recipe!r} prunes in steps: call importance.recipes.{wish.recipe} from Python")
+    given = {k: v for k, v in wish.options.items() if v not in ("auto", (), 1, 0.0)}
+    if wish.out is None:
+        plan = recipe.plan(graph, wish.target, **given)
+        return plan, plan.apply_with_report
+    done = recipe.prune(graph, wish.target, **given)
+    assert done.plan is not None and done.report is not None
+    report = done.report
+    if done.compensated is not None:
+        report = replace(report, notes=(*report.notes, str(done.compensated)))
+    return done.plan, lambda: report
+
+
+def _write_all(
+    wish: o.Wish, loaded: Loaded, found: TextData, made: tuple[Plan, CutReport], folder: Path, steps: Steps
 ) -> tuple[dict[str, Any], list[str]]:
     """The result as data, and the lines that say it."""
-    with steps("cutting and checking"):
-        report = plan.apply_with_report(form=wish.options["form"])
+    plan, report = made
     with steps("measuring"):
         figures = _measured(loaded, found, report)
     with steps("writing"):

@@ -39,6 +39,10 @@ Allocation = Annotated[
     str,
     typer.Option(help="how the budget is spread over the axes: uniform, kind, al-am, owl, ...; empty: as --scope says"),
 ]
+Recipe = Annotated[
+    str,
+    typer.Option(help="a published method with all its parts, in place of --score: flap, obs, best, ...; see recipes"),
+]
 Data = Annotated[Path | None, typer.Option(help="a text file to score with; its end is held out to measure on")]
 Out = Annotated[
     Path | None, typer.Option(help="a new folder for the pruned model and its plan; a new file for an ONNX model")
@@ -69,6 +73,7 @@ class Wish:
     loading: Loading
     score: str
     allocation: str
+    recipe: str
     data: Path | None
     amount: Amount
     out: Path | None

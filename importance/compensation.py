@@ -124,6 +124,11 @@ class Compensated:
     created: tuple[str, ...]
     left: tuple[str, ...]
 
+    def __str__(self) -> str:
+        made = f", {len(self.created)} of them new biases" if self.created else ""
+        left = f"; {len(self.left)} stay as they were, the first since {self.left[0]}" if self.left else ""
+        return f"{len(self.changed)} parameters make up for what went{made}{left}"
+
     @classmethod
     def joined(cls, parts: Iterable[Compensated]) -> Compensated:
         """What happened in one after the other."""

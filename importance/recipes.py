@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from depgraph import DependencyGraph
+from depgraph.errors import ScoreError
 from importance.activation import Activation
 from importance.allocations import AdaptPruner, Cfsp, Owl, blocks, first_and_last
 from importance.blockwise import BlockChange, OutlierRatios
@@ -274,11 +275,18 @@ RECIPES: dict[str, Entry] = {
 """All recipes by name."""
 
 
+def entry_of(name: str) -> Entry:
+    """What is known of the recipe of that name; raises ScoreError for an unknown name, with the nearest."""
+    return pick(RECIPES, name, "recipe")
+
+
 def named(name: str, batches: Batches | None = None, loss: Loss | None = None, seed: int = 0) -> Recipe:
     """The recipe of that name; raises ScoreError for an unknown name (with the nearest), or where it needs batches."""
-    entry = pick(RECIPES, name, "recipe")
+    entry = entry_of(name)
+    if entry.needs != "nothing" and batches is None:
+        raise ScoreError(f"recipe {name!r} needs calibration data: pass batches=[...]")
     options = {"batches": batches, "loss": loss, "seed": seed}
     return entry.make(**{k: v for k, v in options.items() if k in entry.make.__annotations__})
 
 
-__all__ = ["RECIPES", "Ends", "Entry", "Normalisation", "named", *RECIPES]
+__all__ = ["RECIPES", "Ends", "Entry", "Normalisation", "entry_of", "named", *RECIPES]

@@ -1,0 +1,112 @@
+"""Consumers fitted one after the other, and the recipe that is built of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import depgraph
+from depgraph.errors import DataError, ScoreError
+from importance import Compensation, OptimalBrain, compensate, recipes
+from importance.refitting import refit
+from importance.relative import RelativeLoss
+from tests.importance.test_activation import Net
+from tests.zoo import MODULES, ZOO
+
+
+def _net() -> tuple[Net, list[Tensor]]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return Net(12), [torch.randn(16, 8, 5) for _ in range(3)]
+
+
+def squares(output: Any) -> Tensor:
+    return (output if isinstance(output, Tensor) else output[0]).float().square().mean()
+
+
+def test_the_last_consumer_is_the_least_squares_solution_for_pruned_inputs() -> None:
+    model, batches = _net()
+    graph = depgraph.trace(model, batches[0])
+    plan = graph.plan(OptimalBrain(batches), depgraph.Target(params=0.6), scope="axis")
+    pruned: Any = plan.apply()
+    refit(pruned, plan, batches, Compensation(damping=0))
+    seen: list[Tensor] = []
+    pruned.head.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    with torch.no_grad():
+        wanted = torch.cat([model(x) for x in batches]).reshape(-1, 3).double()
+        got = torch.cat([pruned(x) for x in batches]).reshape(-1, 3).double()
+    inputs = torch.cat(seen).reshape(len(wanted), -1).double()
+    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
+    best = inputs @ torch.linalg.lstsq(inputs, wanted).solution
+    assert float((got - wanted).square().mean()) == pytest.approx(float((best - wanted).square().mean()), rel=1e-3)
+
+
+def test_it_beats_solving_each_for_dense_inputs() -> None:
+    model, batches = _net()
+    graph = depgraph.trace(model, batches[0])
+    plan = graph.plan(OptimalBrain(batches), depgraph.Target(params=0.6), scope="axis")
+
+    def error(make_up: Any) -> float:
+        pruned = plan.apply()
+        make_up(pruned, plan, batches, Compensation())
+        with torch.no_grad():
+            return sum(float((pruned(x) - model(x)).square().mean()) for x in batches)
+
+    assert error(refit) < error(compensate)
+
+
+def test_nothing_cut_changes_nothing() -> None:
+    model, batches = _net()
+    graph = depgraph.trace(model, batches[0])
+    plan = graph.cut_plan({})
+    pruned = plan.apply()
+    refit(pruned, plan, batches)
+    with torch.no_grad():
+        assert torch.allclose(pruned(batches[0]), model(batches[0]), atol=1e-4)
+
+
+def test_a_failure_leaves_the_pruned_model_as_it_was() -> None:
+    model, batches = _net()
+    graph = depgraph.trace(model, batches[0])
+    plan = graph.plan(OptimalBrain(batches), depgraph.Target(params=0.6), scope="axis")
+    pruned = plan.apply()
+    before = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
+    with pytest.raises(ScoreError, match="NaN or infinity comes in at"):
+        refit(pruned, plan, [torch.full((1, 2, 5), torch.nan)])
+    with pytest.raises(DataError, match="no batches"):
+        refit(pruned, plan, [])
+    assert all(torch.equal(before[name], tensor) for name, tensor in pruned.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet_basic", "mixtral", "llama_8_4"])
+def test_the_best_recipe_works_on_any_architecture(name: str) -> None:
+    example = {**ZOO, **MODULES}[name]()
+    graph = depgraph.trace(example.model, example.args, example.kwargs)
+    batch = example.kwargs or example.args
+    made = recipes.best([batch], lambda output, _: squares(output)).prune(graph, depgraph.Target(params=0.8))
+    assert made.report is not None and made.report.after.params <= 0.8 * made.report.before.params
+    assert made.compensated is not None and made.compensated.changed and not made.compensated.created
+    with torch.no_grad():
+        assert bool(torch.isfinite(squares(made.model(*example.args, **example.kwargs))))
+
+
+def test_relative_losses_do_not_depend_on_the_size_of_a_consumers_output() -> None:
+    model, batches = _net()
+    graph = depgraph.trace(model, batches[0])
+    before = RelativeLoss(batches, weight="share")(graph)["gate.weight:0"]
+    with torch.no_grad():
+        model.down.weight.mul_(10)
+    after = RelativeLoss(batches, weight="share")(depgraph.trace(model, batches[0]))["gate.weight:0"]
+    assert after == pytest.approx(before, rel=1e-4)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ScoreError, match="unknown weight of axes 'equal'"):
+        RelativeLoss([torch.zeros(1)], weight="equal")
+    with pytest.raises(ScoreError, match="unknown kind of inputs 'sparse'"):
+        Compensation(inputs="sparse")
+    with pytest.raises(ScoreError, match="'best' needs calibration data"):
+        recipes.named("best")
