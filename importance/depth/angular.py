@@ -49,7 +49,9 @@ class AngularSpan:
         for batch in streams(graph, self.batches, names):
             size = 0
             for name, span in spans.items():
-                turned = angle(_token(batch[name], batch[name].entering), _token(batch[span[-1]], batch[span[-1]].leaving))
+                turned = angle(
+                    _token(batch[name], batch[name].entering), _token(batch[span[-1]], batch[span[-1]].leaving)
+                )
                 sums[name] += float(turned.mean()) * len(turned)
                 size = len(turned)
             count += size
@@ -81,7 +83,8 @@ class AngularDrop:
         check_batches(self.batches)
 
     def __call__(self, graph: DependencyGraph, count: int, /) -> Order:
-        if count == 0:
+        require_count(count, len(parts_of(graph, "blocks")), "blocks")
+        if not count:
             return Order((), 0.0, 0)
         spans = AngularSpan(self.batches, count)
         found = spans(graph)

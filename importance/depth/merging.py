@@ -114,7 +114,12 @@ class Laco:
                 f"{self.layers} blocks from {self.low} to {high} can't be merged: there are {len(blocks)}, numbered from 0"
             )
         trial = _Trial(graph, self.batches, blocks)
-        alive, at, merges, partners = [block.name for block in blocks], high - self.layers + 1, list[Merge](), self.layers - 1
+        alive, at, merges, partners = (
+            [block.name for block in blocks],
+            high - self.layers + 1,
+            list[Merge](),
+            self.layers - 1,
+        )
         changed: dict[str, Tensor] = {}
         while at >= self.low:
             into, *gone = alive[at : at + self.layers]

@@ -52,10 +52,14 @@ class LossMetric:
 
     def __call__(self, model: nn.Module, output: Any, batch: Any, dense: Any) -> Measured:
         found = (
-            own_loss(output, named_inputs(model, batch)) if self.loss is None else torch.as_tensor(self.loss(output, batch))
+            own_loss(output, named_inputs(model, batch))
+            if self.loss is None
+            else torch.as_tensor(self.loss(output, batch))
         )
         if found.numel() != 1 or not math.isfinite(value := float(found)):
-            raise ScoreError(f"the loss of a batch must be one finite number, it is {found}: look at the batch and the loss")
+            raise ScoreError(
+                f"the loss of a batch must be one finite number, it is {found}: look at the batch and the loss"
+            )
         if self.nonnegative and value < 0:
             raise ScoreError(f"the loss of a batch is {value}, below 0: pass LossMetric(loss, nonnegative=False)")
         count = _samples(output)
@@ -130,7 +134,9 @@ class Distance:
     def __call__(self, model: nn.Module, output: Any, batch: Any, dense: Any) -> Measured:
         found = DISTANCES[self.name](main_output(dense).double(), main_output(output).double())
         if not math.isfinite(found.total):
-            raise ScoreError(f"the outputs of {type(model).__name__} are NaN or infinite: look at the weights and the batch")
+            raise ScoreError(
+                f"the outputs of {type(model).__name__} are NaN or infinite: look at the weights and the batch"
+            )
         return found
 
 

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from depgraph import DependencyGraph
 from depgraph.cutting.bypassing import left_of
 from depgraph.cutting.draws import may_draw
-from depgraph.cutting.mutating import base_of
+from depgraph.cutting.mutating import base_of, written_by
 from depgraph.errors import DataError
 
 State = dict[Node, Any]
@@ -64,8 +64,9 @@ class Way:
         }
         self.places = sorted(set(self.starts.values()))
         exported = graph.capture.exported
+        self.inputs = {node: node.all_input_nodes for node in graph.residual.flow.nodes}
         self.targets = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs}
-        self.writes = graph.residual.flow.writes
+        self.writers = list(dict.fromkeys(write.writer for write in graph.residual.flow.writes))
         calls = [node for node in graph.residual.flow.nodes if node.op == "call_function"]
         self.drawing = {node for node in calls if may_draw(node)}
         self.flat = {node for node in calls if _is_flat(node)}
@@ -98,9 +99,9 @@ class Part:
         self.nodes = self.left.nodes
         self.first = next((k for k, node in enumerate(self.nodes) if node.op == "call_function"), len(self.nodes))
         self.last = {given: k for k, node in enumerate(self.nodes) for given in self._read(node)}
-        writing = [(write.writer, self._root(write.root)) for write in way.writes if write.writer not in self.left.instead]
-        at = {node: k for k, node in enumerate(self.nodes)} if writing else {}
-        writing = [(writer, root) for writer, root in writing if writer in at]
+        at = {node: k for k, node in enumerate(self.nodes)} if way.writers else {}
+        writers = [node for node in way.writers if node in at and node not in self.left.instead]
+        writing = [(writer, self._root(target)) for writer in writers for target in written_by(writer)]
         self.written = {root for _, root in writing}
         self.spans = [(at[root] if self._makes(root) else -1, at[writer]) for writer, root in writing]
 
@@ -108,12 +109,15 @@ class Part:
     def cuts(self) -> list[Cut]:
         """Where a run may begin, in order: not between the making of memory and a write to it."""
         places = [self.way.index[node.name] for node in self.nodes]
-        steps = ((place, max(self.first, bisect_left(places, place))) for place in self.way.places)
-        found = [s for s in steps if not any(root < s[1] <= writer for root, writer in self.spans)]
-        made = [(k, node) for k, node in enumerate(self.nodes) if self._makes(node) or node in self.written]
-        return [
-            Cut(place, step, frozenset(n for k, n in made if k < step <= self.last.get(n, -1))) for place, step in found
-        ]
+        steps = {max(self.first, bisect_left(places, place)): place for place in self.way.places}
+        live, found = set[Node](), []
+        for step, node in enumerate(self.nodes):
+            if step in steps and not any(root < step <= writer for root, writer in self.spans):
+                live = {n for n in live if self.last.get(n, -1) >= step}
+                found.append(Cut(steps[step], step, frozenset(live)))
+            if self._makes(node) or node in self.written:
+                live.add(node)
+        return found
 
     def run(
         self,
@@ -151,7 +155,7 @@ class Part:
 
     def _read(self, node: Node) -> list[Node]:
         """What a node is computed from here."""
-        return [self.left.instead[node]] if node in self.left.instead else node.all_input_nodes
+        return [self.left.instead[node]] if node in self.left.instead else self.way.inputs[node]
 
     def _makes(self, node: Node) -> bool:
         """Is a node computed, rather than given?"""
