@@ -186,4 +186,4 @@ def lowest(values: Sequence[float]) -> int:
 
 
 def _quotient(parts: Sequence[Measured]) -> float:
-    return sum(p.total for p in parts) / sum(p.count for p in parts)
+    return sum(p.total for p in parts) / sum(p.of for p in parts)

@@ -25,6 +25,7 @@ from depgraph.cutting.bypassing import left_of
 from depgraph.cutting.draws import may_draw
 from depgraph.cutting.mutating import base_of, written_by
 from depgraph.errors import DataError
+from importance.depth.candidates import ends_of, named_parts
 
 State = dict[Node, Any]
 Names = frozenset[str]
@@ -49,7 +50,7 @@ class Way:
         self.graph = graph
         self.index = {node.name: k for node, k in graph.residual.flow.index.items()}
         self.tensors = graph.tensors()
-        parts = {part.name: part for part in (*graph.blocks, *graph.branches)}
+        parts = named_parts(graph)
         wanted = list(names)
         missing = next((name for name in wanted if name not in parts), None)
         if missing is not None:
@@ -57,11 +58,7 @@ class Way:
                 f"a batch takes another way through {type(graph.model).__name__}, on which {missing!r} can't be left out: give "
                 "batches like the example that it was traced with"
             )
-        self.starts = {
-            name: self._start(part.nodes, getattr(part, "source", "") or part.input)  # type: ignore[union-attr]
-            for name, part in parts.items()
-            if name in set(wanted)
-        }
+        self.starts = {name: self._start(parts[name].nodes, ends_of(parts[name])[0]) for name in wanted}
         self.places = sorted(set(self.starts.values()))
         exported = graph.capture.exported
         self.inputs = {node: node.all_input_nodes for node in graph.residual.flow.nodes}
@@ -135,9 +132,10 @@ class Part:
         first = begin[0].step if begin is not None else self.first
         env = self._given(iter(inputs), begin[1] if begin is not None else None, state or {})
         cuts = {cut.step: cut for cut in self.cuts if cut.step > first} if keep is not None else {}
-        for node in env if seen is not None else ():
-            if node.name in seen:
-                seen[node.name](env[node])
+        shown = seen or {}
+        for node in env if shown else ():
+            if node.name in shown:
+                shown[node.name](env[node])
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for step in range(first, len(self.nodes)):
                 node = self.nodes[step]
@@ -146,8 +144,8 @@ class Part:
                 if not self._makes(node):
                     continue
                 env[node] = self._made(node, env)
-                if seen is not None and node.name in seen:
-                    seen[node.name](env[node])
+                if node.name in shown:
+                    shown[node.name](env[node])
                 for given in self._read(node):
                     if self.last[given] == step:
                         del env[given]
