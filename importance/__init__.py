@@ -1,10 +1,11 @@
 """What a group is worth: estimators that give every group of every axis one number, the lowest to go first.
 
 An estimator is called with a `depgraph.DependencyGraph` and returns a dict from axis name to a float64 array [groups].
+`importance.depth` ranks blocks and branches, and searches which can be left out.
 `Allocated` makes an estimator of another one and of a way to spread the budget over the axes, see `importance.allocations`.
 """
 
-from importance import allocations
+from importance import allocations, depth
 from importance.accumulators import Absolutes, Gram, Moments, Norms, SampleMeans, Weights
 from importance.activation import CRITERIA, Activation, Criterion
 from importance.allocations import Allocated
@@ -87,6 +88,7 @@ __all__ = [
     "column_costs",
     "compensate",
     "consumers_of",
+    "depth",
     "merges",
     "named",
     "names",

@@ -26,7 +26,7 @@ class Write(NamedTuple):
 
 def writes(nodes: Iterable[Node]) -> list[Write]:
     """All writes of a captured graph."""
-    return [Write(node, memory_of(target)) for node in nodes for target in _written(node)]
+    return [Write(node, memory_of(target)) for node in nodes for target in written_by(node)]
 
 
 def written_targets(exported: CapturedProgram) -> set[str]:
@@ -45,7 +45,7 @@ def write_without_gradients(module: GraphModule) -> None:
         if root.op != "get_attr" or root.target not in held:
             continue
         if _schema_of(writer).is_mutable:
-            writer.replace_all_uses_with(next(_written(writer)))
+            writer.replace_all_uses_with(next(written_by(writer)))
         with module.graph.inserting_before(writer):
             writer.args, writer.kwargs = map_arg((writer.args, writer.kwargs), _detached)  # type: ignore[assignment]
 
@@ -57,7 +57,7 @@ def _detached(node: Node) -> Node:
     return node.graph.call_function(torch.ops.aten.detach.default, (node,))
 
 
-def _written(node: Node) -> Iterator[Node]:
+def written_by(node: Node) -> Iterator[Node]:
     if not isinstance(node.target, torch._ops.OpOverload):
         return
     written = [

@@ -83,7 +83,8 @@ class AngularDrop:
         check_batches(self.batches)
 
     def __call__(self, graph: DependencyGraph, count: int, /) -> Order:
-        if count == 0:
+        require_count(count, len(parts_of(graph, "blocks")), "blocks")
+        if not count:
             return Order((), 0.0, 0)
         spans = AngularSpan(self.batches, count)
         found = spans(graph)

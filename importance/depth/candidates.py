@@ -24,6 +24,16 @@ def parts_of(graph: DependencyGraph, of: str) -> tuple[Block, ...] | tuple[Branc
     return found
 
 
+def named_parts(graph: DependencyGraph) -> dict[str, Block | Branch]:
+    """All blocks and branches by name."""
+    return {**{block.name: block for block in graph.blocks}, **{branch.name: branch for branch in graph.branches}}
+
+
+def ends_of(part: Block | Branch) -> tuple[str, str]:
+    """The names of the nodes that make a part's input and output."""
+    return (part.input, part.output) if isinstance(part, Block) else (part.source, part.add)
+
+
 def names_of(graph: DependencyGraph, of: str) -> tuple[str, ...]:
     """Their names; raises ScoreError as `parts_of` does."""
     return tuple(part.name for part in parts_of(graph, of))

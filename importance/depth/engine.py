@@ -24,10 +24,28 @@ from importance.depth.programs import Cut, Names, Part, State
 from importance.depth.states import States
 from importance.losses import own_loss
 
-MEMORY = 1 << 30
 _PARTS = 256  # programs that are kept to be run on further batches
 
 Batches = Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a search may use: `memory` for hidden states, in bytes, and the `share` of candidates that goes on after a batch.
+
+    With a share below 1, only the best so far among the compared sets are run on the next batch, which isn't exact. Raises
+    ScoreError for a number out of range.
+    """
+
+    memory: int = 1 << 30
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.memory < 0 or not 0 < self.share <= 1:
+            raise ScoreError(f"memory must be 0 or more and share in (0, 1], they are {self.memory} and {self.share}")
+
+
+NORMAL = Effort()
 
 
 @dataclass(frozen=True)
@@ -41,8 +59,8 @@ class Best:
 class Engine:
     """Measures sets of `units`, which are names of branches or of blocks of a graph, on batches.
 
-    `evaluations` counts layer evaluations: the units run, times batches. `memory` is what hidden states may take, in bytes.
-    Without a `metric` it is the loss where the model has one, else the distance of outputs "norm".
+    `evaluations` counts layer evaluations: the units run, times batches. Without a `metric` it is the loss where the model
+    has one, else the distance of outputs "norm".
 
     Raises DataError: no batches, or they don't fit. ScoreError: the metric can't be taken.
     """
@@ -53,13 +71,13 @@ class Engine:
         batches: Batches,
         units: Sequence[str],
         metric: Metric | None = None,
-        memory: int = MEMORY,
+        effort: Effort = NORMAL,
     ) -> None:
-        self.graph, self.units = graph, tuple(units)
+        self.graph, self.units, self.share = graph, tuple(units), effort.share
         self.order = {name: k for k, name in enumerate(self.units)}
         self.data = given(graph, batches, self.units)
         self.evaluations = 0
-        self.states = States(memory)
+        self.states = States(effort.memory)
         self.measured: dict[tuple[Names, int], Measured] = {}
         self.parts: OrderedDict[tuple[int, Names], Part] = OrderedDict()
         whole: Names = frozenset()
@@ -98,6 +116,8 @@ class Engine:
         Where measures are never below 0, that with the lowest sum so far is always run on its next batch: once it has all, it
         is the best, as sums only grow. Others are run in full.
         """
+        if self.share < 1:
+            sets = self._likely(sets)
         if not self.metric.nonnegative:
             values = [self.value(names) for names in sets]
             return Best(sets[lowest(values)], min(values))
@@ -115,6 +135,16 @@ class Engine:
             k: {place: data.way.before(place, removed) for place in data.way.places} for k, data in enumerate(self.data)
         }
         self.states.keep_only(removed, before)
+
+    def _likely(self, sets: Sequence[Names]) -> Sequence[Names]:
+        """Those that are left when after every batch but the last only the best share goes on; one at least."""
+        totals = [0.0] * len(sets)
+        left = list(range(len(sets)))
+        for batch in range(len(self.data) - 1):
+            for k in left:
+                totals[k] += self._measure(sets[k], batch).total
+            left = sorted(left, key=totals.__getitem__)[: math.ceil(self.share * len(left))]
+        return [sets[k] for k in sorted(left)]
 
     def _measure(self, removed: Names, batch: int) -> Measured:
         key = removed, batch
@@ -156,4 +186,4 @@ def lowest(values: Sequence[float]) -> int:
 
 
 def _quotient(parts: Sequence[Measured]) -> float:
-    return sum(p.total for p in parts) / sum(p.count for p in parts)
+    return sum(p.total for p in parts) / sum(p.of for p in parts)

@@ -12,7 +12,7 @@ from depgraph.errors import ScoreError
 from importance.calling import check_batches
 from importance.choices import pick
 from importance.depth.candidates import OF, names_of, require_count
-from importance.depth.engine import MEMORY, Batches, Engine
+from importance.depth.engine import NORMAL, Batches, Effort, Engine
 from importance.depth.metrics import Metric
 from importance.depth.order import Order, Step
 
@@ -27,7 +27,7 @@ class Exhaustive:
     batches: Batches = field(repr=False)
     of: str = "blocks"
     metric: Metric | None = None
-    memory: int = MEMORY
+    effort: Effort = NORMAL
     most: int = 20_000
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class Exhaustive:
                 f"there are {math.comb(len(names), count)} sets of {count} of {len(names)} {self.of}, more than most={self.most}: "
                 "use PairSearch, or raise it"
             )
-        engine = Engine(graph, self.batches, names, self.metric, self.memory)
+        engine = Engine(graph, self.batches, names, self.metric, self.effort)
         if not count:
             return Order((), engine.value(()), engine.evaluations)
         best = engine.best([frozenset(chosen) for chosen in combinations(names, count)])

@@ -10,7 +10,7 @@ from depgraph.errors import ScoreError
 from importance.calling import check_batches
 from importance.choices import pick
 from importance.depth.candidates import between_ends, names_of, parts_of, require_count
-from importance.depth.engine import MEMORY, Batches, Engine
+from importance.depth.engine import NORMAL, Batches, Effort, Engine
 from importance.depth.influence import BlockInfluence
 from importance.depth.metrics import DISTANCES, Distance, Metric
 from importance.depth.order import Order, Step
@@ -53,7 +53,7 @@ class Sleb:
     first: int = 1
     last: int = 1
     metric: Metric | None = None
-    memory: int = MEMORY
+    effort: Effort = NORMAL
 
     def __post_init__(self) -> None:
         check_batches(self.batches)
@@ -67,7 +67,7 @@ class Sleb:
             return OneShot(BlockInfluence(self.batches), only=may)(graph, count)
         if self.by == "single":
             return OneShot(Without(self.batches, metric=self.metric), only=may)(graph, count)
-        return greedy(Engine(graph, self.batches, names, self.metric, self.memory), count, lambda gone: may)
+        return greedy(Engine(graph, self.batches, names, self.metric, self.effort), count, lambda gone: may)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class FinerCut:
     late: float = 0.0
     of: str = "branches"
     kinds: tuple[str, ...] | None = ("attention", "mlp")
-    memory: int = MEMORY
+    effort: Effort = NORMAL
 
     def __post_init__(self) -> None:
         check_batches(self.batches)
@@ -104,7 +104,7 @@ class FinerCut:
                 f"{count} {self.of} can't go: late={self.late} holds {held} of {len(may)} back until {held + 1} are gone, so "
                 "that there are too few to begin with; give a smaller share"
             )
-        engine = Engine(graph, self.batches, names, Distance(self.distance), self.memory)
+        engine = Engine(graph, self.batches, names, Distance(self.distance), self.effort)
         return greedy(engine, count, lambda gone: may[held:] if len(gone) < held + 1 else may)
 
     def _candidates(self, graph: DependencyGraph) -> tuple[str, ...]:

@@ -21,10 +21,10 @@ _LARGEST = 700.0  # whose exp is still a number
 
 
 class Measured(NamedTuple):
-    """A sum over a batch, and over how many it was taken; a value is the quotient of the sums over all batches."""
+    """A sum over a batch, and of how many; a value is the quotient of both, summed over all batches."""
 
     total: float
-    count: int
+    of: int
 
 
 class Metric(Protocol):

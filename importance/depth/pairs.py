@@ -19,7 +19,7 @@ from depgraph.errors import ScoreError
 from importance.calling import check_batches
 from importance.choices import pick
 from importance.depth.candidates import OF, between_ends, names_of, require_count
-from importance.depth.engine import MEMORY, Batches, Engine
+from importance.depth.engine import NORMAL, Batches, Effort, Engine
 from importance.depth.exhaustive import in_order
 from importance.depth.metrics import Metric
 from importance.depth.order import Order
@@ -39,7 +39,7 @@ class PairSearch:
         extra: of how many more parts than `count` the pairs are measured, the best alone; more find more and cost more.
         tries: how many of the best-ranked sets are measured, and how many exchanges at each step.
         ends: how many parts stay at the beginning and at the end.
-        memory: what hidden states may take, in bytes.
+        effort: memory for hidden states; `share` matters less here, as pairs are measured on all batches.
 
     Raises ScoreError: a number out of range, an unknown `of`; when called, no such parts or too few. DataError: unfit batches.
     """
@@ -50,7 +50,7 @@ class PairSearch:
     extra: int = 4
     tries: int = 8
     ends: tuple[int, int] = (0, 0)
-    memory: int = MEMORY
+    effort: Effort = NORMAL
 
     def __post_init__(self) -> None:
         check_batches(self.batches)
@@ -62,7 +62,7 @@ class PairSearch:
         names = names_of(graph, self.of)
         may = between_ends(names, *self.ends)
         require_count(count, len(may), self.of)
-        engine = Engine(graph, self.batches, names, self.metric, self.memory)
+        engine = Engine(graph, self.batches, names, self.metric, self.effort)
         return in_order(engine, self._chosen(engine, may, count))
 
     def _chosen(self, engine: Engine, may: Sequence[str], count: int) -> Names:

@@ -23,8 +23,9 @@ from torch.utils import _pytree as pytree
 from depgraph import DependencyGraph
 from depgraph.cutting.bypassing import left_of
 from depgraph.cutting.draws import may_draw
-from depgraph.cutting.mutating import base_of
+from depgraph.cutting.mutating import base_of, written_by
 from depgraph.errors import DataError
+from importance.depth.candidates import ends_of, named_parts
 
 State = dict[Node, Any]
 Names = frozenset[str]
@@ -49,7 +50,7 @@ class Way:
         self.graph = graph
         self.index = {node.name: k for node, k in graph.residual.flow.index.items()}
         self.tensors = graph.tensors()
-        parts = {part.name: part for part in (*graph.blocks, *graph.branches)}
+        parts = named_parts(graph)
         wanted = list(names)
         missing = next((name for name in wanted if name not in parts), None)
         if missing is not None:
@@ -57,15 +58,12 @@ class Way:
                 f"a batch takes another way through {type(graph.model).__name__}, on which {missing!r} can't be left out: give "
                 "batches like the example that it was traced with"
             )
-        self.starts = {
-            name: self._start(part.nodes, getattr(part, "source", "") or part.input)  # type: ignore[union-attr]
-            for name, part in parts.items()
-            if name in set(wanted)
-        }
+        self.starts = {name: self._start(parts[name].nodes, ends_of(parts[name])[0]) for name in wanted}
         self.places = sorted(set(self.starts.values()))
         exported = graph.capture.exported
+        self.inputs = {node: node.all_input_nodes for node in graph.residual.flow.nodes}
         self.targets = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs}
-        self.writes = graph.residual.flow.writes
+        self.writers = list(dict.fromkeys(write.writer for write in graph.residual.flow.writes))
         calls = [node for node in graph.residual.flow.nodes if node.op == "call_function"]
         self.drawing = {node for node in calls if may_draw(node)}
         self.flat = {node for node in calls if _is_flat(node)}
@@ -98,11 +96,9 @@ class Part:
         self.nodes = self.left.nodes
         self.first = next((k for k, node in enumerate(self.nodes) if node.op == "call_function"), len(self.nodes))
         self.last = {given: k for k, node in enumerate(self.nodes) for given in self._read(node)}
-        writing = [
-            (write.writer, self._root(write.root)) for write in way.writes if write.writer not in self.left.instead
-        ]
-        at = {node: k for k, node in enumerate(self.nodes)} if writing else {}
-        writing = [(writer, root) for writer, root in writing if writer in at]
+        at = {node: k for k, node in enumerate(self.nodes)} if way.writers else {}
+        writers = [node for node in way.writers if node in at and node not in self.left.instead]
+        writing = [(writer, self._root(target)) for writer in writers for target in written_by(writer)]
         self.written = {root for _, root in writing}
         self.spans = [(at[root] if self._makes(root) else -1, at[writer]) for writer, root in writing]
 
@@ -110,12 +106,15 @@ class Part:
     def cuts(self) -> list[Cut]:
         """Where a run may begin, in order: not between the making of memory and a write to it."""
         places = [self.way.index[node.name] for node in self.nodes]
-        steps = ((place, max(self.first, bisect_left(places, place))) for place in self.way.places)
-        found = [s for s in steps if not any(root < s[1] <= writer for root, writer in self.spans)]
-        made = [(k, node) for k, node in enumerate(self.nodes) if self._makes(node) or node in self.written]
-        return [
-            Cut(place, step, frozenset(n for k, n in made if k < step <= self.last.get(n, -1))) for place, step in found
-        ]
+        steps = {max(self.first, bisect_left(places, place)): place for place in self.way.places}
+        live, found = set[Node](), []
+        for step, node in enumerate(self.nodes):
+            if step in steps and not any(root < step <= writer for root, writer in self.spans):
+                live = {n for n in live if self.last.get(n, -1) >= step}
+                found.append(Cut(steps[step], step, frozenset(live)))
+            if self._makes(node) or node in self.written:
+                live.add(node)
+        return found
 
     def run(
         self,
@@ -133,9 +132,10 @@ class Part:
         first = begin[0].step if begin is not None else self.first
         env = self._given(iter(inputs), begin[1] if begin is not None else None, state or {})
         cuts = {cut.step: cut for cut in self.cuts if cut.step > first} if keep is not None else {}
-        for node in env if seen is not None else ():
-            if node.name in seen:
-                seen[node.name](env[node])
+        shown = seen or {}
+        for node in env if shown else ():
+            if node.name in shown:
+                shown[node.name](env[node])
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for step in range(first, len(self.nodes)):
                 node = self.nodes[step]
@@ -144,8 +144,8 @@ class Part:
                 if not self._makes(node):
                     continue
                 env[node] = self._made(node, env)
-                if seen is not None and node.name in seen:
-                    seen[node.name](env[node])
+                if node.name in shown:
+                    shown[node.name](env[node])
                 for given in self._read(node):
                     if self.last[given] == step:
                         del env[given]
@@ -153,7 +153,7 @@ class Part:
 
     def _read(self, node: Node) -> list[Node]:
         """What a node is computed from here."""
-        return [self.left.instead[node]] if node in self.left.instead else node.all_input_nodes
+        return [self.left.instead[node]] if node in self.left.instead else self.way.inputs[node]
 
     def _makes(self, node: Node) -> bool:
         """Is a node computed, rather than given?"""

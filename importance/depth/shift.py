@@ -12,7 +12,7 @@ from depgraph.errors import DataError
 from importance.calling import check_batches
 from importance.choices import pick
 from importance.depth.candidates import OF, names_of
-from importance.depth.engine import MEMORY, Batches, Engine
+from importance.depth.engine import NORMAL, Batches, Effort, Engine
 from importance.depth.metrics import Distance, main_output
 from importance.depth.programs import Names
 from importance.depth.without import Counted
@@ -30,7 +30,7 @@ class OutputShift:
 
     batches: Batches = field(repr=False)
     of: str = "branches"
-    memory: int = MEMORY
+    effort: Effort = NORMAL
 
     def __post_init__(self) -> None:
         check_batches(self.batches)
@@ -38,7 +38,7 @@ class OutputShift:
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, float]:
         names = names_of(graph, self.of)
-        engine = Engine(graph, self.batches, names, Distance("norm"), self.memory)
+        engine = Engine(graph, self.batches, names, Distance("norm"), self.effort)
         mean, std = _statistics(engine, frozenset())
         found = Counted()
         for name in names:

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from depgraph import DependencyGraph
-from depgraph.blocks import Block
-from depgraph.residual import Branch
 from importance.calling import named_inputs
 from importance.depth.batches import Given, given
+from importance.depth.candidates import ends_of, named_parts
 from importance.depth.programs import Part, Way
 
 
@@ -25,15 +24,10 @@ class Stream(NamedTuple):
     mask: Tensor | None
 
 
-def ends_of(part: Block | Branch) -> tuple[str, str]:
-    """The names of the nodes that make a part's input and output."""
-    return (part.input, part.output) if isinstance(part, Block) else (part.source, part.add)
-
-
 def streams(graph: DependencyGraph, batches: Iterable[Any], names: tuple[str, ...]) -> Iterator[dict[str, Stream]]:
     """For each batch the streams around the named parts, by name. Raises DataError as `batches.given` does."""
     for data in given(graph, batches, names):
-        parts = {part.name: part for part in (*data.way.graph.blocks, *data.way.graph.branches)}
+        parts = named_parts(data.way.graph)
         ends = {name: ends_of(parts[name]) for name in names}
         made = _seen(data, {node for pair in ends.values() for node in pair})
         mask = _mask(graph, data.batch)

@@ -9,7 +9,7 @@ from depgraph import DependencyGraph
 from importance.calling import check_batches
 from importance.choices import pick
 from importance.depth.candidates import OF, names_of
-from importance.depth.engine import MEMORY, Batches, Engine
+from importance.depth.engine import NORMAL, Batches, Effort, Engine
 from importance.depth.metrics import LossMetric, Metric
 from importance.losses import Loss
 
@@ -37,7 +37,7 @@ class Without:
     batches: Batches = field(repr=False)
     of: str = "blocks"
     metric: Metric | None = None
-    memory: int = MEMORY
+    effort: Effort = NORMAL
 
     def __post_init__(self) -> None:
         check_batches(self.batches)
@@ -45,7 +45,7 @@ class Without:
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, float]:
         names = names_of(graph, self.of)
-        engine = Engine(graph, self.batches, names, self.metric, self.memory)
+        engine = Engine(graph, self.batches, names, self.metric, self.effort)
         found = Counted()
         for name in names:
             found[name] = engine.value([name])
@@ -63,7 +63,7 @@ class Perplexity:
     batches: Batches = field(repr=False)
     of: str = "blocks"
     loss: Loss | None = None
-    memory: int = MEMORY
+    effort: Effort = NORMAL
 
     def __post_init__(self) -> None:
         check_batches(self.batches)
@@ -71,7 +71,7 @@ class Perplexity:
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, float]:
         metric = LossMetric(self.loss, nonnegative=self.loss is None)
-        found = Without(self.batches, self.of, metric, self.memory)(graph)
+        found = Without(self.batches, self.of, metric, self.effort)(graph)
         for name, value in found.items():
             found[name] = math.exp(min(value, _LARGEST))
         return found
