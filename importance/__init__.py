@@ -5,7 +5,7 @@ An estimator is called with a `depgraph.DependencyGraph` and returns a dict from
 `Allocated` makes an estimator of another one and of a way to spread the budget over the axes, see `importance.allocations`.
 """
 
-from importance import allocations, depth
+from importance import allocations, depth, recipes
 from importance.accumulators import Absolutes, Gram, Moments, Norms, SampleMeans, Weights
 from importance.activation import CRITERIA, Activation, Criterion
 from importance.allocations import Allocated
@@ -29,6 +29,7 @@ from importance.randomly import Random
 from importance.recipe import Pruned, Recipe
 from importance.reduction import Reduction
 from importance.reestimation import Reestimation, reestimate
+from importance.refitting import refit
 from importance.registry import named, names, needs_data
 from importance.rotation import Principal, Rotation, rotate
 from importance.scales import NormScale
@@ -95,7 +96,9 @@ __all__ = [
     "needs_data",
     "next_token",
     "noise",
+    "recipes",
     "reestimate",
+    "refit",
     "rotate",
     "row_costs",
     "surgeon_update",
