@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 import depgraph
 from depgraph import cli_options as o
@@ -22,11 +20,19 @@ from depgraph.cli_data import Amount, TextData, perplexity, read_text, text_data
 from depgraph.cli_models import Loaded, Loading, load_model
 from depgraph.cli_onnx import is_onnx, prune_file, refuse_options, refuse_score
 from depgraph.cli_output import CODES, Steps, check_vacant, new_folder, print_json, printing, say, show_error, showing
-from depgraph.cli_tables import cost_table, graph_json, plan_json, print_axes, widths_table
+from depgraph.cli_tables import (
+    cost_table,
+    cut_json,
+    cut_lines,
+    graph_json,
+    plan_json,
+    print_axes,
+    recipes_table,
+    widths_table,
+)
 from depgraph.cutting.report import CutReport
-from depgraph.errors import DataError, PlanError
+from depgraph.errors import DataError
 from depgraph.inspecting import Inspection
-from depgraph.options import matches
 from depgraph.page import html_page
 from depgraph.plan import Plan
 from depgraph.storage import check_free, written
@@ -133,13 +139,9 @@ def recipes(as_json: o.Json = False) -> None:
     from importance.recipes import RECIPES
 
     if as_json:
-        rows = {name: {k: v for k, v in asdict(entry).items() if k != "make"} for name, entry in RECIPES.items()}
-        print_json(rows, Console())
+        print_json({name: entry.described() for name, entry in RECIPES.items()}, Console())
         return
-    table = Table("recipe", "paper", "needs", "cost", "its data", title="depgraph prune --recipe NAME")
-    for name, entry in RECIPES.items():
-        table.add_row(name, entry.paper, entry.needs, entry.cost, entry.data)
-    Console().print(table)
+    Console().print(recipes_table(RECIPES))
 
 
 @app.command()
@@ -200,19 +202,19 @@ def _prune(wish: o.Wish) -> None:
         with steps("tracing"):
             graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs)
         with steps("scoring and planning"):
-            _check_patterns(graph, wish.options)
+            o.check_patterns(graph, wish.options)
             if wish.recipe:
-                plan, cut = _by_recipe(wish, graph, loaded, found)
+                plan, report = _by_recipe(wish, graph, loaded, found)
             else:
                 scorer = _scorer(wish, loaded, found, steps)
                 scorer = scorer if allocation is None else allocations.Allocated(scorer, allocation)
                 plan = graph.plan(scorer, wish.target, **wish.options)
-                cut = partial(plan.apply_with_report, form=wish.options["form"])
+                report = None
         if folder is None:
             result, shown = plan_json(plan), ["", *plan.notes, "dry run: nothing was cut or written"]
         else:
             with steps("cutting and checking"):
-                report = cut()
+                report = report or plan.apply_with_report(form=wish.options["form"])
             result, shown = _write_all(wish, loaded, found, (plan, report), folder, steps)
     with showing():
         if wish.json:
@@ -223,14 +225,6 @@ def _prune(wish: o.Wish) -> None:
         console.print(widths_table(plan))
         for line in shown:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _check_patterns(graph: depgraph.DependencyGraph, options: dict[str, Any]) -> None:
-    """Raise PlanError for a pattern that names nothing: it is a slip, and going on would protect nothing."""
-    for option in ("protect", "only"):
-        for pattern in options[option]:
-            if not any(matches(axis, (pattern,)) for axis in graph.axes):
-                raise PlanError(f"--{option} {pattern!r} names no axis and no parameter of one: see depgraph inspect")
 
 
 def _scorer(wish: o.Wish, loaded: Loaded, found: TextData, steps: Steps) -> Any:
@@ -253,23 +247,15 @@ def _needs_data(wish: o.Wish) -> bool:
 
 def _by_recipe(
     wish: o.Wish, graph: depgraph.DependencyGraph, loaded: Loaded, found: TextData
-) -> tuple[Plan, Callable[[], CutReport]]:
-    """The plan of a recipe, and what gives the report of its cut, with what made up for that."""
+) -> tuple[Plan, CutReport | None]:
+    """The plan of a recipe, and the report of its cut, unless nothing is to be written."""
     from importance.recipes import named
 
     recipe = named(wish.recipe, found.calibration or loaded.batches, loaded.loss, wish.loading.seed)
-    if recipe.schedule is not None:
-        raise PlanError(f"recipe {wish.recipe!r} prunes in steps: call importance.recipes.{wish.recipe} from Python")
     given = {k: v for k, v in wish.options.items() if v not in ("auto", (), 1, 0.0)}
     if wish.out is None:
-        plan = recipe.plan(graph, wish.target, **given)
-        return plan, plan.apply_with_report
-    done = recipe.prune(graph, wish.target, **given)
-    assert done.plan is not None and done.report is not None
-    report = done.report
-    if done.compensated is not None:
-        report = replace(report, notes=(*report.notes, str(done.compensated)))
-    return done.plan, lambda: report
+        return recipe.plan(graph, wish.target, **given), None
+    return recipe.reported(graph, wish.target, **given)
 
 
 def _write_all(
@@ -285,20 +271,14 @@ def _write_all(
     if wish.onnx:
         with steps("exporting to ONNX"):
             exported = _onnx(loaded, report, folder, wish.out or folder)
-    result = plan_json(plan) | {
-        "form": report.form,
-        "check": asdict(report.check) | {"vacuous": report.check.vacuous} if report.check else None,
-        "notes": [*plan.notes, *report.notes],
+    result = cut_json(plan, report) | {
         "perplexity": figures,
         "onnx": _onnx_json(exported) if exported else None,
         "folder": str(wish.out),
         "format": saved.format,
         "files": sorted(path.name for path in folder.iterdir()),
     }
-    lines = ["", f"form: {report.form}", f"check: {report.check}", *plan.notes, *report.notes]
-    if figures:
-        change = f"{figures['before']:.3f} -> {figures['after']:.3f}"
-        lines.append(f"perplexity on {figures['tokens']:,} held-out tokens: {change}")
+    lines = cut_lines(plan, report, figures)
     if exported:
         lines.append(str(exported))
     lines.append(f"wrote {wish.out}: {', '.join(result['files'])}")

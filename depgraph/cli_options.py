@@ -10,7 +10,8 @@ import typer
 
 from depgraph.cli_data import Amount
 from depgraph.cli_models import Loading
-from depgraph.errors import TargetError
+from depgraph.errors import PlanError, TargetError
+from depgraph.options import matches
 from depgraph.target import METRICS, Target
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -99,3 +100,11 @@ def parse_keep(text: str) -> Target:
         return Target(**shares)
     except TargetError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def check_patterns(graph: Any, options: dict[str, Any]) -> None:
+    """Raise PlanError for a pattern that names nothing: it is a slip, and going on would protect nothing."""
+    for option in ("protect", "only"):
+        for pattern in options[option]:
+            if not any(matches(axis, (pattern,)) for axis in graph.axes):
+                raise PlanError(f"--{option} {pattern!r} names no axis and no parameter of one: see depgraph inspect")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from depgraph.axes import Axis
+from depgraph.cutting.report import CutReport
 from depgraph.dependency import DependencyGraph
 from depgraph.inspecting import Inspection, share_range
 from depgraph.layers import Layer
@@ -160,3 +162,29 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "axes": axes,
         "notes": list(plan.notes),
     }
+
+
+def cut_json(plan: Plan, report: CutReport) -> dict[str, Any]:
+    """What was cut and checked, as data."""
+    return plan_json(plan) | {
+        "form": report.form,
+        "check": asdict(report.check) | {"vacuous": report.check.vacuous} if report.check else None,
+        "notes": [*plan.notes, *report.notes],
+    }
+
+
+def cut_lines(plan: Plan, report: CutReport, figures: dict[str, float] | None) -> list[str]:
+    """The same in lines, with the perplexity before and after where that was measured."""
+    lines = ["", f"form: {report.form}", f"check: {report.check}", *plan.notes, *report.notes]
+    if figures:
+        change = f"{figures['before']:.3f} -> {figures['after']:.3f}"
+        lines.append(f"perplexity on {figures['tokens']:,} held-out tokens: {change}")
+    return lines
+
+
+def recipes_table(entries: Mapping[str, Any]) -> Table:
+    """Recipes by name: their paper, what they need, what they cost, what data the paper had."""
+    table = Table("recipe", "paper", "needs", "cost", "its data", title="depgraph prune --recipe NAME")
+    for name, entry in entries.items():
+        table.add_row(name, entry.paper, entry.needs, entry.cost, entry.data)
+    return table

@@ -10,7 +10,7 @@ from torch import nn
 
 from depgraph import DependencyGraph, Plan, Target
 from depgraph.cutting.report import CutReport
-from depgraph.errors import ScoreError
+from depgraph.errors import PlanError, ScoreError
 from depgraph.scoring import Scorer, Scores
 from importance.allocations import Allocated, Allocation
 from importance.compensation import Compensated, Compensation, compensate
@@ -104,6 +104,18 @@ class Recipe:
         for step in self.afterwards:
             step(done.model)
         return done
+
+    def reported(self, graph: DependencyGraph, target: Target, **options: Any) -> tuple[Plan, CutReport]:
+        """As `prune`, the plan and the report of the cut, which says what made up for that.
+
+        Raises PlanError where the recipe prunes in steps, which have a report each.
+        """
+        if self.schedule is not None:
+            raise PlanError(f"recipe {self.name!r} prunes in steps: call importance.recipes.{self.name} from Python")
+        done = self.prune(graph, target, **options)
+        assert done.plan is not None and done.report is not None
+        made = () if done.compensated is None else (str(done.compensated),)
+        return done.plan, replace(done.report, notes=(*done.report.notes, *made))
 
     def _at_once(self, graph: DependencyGraph, target: Target, options: dict[str, Any]) -> Pruned:
         if self.prepare is not None:

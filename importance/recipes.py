@@ -211,6 +211,10 @@ class Entry:
     cost: str
     data: str = ""
 
+    def described(self) -> dict[str, str]:
+        """All but the function, as data."""
+        return {"paper": self.paper, "needs": self.needs, "cost": self.cost, "data": self.data}
+
 
 RECIPES: dict[str, Entry] = {
     "random": Entry(random, "baseline", "nothing", "none"),
