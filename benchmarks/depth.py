@@ -1,6 +1,6 @@
 """Perplexity of a language model without some of its blocks or sublayers, by method and beside the best possible; see depth.md.
 
-python benchmarks/depth.py MODEL TEXT [--batches 2] [--samples 4] [--length 64] [--instances 6]
+python benchmarks/depth.py MODEL TEXT [--batches 6] [--samples 8] [--length 64] [--instances 6]
 
 MODEL is a transformers directory. The last tenth of TEXT is kept apart to measure on. Layer evaluations are blocks or sublayers
 run, times batches.
@@ -185,8 +185,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--batches", type=int, default=2)
-    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--batches", type=int, default=6)
+    parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--instances", type=int, default=6)
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 2, 3, 4])
@@ -205,7 +205,8 @@ def main() -> None:
         model, batches(tokens(text[:aside]), amount), batches(tokens(text[aside:]), Amount(4, 8, amount.length))
     )
     print(f"whole model: held-out perplexity {bench.perplexity('blocks', ()):.2f}")
-    bench.table("blocks", of_blocks(), chosen.blocks)
+    told: Make = lambda data: depth.Exhaustive(bench.held_out)  # noqa: E731
+    bench.table("blocks", of_blocks() | {"best for the held-out text itself": told}, chosen.blocks)
     bench.table("branches", of_sublayers(), chosen.sublayers)
     size = len(text) // 2 // chosen.instances
     one = Amount(1, amount.samples, amount.length)

@@ -50,6 +50,7 @@ class Way:
         self.graph = graph
         self.index = {node.name: k for node, k in graph.residual.flow.index.items()}
         self.tensors = graph.tensors()
+        self.devices = sorted({t.device.index or 0 for t in self.tensors.values() if t.device.type == "cuda"})
         parts = named_parts(graph)
         wanted = list(names)
         missing = next((name for name in wanted if name not in parts), None)
@@ -136,7 +137,7 @@ class Part:
         for node in env if shown else ():
             if node.name in shown:
                 shown[node.name](env[node])
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=self.way.devices):
             for step in range(first, len(self.nodes)):
                 node = self.nodes[step]
                 if step in cuts and keep is not None:
