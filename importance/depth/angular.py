@@ -14,7 +14,7 @@ from depgraph.errors import ScoreError
 from importance.calling import check_batches
 from importance.depth.candidates import parts_of, require_count
 from importance.depth.engine import Batches
-from importance.depth.order import Order, Step
+from importance.depth.order import Counted, Order, Step
 from importance.depth.streams import Stream, cosine, streams
 
 
@@ -44,7 +44,7 @@ class AngularSpan:
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, float]:
         spans = self.spans(graph)
-        sums, count = dict.fromkeys(spans, 0.0), 0
+        sums, count, found = dict.fromkeys(spans, 0.0), 0, Counted()
         names = tuple(dict.fromkeys(name for span in spans.values() for name in (span[0], span[-1])))
         for batch in streams(graph, self.batches, names):
             size = 0
@@ -55,7 +55,9 @@ class AngularSpan:
                 sums[name] += float(turned.mean()) * len(turned)
                 size = len(turned)
             count += size
-        return {name: total / count for name, total in sums.items()}
+            found.evaluations += len(parts_of(graph, "blocks"))
+        found.update({name: total / count for name, total in sums.items()})
+        return found
 
     def spans(self, graph: DependencyGraph) -> dict[str, tuple[str, ...]]:
         """The spans of `length` blocks, by the name of the first."""
@@ -88,8 +90,8 @@ class AngularDrop:
             return Order((), 0.0, 0)
         spans = AngularSpan(self.batches, count)
         found = spans(graph)
-        first = min(found, key=found.__getitem__)
-        return Order(tuple(Step(name, found[first], 0) for name in spans.spans(graph)[first]), 0.0, 0)
+        first, cost = min(found, key=found.__getitem__), getattr(found, "evaluations", 0)
+        return Order(tuple(Step(name, found[first], cost) for name in spans.spans(graph)[first]), 0.0, cost)
 
 
 @dataclass(frozen=True)

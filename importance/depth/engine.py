@@ -120,7 +120,7 @@ class Engine:
             sets = self._likely(sets)
         if not self.metric.nonnegative:
             values = [self.value(names) for names in sets]
-            return Best(sets[lowest(values)], min(values))
+            return Best(sets[values.index(min(values))], min(values))
         running = [(0.0, k, 0) for k in range(len(sets))]
         while True:
             total, k, done = heapq.heappop(running)
@@ -150,8 +150,23 @@ class Engine:
         key = removed, batch
         if key not in self.measured:
             output = self.output(removed, batch) if removed else self.dense[batch]
-            self.measured[key] = self.metric(self.graph.model, output, self.data[batch].batch, self.dense[batch])
+            found = self.metric(self.graph.model, output, self.data[batch].batch, self.dense[batch])
+            self.measured[key] = self._checked(found, removed)
         return self.measured[key]
+
+    def _checked(self, found: Measured, removed: Names) -> Measured:
+        """A measure, infinite where it is no number; of the whole model it must be one."""
+        if self.metric.nonnegative and found.total < 0:
+            raise ScoreError(
+                f"the metric is {found.total} for a batch, below 0, though it says it can't be: set its nonnegative=False"
+            )
+        if math.isfinite(found.total):
+            return found
+        if not removed:
+            raise ScoreError(
+                f"the metric of the whole model is {found.total} for a batch: look for NaN or infinite weights or inputs"
+            )
+        return Measured(math.inf, found.of)
 
     def _begin(self, part: Part, batch: int) -> tuple[Cut, State] | None:
         """The last cut of which the state is held."""
@@ -176,13 +191,6 @@ class Engine:
         except ScoreError:
             return Distance("norm")
         return LossMetric()
-
-
-def lowest(values: Sequence[float]) -> int:
-    """The index of the lowest value, the first of several; raises ScoreError for NaN."""
-    if any(math.isnan(value) for value in values):
-        raise ScoreError("a measure is NaN: look at the weights and the batches")
-    return min(range(len(values)), key=values.__getitem__)
 
 
 def _quotient(parts: Sequence[Measured]) -> float:

@@ -66,7 +66,7 @@ class Sleb:
         if self.by == "similarity":
             return OneShot(BlockInfluence(self.batches), only=may)(graph, count)
         if self.by == "single":
-            return OneShot(Without(self.batches, metric=self.metric), only=may)(graph, count)
+            return OneShot(Without(self.batches, metric=self.metric, effort=self.effort), only=may)(graph, count)
         return greedy(Engine(graph, self.batches, names, self.metric, self.effort), count, lambda gone: may)
 
 

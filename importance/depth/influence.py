@@ -9,6 +9,7 @@ from importance.calling import check_batches
 from importance.choices import pick
 from importance.depth.candidates import OF, names_of
 from importance.depth.engine import Batches
+from importance.depth.order import Counted
 from importance.depth.streams import cosine, streams
 
 
@@ -35,11 +36,13 @@ class BlockInfluence:
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, float]:
         names = names_of(graph, self.of)
-        sums, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
+        sums, counts, found = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0), Counted()
         for batch in streams(graph, self.batches, names):
             for name, stream in batch.items():
                 turned = 1 - cosine(stream.entering, stream.leaving)
                 turned = turned if stream.mask is None else turned[stream.mask != 0]
                 sums[name] += float(turned.sum())
                 counts[name] += turned.numel()
-        return {name: sums[name] / max(counts[name], 1) for name in names}
+            found.evaluations += len(names)
+        found.update({name: sums[name] / max(counts[name], 1) for name in names})
+        return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -15,7 +14,7 @@ from torch.utils import _pytree as pytree
 from depgraph.errors import ScoreError
 from importance.calling import named_inputs
 from importance.choices import pick
-from importance.losses import Loss, own_loss
+from importance.losses import HINT, Loss, own_loss
 
 _LARGEST = 700.0  # whose exp is still a number
 
@@ -28,7 +27,10 @@ class Measured(NamedTuple):
 
 
 class Metric(Protocol):
-    """The lower, the better; `nonnegative` says that no batch's total is below 0, so that sums only grow."""
+    """The lower, the better; `nonnegative` says that no batch's total is below 0, so that sums only grow.
+
+    A set without which it is NaN or infinite is never the best.
+    """
 
     @property
     def nonnegative(self) -> bool: ...
@@ -42,28 +44,21 @@ class Metric(Protocol):
 class LossMetric:
     """The loss: `loss(output, batch)`, or with None the model's own or next-token cross-entropy; a batch weighs as many samples.
 
-    A loss of the caller's may be negative: then no candidate is stopped early, unless `nonnegative` says that it can't be.
+    A loss of the caller's may be negative: pass `nonnegative=False` then, and no candidate is stopped early.
 
-    Raises ScoreError, when called: there is no loss, or it is no finite scalar, or below 0 though `nonnegative`.
+    Raises ScoreError, when called: there is no loss, or it is no scalar.
     """
 
     loss: Loss | None = None
     nonnegative: bool = True
 
     def __call__(self, model: nn.Module, output: Any, batch: Any, dense: Any) -> Measured:
-        found = (
-            own_loss(output, named_inputs(model, batch))
-            if self.loss is None
-            else torch.as_tensor(self.loss(output, batch))
-        )
-        if found.numel() != 1 or not math.isfinite(value := float(found)):
-            raise ScoreError(
-                f"the loss of a batch must be one finite number, it is {found}: look at the batch and the loss"
-            )
-        if self.nonnegative and value < 0:
-            raise ScoreError(f"the loss of a batch is {value}, below 0: pass LossMetric(loss, nonnegative=False)")
+        found: Any = own_loss(output, named_inputs(model, batch)) if self.loss is None else self.loss(output, batch)
+        found = torch.as_tensor(found)
+        if found.numel() != 1:
+            raise ScoreError(f"the loss must be a scalar, it has shape {list(found.shape)}: {HINT}")
         count = _samples(output)
-        return Measured(value * count, count)
+        return Measured(float(found) * count, count)
 
 
 def _norm(whole: Tensor, cut: Tensor) -> Measured:
@@ -122,7 +117,7 @@ class Distance:
     [0, 1], no 1/pi; "kl", "js": divergences of the softmax over the last dim, as a mean over all numbers of the logits; "js" is
     the symmetric one, "js-reversed" what the published code computes, KL in the other direction. All in float64.
 
-    Raises ScoreError for an unknown name; when called, where the output has no fractions, or NaN or infinite ones.
+    Raises ScoreError for an unknown name; when called, where the output has no fractions.
     """
 
     name: str = "js"
@@ -132,12 +127,7 @@ class Distance:
         pick(DISTANCES, self.name, "distance of outputs")
 
     def __call__(self, model: nn.Module, output: Any, batch: Any, dense: Any) -> Measured:
-        found = DISTANCES[self.name](main_output(dense).double(), main_output(output).double())
-        if not math.isfinite(found.total):
-            raise ScoreError(
-                f"the outputs of {type(model).__name__} are NaN or infinite: look at the weights and the batch"
-            )
-        return found
+        return DISTANCES[self.name](main_output(dense).double(), main_output(output).double())
 
 
 def main_output(output: Any) -> Tensor:

@@ -36,6 +36,12 @@ class Order:
         return self.steps[-1].value if self.steps else self.whole
 
 
+class Counted(dict[str, float]):
+    """Scores, and the layer evaluations that they took."""
+
+    evaluations: int = 0
+
+
 class DepthScorer(Protocol):
     """Gives blocks or branches, by name, a number: the lowest is to go first; what it doesn't name must stay."""
 

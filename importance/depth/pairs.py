@@ -25,6 +25,7 @@ from importance.depth.metrics import Metric
 from importance.depth.order import Order
 from importance.depth.programs import Names
 
+_WORST = 1e30  # in place of infinite costs, whose differences are no numbers
 _RANKED = 100_000  # sets that are ranked by their pairs at most
 
 
@@ -83,13 +84,13 @@ class Pairs:
 
     def __init__(self, engine: Engine, may: Sequence[str], size: int) -> None:
         whole = engine.value(())
-        alone = {name: engine.value([name]) - whole for name in may}
+        alone = {name: min(engine.value([name]) - whole, _WORST) for name in may}
         likely = set(sorted(may, key=alone.__getitem__)[:size])
         self.names = [name for name in may if name in likely]
         self.alone = np.array([alone[name] for name in self.names])
         self.together = np.zeros((len(self.names),) * 2)
         for i, j in combinations(range(len(self.names)), 2):
-            both = engine.value([self.names[i], self.names[j]]) - whole
+            both = min(engine.value([self.names[i], self.names[j]]) - whole, _WORST)
             self.together[i, j] = self.together[j, i] = both - self.alone[i] - self.alone[j]
 
     def sets(self, count: int) -> list[Names]:

@@ -50,6 +50,7 @@ class Way:
         self.graph = graph
         self.index = {node.name: k for node, k in graph.residual.flow.index.items()}
         self.tensors = graph.tensors()
+        self.devices = sorted({t.device.index or 0 for t in self.tensors.values() if t.device.type == "cuda"})
         parts = named_parts(graph)
         wanted = list(names)
         missing = next((name for name in wanted if name not in parts), None)
@@ -70,10 +71,9 @@ class Way:
 
     def _start(self, nodes: Iterable[str], source: str) -> int:
         """The first of `nodes` that is computed from the stream: what is dropped before that changes nothing."""
-        named = self.graph.residual.flow
-        by_name = {node.name: node for node in named.nodes}
+        flow = self.graph.residual.flow
         for name in nodes:
-            if any(named.original(given).name == source for given in by_name[name].all_input_nodes):
+            if any(flow.original(given).name == source for given in flow.nodes[self.index[name]].all_input_nodes):
                 return self.index[name]
         return min(self.index[name] for name in nodes)
 
@@ -136,7 +136,7 @@ class Part:
         for node in env if shown else ():
             if node.name in shown:
                 shown[node.name](env[node])
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=self.way.devices):
             for step in range(first, len(self.nodes)):
                 node = self.nodes[step]
                 if step in cuts and keep is not None:
@@ -212,8 +212,7 @@ class Part:
 
 def _is_flat(node: Node) -> bool:
     """Is a node given other nodes as arguments by position only, and not in lists?"""
-    nested = [a for a in node.args if isinstance(a, (list, tuple, dict, slice)) and not _is_plain(a)]
-    return not nested and not any(not _is_plain(value) for value in node.kwargs.values())
+    return all(isinstance(arg, Node) or _is_plain(arg) for arg in node.args) and _is_plain(node.kwargs)
 
 
 def _is_plain(value: Any) -> bool:

@@ -14,8 +14,8 @@ from importance.choices import pick
 from importance.depth.candidates import OF, names_of
 from importance.depth.engine import NORMAL, Batches, Effort, Engine
 from importance.depth.metrics import Distance, main_output
+from importance.depth.order import Counted
 from importance.depth.programs import Names
-from importance.depth.without import Counted
 
 
 @dataclass(frozen=True)

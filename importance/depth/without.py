@@ -11,15 +11,10 @@ from importance.choices import pick
 from importance.depth.candidates import OF, names_of
 from importance.depth.engine import NORMAL, Batches, Effort, Engine
 from importance.depth.metrics import LossMetric, Metric
+from importance.depth.order import Counted
 from importance.losses import Loss
 
 _LARGEST = 700.0  # whose exp is still a number
-
-
-class Counted(dict[str, float]):
-    """Scores, and the layer evaluations that they took."""
-
-    evaluations: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+import depgraph
 from depgraph.cutting.bypassing import bypassed
 from depgraph.errors import DataError, ScoreError
 from importance import depth
 
+from ..zoo import ZOO
 from .stacks import decoder, taught, texts, traced, untaught, without
 
 LOSS = depth.LossMetric(untaught)
@@ -262,9 +265,38 @@ def test_a_text_shorter_than_a_window_is_an_error() -> None:
         depth.windows(torch.arange(4), 5, 1)
 
 
+def test_what_can_not_be_measured_is_never_the_best() -> None:
+    graph = traced(Redundant(), torch.zeros(1, 2))
+    metric = depth.LossMetric(lambda output, batch: torch.where(output[0, 1] == 0, torch.nan, 1 - output[0, 0]))
+    for search in (
+        depth.Sleb([torch.zeros(1, 2)], first=0, last=0, metric=metric),
+        depth.PairSearch([torch.zeros(1, 2)], metric=metric),
+    ):
+        assert set(search(graph, 2).names) == {"blocks.0", "blocks.1"}
+    broken = depth.LossMetric(lambda output, batch: output.sum() * torch.nan)
+    with pytest.raises(ScoreError, match="the metric of the whole model is nan"):
+        depth.Sleb([torch.zeros(1, 2)], metric=broken)(graph, 1)
+
+
 def test_a_loss_below_zero_must_be_said() -> None:
     graph, batches = traced(decoder(3)), texts()
-    with pytest.raises(ScoreError, match="below 0: pass LossMetric"):
+    with pytest.raises(ScoreError, match="below 0, though it says"):
         depth.Sleb(batches, metric=depth.LossMetric(lambda output, batch: -output.abs().mean()))(graph, 1)
     metric = depth.LossMetric(lambda output, batch: -output.abs().mean(), nonnegative=False)
     assert depth.Sleb(batches, metric=metric)(graph, 1).value < 0
+
+
+@pytest.mark.parametrize("name", ["t5", "swin", "gptj", "mamba"])
+def test_any_model_can_be_run_from_the_middle(name: str) -> None:
+    example = ZOO[name]()
+    graph = depgraph.trace(example.model, example.args, example.kwargs)
+    batch = example.args or example.kwargs
+    names = [part.name for part in (*graph.branches, *graph.blocks)]
+    engine = depth.Engine(graph, [batch], names)
+    for chosen in [*combinations(names, 1), tuple(names[:2]), tuple(names[::2]), tuple(names[1:3])]:
+        found = pytree.tree_leaves(engine.output(frozenset(chosen), 0))
+        wanted = bypassed(graph, chosen).run(example.args, example.kwargs)
+        assert [torch.equal(a, b) for a, b in zip(found, wanted, strict=True)] == [True] * len(wanted)
+    runs = len(names) + 4
+    assert engine.evaluations < runs * len(names) * 0.9
+    assert len(depth.PairSearch([batch], of="branches")(graph, 2).names) == 2
