@@ -16,7 +16,7 @@ from rich.console import Console
 import depgraph
 from depgraph import cli_options as o
 from depgraph import interruption
-from depgraph.cli_data import Amount, TextData, perplexity, read_text, text_data
+from depgraph.cli_data import Amount, TextData, measured, read_text, text_data
 from depgraph.cli_models import Loaded, Loading, load_model
 from depgraph.cli_onnx import is_onnx, prune_file, refuse_options, refuse_score
 from depgraph.cli_output import CODES, Steps, check_vacant, new_folder, print_json, printing, say, show_error, showing
@@ -262,9 +262,11 @@ def _write_all(
     wish: o.Wish, loaded: Loaded, found: TextData, made: tuple[Plan, CutReport], folder: Path, steps: Steps
 ) -> tuple[dict[str, Any], list[str]]:
     """The result as data, and the lines that say it."""
+    from importance.losses import own_loss
+
     plan, report = made
     with steps("measuring"):
-        figures = _measured(loaded, found, report)
+        figures = measured(loaded.model, found, report, own_loss)
     with steps("writing"):
         saved = _write(loaded, plan, report, folder)
     exported = None
@@ -283,22 +285,6 @@ def _write_all(
         lines.append(str(exported))
     lines.append(f"wrote {wish.out}: {', '.join(result['files'])}")
     return result, [*lines, f"format: {saved.format} ({saved.why})"]
-
-
-def _measured(loaded: Loaded, found: TextData, report: CutReport) -> dict[str, float] | None:
-    """Perplexity before and after on held-out text; None without any, or where a graph takes no such inputs."""
-    from importance.losses import own_loss
-
-    if not found.held_out:
-        return None
-    try:
-        after = perplexity(report.model, found.held_out, own_loss)
-    except Exception:
-        if report.form == "graph":
-            return None
-        raise
-    before = perplexity(loaded.model, found.held_out, own_loss)
-    return {"before": before, "after": after, "tokens": found.held_out_tokens}
 
 
 def _write(loaded: Loaded, plan: Plan, report: CutReport, folder: Path) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from depgraph.capture.capturing import quiet
 from depgraph.cli_models import Loaded
+from depgraph.cutting.report import CutReport
 from depgraph.errors import DataError
 
 WINDOWS_A_BATCH = 4
@@ -162,3 +163,17 @@ def _vocabulary(model: nn.Module) -> int | None:
     """How many tokens the model's input embedding has."""
     get: Any = getattr(model, "get_input_embeddings", None)
     return getattr(get(), "num_embeddings", None) if get is not None else None
+
+
+def measured(dense: nn.Module, found: TextData, report: CutReport, loss: Any) -> dict[str, float] | None:
+    """Perplexity before and after on held-out text; None without any, or where a graph takes no such inputs."""
+    if not found.held_out:
+        return None
+    try:
+        after = perplexity(report.model, found.held_out, loss)
+    except Exception:
+        if report.form == "graph":
+            return None
+        raise
+    before = perplexity(dense, found.held_out, loss)
+    return {"before": before, "after": after, "tokens": found.held_out_tokens}

@@ -641,7 +641,7 @@ def test_weights_that_are_cut_short_or_missing_say_what_to_do(run: Run, given: P
     )
 
 
-@pytest.mark.parametrize("step", ["load_model", "_scorer", "_measured", "_write"])
+@pytest.mark.parametrize("step", ["load_model", "_scorer", "measured", "_write"])
 def test_an_interruption_leaves_nothing(
     run: Run, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -767,3 +767,11 @@ def test_held_out_text_is_no_calibration_text() -> None:
     last = Letters().encode("~")[0]
     assert all((batch["input_ids"] == last).all() for batch in data.held_out)
     assert not any((batch["input_ids"] == last).any() for batch in data.calibration)
+
+
+def test_a_recipe_prunes_and_says_what_made_up_for_what_went(run: Run, given: Path) -> None:
+    assert "flap" in run("recipes").out
+    done = run("prune", f"{given}:pair", "--keep", "params=0.5", "--recipe", "magnitude", "--out", "small")
+    assert done.code == 0 and "check: equal" in done.out
+    refused = run("prune", f"{given}:pair", "--keep", "params=0.5", "--recipe", "nope", "--dry-run")
+    assert refused.code != 0 and "unknown recipe 'nope'" in refused.err
