@@ -33,6 +33,7 @@ from depgraph.cli_tables import (
 from depgraph.cutting.report import CutReport
 from depgraph.errors import DataError
 from depgraph.inspecting import Inspection
+from depgraph.options import Options
 from depgraph.page import html_page
 from depgraph.plan import Plan
 from depgraph.storage import check_free, written
@@ -252,7 +253,7 @@ def _by_recipe(
     from importance.recipes import named
 
     recipe = named(wish.recipe, found.calibration or loaded.batches, loaded.loss, wish.loading.seed)
-    given = {k: v for k, v in wish.options.items() if v not in ("auto", (), 1, 0.0)}
+    given = {option: value for option, value in wish.options.items() if value != getattr(Options(), option)}
     if wish.out is None:
         return recipe.plan(graph, wish.target, **given), None
     return recipe.reported(graph, wish.target, **given)

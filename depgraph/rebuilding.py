@@ -179,13 +179,20 @@ def cut_again(model: nn.Module, made: list[Record], device: torch.device | str, 
     """Make the recorded cuts again, without the check: `model` is narrowed, or a graph of it is returned."""
     for cut in made:
         if cut["form"] == "depth":
-            undo.append(shorten(model, Shortening.from_json(cut["shortening"])))
+            undo.append(_shortened(model, cut))
         elif cut["form"] == "module":
             _narrow(model, cut, undo)
         else:
             _as_before(model, cut, device)
             model = _cut_graph(model, cut, device)
     return model
+
+
+def _shortened(model: nn.Module, cut: Record) -> Undo:
+    try:
+        return shorten(model, Shortening.from_json(cut["shortening"]))
+    except CutError as error:
+        raise CheckpointError(f"{error}: pass the model that was cut") from error
 
 
 def _narrow(model: nn.Module, cut: Record, undo: list[Undo]) -> None:

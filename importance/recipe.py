@@ -126,7 +126,7 @@ class Recipe:
             if found is not None and getattr(score, "data", None) is self.batches:
                 score = replace(score, data=found)  # type: ignore[type-var]
             plan = self._planned(graph, score, target, options)
-        report = plan.apply_with_report()
+        report = plan.apply_with_report(form=options.get("form", "auto"))
         done = None
         if self.compensation is not None and found is not None:
             done = self._made_up(report.model, plan, found)

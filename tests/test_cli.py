@@ -773,5 +773,13 @@ def test_a_recipe_prunes_and_says_what_made_up_for_what_went(run: Run, given: Pa
     assert "flap" in run("recipes").out
     done = run("prune", f"{given}:pair", "--keep", "params=0.5", "--recipe", "magnitude", "--out", "small")
     assert done.code == 0 and "check: equal" in done.out
+    as_graph = run(
+        "prune", f"{given}:pair", "--keep", "params=0.5", "--recipe", "magnitude", "--form", "graph", "--out", "g"
+    )
+    assert as_graph.code == 0 and "form: graph" in as_graph.out
+    whole = run(
+        "prune", f"{given}:pair", "--keep", "params=0.5", "--recipe", "magnitude", "--floor", "1.0", "--dry-run"
+    )
+    assert whole.code != 0 and "floor" in whole.err
     refused = run("prune", f"{given}:pair", "--keep", "params=0.5", "--recipe", "nope", "--dry-run")
     assert refused.code != 0 and "unknown recipe 'nope'" in refused.err

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import depgraph
 import exporters
 import importance
 from depgraph.cutting.bypassing import bypassed
 from depgraph.cutting.passing import Nothing, Passed, of
-from depgraph.errors import CutError, PlanError
+from depgraph.errors import CheckpointError, CutError, PlanError
 from tests.zoo import MODULES, ZOO, Example
 
 DECODERS = ["llama_8_4", "gemma2", "gpt2"]
@@ -198,3 +199,89 @@ def test_nothing_disappears_in_a_sum_and_keeps_its_shape() -> None:
     first, second = nothing.chunk(2, dim=-1)
     assert isinstance(first, Nothing) and second.shape == (2, 3, 2)
     assert isinstance(nn.functional.dropout(nothing, 0.1), Nothing)
+
+
+def test_what_is_taken_from_nothing_is_no_stream() -> None:
+    stream = torch.randn(2, 3)
+    nothing = of(torch.empty(2, 3, device="meta"))
+    assert stream - nothing is stream and torch.sub(stream, nothing) is stream
+    with pytest.raises(TypeError, match="what is left out"):
+        nothing - stream
+    with pytest.raises(TypeError, match="what is left out"):
+        torch.addmm(nothing, torch.randn(2, 4), torch.randn(4, 3))
+
+
+def test_a_shorter_checkpoint_is_refused_by_another_model(tmp_path: Path) -> None:
+    _, graph = built("transformer_encoder")
+    depgraph.save(graph.cut_plan(branches=[graph.blocks[0].name]).apply(), tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="pass the model that was cut"):
+        depgraph.load(tmp_path / "saved", nn.Linear(2, 2))
+
+
+class Residual(nn.Module):
+    """An entry with its addition within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor, function: Any) -> Tensor:
+        return x + self.down(function(self.up(self.norm(x))))
+
+
+class Listed(nn.Module):
+    """Entries with plain lists beside them: an item for each, which can't be written as JSON, and as many sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 8)
+        self.entries = nn.ModuleList(Residual() for _ in range(3))
+        self.after = [torch.tanh, torch.sigmoid, torch.relu]
+        self.shape = (2, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        for entry, function in zip(self.entries, self.after, strict=True):
+            h = entry(h, function)
+        return h.reshape(len(h), *self.shape)
+
+
+def test_lists_beside_a_container_follow_and_are_saved(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, x = Listed(), torch.randn(3, 5)
+    graph = depgraph.trace(model, x)
+    assert [block.name for block in graph.blocks] == ["entries.0", "entries.1", "entries.2"]
+    pruned: Any = graph.cut_plan(branches=["entries.1"]).apply()
+    assert pruned.after == [torch.tanh, torch.relu] and pruned.shape == (2, 2, 2)
+    depgraph.save(pruned, tmp_path / "saved")
+    assert torch.equal(depgraph.load(tmp_path / "saved", Listed())(x), pruned(x))
+
+
+@pytest.mark.parametrize("number", [4, 11])
+def test_names_move_up_with_their_entries(number: int) -> None:
+    """Beside a block and a sublayer of another that go, the axes of all later ones are cut as planned."""
+    config = LlamaConfig(
+        hidden_size=16,
+        intermediate_size=12,
+        num_hidden_layers=number,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=32,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+        ids = torch.randint(0, 32, (2, 5))
+    for name, parameter in model.named_parameters():
+        if "norm" not in name:
+            nn.init.normal_(parameter, std=0.3)
+    graph = depgraph.trace(model, (), {"input_ids": ids})
+    last = f"model.layers.{number - 1}"
+    removal = {"model.layers.2.mlp.gate_proj.weight:0": [0], f"{last}.mlp.gate_proj.weight:0": [1, 5]}
+    plan = graph.cut_plan(removal, ["model.layers.0", "model.layers.1.mlp"])
+    report = plan.apply_with_report(form="module")
+    pruned: Any = report.model
+    layers = pruned.model.layers
+    assert len(layers) == number - 1 and layers[-1].mlp.up_proj.out_features == 10
+    assert layers[1].mlp.up_proj.out_features == 11 and elements(pruned) == plan.cost().params

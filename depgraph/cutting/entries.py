@@ -23,7 +23,6 @@ from depgraph.cutting.record import attention_of, library_class
 from depgraph.cutting.ways import look, put
 
 Undo = Callable[[], None]
-Containers = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 _DEPTH = 3
 
 
@@ -91,7 +90,7 @@ def renumber(
 
 
 def counts(model: nn.Module, container: str, index: int, sized: frozenset[Attr]) -> Following:
-    """What follows when entry `index` leaves `container`; integers in `sized` are sizes of tensors and no counts."""
+    """What follows when entry `index` leaves `container`; what is in `sized`, or has such in it, are sizes and no counts."""
     number = len(model.get_submodule(container)._modules)
     owner = container.rpartition(".")[0]
     held = vars(model.get_submodule(owner))
@@ -100,7 +99,8 @@ def counts(model: nn.Module, container: str, index: int, sized: frozenset[Attr])
         attr = Attr(owner, name, ())
         if type(value) is int and value == number and attr not in sized and not name.startswith("_"):
             found.integers[attr] = number - 1
-        if type(value) in (list, tuple) and len(value) == number and not name.startswith("_"):
+        plain = not name.startswith("_") and not any((a.module, a.name) == (owner, name) for a in sized)
+        if type(value) in (list, tuple) and len(value) == number and plain:
             found.lists.append((attr, index))
     _from_config(model, container, index, found)
     return found
@@ -146,13 +146,8 @@ def _builds(model: nn.Module, container: str, config: Any, number: int) -> bool:
     try:
         trial = built(type(model), config, attention_of(model.config), "meta", torch.float32)  # type: ignore[arg-type]
         wanted = {_alike(name, container) for name, _ in model.named_modules()}
-        return (
-            len(trial.get_submodule(container)._modules) == number
-            and {  # type: ignore[arg-type]
-                _alike(name, container) for name, _ in trial.named_modules()
-            }
-            == wanted
-        )
+        made = {_alike(name, container) for name, _ in trial.named_modules()}
+        return len(trial.get_submodule(container)._modules) == number and made == wanted
     except Exception:
         return False
 

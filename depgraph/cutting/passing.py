@@ -18,23 +18,8 @@ Layout = Any
 """JSON-able: {"nothing": sizes} with None for a size of the module's input, None for anything else, or {"tuple": [...]},
 {"list": [...]}, {"dict": {...}} of such."""
 
-_JOINS = frozenset(
-    [
-        "add",
-        "add_",
-        "__add__",
-        "__radd__",
-        "__iadd__",
-        "sub",
-        "sub_",
-        "__sub__",
-        "__isub__",
-        "addcmul",
-        "addcmul_",
-        "addmm",
-        "baddbmm",
-    ]
-)
+_SUMS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
+_TO_THE_FIRST = frozenset({"sub", "sub_", "__sub__", "__isub__", "addcmul", "addcmul_", "addmm", "baddbmm"})
 _SEVERAL = frozenset({"chunk", "split", "split_with_sizes", "unbind", "tensor_split", "topk", "sort", "max", "min"}) | {
     "size",
     "dim",
@@ -63,10 +48,11 @@ class Nothing:
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Nothing, of the shape that `func` gives, unless it adds it to a tensor, which goes on alone."""
         name = getattr(func, "__name__", "")
-        if name in _JOINS:
-            tensors = [a for a in args if isinstance(a, torch.Tensor)]
-            if tensors:
-                return tensors[0]
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        if tensors and (name in _SUMS or name in _TO_THE_FIRST and tensors[0] is args[0]):
+            return tensors[0]
+        if tensors and name in _TO_THE_FIRST:
+            raise TypeError(f"torch.{name} takes something from, or adds a product to, what is left out")
 
         def made() -> Any:
             return func(*_outlines(args), **_outlines(kwargs or {}))

@@ -91,7 +91,11 @@ def uncut_configs(model: nn.Module) -> Iterator[None]:
         for cut in reversed(cuts(getattr(model, "depgraph_record", None))):
             undo += [assign(model, attr_of(change), change["before"]) for change in cut["attributes"] if change["keys"]]
             lists = cut.get("shortening", {}).get("lists", ())
-            undo += [_put_back(model, attr_of(entry), entry["before"]) for entry in lists if entry["keys"]]
+            undo += [
+                _put_back(model, attr_of(entry), entry["before"])
+                for entry in lists
+                if entry["keys"] and entry["before"]
+            ]
         yield
     finally:
         for step in reversed(undo):

@@ -53,9 +53,8 @@ class Shortening:
                 for a, value in self.integers.items()
             ],
             "lists": [
-                {"module": a.module, "name": a.name, "keys": list(a.keys), "index": k, "before": list(_now(model, a))}
+                {"module": a.module, "name": a.name, "keys": list(a.keys), "index": k, "before": _plain(_now(model, a))}
                 for a, k in self.lists
-                if as_json(list(_now(model, a)))
             ],
             "entries": [[container, index] for container, index in self.entries],
         }
@@ -69,6 +68,11 @@ class Shortening:
             [(attr_of(entry), entry["index"]) for entry in data["lists"]],
             [(container, index) for container, index in data["entries"]],
         )
+
+
+def _plain(items: Iterable[Any]) -> list[Any] | None:
+    """The items of a list, if they can be written as JSON."""
+    return list(items) if as_json(list(items)) else None
 
 
 def _now(model: nn.Module, attr: Attr) -> Any:
@@ -140,7 +144,7 @@ def _leaving(
     follows: Following = counts(graph.model, container, indices[0], sized)
     for attr, value in follows.integers.items():
         found.integers[attr] = value - (len(indices) - 1)
-    for attr in {attr for attr, _ in follows.lists}:
+    for attr, _ in follows.lists:
         found.lists += [(attr, index) for index in reversed(indices)]
     found.integers |= renumber(graph.model, container, places, indices)
     found.entries += [(container, index) for index in reversed(indices)]

@@ -90,7 +90,7 @@ def graph_of(plan: Plan, model: nn.Module) -> DependencyGraph:
 def carried(plan: Plan, names: dict[str, str], shorter: DependencyGraph) -> Plan:
     """The plan's axes on the shorter model's graph, in which tensors have other `names` (see `renamed`).
 
-    Raises PlanError for an axis that has no counterpart there.
+    Raises PlanError where the axes of the two don't match, so that other parameters would go than the plan says.
     """
     members: dict[tuple[str, int], list[tuple[Axis, Member]]] = {}
     for axis in shorter.axes:
@@ -98,20 +98,20 @@ def carried(plan: Plan, names: dict[str, str], shorter: DependencyGraph) -> Plan
             members.setdefault((member.target, member.dim), []).append((axis, member))
     removal: dict[str, set[int]] = {}
     for name, groups in plan.removal.items():
-        left = [m for m in plan.graph[name].members if m.target in names]
-        for member in left:
-            for axis, other in members.get((names[member.target], member.dim), ()):
-                matched = _matched(member.labels, other.labels, plan.graph[name].size)
+        for member in plan.graph[name].members:
+            for axis, other in members.get((names.get(member.target, ""), member.dim), ()):
+                matched = _matched(member.labels, other.labels)
                 if matched is not None:
                     removal.setdefault(axis.name, set()).update(matched[g] for g in groups if g in matched)
-        if left and not any(m.kind == "parameter" and (names[m.target], m.dim) in members for m in left):
-            raise PlanError(
-                f"axis {name!r} has no counterpart once {plan.branches[0]} is left out: make the plan in two steps"
-            )
-    return replace(type(plan).of(shorter, removal, plan.notes), config=dict(plan.config))
+    found = replace(type(plan).of(shorter, removal, plan.notes), config=dict(plan.config))
+    if found.cost().params != plan.cost().params:
+        raise PlanError(
+            f"not all axes of the plan have a counterpart once {plan.branches[0]} is left out: make the plan in two steps"
+        )
+    return found
 
 
-def _matched(old: np.ndarray, new: np.ndarray, size: int) -> dict[int, int] | None:
+def _matched(old: np.ndarray, new: np.ndarray) -> dict[int, int] | None:
     """Which groups of one labelling are which of another of the same dim; None where they aren't the same sets of indices."""
     if old.shape != new.shape or not ((old >= 0) == (new >= 0)).all():
         return None
@@ -122,27 +122,28 @@ def _matched(old: np.ndarray, new: np.ndarray, size: int) -> dict[int, int] | No
 
 def renamed(model: nn.Module, how: Shortening) -> dict[str, str]:
     """What parameters and buffers that stay are called in the shorter model."""
-    moved: dict[str, str | None] = {}
+    now: dict[str, str | None] = dict.fromkeys(how.passed)
     for container in {container for container, _ in how.entries}:
         gone = {index for c, index in how.entries if c == container}
         holder, place = model.get_submodule(container), 0
         for k, name in enumerate(holder._modules):
-            old = f"{container}.{name}" if container else name
-            new = name if isinstance(holder, nn.ModuleDict) else str(place)
-            moved[old] = None if k in gone else f"{container}.{new}" if container else new
+            stays = name if isinstance(holder, nn.ModuleDict) else str(place)
+            now[f"{container}.{name}" if container else name] = None if k in gone else stays
             place += k not in gone
-    for path in how.passed:
-        moved[path] = None
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    found = {}
-    for name, _ in named:
-        now: str | None = name
-        for old, place_now in moved.items():
-            if now is not None and name.startswith(f"{old}."):
-                now = None if place_now is None else place_now + now[len(old) :]
-        if now is not None:
-            found[name] = now
-    return found
+    return {name: new for name, _ in named if (new := _moved(name, now)) is not None}
+
+
+def _moved(name: str, now: dict[str, str | None]) -> str | None:
+    """A name with the last part of each of its modules as `now` has it; None where one of these leaves."""
+    old, new = "", list[str]()
+    for part in name.split("."):
+        old = f"{old}.{part}" if old else part
+        becomes = now.get(old, part)
+        if becomes is None:
+            return None
+        new.append(becomes)
+    return ".".join(new)
 
 
 def together(first: Check | None, second: Check | None) -> Check | None:
