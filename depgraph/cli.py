@@ -21,14 +21,13 @@ from depgraph.cli_models import Loaded, Loading, load_model
 from depgraph.cli_onnx import is_onnx, prune_file, refuse_options, refuse_score
 from depgraph.cli_output import CODES, Steps, check_vacant, new_folder, print_json, printing, say, show_error, showing
 from depgraph.cli_tables import (
-    cost_table,
     cut_json,
     cut_lines,
     graph_json,
     plan_json,
     print_axes,
+    print_result,
     recipes_table,
-    widths_table,
 )
 from depgraph.cutting.report import CutReport
 from depgraph.errors import DataError
@@ -221,11 +220,7 @@ def _prune(wish: o.Wish) -> None:
         if wish.json:
             print_json(result, console)
             return
-        console.print(cost_table(graph.dense_cost, plan.cost()))
-        console.print()
-        console.print(widths_table(plan))
-        for line in shown:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_result(graph.dense_cost, plan, shown, console)
 
 
 def _scorer(wish: o.Wish, loaded: Loaded, found: TextData, steps: Steps) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import depgraph
 from depgraph.cli_options import Wish
 from depgraph.cli_output import Steps, print_json, printing, showing
-from depgraph.cli_tables import cost_table, plan_json, widths_table
+from depgraph.cli_tables import plan_json, print_result
 from depgraph.errors import CheckpointError, ModelError, ScoreError
 from depgraph.onnx_door.saving import write
 from depgraph.plan import Plan
@@ -63,11 +63,7 @@ def prune_file(wish: Wish, scorer: Scorer) -> None:
         if wish.json:
             print_json(result, console)
             return
-        console.print(cost_table(graph.dense_cost, plan.cost()))
-        console.print()
-        console.print(widths_table(plan))
-        for line in lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_result(graph.dense_cost, plan, lines, console)
 
 
 def _cut_and_write(plan: Plan, out: Path, steps: Steps) -> tuple[dict[str, Any], list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -180,6 +180,15 @@ def cut_lines(plan: Plan, report: CutReport, figures: dict[str, float] | None) -
         change = f"{figures['before']:.3f} -> {figures['after']:.3f}"
         lines.append(f"perplexity on {figures['tokens']:,} held-out tokens: {change}")
     return lines
+
+
+def print_result(dense: Cost, plan: Plan, lines: Iterable[str], console: Console) -> None:
+    """The costs before and after, what every axis loses, and lines of text."""
+    console.print(cost_table(dense, plan.cost()))
+    console.print()
+    console.print(widths_table(plan))
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def recipes_table(entries: Mapping[str, Any]) -> Table:

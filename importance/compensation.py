@@ -183,7 +183,7 @@ def _changed(reader: Reader, how: Compensation, found: Statistics, *, bias: bool
     assert solve is not None
     weight = found.graph.tensors()[reader.consumer.weight].detach()
     blocks, biases, narrow = [], [], False
-    for block in blocks_of(reader.consumer, weight, reader.columns(found.of(reader.consumer, way.needs))):
+    for block in blocks_of(reader.consumer, weight, reader.columns):
         inside = reader.gone[(reader.gone >= block.start) & (reader.gone < block.stop)] - block.start
         sums = found.of(reader.consumer, way.needs)
         wide = Block(block.matrix.double().cpu(), block.start)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -39,7 +38,8 @@ class Reader:
     takes_bias: bool
     refused: str = ""
 
-    def columns(self, sums: Any) -> int:
+    @property
+    def columns(self) -> int:
         """How many columns the consumer's statistics have."""
         return self.consumer.size * self.window
 
@@ -110,7 +110,6 @@ def _bias(node: Node, values: dict[str, Value]) -> tuple[str, bool]:
 def _elsewhere(consumer: Consumer, value: Value, nodes: dict[str, Node], values: dict[str, Value]) -> str:
     """Why a consumer's weight can't be changed: it is read by something else; empty where it isn't."""
     ops = {meeting.op for meeting in consumer.meetings}
-    others = {meeting.other for meeting in consumer.meetings}
     seen = [n for n in nodes.values() if values.get(n.name) is value]
     for node in seen:
         for user in node.users:
@@ -120,4 +119,4 @@ def _elsewhere(consumer: Consumer, value: Value, nodes: dict[str, Node], values:
                 seen.append(user)
                 continue
             return f"{consumer.weight}: {user.name} reads it too"
-    return "" if others else f"{consumer.weight}: nothing is multiplied with it"
+    return ""

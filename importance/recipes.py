@@ -1,7 +1,7 @@
 """Published methods as recipes of a few lines, with their papers' defaults; each is a function that returns a `Recipe`.
 
-`recipes.flap(batches).prune(graph, depgraph.Target(params=0.8))` prunes. Sections are METHODS.md's. What the papers do by hand
-for Llama (heads through the output projection, neurons through the last linear map of an MLP) holds here for the units of any
+`recipes.flap(batches).prune(graph, depgraph.Target(params=0.8))` prunes. Sections are METHODS.md's. What the papers write by hand
+for one family (heads through the output projection, neurons through the last linear map of an MLP) holds here for the units of any
 architecture. Sizes of the calibration set are the caller's: `Entry.data` says what the paper used.
 """
 

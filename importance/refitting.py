@@ -167,7 +167,7 @@ class _Work:
         reader, sums = step.reader, step.sums
         parameter = self.model.get_parameter(reader.consumer.weight)
         target = self.biases.get(reader.consumer.key)
-        (dense,) = blocks_of(reader.consumer, reader.tensor.detach().double().cpu(), reader.columns(None))
+        (dense,) = blocks_of(reader.consumer, reader.tensor.detach().double().cpu(), reader.columns)
         now = _matrix(reader, parameter.detach().double().cpu())
         wanted = dense.matrix if reader.outputs_kept is None else dense.matrix[torch.from_numpy(reader.outputs_kept)]
         wanted = wanted * _scale(now, wanted, reader)
