@@ -49,6 +49,25 @@ class CacheEntry:
         }
 
 
+class Around(nn.Module):
+    """A model within a module of other inputs and outputs; the file has the weights' names as the model has them."""
+
+    weight_prefix = "model.model."
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        record = getattr(model, "depgraph_record", None)
+        if record is not None:
+            self.depgraph_record = record
+
+
+def on_device(model: nn.Module, **tensors: Tensor) -> dict[str, Tensor]:
+    """The tensors where the model's weights are."""
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
 def cache_entries(cache: Any, owner: str) -> tuple[CacheEntry, ...]:
     """The entries of a cache that a forward has filled.
 

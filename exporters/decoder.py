@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from depgraph.capture.restoring import restored
 from depgraph.errors import ExportError
 from exporters import greedy, onnx_file
-from exporters.caching import CacheEntry, Pair, cache_entries, filled, pairs_of, probed
+from exporters.caching import Around, CacheEntry, Pair, cache_entries, filled, on_device, pairs_of, probed
 from exporters.model_state import preserved
 from exporters.onnx_check import open_session, tolerance_for
 from exporters.onnx_export import OnnxOptions, OnnxReport, to_onnx
@@ -59,18 +59,12 @@ class DecoderReport:
         )
 
 
-class CachedDecoder(nn.Module):
+class CachedDecoder(Around):
     """The model as a function of tokens and the cache's tensors, that returns logits and the longer cache."""
 
-    weight_prefix = "model.model."
-
     def __init__(self, model: nn.Module, entries: Sequence[CacheEntry]) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self._entries = tuple(entries)
-        record = getattr(model, "depgraph_record", None)
-        if record is not None:
-            self.depgraph_record = record
 
     def forward(self, past_key_values: list[Pair], **inputs: Tensor) -> dict[str, Any]:
         """Logits [batch, sequence, vocabulary] of the new tokens, and `present`, the cache with those added."""
@@ -113,7 +107,7 @@ def to_decoder_onnx(
         subject.eval()
         ids, mask = greedy.left_padded(_prompt(subject, prompt))
         entries = decoder_cache(subject, ids, mask)
-        expected = greedy.in_torch(subject, _on_device(subject, input_ids=ids, attention_mask=mask), new_tokens)
+        expected = greedy.in_torch(subject, on_device(subject, input_ids=ids, attention_mask=mask), new_tokens)
         written = to_onnx(CachedDecoder(subject, entries), (), draft, *_example(subject, entries), options=options)
         agreement = _proved(draft, (ids, mask), entries, expected, options)
         size = onnx_file.publish(draft, target)
@@ -132,7 +126,7 @@ def decoder_cache(model: nn.Module, ids: Tensor, mask: Tensor) -> tuple[CacheEnt
         raise ExportError(
             f"{type(model).__name__} has an encoder besides its decoder: export it with to_encoder_decoder_onnx."
         )
-    output = probed(model, _on_device(model, input_ids=ids, attention_mask=mask))
+    output = probed(model, on_device(model, input_ids=ids, attention_mask=mask))
     return cache_entries(output.past_key_values, type(model).__name__)
 
 
@@ -142,11 +136,6 @@ def _prompt(model: Any, prompt: Tensor | None) -> Tensor:
     if not hasattr(model, "get_input_embeddings"):
         raise ExportError(f"{type(model).__name__} is no language model of transformers: export it with to_onnx.")
     return greedy.default_prompt(model)
-
-
-def _on_device(model: nn.Module, **tensors: Tensor) -> dict[str, Tensor]:
-    device = next(model.parameters()).device
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def _takes_positions(model: nn.Module) -> bool:
@@ -165,7 +154,7 @@ def _example(model: nn.Module, entries: Sequence[CacheEntry]) -> tuple[dict[str,
     lengths = {"attention_mask": "past_sequence + sequence"}
     free: dict[str, Any] = {name: {0: "batch", 1: lengths.get(name, "sequence")} for name in tokens}
     free["past_key_values"] = [{name: {0: "batch", 2: "past_sequence"} for name in pair} for pair in pairs]
-    return {**_on_device(model, **tokens), "past_key_values": pairs}, free
+    return {**on_device(model, **tokens), "past_key_values": pairs}, free
 
 
 def _proved(

@@ -62,7 +62,9 @@ def to_ort(path: str | os.PathLike[str], out: str | os.PathLike[str], data: Iter
         _convert(source, draft)
         found = distance(original, open_session(draft), as_feeds(data, original))
         if not found.error <= TOLERANCE:
-            raise ExportError(f"{target.name} computes something else than {source.name} ({found.error:.2g}); not written.")
+            raise ExportError(
+                f"{target.name} computes something else than {source.name} ({found.error:.2g}); not written."
+            )
         size = onnx_file.publish(draft, target)
     return OrtReport(target, size, found, onnxruntime.__version__)
 

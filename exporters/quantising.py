@@ -264,9 +264,10 @@ _MAKERS: dict[str, Callable[[_Job], None]] = {
 
 def _save(model: onnx.ModelProto, draft: Path) -> None:
     large = model.ByteSize() > onnx_file.INLINE_LIMIT
-    aside = {"save_as_external_data": True, "location": onnx_file.data_path(draft).name} if large else {}
     with onnx_file.writing(draft.parent.parent / draft.name):
-        onnx.save(model, draft, **aside)
+        onnx.save(
+            model, draft, save_as_external_data=large, location=onnx_file.data_path(draft).name if large else None
+        )
 
 
 _MADE = {"MatMulNBits", "MatMulInteger", "DynamicQuantizeLSTM", "QuantizeLinear", "DequantizeLinear", "ConvInteger"}
