@@ -26,10 +26,11 @@ _SEED, _ROWS, _LENGTH = 7, 3, 8
 
 @dataclass(frozen=True)
 class Decoded:
-    """New tokens [batch, count], and the logits [batch, vocabulary] of each step that chose them."""
+    """New tokens [batch, count], the logits [batch, vocabulary] of each step that chose them, and what chose them."""
 
     tokens: np.ndarray
     logits: tuple[np.ndarray, ...]
+    source: str
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,18 @@ class Agreement:
         tokens: Tokens compared and found equal, over all rows.
         ties: Rows that part where the two best logits are closer than the runs' difference; they are compared up to there.
         difference: Of the logits.
+        reference: What they were compared with.
     """
 
     rows: int
     tokens: int
     ties: int
     difference: Difference
+    reference: str
 
     def __str__(self) -> str:
         ties = f", {self.ties} rows up to a tie of the two best" if self.ties else ""
-        return f"{self.tokens} greedy tokens of {self.rows} sequences equal generate()'s{ties}"
+        return f"{self.tokens} greedy tokens of {self.rows} sequences equal those of {self.reference}{ties}"
 
 
 def default_prompt(model: Any) -> Tensor:
@@ -97,7 +100,7 @@ def in_torch(model: nn.Module, inputs: Mapping[str, Any], count: int, start: int
                 f"generate() of {owner} fails on the prompt ({first_line(error)}); give another."
             ) from error
     logits = tuple(step.float().cpu().numpy() for step in made.logits)
-    return Decoded(made.sequences[:, -count:].cpu().numpy(), logits)
+    return Decoded(made.sequences[:, -count:].cpu().numpy(), logits, "generate()")
 
 
 @contextmanager
@@ -127,15 +130,25 @@ def in_onnx(session: onnxruntime.InferenceSession, feeds: Step, count: int) -> D
     Args:
         feeds: All inputs of the first run; those with a mask or positions among them grow as the tokens come.
     """
-    carried = [i.name for i in session.get_inputs() if f"present.{i.name.partition('.')[2]}" in _output_names(session)]
-    tokens, logits = [], []
+    logits = []
     for _ in range(count):
-        outputs = dict(zip(_output_names(session), session.run(None, feeds), strict=True))
-        logits.append(outputs["logits"][:, -1].astype(np.float32))
-        tokens.append(logits[-1].argmax(-1)[:, None])
-        past = {name: outputs[f"present.{name.partition('.')[2]}"] for name in carried}
-        feeds = _grown(feeds, tokens[-1]) | past
-    return Decoded(np.concatenate(tokens, 1), tuple(logits))
+        step, feeds = _run(session, feeds)
+        logits.append(step)
+    return Decoded(np.stack([step.argmax(-1) for step in logits], 1), tuple(logits), "ONNX Runtime")
+
+
+def following(session: onnxruntime.InferenceSession, feeds: Step) -> Step:
+    """The inputs of the run after that with `feeds`."""
+    return _run(session, feeds)[1]
+
+
+def _run(session: onnxruntime.InferenceSession, feeds: Step) -> tuple[np.ndarray, Step]:
+    """The logits [batch, vocabulary] of the last position, and the inputs of the next run."""
+    carried = [i.name for i in session.get_inputs() if f"present.{i.name.partition('.')[2]}" in _output_names(session)]
+    outputs = dict(zip(_output_names(session), session.run(None, feeds), strict=True))
+    logits = outputs["logits"][:, -1].astype(np.float32)
+    past = {name: outputs[f"present.{name.partition('.')[2]}"] for name in carried}
+    return logits, _grown(feeds, logits.argmax(-1)[:, None]) | past
 
 
 def _output_names(session: onnxruntime.InferenceSession) -> list[str]:
@@ -167,10 +180,10 @@ def agreement(expected: Decoded, got: Decoded, tolerance: Tolerance) -> Agreemen
         error = float(np.abs(reference - actual).max(initial=0.0))
         if not error <= tolerance.absolute + tolerance.relative * largest:
             raise Differs(
-                f"At new token {step + 1} the logits in ONNX Runtime differ from generate()'s by {error:.3g} (largest value "
-                f"{largest:.3g}); not written: export in float32, or raise OnnxOptions.rtol if that is rounding."
+                f"At new token {step + 1} the logits of {got.source} differ from those of {expected.source} by {error:.3g} "
+                f"(largest value {largest:.3g}); not written: export in float32, or raise OnnxOptions.rtol if that is rounding."
             )
         worst |= Difference(error, error / largest if largest else 0.0)
         together &= expected.tokens[:, step] == got.tokens[:, step]
         equal += int(together.sum())
-    return Agreement(rows, equal, int((~together).sum()), worst)
+    return Agreement(rows, equal, int((~together).sum()), worst, expected.source)
