@@ -8,16 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from depgraph.errors import ExportError
 from exporters.calls import first_line
 
 Pair = dict[str, Tensor]
 """`key` and `value` of one layer, each [batch, heads, length, width]."""
-
-_PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 @dataclass(frozen=True)
@@ -74,13 +70,19 @@ def cache_entries(cache: Any, owner: str) -> tuple[CacheEntry, ...]:
     Raises:
         ExportError: It isn't keys and values only.
     """
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer  # takes seconds
+
     layers = getattr(cache, "layers", None)
     if layers is None:
         raise ExportError(
             f"{owner} keeps {type(cache).__name__} and no cache of keys and values between tokens, which this export can't "
             "hold: export one whole forward with to_onnx instead."
         )
-    odd = [(i, type(layer).__name__) for i, layer in enumerate(layers) if type(layer) not in _PLAIN]
+    odd = [
+        (i, type(layer).__name__)
+        for i, layer in enumerate(layers)
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)
+    ]
     if odd:
         raise ExportError(
             f"Layer {odd[0][0]} of {owner} keeps a state ({odd[0][1]}) that is no plain keys and values, which this export "
@@ -103,8 +105,10 @@ def _entry(number: int, layer: Any) -> CacheEntry:
     )
 
 
-def filled(entries: Sequence[CacheEntry], pairs: Sequence[Mapping[str, Tensor]]) -> DynamicCache:
+def filled(entries: Sequence[CacheEntry], pairs: Sequence[Mapping[str, Tensor]]) -> Any:
     """A cache that holds these keys and values, all of them: masks do what windows do."""
+    from transformers import DynamicCache
+
     cache = DynamicCache()
     for entry, pair in zip(entries, pairs, strict=True):
         cache.update(pair["key"], pair["value"], entry.layer)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import EncoderDecoderCache
 
 from depgraph.capture.restoring import restored
 from depgraph.errors import ExportError
@@ -81,8 +80,10 @@ class Memory:
                 found[self._numbers()[entry.layer]][kind] = pair
         return found
 
-    def cache(self, layers: Layers) -> EncoderDecoderCache:
+    def cache(self, layers: Layers) -> Any:
         """A cache that holds them; the encoder's part isn't computed again."""
+        from transformers import EncoderDecoderCache
+
         own = filled(self.own, [layers[self._numbers()[entry.layer]]["decoder"] for entry in self.own])
         cross = filled(self.cross, [layers[self._numbers()[entry.layer]]["encoder"] for entry in self.cross])
         cache = EncoderDecoderCache(own, cross)
@@ -191,6 +192,8 @@ def remembered(model: nn.Module, inputs: Mapping[str, Tensor]) -> Memory:
     Raises:
         ExportError: The model has no encoder and decoder with such a cache, or says no token to start with.
     """
+    from transformers import EncoderDecoderCache
+
     owner = type(model).__name__
     config = getattr(model, "config", None)
     if not getattr(config, "is_encoder_decoder", False):

@@ -11,7 +11,6 @@ import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin
 
 from depgraph.capture.restoring import restored
 from depgraph.errors import ExportError
@@ -88,6 +87,8 @@ def in_torch(model: nn.Module, inputs: Mapping[str, Any], count: int, start: int
     Raises:
         ExportError: The model has no `generate()`, or it fails.
     """
+    from transformers import GenerationMixin  # takes seconds
+
     owner = type(model).__name__
     if not isinstance(model, GenerationMixin):
         raise ExportError(f"{owner} has no generate() of transformers to compare tokens with: export it with to_onnx.")
@@ -105,6 +106,8 @@ def in_torch(model: nn.Module, inputs: Mapping[str, Any], count: int, start: int
 
 @contextmanager
 def _plain_generation(model: Any, count: int, start: int | None) -> Iterator[None]:
+    from transformers import GenerationConfig
+
     settings = GenerationConfig(
         max_new_tokens=count,
         do_sample=False,
