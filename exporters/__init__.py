@@ -1,6 +1,6 @@
 """The last step: a model leaves as a file that another runtime has been seen to run rightly."""
 
-from exporters.decoder import DecoderReport, to_decoder_onnx
+from exporters.decoder import DecoderReport, decoder_feeds, to_decoder_onnx
 from exporters.dynamic import STATIC
 from exporters.encoder_decoder import EncoderDecoderReport, to_encoder_decoder_onnx
 from exporters.genai import GenaiOptions, GenaiReport, to_genai
@@ -22,6 +22,7 @@ __all__ = [
     "QuantOptions",
     "QuantReport",
     "compare_latency",
+    "decoder_feeds",
     "latency",
     "quantise",
     "to_decoder_onnx",

@@ -6,11 +6,12 @@ import copy
 import inspect
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,11 +19,13 @@ from depgraph.capture.restoring import restored
 from depgraph.errors import ExportError
 from exporters import greedy, onnx_file
 from exporters.caching import Around, CacheEntry, Pair, cache_entries, filled, on_device, pairs_of, probed
+from exporters.feeds import dtype_of
 from exporters.model_state import preserved
 from exporters.onnx_check import open_session, tolerance_for
 from exporters.onnx_export import OnnxOptions, OnnxReport, to_onnx
 
 _BATCH, _PAST, _NEW = 2, 7, 3
+_CACHE = "past_key_values."
 _DEFAULTS = OnnxOptions()
 
 
@@ -166,7 +169,7 @@ def _proved(
 ) -> greedy.Agreement:
     """Decode in ONNX Runtime and compare."""
     session = open_session(draft, torch.get_num_threads())
-    feeds = first_feeds(session, prompt, entries)
+    feeds = first_feeds(session, prompt)
     try:
         got = greedy.in_onnx(session, feeds, expected.tokens.shape[1])
     except Exception as error:
@@ -176,15 +179,30 @@ def _proved(
     return greedy.agreement(expected, got, tolerance_for(entries[0].dtype, options.rtol, options.atol))
 
 
-def first_feeds(session: Any, prompt: tuple[Tensor, Tensor], entries: Sequence[CacheEntry]) -> greedy.Step:
+def decoder_feeds(path: str | os.PathLike[str], prompts: Iterable[Tensor]) -> list[greedy.Step]:
+    """Batches to quantise a decoder's file with: each prompt, ids [batch, length], in full, and the token that follows it.
+
+    Raises:
+        ExportError: The file can't be run, or has no cache as `to_decoder_onnx` makes it.
+    """
+    session = open_session(Path(path), torch.get_num_threads())
+    if not any(value.name.startswith(_CACHE) for value in session.get_inputs()):
+        raise ExportError(f"{path} has no inputs {_CACHE}...: it is no decoder's file that to_decoder_onnx made.")
+    feeds = [first_feeds(session, (prompt, torch.ones_like(prompt))) for prompt in prompts]
+    return [step for first in feeds for step in (first, greedy.following(session, first))]
+
+
+def first_feeds(session: Any, prompt: tuple[Tensor, Tensor]) -> greedy.Step:
     """All inputs of a decoder's file for a prompt: ids and mask, each [batch, length], and an empty cache."""
-    ids, mask = prompt
-    feeds = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
-    if "position_ids" in [value.name for value in session.get_inputs()]:
-        feeds["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0).numpy()
-    for number, entry in enumerate(entries):
-        for name, tensor in entry.random(len(ids), 0, torch.device("cpu")).items():
-            feeds[f"past_key_values.{number}.{name}"] = tensor.numpy()
+    ids, mask = (tensor.cpu().long() for tensor in prompt)
+    tokens = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    feeds: greedy.Step = {}
+    for value in session.get_inputs():
+        if value.name.startswith(_CACHE):
+            shape = (len(ids), value.shape[1], 0, value.shape[3])
+            feeds[value.name] = np.zeros(shape, dtype_of(value.type))
+        else:
+            feeds[value.name] = tokens[value.name].numpy()
     return feeds
 
 

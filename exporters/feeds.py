@@ -69,13 +69,13 @@ def _named(batch: Any, session: onnxruntime.InferenceSession) -> Feeds:
 def _array(value: Any, session: onnxruntime.InferenceSession, name: str) -> np.ndarray:
     array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
     wanted = next(i.type for i in session.get_inputs() if i.name == name)
-    return array.astype(_dtype(wanted), copy=False)
+    return array.astype(dtype_of(wanted), copy=False)
 
 
 _DTYPES = {"float": "float32", "double": "float64"}
 
 
-def _dtype(type_name: str) -> np.dtype[Any]:
+def dtype_of(type_name: str) -> np.dtype[Any]:
     """The array's dtype for `tensor(float)` and the like."""
     inner = type_name.partition("(")[2].rstrip(")")
     try:
@@ -92,7 +92,7 @@ def random_feeds(session: onnxruntime.InferenceSession) -> Feeds:
     feeds: Feeds = {}
     for value in session.get_inputs():
         shape = [sizes[dim] if isinstance(dim, str) else dim or _FREE for dim in value.shape]
-        dtype = _dtype(value.type)
+        dtype = dtype_of(value.type)
         if dtype.kind == "f":
             feeds[value.name] = generator.standard_normal(shape).astype(dtype)
         else:

@@ -20,7 +20,7 @@ from depgraph.storage import appearing, free_folder
 from exporters import greedy
 from exporters.caching import CacheEntry
 from exporters.calls import first_line
-from exporters.decoder import DecoderReport, first_feeds, to_decoder_onnx
+from exporters.decoder import DecoderReport, decoder_feeds, first_feeds, to_decoder_onnx
 from exporters.onnx_check import Tolerance, open_session, tolerance_for
 from exporters.onnx_export import OnnxOptions
 from exporters.quantising import QuantOptions, QuantReport, quantise
@@ -39,12 +39,14 @@ class GenaiOptions:
     Attributes:
         onnx: How to export the decoder.
         quantise: How to quantise it; None: not at all.
+        data: Token ids [batch, length] to calibrate and compare on; None: the prompt.
         context_length: How many tokens the folder promises to hold; None: what tokenizer or configuration say.
         new_tokens: How many tokens the checks compare.
     """
 
     onnx: OnnxOptions = _DEFAULTS
     quantise: QuantOptions | None = None
+    data: Sequence[Tensor] | None = None
     context_length: int | None = None
     new_tokens: int = greedy.NEW_TOKENS
 
@@ -110,7 +112,7 @@ def to_genai(
         ids = greedy.default_prompt(model) if prompt is None else prompt
         decoder = to_decoder_onnx(model, draft / MODEL, ids, options=options.onnx, new_tokens=options.new_tokens)
         settings = genai_settings(model, tokenizer, decoder.cache, draft / MODEL, options)
-        quantised = _quantised(draft, ids, decoder, options)
+        quantised = _quantised(draft, ids, options)
         (draft / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
         tokenizer.save_pretrained(draft)
         agreement, notes = _proved(draft, model, tokenizer, ids, (decoder, options))
@@ -190,14 +192,11 @@ def _context_length(model: Any, tokenizer: Any, options: GenaiOptions) -> int:
     return length
 
 
-def _quantised(draft: Path, ids: Tensor, decoder: DecoderReport, options: GenaiOptions) -> QuantReport | None:
-    """Quantise the file in its place, compared on the prompt (in full, and after it)."""
+def _quantised(draft: Path, ids: Tensor, options: GenaiOptions) -> QuantReport | None:
+    """Quantise the file in its place."""
     if options.quantise is None:
         return None
-    session = open_session(draft / MODEL)
-    first = first_feeds(session, (ids, torch.ones_like(ids)), decoder.cache)
-    data = [first, greedy.following(session, first)]
-    del session
+    data = decoder_feeds(draft / MODEL, [ids] if options.data is None else options.data)
     return quantise(draft / MODEL, draft / MODEL, data, options=options.quantise)
 
 
@@ -241,7 +240,7 @@ def _reference(
         given = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         return greedy.in_torch(model, given, options.new_tokens), tolerance
     session = open_session(draft / MODEL, torch.get_num_threads())
-    return greedy.in_onnx(session, first_feeds(session, (ids, mask), decoder.cache), options.new_tokens), tolerance
+    return greedy.in_onnx(session, first_feeds(session, (ids, mask)), options.new_tokens), tolerance
 
 
 def _decoded(genai: Any, model: Any, ids: np.ndarray, count: int) -> greedy.Decoded:
