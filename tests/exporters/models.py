@@ -13,14 +13,14 @@ IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": VO
 SIZES = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 4, "max_position_embeddings": 64, **IDS}
 
 
-def seeded(model: str, config: str, **settings: Any) -> Any:
+def seeded(model: str, config: str, std: float = 0.3, **settings: Any) -> Any:
     """A model whose tokens vary: weights are larger than they are initialised."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         made = getattr(transformers, model)(getattr(transformers, config)(**settings)).eval()
         for parameter in made.parameters():
             if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.3)
+                nn.init.normal_(parameter, std=std)
     return made
 
 
@@ -43,6 +43,17 @@ def uneven_llama() -> Any:
 
 def gpt2() -> Any:
     return seeded("GPT2LMHeadModel", "GPT2Config", n_embd=24, n_layer=2, n_head=4, n_positions=64, **IDS)
+
+
+def t5() -> tuple[Any, dict[str, Tensor]]:
+    """A model, and three texts of nine, seven and four tokens, padded on the right, for its encoder."""
+    sizes = {"d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+    model = seeded("T5ForConditionalGeneration", "T5Config", 1.0, **sizes, **IDS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ids = torch.randint(3, VOCABULARY, (3, 9))
+    mask = torch.arange(9).expand(3, -1) < torch.tensor([[9], [7], [4]])
+    return model, {"input_ids": ids * mask, "attention_mask": mask.long()}
 
 
 def left_padded_prompt() -> tuple[Tensor, Tensor]:

@@ -17,13 +17,15 @@ from depgraph.errors import CheckpointError, ExportError
 from exporters import OnnxOptions, to_encoder_decoder_onnx
 from tests.zoo import ZOO
 
-from .models import llama
+from .models import llama, t5
 
 COUNT = 20
 
 
 def built(name: str) -> tuple[Any, dict[str, Tensor]]:
     """A model and what its encoder takes."""
+    if name == "t5":  # the zoo's says one word only
+        return t5()
     example = ZOO[name]()
     return copy.deepcopy(example.model), {n: t for n, t in example.kwargs.items() if not n.startswith("decoder_")}
 
@@ -59,7 +61,7 @@ def test_both_files_generate_the_same_tokens(name: str, opset: int, tmp_path: Pa
     model, inputs = built(name)
     report = to_encoder_decoder_onnx(model, inputs, tmp_path / "files", options=OnnxOptions(opset=opset))
     assert sorted(p.name for p in (tmp_path / "files").iterdir()) == ["decoder.onnx", "encoder.onnx"]
-    assert report.agreement.tokens + COUNT * report.agreement.ties >= 2 * COUNT and report.encoder.opset == opset
+    assert report.agreement.tokens >= 2 * COUNT and report.agreement.ties == 0 and report.encoder.opset == opset
     tokens = decoded(tmp_path / "files", inputs, report.start)
     assert len(np.unique(tokens)) > 2
     assert np.array_equal(tokens, generated(model, inputs, report.start))
