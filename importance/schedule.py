@@ -325,7 +325,7 @@ def _size(model: nn.Module) -> int:
 
 def _remaining(keep: dict[str, float], dense: Cost, now: Cost) -> Target | None:
     """The shares of a model's cost now that meet shares of its dense cost; None where it does."""
-    shares = {}
+    shares: dict[str, Any] = {}
     for metric, share in keep.items():
         most, cost = share * getattr(dense, metric), getattr(now, metric)
         if cost > most:

@@ -85,7 +85,7 @@ class Wish:
 
 def parse_keep(text: str) -> Target:
     """`params=0.7,macs=0.6` as a target; raises typer.BadParameter."""
-    shares: dict[str, float] = {}
+    shares: dict[str, Any] = {}
     for part in text.split(","):
         name, equals, value = part.strip().partition("=")
         if not equals or name not in METRICS:
