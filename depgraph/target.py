@@ -92,5 +92,5 @@ def _check_share(name: str, share: Any) -> None:
 
 
 def _check_milliseconds(given: Any) -> None:
-    if isinstance(given, bool) or not isinstance(given, Real) or not 0 < given < math.inf:
+    if isinstance(given, bool) or not isinstance(given, Real) or not 0 < float(given) < math.inf:
         raise TargetError(f"target latency_ms={given!r} is out of range: give milliseconds above 0, such as 20")
