@@ -153,7 +153,7 @@ def micro(path, entry, runs, threads):
         named = re.match(r"n(\d+)(?![0-9])", node["name"])
         if named:
             found[int(named[1])] += node["ms"]
-    return {"points": entry["points"], "ms": found}
+    return {"points": entry["points"], "odd": entry["odd"], "ms": found}
 
 
 def measure(folder, runs=30, threads=1, told=lambda line: None):
