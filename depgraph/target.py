@@ -84,7 +84,7 @@ def _is_count(value: object) -> bool:
 def _check_share(name: str, share: Any) -> None:
     if isinstance(share, bool) or not isinstance(share, Real) or math.isnan(share):
         raise TargetError(f"target {name}={share!r} is not a number: give the share to keep, such as {name}=0.7")
-    if not 0 < share < 1:
+    if not 0 < float(share) < 1:
         whole = ", or a whole number of bytes" if name == "bytes" else ""
         raise TargetError(
             f"target {name}={share:g} is out of range: give the share to keep, above 0 and below 1 (0.7 keeps 70%){whole}"

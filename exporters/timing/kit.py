@@ -26,7 +26,11 @@ from exporters.timing.micro import Point, Signature, micro_model
 from exporters.timing.operators import Operators
 
 SCRIPT, FORMAT = "measure.py", measure.FORMAT
-STAIRS = {"conv.in": "stairs of channels in", "conv.out": "stairs of channels out", "depthwise": "stairs of channels alone"}
+STAIRS = {
+    "conv.in": "stairs of channels in",
+    "conv.out": "stairs of channels out",
+    "depthwise": "stairs of channels alone",
+}
 _BLOCK = 16  # grids lie on multiples of it, which are multiples of every smaller step too
 _SHARES = ((1, 3 / 4, 1 / 2, 1 / 4, 1 / 8), (1, 1 / 2, 1 / 4), (1, 1 / 2))
 _MOST_DENSE = 4  # of the model's own widths in a grid
@@ -50,7 +54,8 @@ def write_kit(graph: OnnxGraph, folder: str | os.PathLike[str]) -> Path:
     operators = Operators(graph)
     with writing(path):
         ir.save(skeleton(graph.model), path / "dense.onnx")
-        np.savez(path / "inputs.npz", **{name: np.asarray(array) for name, array in graph.inputs.items()})
+        arrays: dict[str, Any] = {name: np.asarray(array) for name, array in graph.inputs.items()}
+        np.savez(path / "inputs.npz", **arrays)
         entries = [_written(path, k, *planned) for k, planned in enumerate(_planned(operators))]
         about: dict[str, Any] = {"format": FORMAT, "model": graph.name, "fingerprint": fingerprint(graph)}
         about |= {"dense": "dense.onnx", "inputs": "inputs.npz", "micro": entries}
@@ -154,7 +159,9 @@ def _grid(widths: set[int], unit: int, shares: tuple[float, ...]) -> list[int]:
     return sorted(found | chosen)
 
 
-def _written(folder: Path, number: int, key: str, signature: Signature, points: list[Point], odd: int) -> dict[str, Any]:
+def _written(
+    folder: Path, number: int, key: str, signature: Signature, points: list[Point], odd: int
+) -> dict[str, Any]:
     file = f"micro{number}.onnx"
     onnx.save(micro_model(signature, points), folder / file)
     return {"key": key, "file": file, "input": signature.shape, "points": points, "odd": odd}

@@ -105,7 +105,8 @@ def timed(task, threads):
 
 def nodes_of(events, runs):
     """Milliseconds of each operator in one run: {name, op, shape of the first output, ms, how often a run has it}."""
-    times, about = {}, {}
+    times: dict = {}
+    about: dict = {}
     for event in events:
         name, args = event.get("name", ""), event.get("args", {})
         if event.get("cat") == "Node" and name.endswith("_kernel_time"):
