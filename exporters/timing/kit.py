@@ -124,11 +124,11 @@ def _planned(operators: Operators) -> list[tuple[str, Signature, list[Point], in
         found.append((key_of(signature), signature, [*points, *odd], len(odd)))
         kinds.add(signature.kind)
     probes: list[tuple[str, Signature, list[Point], int]] = []
-    if "conv" in kinds:
+    if kinds & {"conv", "depthwise"}:
         probes.append((STAIRS["conv.in"], _PROBE, [(c, _PROBED_BESIDE) for c in _PROBED], 0))
         probes.append((STAIRS["conv.out"], _PROBE, [(_PROBED_BESIDE, c) for c in _PROBED], 0))
     if "depthwise" in kinds:
-        alone = Signature("depthwise", 1, (28, 28), _PROBE.settings)
+        alone = Signature("depthwise", 1, (56, 56), _PROBE.settings)
         probes.append((STAIRS["depthwise"], alone, [(c, c) for c in _PROBED], 0))
     return [*probes, *found]
 
@@ -154,7 +154,7 @@ def _grid(widths: set[int], unit: int, shares: tuple[float, ...]) -> list[int]:
     """Multiples of `unit` up to the widest, and some of the widths themselves, ascending."""
     most = max(widths)
     found = {math.ceil(most * share / unit) * unit for share in shares} if most > unit else {most}
-    own = sorted(widths)
+    own = sorted({math.ceil(width / unit) * unit if width > unit else width for width in widths})
     chosen = {own[k * (len(own) - 1) // max(_MOST_DENSE - 1, 1)] for k in range(_MOST_DENSE)}
     return sorted(found | chosen)
 

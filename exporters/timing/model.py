@@ -39,7 +39,7 @@ _FUSED = {
 }
 _NUMBER = re.compile(r"n(\d+)(?!\d)")
 _AT_LEAST = 0.003  # milliseconds: an operator that takes less is taken to cost the same at any size
-_BETWEEN = 0.005  # milliseconds from one operator to the next, at the most
+_BETWEEN = 0.003  # milliseconds from one operator to the next, at the most
 Function = Callable[[tuple[int, ...]], float]
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 _BLOCKS = (64, 32, 16, 8)
 _SHORTEST = 1e-6  # milliseconds, so that nothing is divided by nothing
 _FLAT = 0.3  # of the deviation that a straight line would have from a staircase: below that it is one
-_ALIKE = 0.06  # a size within a block whose time differs by less from the whole block's goes the same way
+_SLOWER = 1.15  # than its whole block: a size within it goes another way, if most sizes like it are so slow
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class Stairs:
     start: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, probe: Mapping[int, float]) -> Stairs:
-        """The staircase of a probe, milliseconds by size; steps of 1 where there is none."""
+    def of(cls, probe: Mapping[int, float], step: int | None = None) -> Stairs:
+        """The staircase of a probe, milliseconds by size; steps of 1 where there is none. `step` where it is known already."""
         times = {c: max(ms, _SHORTEST) for c, ms in sorted(probe.items())}
-        step = next((s for s in _BLOCKS if _is_staircase(times, s)), 1)
+        step = step or next((s for s in _BLOCKS if _is_staircase(times, s)), 1)
         if step == 1:
             return cls()
         block, align = {c: -(-c // step) * step for c in times}, 1
         while align < step:
             on = [c for c in times if c % align == 0 and c > step and block[c] in times]
-            off = sorted(abs(times[c] / times[block[c]] - 1) for c in on)
-            if off[len(off) * 9 // 10] < _ALIKE:
+            slower = sorted(times[c] / times[block[c]] for c in on)
+            if slower[len(slower) * 3 // 4] < _SLOWER:
                 break
             align *= 2
         return cls(step, align, {c: ms / times[step] for c, ms in times.items() if c <= step})
