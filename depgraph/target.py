@@ -66,6 +66,18 @@ class Target:
         """The bytes that were given as a whole number."""
         return int(self.bytes) if self.bytes is not None and _is_count(self.bytes) else None
 
+    def in_shares(self, dense: Cost) -> Target:
+        """The same in shares of a dense cost, for what prunes in steps; raises TargetError for milliseconds."""
+        if self.latency is not None:
+            raise TargetError(
+                "milliseconds are met in one shot: in steps, or on a model that was changed first, each plan is of another "
+                "graph than the latency model's; give shares there, or plan at once"
+            )
+        if self.most_bytes is None:
+            return self
+        share = min(self.most_bytes / max(dense.bytes, 1), math.nextafter(1.0, 0.0))
+        return Target(params=self.params, macs=self.macs, bytes=share)
+
     def met_by(self, cost: Cost, dense: Cost) -> bool:
         """Is every share, and the number of bytes, at or below its target? Milliseconds take more than a cost to tell."""
         few = self.most_bytes is None or cost.bytes <= self.most_bytes

@@ -155,6 +155,7 @@ class Schedule:
                 f"{self.steps} steps need a scorer, which is called in each: scores by axis fit one step only"
             )
         run = _Run(graph, scorer, target, options, self.after_cut)
+        target = target.in_shares(graph.dense_cost)
         for number, keep in enumerate(self._shown(target), start=1):
             with run.named(number, self.steps):
                 step = run.step(Step(number, self.steps, keep, graph.dense_cost))

@@ -7,10 +7,11 @@ from a parameter that both have.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from depgraph.axes import Axis
 from depgraph.coupling import NONE
@@ -95,7 +96,7 @@ def _shared(graph: DependencyGraph, other: OnnxGraph) -> Iterator[tuple[str, tup
             yield name, (named[found], True)
 
 
-def _transposed(array: np.ndarray, names: list[str], tensors: dict) -> str:  # type: ignore[type-arg]
+def _transposed(array: np.ndarray, names: list[str], tensors: Mapping[str, torch.Tensor]) -> str:
     """Which of some matrices is the transpose of this one."""
     for name in names:
         tensor = tensors[name].detach().cpu()

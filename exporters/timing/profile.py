@@ -42,7 +42,7 @@ class Profile:
     @property
     def stairs(self) -> dict[str, Stairs]:
         """The staircases by side: "conv.in", "conv.out", "depthwise"; those that the model has."""
-        found = {}
+        found: dict[str, Stairs] = {}
         for side, key in STAIRS.items():
             if key in self.data["micro"]:
                 probe = self.data["micro"][key]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 _BLOCKS = (64, 32, 16, 8)
 _SHORTEST = 1e-6  # milliseconds, so that nothing is divided by nothing
 _FLAT = 0.3  # of the deviation that a straight line would have from a staircase: below that it is one
-_SLOWER = 1.15  # than its whole block: a size within it goes another way, if most sizes like it are so slow
+_SLOWER = 1.15  # than its whole block: a size within it goes another way, where most sizes like it are so slow
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ class Stairs:
             return cls()
         block, align = {c: -(-c // step) * step for c in times}, 1
         while align < step:
-            on = [c for c in times if c % align == 0 and c > step and block[c] in times]
-            slower = sorted(times[c] / times[block[c]] for c in on)
-            if slower[len(slower) * 3 // 4] < _SLOWER:
+            on = [c for c in times if c % (2 * align) == align and c > step and block[c] in times]
+            if on and statistics.median(times[c] / times[block[c]] for c in on) < _SLOWER:
                 break
             align *= 2
         return cls(step, align, {c: ms / times[step] for c, ms in times.items() if c <= step})
