@@ -33,5 +33,5 @@ def stops(gain: Callable[[int], float], counts: Sequence[int]) -> list[int]:
         last = next(n for n in ahead if (saved[n] - base) / (n - last) >= _WORTH * rate)
         base = saved[last]
         found.append(last)
-        k = counts.index(last, k) + 1
+        k += ahead.index(last) + 1
     return found
