@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 _AHEAD = 64  # groups to look ahead for what a removal could save at best
 _WORTH = 0.8  # of the best saving per group within reach: a stop there is worth while
+_LITTLE = 0.1  # of the mean saving per group: where no more is within reach, only the end is a stop
 _NOTHING = 1e-9  # of the dense model, per group: rounding
 
 
@@ -20,18 +21,29 @@ def stops(gain: Callable[[int], float], counts: Sequence[int]) -> list[int]:
     first count whose saving per group is at least 80% of the best within 64 groups, or, where nothing is saved so soon, of
     the best further on. Where every group saves the same, every count is a stop; where nothing is ever saved, none is.
     """
-    saved = {n: gain(n) for n in counts}
-    found, last, base, k = [], 0, 0.0, 0
-    while k < len(counts):
-        ahead = [n for n in counts[k:] if n <= last + _AHEAD] or [counts[k]]
-        rate = max((saved[n] - base) / (n - last) for n in ahead)
-        if rate <= _NOTHING:
-            ahead = list(counts[k:])
-            rate = max((saved[n] - base) / (n - last) for n in ahead)
+    saved = {0: 0.0, **{n: gain(n) for n in counts}}
+    mean = max((saved[n] / n for n in counts), default=0.0)
+    found, last, rest = [], 0, list(counts)
+    while rest:
+        ahead = [n for n in rest if n <= last + _AHEAD]
+        if _best(saved, last, ahead) <= _NOTHING:
+            ahead = rest
+        rate = _best(saved, last, ahead)
         if rate <= _NOTHING:
             break
-        last = next(n for n in ahead if (saved[n] - base) / (n - last) >= _WORTH * rate)
-        base = saved[last]
+        if rate < _LITTLE * mean:
+            ahead = [max(rest, key=lambda n: saved[n])]
+            rate = _best(saved, last, ahead)
+        last = next(n for n in ahead if _rate(saved, last, n) >= _WORTH * rate)
         found.append(last)
-        k += ahead.index(last) + 1
+        rest = [n for n in rest if n > last]
     return found
+
+
+def _rate(saved: dict[int, float], last: int, count: int) -> float:
+    return (saved[count] - saved[last]) / (count - last)
+
+
+def _best(saved: dict[int, float], last: int, counts: Sequence[int]) -> float:
+    """The largest saving per group from one count to another."""
+    return max((_rate(saved, last, n) for n in counts), default=0.0)

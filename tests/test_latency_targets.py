@@ -200,7 +200,7 @@ def test_stops_are_the_ends_of_steps(step: int) -> None:
 
 def test_between_steps_a_slight_slope_is_no_reason_to_stop() -> None:
     found = stops(lambda n: n * 1e-5 + 1e-2 * (n // 16), range(1, 200))
-    assert found == list(range(16, 200, 16))
+    assert found == [*range(16, 200, 16), 199]
 
 
 def test_where_nothing_is_saved_there_is_no_stop() -> None:
