@@ -11,7 +11,7 @@ import itertools
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from depgraph.cutting.settling import Settler, config_bound, inexpressible
 from depgraph.errors import NothingToPrune
 from depgraph.options import Options, matches
 from depgraph.plan import Plan
+from depgraph.rankings import RANKINGS, Item
 from depgraph.stairs import stops
 from depgraph.target import Target
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from depgraph.widths import Kept
 
 Counts = dict[str, int]
-Item = tuple[str, ...]
 _HALVINGS, _ROUNDS = 6, 2
 _MOST_STOPS = 256  # sizes of one axis that are looked at
 
@@ -312,41 +312,3 @@ class Choice:
 
     def _removal(self, counts: Counts) -> dict[str, np.ndarray]:
         return {name: self.order[name][:n] for name, n in counts.items() if n}
-
-
-def _global_ranking(choice: Choice) -> list[Item]:
-    """All groups of all axes by score; ties by axis and then by position, so that the order is the same everywhere."""
-    entries = []
-    for k, name in enumerate(choice.leading):
-        scores = choice.rank_scores[name][choice.order[name]]
-        entries += [(float(scores[i]), k, i, name) for i in range(choice.cap[name])]
-    return [(name,) for _, _, _, name in sorted(entries)]
-
-
-def _axis_ranking(choice: Choice) -> list[Item]:
-    """Axes take turns, so that all lose the same share."""
-    entries = []
-    for k, name in enumerate(choice.leading):
-        size = choice.graph[name].size
-        entries += [((i + 1) / size, k, name) for i in range(choice.cap[name])]
-    return [(name,) for _, _, name in sorted(entries)]
-
-
-def _uniform_ranking(choice: Choice) -> list[Item]:
-    """Kinds of axes take turns; a kind loses one group of each of its axes at once."""
-    kinds: dict[tuple[str, int], list[str]] = {}
-    for name in choice.leading:
-        axis = choice.graph[name]
-        kinds.setdefault((axis.kind, axis.size), []).append(name)
-    entries = []
-    for k, ((_, size), names) in enumerate(kinds.items()):
-        cap = min(choice.cap[n] for n in names)
-        entries += [((i + 1) / size, k, tuple(names)) for i in range(cap)]
-    return [item for _, _, item in sorted(entries)]
-
-
-RANKINGS: dict[str, Callable[[Choice], list[Item]]] = {
-    "global": _global_ranking,
-    "axis": _axis_ranking,
-    "uniform": _uniform_ranking,
-}
