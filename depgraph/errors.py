@@ -30,7 +30,7 @@ class NothingToPrune(DepgraphError):
 
 
 class TargetError(DepgraphError):
-    """A target is not a share between 0 and 1, or lies below what the floors allow."""
+    """A target is out of range, or lies below what the floors allow."""
 
 
 class ScoreError(DepgraphError):
@@ -59,6 +59,10 @@ class CheckpointError(DepgraphError):
 
 class ExportError(DepgraphError):
     """An exported file differs from the model, or could not be written."""
+
+
+class ProfileError(DepgraphError):
+    """A device profile can't be read or made, or is of another model, machine or version than it is used for."""
 
 
 class DataError(DepgraphError):

@@ -155,7 +155,7 @@ class Kept:
 
     def shapes(self, values: Iterable[Value]) -> Iterator[tuple[int, ...]]:
         """The shapes of many values after the removal."""
-        sizes = self._class_sizes()[self.widths.classes.of_dim].tolist()
+        sizes = self.class_sizes()[self.widths.classes.of_dim].tolist()
         return (tuple(sizes[value.dims.start : value.dims.stop]) for value in values)
 
     def smaller(self) -> dict[str, Value]:
@@ -164,7 +164,7 @@ class Kept:
         shapes = self.shapes(values.values())
         return {n: value for (n, value), shape in zip(values.items(), shapes, strict=True) if shape != value.shape}
 
-    def _class_sizes(self) -> np.ndarray:
+    def class_sizes(self) -> np.ndarray:
         """The sizes of all classes of dims, followed by a 1."""
         sizes = np.array([*self.widths.classes.size, 1], dtype=np.int64)
         for number in {n for name in self.masks for n in self.widths.axes[name].labels}:
@@ -175,7 +175,7 @@ class Kept:
 
     def cost(self, tensors: frozenset[str] = frozenset(), ops: frozenset[str] = frozenset()) -> Cost:
         """Exact cost of what remains, without the named tensors and operators."""
-        return self.widths.cost(self._class_sizes(), tensors, ops)
+        return self.widths.cost(self.class_sizes(), tensors, ops)
 
 
 def stored_values(program: Program) -> list[Value]:

@@ -10,6 +10,7 @@ import depgraph
 from depgraph.cli.options import Wish
 from depgraph.cli.output import Steps, print_json, printing, showing
 from depgraph.cli.tables import plan_json, print_result
+from depgraph.cli.times import predicted, timed
 from depgraph.errors import CheckpointError, ModelError, ScoreError
 from depgraph.onnx_door.saving import write
 from depgraph.plan import Plan
@@ -54,11 +55,17 @@ def prune_file(wish: Wish, scorer: Scorer) -> None:
     with printing(wish.json) as console:
         with steps("reading"):
             graph = depgraph.trace(wish.model)
+        target, latency = wish.keep.target(graph, steps)
         with steps("scoring and planning"):
-            plan = graph.plan(scorer, wish.target, **wish.options)
+            plan = graph.plan(scorer, target, **wish.options)
         result, lines = plan_json(plan), ["", *plan.notes, "dry run: nothing was cut or written"]
+        times = latency and predicted(latency, plan)
         if wish.out is not None:
             result, lines = _cut_and_write(plan, wish.out, steps)
+            times = latency and timed(latency, plan, wish.out, steps)
+        if times:
+            result["latency"] = times.data
+            lines.append(times.line)
     with showing():
         if wish.json:
             print_json(result, console)

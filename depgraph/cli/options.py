@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from depgraph.cli.data import Amount
+from depgraph.cli.keeping import Keep as Kept
 from depgraph.cli.models import Loading
-from depgraph.errors import PlanError, TargetError
+from depgraph.errors import PlanError
 from depgraph.options import matches
-from depgraph.target import METRICS, Target
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Scopes = Literal["auto", "global", "axis", "uniform"]
@@ -34,7 +34,19 @@ HtmlFile = Annotated[
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="an operator without a rule is an error")]
 
-Keep = Annotated[str, typer.Option(help="shares to keep: params=0.7, or macs=0.6,bytes=0.5", show_default=False)]
+Keep = Annotated[
+    str,
+    typer.Option(
+        help="what to keep: shares such as params=0.7 or macs=0.6,bytes=0.5; size=30MB; latency=20ms or latency=0.5",
+        show_default=False,
+    ),
+]
+DeviceProfile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile", help="the device that latency is of, as depgraph profile wrote it; this machine by default"
+    ),
+]
 Score = Annotated[str, typer.Option(help="what a group is worth: taylor, magnitude, random, ...")]
 Allocation = Annotated[
     str,
@@ -70,7 +82,7 @@ class Wish:
     """What `prune` is asked for."""
 
     model: str
-    target: Target
+    keep: Kept
     loading: Loading
     score: str
     allocation: str
@@ -81,25 +93,6 @@ class Wish:
     onnx: bool
     options: dict[str, Any]
     json: bool
-
-
-def parse_keep(text: str) -> Target:
-    """`params=0.7,macs=0.6` as a target; raises typer.BadParameter."""
-    shares: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, value = part.strip().partition("=")
-        if not equals or name not in METRICS:
-            raise typer.BadParameter(f"--keep {text!r}: give shares such as params=0.7 or macs=0.6,bytes=0.5")
-        if name in shares:
-            raise typer.BadParameter(f"--keep {text!r} gives {name} twice: give one share of each")
-        try:
-            shares[name] = float(value)
-        except ValueError:
-            raise typer.BadParameter(f"--keep {text!r}: {value!r} is not a number between 0 and 1") from None
-    try:
-        return Target(**shares)
-    except TargetError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def check_patterns(graph: Any, options: dict[str, Any]) -> None:
