@@ -73,7 +73,6 @@ Batches = Annotated[int, typer.Option(help="batches of four windows to score wit
 Length = Annotated[int | None, typer.Option(help="tokens in a window (128, or what the model takes)", min=2)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the plan, cut and write nothing")]
 
-OnnxFile = Annotated[Path | None, typer.Option(help="the file to write; MODEL/model.onnx by default")]
 Opset = Annotated[int, typer.Option(help="version of the ONNX operator set")]
 
 
