@@ -17,12 +17,13 @@ import torch
 
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
-from depgraph.errors import ScoreError
+from depgraph.errors import DataError, ScoreError
+from depgraph.observing import Observer
 from importance.activation import Activation
-from importance.calling import check_batches, moved
+from importance.calling import check_batches, inputs_of, loss_after, moved
 from importance.choices import pick
 from importance.losses import Loss
-from importance.perturbing import Candidates, Runs, masks, removal
+from importance.perturbing import Candidates, masks, removal, side
 from importance.regression import fitted
 from importance.units import KINDS, units
 
@@ -127,6 +128,25 @@ class Bonsai:
         from rich.progress import track
 
         return iter(track(stays, "running sub-models", console=Console(stderr=True), transient=True))
+
+
+class Runs:
+    """Runs sub-models of a graph's model on batches, one after the other."""
+
+    def __init__(self, graph: DependencyGraph, batches: list[Any], loss: Loss | None) -> None:
+        if not batches:
+            raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")
+        self.graph, self.batches, self.of = graph, batches, loss
+        self.observer = Observer(graph)
+
+    def loss(self, gone: dict[str, np.ndarray]) -> float:
+        """The mean over batches of the loss without some groups."""
+        model, without = self.graph.model, side(self.graph, gone)
+        total = 0.0
+        for batch in self.batches:
+            output = self.observer.call(inputs_of(model, batch), without)
+            total += float(loss_after(model, output, batch, self.of))
+        return total / len(self.batches)
 
 
 def ranked(

@@ -1,19 +1,14 @@
-"""Sub-models of a model, and their loss: for each of some axes a few candidates, of which a part is taken out, then the rest."""
+"""Sub-models of a model: for each of some axes a few candidates, of which a part is taken out and then the rest of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from depgraph import DependencyGraph
 from depgraph.cutting.sides import Side
-from depgraph.errors import DataError
-from depgraph.observing import Observer
-from importance.calling import inputs_of, loss_after
-from importance.losses import Loss
 
 
 @dataclass(frozen=True)
@@ -79,22 +74,3 @@ def side(graph: DependencyGraph, gone: Mapping[str, np.ndarray]) -> Side:
     exact = {name: groups.tolist() for name, groups in gone.items() if graph[name].exact and len(groups)}
     mixed = {name: groups.tolist() for name, groups in gone.items() if not graph[name].exact and len(groups)}
     return Side(graph.widths.at(mixed), graph.widths.at(exact))
-
-
-class Runs:
-    """Runs sub-models of a graph's model on batches, one after the other; raises DataError without batches."""
-
-    def __init__(self, graph: DependencyGraph, batches: list[Any], loss: Loss | None) -> None:
-        if not batches:
-            raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")
-        self.graph, self.batches, self.of = graph, batches, loss
-        self.observer = Observer(graph)
-
-    def loss(self, gone: Mapping[str, np.ndarray]) -> float:
-        """The mean over batches of the loss without some groups (axis name -> their numbers)."""
-        model, without = self.graph.model, side(self.graph, gone)
-        total = 0.0
-        for batch in self.batches:
-            output = self.observer.call(inputs_of(model, batch), without)
-            total += float(loss_after(model, output, batch, self.of))
-        return total / len(self.batches)

@@ -20,10 +20,10 @@ from depgraph.errors import NothingToPrune, ScoreError
 from depgraph.options import matches
 from depgraph.scoring import Scorer, Scores, checked_scores
 from depgraph.story.parts import Curve, Sensitivity
+from importance.bonsai import Runs
 from importance.calling import check_batches, moved
 from importance.losses import Loss
 from importance.magnitude import Magnitude
-from importance.perturbing import Runs
 
 
 @dataclass(frozen=True)

@@ -123,17 +123,23 @@ class TradeOff:
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of a run, dense and pruned: `kind` is "predicted" or "measured", `what` the file or the operation."""
+    """Milliseconds of a run, dense and pruned: `kind` is "predicted" or "measured", `what` the file or the operation.
+
+    `ratio` is how many times faster the pruned one is, where that was measured better than by dividing these.
+    """
 
     what: str
     kind: str
     dense_ms: float | None
     pruned_ms: float | None
     threads: int = 1
+    ratio: float | None = None
 
     @property
     def speedup(self) -> float | None:
         """How many times faster the pruned one is, None where one is missing."""
+        if self.ratio is not None:
+            return self.ratio
         return self.dense_ms / self.pruned_ms if self.dense_ms and self.pruned_ms else None
 
 
