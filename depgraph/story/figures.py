@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from depgraph.page import broken
+from depgraph.page import broken, colours
 from depgraph.report import counted
 from depgraph.story.parts import AxisCut, Curve, Story, TradeOff, Trial
-from depgraph.story.svg import plot, scale, short, spans_decades
+from depgraph.story.svg import Plot, plot, scale, short, spans_decades, standalone
 from depgraph.story.tables import Row, number, table
 
 _EXTREMES = 5  # most and least sensitive axes that are listed
@@ -116,6 +116,14 @@ def tradeoff_section(story: Story) -> str:
 
 def tradeoff_plot(found: TradeOff) -> str:
     """The plot, with a legend."""
+    picture, names = _tradeoff(found)
+    legend = "".join(f'<span class="f{k}"><b class="swatch"></b>{escape(name)}</span>' for k, name in enumerate(names))
+    drawn = picture.text().replace('class="plot"', 'class="plot wide"')
+    return f'{drawn}<p class="legend">{legend}</p>'
+
+
+def _tradeoff(found: TradeOff) -> tuple[Plot, list[str]]:
+    """The plot, and the names of which each has a colour."""
     values = [trial.quality for trial in found.trials] + ([found.dense] if found.dense is not None else [])
     shares = [trial.share for trial in found.trials] + ([1.0] if found.dense is not None else [])
     ends = list(zip((min(shares), max(shares)), (min(values), max(values)), strict=True))
@@ -136,9 +144,13 @@ def tradeoff_plot(found: TradeOff) -> str:
     if found.chosen is not None:
         chosen = found.trials[found.chosen]
         picture.dot((chosen.share, chosen.quality), "ring", f"chosen: {_said(chosen)}", 7)
-    legend = "".join(f'<span class="f{k}"><b class="swatch"></b>{escape(name)}</span>' for k, name in enumerate(names))
-    drawn = picture.text().replace('class="plot"', 'class="plot wide"')
-    return f'{drawn}<p class="legend">{legend}</p>'
+    return picture, names
+
+
+def tradeoff_svg(found: TradeOff) -> str:
+    """The plot as a picture of its own, for light paper, with a legend."""
+    picture, names = _tradeoff(found)
+    return standalone(picture, names, colours(len(names)))
 
 
 def _said(trial: Trial) -> str:

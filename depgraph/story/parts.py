@@ -6,15 +6,14 @@ A part that nothing is known of is empty or None, and the page leaves it out. Sh
 from __future__ import annotations
 
 import json
-import math
-import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from depgraph.cutting.report import Check
 from depgraph.errors import CheckpointError
+from depgraph.plain import plain, rebuilt
 from depgraph.widths import Cost
 
 FORMAT = 1
@@ -193,7 +192,7 @@ class Story:
 
     def to_json(self) -> dict[str, Any]:
         """The story as plain data; numbers that aren't finite become None."""
-        return {"format": FORMAT, **_finite(asdict(self))}
+        return {"format": FORMAT, **plain(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Story:
@@ -201,7 +200,7 @@ class Story:
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise CheckpointError(f"this is not a report of format {FORMAT}: make it again with this version")
         try:
-            return _rebuilt(cls, {name: value for name, value in data.items() if name != "format"})
+            return rebuilt(cls, {name: value for name, value in data.items() if name != "format"})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"this is not a report: {error}") from error
 
@@ -214,31 +213,3 @@ class Story:
             raise CheckpointError(f"the report {path} can't be read: {error.strerror or error}") from error
         except ValueError as error:
             raise CheckpointError(f"{path} is not a report: {error}") from error
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, dict):
-        return {name: _finite(value) for name, value in data.items()}
-    return [_finite(value) for value in data] if isinstance(data, (list, tuple)) else data
-
-
-def _rebuilt(kind: Any, data: Any) -> Any:
-    """`data` as what the annotation `kind` says: dataclasses, tuples, dicts and what JSON knows."""
-    inner = get_args(kind)
-    if get_origin(kind) in (Union, types.UnionType):
-        return None if data is None else _rebuilt(next(k for k in inner if k is not type(None)), data)
-    if get_origin(kind) is tuple:
-        kinds = [inner[0]] * len(data) if inner[-1] is Ellipsis else inner
-        return tuple(_rebuilt(k, value) for k, value in zip(kinds, data, strict=True))
-    if get_origin(kind) is dict:
-        return {name: _rebuilt(inner[1], value) for name, value in data.items()}
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        if unknown := data.keys() - hints.keys():
-            raise ValueError(f"it has a part {sorted(unknown)[0]!r} that this version doesn't know")
-        return kind(**{name: _rebuilt(hints[name], value) for name, value in data.items()})  # type: ignore[operator]
-    if not isinstance(data, (float, int) if kind is float else kind):
-        raise ValueError(f"{data!r} stands where {kind.__name__} belongs")
-    return float(data) if kind is float else data

@@ -10,6 +10,12 @@ from html import escape
 Point = tuple[float, float]
 _TICKS = 4
 _STEPS = (1, 2, 2.5, 5, 10)
+_PAPER = (
+    "svg{--s:58%;--l:44%;font:10px sans-serif}text{fill:#5c6670}rect{fill:var(--c)}.paper{fill:#fff}"
+    ".frame{fill:none;stroke:#5c6670}.grid{stroke:#d9dee3}"
+    ".line{fill:none;stroke:var(--c);stroke-width:1}.line.front{stroke:#1b1f24;stroke-width:5;opacity:.22}"
+    ".line.level{stroke:#5c6670;stroke-dasharray:4 3}.dot{fill:var(--c)}.dot.ring{fill:none;stroke:#1b1f24;stroke-width:1.8}"
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,19 @@ def plot(
     y = scale((p[1] for p in found), height - 36, 24, log=log)
     y = replace(y, start=height - 32, low=y.at(height - 32), high=y.at(20), end=20)
     return Plot(x, y, labels, width=width, height=height)
+
+
+def standalone(picture: Plot, names: Sequence[str], colours: str) -> str:
+    """A plot as a file of its own, with a legend of names of colours `.f0` and on."""
+    rows = "".join(
+        f'<rect class="f{k}" x="{picture.width}" y="{14 + 16 * k}" width="10" height="10"/>'
+        f'<text x="{picture.width + 15}" y="{23 + 16 * k}">{escape(name)}</text>'
+        for k, name in enumerate(names)
+    )
+    width, height = picture.width + 130, max(picture.height, 30 + 16 * len(names))
+    begin = f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * width}" height="{2 * height}" viewBox="0 0 {width} {height}">'
+    inner = picture.text().partition(">")[2]
+    return f'{begin}<style>{_PAPER}{colours}</style><rect class="paper" width="100%" height="100%"/>{rows}{inner}\n'
 
 
 def spans_decades(values: Iterable[float]) -> bool:
