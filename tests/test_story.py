@@ -28,6 +28,7 @@ from depgraph.story import (
     story_page,
     tell,
     versions,
+    write_story,
 )
 from depgraph.story.svg import plot, scale, strip
 
@@ -121,6 +122,14 @@ def test_numbers_that_are_not_finite_become_none(full: Story) -> None:
     again = Story.from_json(json.loads(json.dumps(diverged.to_json(), allow_nan=False)))
     assert again.quality[0].after is None
     assert "5.000 → –" in story_page(again)
+
+
+def test_the_page_and_its_data_are_written_side_by_side(full: Story, tmp_path: Path) -> None:
+    page, data = write_story(full, tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([page, data])
+    assert page.read_text() == story_page(full) and Story.load(data) == full
+    with pytest.raises(CheckpointError, match="nowhere"):
+        write_story(full, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from depgraph.story.parts import (
     Trial,
 )
 from depgraph.story.telling import tell, versions
+from depgraph.story.writing import write_story
 
 __all__ = [
     "AxisCut",
@@ -33,4 +34,5 @@ __all__ = [
     "story_page",
     "tell",
     "versions",
+    "write_story",
 ]

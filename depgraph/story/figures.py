@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from depgraph.page import broken, colours
-from depgraph.report import counted
+from depgraph.report import METRICS, counted
 from depgraph.story.parts import AxisCut, Curve, Story, TradeOff, Trial
 from depgraph.story.svg import Plot, plot, scale, short, spans_decades, standalone
 from depgraph.story.tables import Row, number, table
@@ -109,7 +109,7 @@ def tradeoff_section(story: Story) -> str:
         return ""
     better = "higher" if found.higher_is_better else "lower"
     return (
-        f'<p class="hint">{escape(found.quality)} ({better} is better) by what is left of {escape(found.metric)}; the broad line is the '
+        f'<p class="hint">{escape(found.quality)} ({better} is better) by what is left of the {_word(found.metric)}; the broad line is the '
         f"front, of points that no other beats in both.</p>{tradeoff_plot(found)}{_trials(found)}"
     )
 
@@ -127,7 +127,7 @@ def _tradeoff(found: TradeOff) -> tuple[Plot, list[str]]:
     values = [trial.quality for trial in found.trials] + ([found.dense] if found.dense is not None else [])
     shares = [trial.share for trial in found.trials] + ([1.0] if found.dense is not None else [])
     ends = list(zip((min(shares), max(shares)), (min(values), max(values)), strict=True))
-    picture = plot(ends, (f"{found.metric} left", found.quality), log=spans_decades(values), size=(520, 280))
+    picture = plot(ends, (f"{_word(found.metric)} left", found.quality), log=spans_decades(values), size=(520, 280))
     picture.percent_x = True
     room = 0.04 * (max(shares) - min(shares) or 1)
     picture.x = scale((min(shares) - room, max(shares) + room), picture.x.start, picture.x.end)
@@ -153,6 +153,10 @@ def tradeoff_svg(found: TradeOff) -> str:
     return standalone(picture, names, colours(len(names)))
 
 
+def _word(metric: str) -> str:
+    return METRICS.get(metric, escape(metric))
+
+
 def _said(trial: Trial) -> str:
     return f"{trial.name}, {trial.share:.1%} left: {short(trial.quality)}"
 
@@ -165,4 +169,4 @@ def _trials(found: TradeOff) -> str:
         said = ", ".join(word for word, true in (("front", trial.on_front), ("chosen", j == found.chosen)) if true)
         style = " ".join(filter(None, ("front" if trial.on_front else "", "chosen" if j == found.chosen else "")))
         rows.append(Row((escape(trial.name), f"#{trial.share:.1%}", f"#{number(trial.quality)}", said), style))
-    return table(("recipe", f"#{escape(found.metric)} left", f"#{escape(found.quality)}", ""), rows)
+    return table(("recipe", f"#{_word(found.metric)} left", f"#{escape(found.quality)}", ""), rows)
