@@ -71,3 +71,7 @@ class DataError(DepgraphError):
 
 class ModelError(DepgraphError):
     """What names a model names none that can be loaded, or none whose example inputs can be made."""
+
+
+class SweepError(DepgraphError):
+    """A sweep can't begin or go on: its settings have changed, its file can't be read, or one of its processes died."""

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 import typer
 
 from depgraph import interruption
-from depgraph.cli import export, inspect, profile, prune, recipes  # noqa: F401  (they add themselves to the app)
+from depgraph.cli import (  # noqa: F401  (they add themselves to the app)
+    bench,
+    export,
+    inspect,
+    profile,
+    prune,
+    recipes,
+    sweep,
+)
 from depgraph.cli.app import app
 from depgraph.cli.output import say, show_error
 
@@ -51,5 +59,5 @@ def _run(given: list[str]) -> int:
 
 
 def _interrupted() -> int:
-    say(interruption.SENTENCE)
+    say(interruption.sentence())
     return interruption.CODE
