@@ -12,6 +12,7 @@ import typer
 from depgraph import interruption
 from depgraph.cli import (  # noqa: F401  (they add themselves to the app)
     bench,
+    build,
     export,
     inspect,
     profile,

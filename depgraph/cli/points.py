@@ -74,7 +74,7 @@ class Maker:
         from importance import named, recipes
 
         subject, seed = self.subject, self.loading.seed
-        target = depgraph.Target(**{point.metric: point.share})
+        target = depgraph.Target(**{point.metric: point.share})  # type: ignore[arg-type]
         batches = subject.found.calibration or subject.loaded.batches
         if point.name in recipes.RECIPES:
             recipe = recipes.named(point.name, batches, subject.loaded.loss, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import quiet
 from depgraph.cli.data import TextData, perplexity
@@ -49,6 +51,27 @@ def measure_of(loaded: Loaded, found: TextData) -> Measure:
             "'loss' (and 'held_out' and 'accuracy')"
         )
     return Measure(Figure("loss", "the batches that scores are from"), partial(_loss, batches=batches, loaded=loaded))
+
+
+def shift_of(loaded: Loaded) -> Measure:
+    """How far the output on the example moves: what can be said of a model that comes without data."""
+    from importance.sweeping import Figure
+
+    with quiet(loaded.model), torch.no_grad():
+        dense = _floats(loaded.model(*loaded.args, **loaded.kwargs))
+
+    def shift(model: nn.Module) -> float:
+        with quiet(model), torch.no_grad():
+            made = _floats(model(*loaded.args, **loaded.kwargs))
+        apart = sum(float((a - b).square().sum()) for a, b in zip(made, dense, strict=True))
+        return math.sqrt(apart / max(sum(float(b.square().sum()) for b in dense), 1e-30))
+
+    return Measure(Figure("output shift", "the example inputs"), shift)
+
+
+def _floats(output: Any) -> list[torch.Tensor]:
+    leaves = pytree.tree_leaves(output)
+    return [leaf.float() for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
 
 
 def _loss(model: nn.Module, batches: Any, loaded: Loaded) -> float:

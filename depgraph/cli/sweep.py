@@ -100,7 +100,7 @@ def parse_shares(text: str) -> tuple[str, list[float]]:
     shares = []
     for part in rest.split(","):
         try:
-            shares.append(Target(**{metric.strip(): float(part)}).shares[metric.strip()])
+            shares.append(Target(**{metric.strip(): float(part)}).shares[metric.strip()])  # type: ignore[arg-type]
         except ValueError:
             raise typer.BadParameter(f"--keep {text!r}: {part!r} is not a number between 0 and 1") from None
         except TargetError as error:
