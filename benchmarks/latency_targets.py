@@ -27,14 +27,15 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import depgraph  # noqa: E402
-import exporters  # noqa: E402
-import importance  # noqa: E402
-from exporters.timing.measure import low, session, timed  # noqa: E402
+import depgraph
+import exporters
+import importance
+from exporters.timing.measure import low, session, timed
 
 Case = tuple[nn.Module, tuple[torch.Tensor, ...]]
 IMAGE = (torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)),)
-HEAD = "| model, by hand | plan | parameters | beside hand | latency, predicted | latency, measured | error |\n|---|---|---|---|---|---|---|"
+COLUMNS = ("model, by hand", "plan", "parameters", "beside hand", "latency, predicted", "latency, measured", "error")
+HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
 def _resnet() -> Case:

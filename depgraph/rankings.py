@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from depgraph.choosing import Choice
 
 Item = tuple[str, ...]
-_TILT, _MOST_TILT = 0.5, 1.2
+_TILT, _MOST_TILT = 0.5, 1.25
 
 
 def _global_ranking(choice: Choice) -> list[Item]:
@@ -33,7 +33,7 @@ def _axis_ranking(choice: Choice) -> list[Item]:
 
 
 def _tilt(choice: Choice) -> dict[str, float]:
-    """How many times faster than others an axis is narrowed: the root of its milliseconds per parameter, within 1/1.2 and 1.2.
+    """How many times faster than others an axis is narrowed: the root of its milliseconds per parameter, within 0.8 and 1.25.
 
     Milliseconds are bought with parameters, and how many a group has for its time differs a hundredfold between the first and
     the last convolutions. The bounds are tight, as more parameters in the end aren't more quality: with a factor of 2 the
