@@ -238,11 +238,13 @@ class Choice:
         """Settling makes costs jump: what went beyond the target comes back, the same share of every axis first.
 
         Then single groups, the last to go first, so that the number of trials grows with the axes, not with their groups.
+        Steps of a staircase are of many heights, so each axis is tried for what its own would still leave of the budget.
         """
         items = list(dict.fromkeys(reversed(gone)))
         if not items or self._is_trimmed(items, counts):
             return counts
-        counts = self._share_put_back(counts)
+        if not self.stops:
+            counts = self._share_put_back(counts)
         for item in items * _ROUNDS:
             if self._is_trimmed(items, counts):
                 break
@@ -251,6 +253,8 @@ class Choice:
 
     def _is_trimmed(self, items: list[Item], counts: Counts) -> bool:
         """Is the target met by less than the first of `items` saves by itself?"""
+        if self.stops:
+            return False
         one_step = self._spent({}) - self._spent(self._first(items[0]))
         return self.budget.limits[self.budget.metric] - self._spent(counts) <= one_step
 

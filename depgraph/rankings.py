@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from depgraph.choosing import Choice
 
 Item = tuple[str, ...]
-_TILT, _MOST_TILT = 0.5, 2.0
+_TILT, _MOST_TILT = 0.5, 1.25
 
 
 def _global_ranking(choice: Choice) -> list[Item]:
@@ -33,10 +33,11 @@ def _axis_ranking(choice: Choice) -> list[Item]:
 
 
 def _tilt(choice: Choice) -> dict[str, float]:
-    """How many times faster than others an axis is narrowed: the root of its milliseconds per parameter, within a half and 2.
+    """How many times faster than others an axis is narrowed: the root of its milliseconds per parameter, within 0.8 and 1.25.
 
     Milliseconds are bought with parameters, and how many a group has for its time differs a hundredfold between the first and
-    the last convolutions; the root and the bounds keep single layers from paying for all.
+    the last convolutions. The bounds are tight, as more parameters in the end aren't more quality: with a factor of 2 the
+    digits CNN lost accuracy at equal time (benchmarks/latency_targets.md).
     """
     if LATENCY not in choice.budget.limits:
         return dict.fromkeys(choice.leading, 1.0)
