@@ -105,7 +105,7 @@ def test_other_decoders_generate_the_same_tokens(make: Callable[[], Any], tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama_8_2", "falcon_multi_query", "gemma3"])
+@pytest.mark.parametrize("name", ["llama_8_8", "llama_8_2", "falcon_multi_query", "gemma3"])
 def test_the_latest_operators_generate_the_same_tokens(name: str, tmp_path: Path) -> None:
     model, path = ZOO[name]().model, tmp_path / "decoder.onnx"
     ids, mask = left_padded_prompt()
