@@ -186,6 +186,18 @@ def test_pages_of_other_models_are_whole(name: str) -> None:
     assert len(Reader(story_page(story)).of_class("layer")) == len(story.layers)
 
 
+def test_the_map_has_a_row_for_each_block_and_a_strip_for_each_axis_that_lost_some(told: Story) -> None:
+    page = Reader(
+        story_page(told).partition('id="map"')[2].join(("<main><section>", "")).partition("</section>")[0]
+        + "</section></main>"
+    )
+    kinds = {axis.family for axis in told.axes if axis.removed}
+    assert len(page.of_class("strip")) == sum(axis.family in kinds for axis in told.axes)
+    assert [e for e in page.of_class("left") if "chip" in e["class"]]
+    names = [text.strip() for text in page.texts]
+    assert any("left out" in name for name in names)
+
+
 def test_scales_have_round_ticks_within_and_survive_a_single_value() -> None:
     assert scale([0.03, 0.97], 0, 100).ticks() == pytest.approx([0.25, 0.5, 0.75])
     assert scale([0.5, 2000], 0, 100, log=True).ticks() == pytest.approx([1, 10, 100, 1000])
