@@ -32,6 +32,7 @@ from depgraph.story import (
 )
 from depgraph.story.svg import plot, scale, strip
 
+from .onnx_door.building import loaded, mlp
 from .test_page import Reader, graph_of
 
 
@@ -196,6 +197,15 @@ def test_the_map_has_a_row_for_each_block_and_a_strip_for_each_axis_that_lost_so
     assert [e for e in page.of_class("left") if "chip" in e["class"]]
     names = [text.strip() for text in page.texts]
     assert any("left out" in name for name in names)
+
+
+def test_a_file_has_a_story_too() -> None:
+    graph = depgraph.trace(loaded(mlp()))
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7))
+    story = tell(plan, plan.apply_with_report())
+    assert story.after.params < story.before.params and any(y.out and y.out[1] < y.out[0] for y in story.layers)
+    assert len(Reader(story_page(story)).of_class("layer")) == len(story.layers)
+    assert Story.from_json(story.to_json()) == story
 
 
 def test_scales_have_round_ticks_within_and_survive_a_single_value() -> None:
