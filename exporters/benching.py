@@ -196,7 +196,7 @@ def _facts(name: str, path: Path, ways: Sequence[Workload], how: Running) -> Fil
 def memory_of(path: Path, ways: Sequence[Workload], threads: int) -> dict[str, int]:
     """Bytes that a fresh process held at most when it had loaded and run a file (`peak`), and before that (`rest`).
 
-    Raises ExportError when the process failed.
+    Raises ExportError when the process failed, or took too long.
     """
     root = str(Path(depgraph.__file__).parent.parent)
     inherited = os.environ.get("PYTHONPATH", "")
@@ -207,7 +207,12 @@ def memory_of(path: Path, ways: Sequence[Workload], threads: int) -> dict[str, i
         for feed, way in zip(feeds, ways, strict=True):
             np.savez(feed, **way.feed)  # type: ignore[arg-type]
         command = [sys.executable, str(script), str(threads), str(path), *feeds]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_SECONDS)
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ExportError(
+                f"{path.name} took more than {_SECONDS:.0f} s in a process of its own: leave memory out"
+            ) from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ExportError(f"{path.name} can't be run in a process of its own: {last}")

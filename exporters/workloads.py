@@ -18,7 +18,7 @@ import onnx_ir
 import onnxruntime
 
 from depgraph.errors import DepgraphError, ModelError
-from depgraph.onnx_door.examples import made_up, runtime_inputs, symbol
+from depgraph.onnx_door.examples import made_up, open_dims, runtime_inputs
 from exporters.calls import first_line
 from exporters.onnx_file import RECORD_KEY
 
@@ -125,12 +125,13 @@ def _workload(
 def _feeds(model: onnx_ir.Model, own: Mapping[str, int], sizes: Sizes) -> Iterator[dict[str, np.ndarray]]:
     """Inputs in one choice of sizes after the other: those asked for, the kind's own, those recorded, guessed ones."""
     inputs = runtime_inputs(model)
-    places = _open(inputs)
+    places = open_dims(inputs)
     first = {f"{v.name}:0": sizes.batch for v in inputs if len(v.shape or ()) >= _BATCHED}
     chosen = {**_recorded(model), **own, **first}
     fixed = {place: chosen[place] for place, name in places.items() if place in chosen and name not in sizes.dims}
+    asked = {name: size for name, size in sizes.dims.items() if name in places or name in places.values()}
     try:
-        for feed in made_up(model, {**fixed, **sizes.dims}, seed=0):
+        for feed in made_up(model, {**fixed, **asked}, seed=0):
             yield {name: _counting(name, array) for name, array in feed.items()}
     except DepgraphError as error:
         raise ModelError(str(error)) from error
@@ -138,21 +139,11 @@ def _feeds(model: onnx_ir.Model, own: Mapping[str, int], sizes: Sizes) -> Iterat
 
 def check_dims(dims: Mapping[str, int], files: Mapping[str, Path]) -> None:
     """Raise ModelError where a size is given for what none of the files leaves open."""
-    places = dict(place for path in files.values() for place in _open(runtime_inputs(_loaded(path))).items())
+    places = dict(place for path in files.values() for place in open_dims(runtime_inputs(_loaded(path))).items())
     for name in dims:
         if name not in places and name not in places.values():
             listed = ", ".join(dict.fromkeys(places.values())) or "none"
             raise ModelError(f"no input of {' or '.join(files)} leaves a dim {name!r} open; open are {listed}")
-
-
-def _open(inputs: Sequence[onnx_ir.Value]) -> dict[str, str]:
-    """The dims that inputs leave open: `input:dim` -> the dim's name."""
-    return {f"{v.name}:{d}": symbol(v, d) for v in inputs for d in range(len(v.shape or ())) if not _closed(v, d)}
-
-
-def _closed(value: onnx_ir.Value, d: int) -> bool:
-    size = value.shape[d] if value.shape is not None else None
-    return isinstance(size, int) and size > 0
 
 
 def _counting(name: str, array: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ from depgraph.story import (
 )
 from depgraph.story.svg import plot, scale, strip
 
+from .onnx_door.building import loaded, mlp
 from .test_page import Reader, graph_of
 
 
@@ -184,6 +185,27 @@ def test_pages_of_other_models_are_whole(name: str) -> None:
     scores = importance.Magnitude()(graph)
     story = tell(graph.plan(scores, depgraph.Target(params=0.7), scope="axis"), None, scores)
     assert len(Reader(story_page(story)).of_class("layer")) == len(story.layers)
+
+
+def test_the_map_has_a_row_for_each_block_and_a_strip_for_each_axis_that_lost_some(told: Story) -> None:
+    page = Reader(
+        story_page(told).partition('id="map"')[2].join(("<main><section>", "")).partition("</section>")[0]
+        + "</section></main>"
+    )
+    kinds = {axis.family for axis in told.axes if axis.removed}
+    assert len(page.of_class("strip")) == sum(axis.family in kinds for axis in told.axes)
+    assert [e for e in page.of_class("left") if "chip" in e["class"]]
+    names = [text.strip() for text in page.texts]
+    assert any("left out" in name for name in names)
+
+
+def test_a_file_has_a_story_too() -> None:
+    graph = depgraph.trace(loaded(mlp()))
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7))
+    story = tell(plan, plan.apply_with_report())
+    assert story.after.params < story.before.params and any(y.out and y.out[1] < y.out[0] for y in story.layers)
+    assert len(Reader(story_page(story)).of_class("layer")) == len(story.layers)
+    assert Story.from_json(story.to_json()) == story
 
 
 def test_scales_have_round_ticks_within_and_survive_a_single_value() -> None:

@@ -37,7 +37,10 @@ Recipes = Annotated[str, typer.Option(help="recipes or scores by name, with comm
 Folder = Annotated[
     Path, typer.Option("--out", help="a folder for the points; one of an earlier run goes on", show_default=False)
 ]
-Jobs = Annotated[int, typer.Option(help="processes at most; 0: as there are processors and memory", min=0)]
+Jobs = Annotated[
+    int,
+    typer.Option(help="processes at most; 0: as processors and memory allow, one on other devices than the CPU", min=0),
+]
 
 LOG, TABLE, PICTURE = "points.jsonl", "sweep.json", "front.svg"
 
@@ -125,7 +128,7 @@ def _swept(
         interruption.keeping(f"what was made is kept in {out / LOG}, and the same command goes on"),
         Steps()("sweeping"),
     ):
-        made = sweep(points, maker, log, jobs or processors(), _tell)
+        made = sweep(points, maker, log, jobs or (processors() if maker.loading.device == "cpu" else 1), _tell)
     trade = trade_off(made, metric)
     written(out / TABLE, json.dumps(_data(made, trade), indent=1) + "\n")
     written(out / PICTURE, tradeoff_svg(trade))
@@ -161,7 +164,8 @@ def print_sweep(made: list[Outcome], trade: TradeOff, out: Path, console: Consol
     console.print(said, style="dim", **plain_text)
     for outcome in made:
         if outcome.refused:
-            console.print(f"{outcome.point}: {outcome.refused}", **plain_text)
+            again = " (tried again the next time)" if outcome.again else ""
+            console.print(f"{outcome.point}: {outcome.refused}{again}", **plain_text)
     console.print(f"wrote {out}: {', '.join((LOG, TABLE, PICTURE))}", **plain_text)
 
 

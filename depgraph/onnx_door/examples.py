@@ -91,7 +91,7 @@ def made_up(model: ir.Model, sizes: Sizes, seed: int) -> Iterator[Arrays]:
         if value.shape is None:
             raise CaptureError(f"the file doesn't say what shape its input {value.name!r} has: give an example input")
     tables = {str(v.name): _rows(v) for v in inputs}
-    leading = {symbol(v, 0) for v in inputs if v.shape is not None and len(v.shape) > 1}
+    leading = {_symbol(v, 0) for v in inputs if v.shape is not None and len(v.shape) > 1}
     seen = set()
     for batch in (2, 1):
         for k in range(max(len(_SPACE), len(_STEPS))):
@@ -102,7 +102,7 @@ def made_up(model: ir.Model, sizes: Sizes, seed: int) -> Iterator[Arrays]:
                 yield {str(v.name): _filled(v, shapes[str(v.name)], tables[str(v.name)], generator) for v in inputs}
 
 
-def symbol(value: ir.Value, d: int) -> str:
+def _symbol(value: ir.Value, d: int) -> str:
     """The name of an open dim: dims of one name have one size."""
     size = value.shape[d]  # type: ignore[index]
     return str(size.value) if isinstance(size, ir.SymbolicDim) and size.value else f"{value.name}:{d}"
@@ -114,7 +114,7 @@ def _shape(value: ir.Value, sizes: Sizes, k: int) -> tuple[int, ...]:
     guesses = _SPACE if image else _STEPS
     shape = []
     for d, size in enumerate(value.shape):
-        fixed = sizes.get(f"{value.name}:{d}", sizes.get(symbol(value, d)))
+        fixed = sizes.get(f"{value.name}:{d}", sizes.get(_symbol(value, d)))
         if isinstance(size, int) and size > 0:
             shape.append(size)
         elif fixed is not None:
@@ -158,3 +158,9 @@ def _filled(value: ir.Value, shape: tuple[int, ...], rows: int | None, generator
     if dtype.kind in "iu" and rows is not None:
         return np.asarray(generator.integers(0, rows, shape)).astype(dtype)
     return np.ones(shape, dtype=dtype)
+
+
+def open_dims(inputs: Sequence[ir.Value]) -> dict[str, str]:
+    """The dims that inputs leave open: ``input:dim`` -> the dim's name, which `made_up` takes sizes by too."""
+    dims = [(v, d) for v in inputs for d, size in enumerate(v.shape or ()) if not isinstance(size, int) or size < 1]
+    return {f"{v.name}:{d}": _symbol(v, d) for v, d in dims}

@@ -7,6 +7,7 @@ from html import escape
 
 from depgraph.page import broken, colours
 from depgraph.report import METRICS, counted
+from depgraph.story.kinds import kind_of, kinds_of
 from depgraph.story.parts import AxisCut, Curve, Story, TradeOff, Trial
 from depgraph.story.svg import Plot, plot, scale, short, spans_decades, standalone
 from depgraph.story.tables import Row, number, table
@@ -15,18 +16,25 @@ _EXTREMES = 5  # most and least sensitive axes that are listed
 
 
 def scores_section(story: Story) -> str:
-    """A plot for each family of axes: scores in ascending order, the stretch that went in another colour."""
-    figures = []
-    for k, what in enumerate(story.families):
-        axes = [axis for axis in story.axes if axis.family == k and len(axis.scores) > 1]
-        if axes and any(axis.removed for axis in axes):
-            figures.append(f'<figure class="f{k}">{_scores(axes)}<figcaption>{broken(what)}</figcaption></figure>')
+    """A plot for each kind of axes: scores in ascending order, the stretch that went in another colour."""
+    figures = [
+        _figure(_scores(axes), story, axes)
+        for held in kinds_of(story, story.axes).values()
+        if (axes := [axis for axis in held if len(axis.scores) > 1]) and any(axis.removed for axis in axes)
+    ]
     if not figures:
         return ""
     return (
         '<p class="hint">Groups of every axis in ascending order of their scores; the dashed part went, a ring marks the cut. '
         f'Axes of one kind share a plot.</p><div class="plots">{"".join(figures)}</div>'
     )
+
+
+def _figure(picture: str, story: Story, axes: Sequence[AxisCut]) -> str:
+    """A plot of some axes of one kind with what they are, by their family where they are of one."""
+    families = {axis.family for axis in axes}
+    what = story.families[families.pop()] if len(families) == 1 else kind_of(story.families[axes[0].family])
+    return f"<figure>{picture}<figcaption>{broken(what)}</figcaption></figure>"
 
 
 def _scores(axes: Sequence[AxisCut]) -> str:
@@ -38,10 +46,10 @@ def _scores(axes: Sequence[AxisCut]) -> str:
         points = [((j + 0.5) / len(axis.scores), score) for j, score in enumerate(axis.scores)]
         said = f"{axis.what}: {axis.removed:,} of {axis.groups:,} went"
         for lost, begin, end in _stretches(axis.gone):
-            picture.line(points[begin : end + 1], f"{'lost' if lost else 'kept'}{thin}", said)
+            picture.line(points[begin : end + 1], f"{'lost' if lost else f'f{axis.family}'}{thin}", said)
         last = max((j for j, share in enumerate(axis.gone) if share >= 0.5), default=None)
         if last is not None:
-            picture.dot(points[last], "cutoff", said, 2 if thin else 3)
+            picture.dot(points[last], f"cutoff f{axis.family}", said, 2 if thin else 3)
     return picture.text()
 
 
@@ -55,35 +63,31 @@ def _stretches(gone: Sequence[float]) -> Iterator[tuple[bool, int, int]]:
 
 
 def sensitivity_section(story: Story) -> str:
-    """A plot for each family of axes of how the loss changes, and a list of the axes that change it most and least."""
+    """A plot for each kind of axes of how the loss changes, and a list of the axes that change it most and least."""
     found = story.sensitivity
     if found is None or not found.curves:
         return ""
-    family = {axis.name: axis.family for axis in story.axes}
-    what = {axis.name: axis.what for axis in story.axes}
-    figures = []
-    for k in sorted({family.get(curve.axis, -1) for curve in found.curves}):
-        curves = [curve for curve in found.curves if family.get(curve.axis, -1) == k]
-        caption = story.families[k] if k >= 0 else "other axes"
-        figures.append(
-            f'<figure class="f{k}">{_changes(curves, what)}<figcaption>{broken(caption)}</figcaption></figure>'
-        )
+    curves = {curve.axis: curve for curve in found.curves}
+    figures = [
+        _figure(_changes([(axis, curves[axis.name]) for axis in held]), story, held)
+        for held in kinds_of(story, [axis for axis in story.axes if axis.name in curves]).values()
+    ]
     on = f"{number(found.loss)} on {counted(found.batches, 'batch', 'batches')}"
     return (
         f'<p class="hint">How the loss ({on}) changes when one axis alone loses the lowest scored of its groups; nothing makes up '
-        f'for them.</p><div class="plots">{"".join(figures)}</div>{_extremes(found.curves, what)}'
+        f'for them.</p><div class="plots">{"".join(figures)}</div>{_extremes(found.curves, {axis.name: axis.what for axis in story.axes})}'
     )
 
 
-def _changes(curves: Sequence[Curve], what: dict[str, str]) -> str:
-    lines = {curve.axis: [(0.0, 0.0), *_known(curve)] for curve in curves}
-    picture = plot([p for points in lines.values() for p in points], ("of its groups gone", "change of the loss"))
+def _changes(held: Sequence[tuple[AxisCut, Curve]]) -> str:
+    lines = [(axis, [(0.0, 0.0), *_known(curve)]) for axis, curve in held]
+    picture = plot([p for _, points in lines for p in points], ("of its groups gone", "change of the loss"))
     picture.percent_x = True
-    thin = " thin" if len(curves) > 3 else ""
-    for axis, points in lines.items():
-        picture.line(points, f"kept{thin}", what.get(axis, axis))
+    thin = " thin" if len(held) > 3 else ""
+    for axis, points in lines:
+        picture.line(points, f"f{axis.family}{thin}", axis.what)
         for point in points[1:] if not thin else ():
-            picture.dot(point, "", f"{what.get(axis, axis)}: {point[0]:.0%} gone, loss {point[1]:+.4g}")
+            picture.dot(point, f"f{axis.family}", f"{axis.what}: {point[0]:.0%} gone, loss {point[1]:+.4g}")
     return picture.text()
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 from itertools import groupby
 
 from depgraph.page import broken
+from depgraph.story.kinds import kinds_of
 from depgraph.story.parts import AxisCut, LayerWidths, Story
 from depgraph.story.svg import strip
 
@@ -87,48 +88,44 @@ def _cell(layer: LayerWidths, widest: int) -> str:
 
 
 def map_section(story: Story) -> str:
-    """A table: a row for every block, a column for every family of axes that lies in blocks, a strip of groups in each cell."""
+    """A table: a row for every block, a column for axes alike but for numbers in their names, strips of groups in the cells."""
     touched = {axis.family for axis in story.axes if axis.removed}
     axes = [axis for axis in story.axes if axis.family in touched]
     if not axes and not story.dropped:
         return ""
-    placed: dict[tuple[str, int], list[AxisCut]] = {}
-    for axis in axes:
-        placed.setdefault((axis.block, axis.family), []).append(axis)
-    families = sorted({axis.family for axis in axes if axis.block}, key=lambda k: -_count(axes, k))
-    repeated = [k for k in families if _count(axes, k) > 1]
-    alone = [axis for axis in axes if not axis.block or axis.family not in repeated]
+    columns, alone = {}, []
+    for kind, held in kinds_of(story, axes).items():
+        if len(held) > 1 and all(axis.block for axis in held):
+            columns[kind] = held
+        else:
+            alone += held
     return (
         '<p class="hint">A strip has the groups of an axis (heads, neurons, channels) in order, several to a cell where there are more '
         "than 64: full cells stay, empty ones went, pale ones went in part.</p>"
-        + _alone(alone, story)
-        + (_by_block(story, repeated, placed) if repeated or story.dropped else "")
+        + _alone(alone)
+        + (_by_block(story, columns) if columns or story.dropped else "")
     )
 
 
-def _count(axes: list[AxisCut], family: int) -> int:
-    return sum(axis.family == family for axis in axes)
-
-
-def _alone(axes: list[AxisCut], story: Story) -> str:
+def _alone(axes: list[AxisCut]) -> str:
     """Axes that lie in no block, or are the only ones of their kind: a line each."""
     rows = "".join(f"<tr><th>{broken(axis.what)}</th><td>{_strip(axis)}</td></tr>\n" for axis in axes)
     return f'<table class="map">{rows}</table>' if rows else ""
 
 
-def _by_block(story: Story, families: list[int], placed: dict[tuple[str, int], list[AxisCut]]) -> str:
+def _by_block(story: Story, columns: Mapping[str, list[AxisCut]]) -> str:
     order = dict.fromkeys(layer.block for layer in story.layers if layer.block)
-    order |= dict.fromkeys(block for block, _ in placed if block)
+    order |= dict.fromkeys(axis.block for held in columns.values() for axis in held)
     gone = {part.name for part in story.dropped if part.gone}
     rows = []
     for block in order:
-        cells = ["".join(map(_strip, placed.get((block, k), ()))) for k in families]
+        cells = ["".join(_strip(axis) for axis in held if axis.block == block) for held in columns.values()]
         chips = "".join(f' <span class="chip left">{broken(n)}</span>' for n in _within(block, gone))
         if any(cells) or chips or block in gone:
             left = ' class="left"' if block in gone else ""
             named = f"{broken(block)}{' left out' if block in gone else ''}{chips}"
             rows.append(f'<tr{left}><td class="n">{named}</td>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n')
-    heads = "".join(f"<th>{broken(_short(story.families[k]))}</th>" for k in families)
+    heads = "".join(f"<th>{broken(_short(kind))}</th>" for kind in columns)
     return f'<table class="map"><tr><th class="n"></th>{heads}</tr>{"".join(rows)}</table>'
 
 

@@ -149,6 +149,9 @@ def test_files_that_take_something_else_are_not_compared(folder: Path, tmp_path:
     found = bench([folder / "dense", tmp_path / "other.onnx"], Running(rounds=1, memory=False))
     assert [one.base for one in found.measured] == ["model.onnx", "other.onnx", "other.onnx"]
     assert found.timings() == ()
+    sized = Sizes({"steps": 5, "past": 4})  # each is left open by one of the files
+    found = bench([folder / "dense", tmp_path / "other.onnx"], Running(rounds=1, sizes=sized, memory=False))
+    assert found.measured[0].shapes == "x 1x5x6"
 
 
 def test_runs_are_interleaved_and_turn_around_after_a_warm_up() -> None:
