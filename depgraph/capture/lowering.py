@@ -12,12 +12,13 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from depgraph import rules
+from depgraph.capture.deciding import Asked
 from depgraph.capture.exported import CapturedProgram, decisions_of
 from depgraph.capture.holding import Held
 from depgraph.capture.places import module_path, place
 from depgraph.capture.reading import indices_read
 from depgraph.errors import CaptureError, UnsupportedOperator
-from depgraph.graph import Program, Reason, Value
+from depgraph.graph import Least, Program, Reason, Value
 from depgraph.rules import domains
 
 _KINDS = {
@@ -27,6 +28,7 @@ _KINDS = {
     InputKind.USER_INPUT: "input",
 }
 _LARGEST_INDEX_TABLE = 1 << 20
+_CHOOSE = frozenset(["topk", "max", "min", "argmax", "argmin"])
 INPUT, OUTPUT = "the model's inputs have this size", "the model's outputs have this size"
 ASKED = "the code of the model goes by its indices"
 UNREAD = "nothing that the example runs reads it"
@@ -73,9 +75,11 @@ class _Lowering:
         self.program = Program(ties=dict(held.ties))
         self.constants: dict[str, np.ndarray] = {}
         self.tuples: dict[str, list[Value | None]] = {}
+        self.chosen: dict[str, tuple[Asked, int]] = {}
 
     def run(self) -> Program:
         specs = {spec.arg.name: spec for spec in self.exported.graph_signature.input_specs}
+        self.chosen = self._chosen()
         for node in self.exported.graph.nodes:
             if node.op == "placeholder":
                 self._placeholder(node, specs[node.name])
@@ -89,14 +93,37 @@ class _Lowering:
         self._unread()
         return self.program
 
+    def _chosen(self) -> dict[str, tuple[Asked, int]]:
+        """By name, the constants that hold indices chosen among those of a dim: by what, and a dim of that one's size."""
+        decisions = decisions_of(self.exported)
+        asked = [a for a in (() if decisions is None else decisions.asked) if a.gives and a.dim is not None]
+        nodes = {node.name: node for node in self.exported.graph.nodes} if asked else {}
+        sizes = {a.node: nodes[a.node].meta["val"].shape for a in asked}
+        chosen = [a for a in asked if a.operator.split(".")[1] in _CHOOSE]
+        return {a.gives: (a, self.program.relations.new_dim(int(sizes[a.node][a.dim]))) for a in chosen}
+
     def _asked(self) -> None:
         """Fix the dims whose indices, or numbers in their order, the code got hold of."""
         decisions = decisions_of(self.exported)
+        for name, (asked, domain) in self.chosen.items():
+            self._among(asked, domain, self.program.values.get(name))
         for asked in () if decisions is None else decisions.asked:
             value = self.program.values.get(asked.node)
             for d in () if value is None else (range(len(value.shape)) if asked.dim is None else [asked.dim]):
                 text = f"{asked.operator} at {asked.where or 'an unknown place'} asks for its indices"
                 self.program.relations.fix(value.dim(d), Reason(text, why=ASKED))  # type: ignore[union-attr]
+
+    def _among(self, asked: Asked, domain: int, picks: Value | None) -> None:
+        """What the code chose among the indices of a dim points into that, and so many of them must stay."""
+        source = self.program.values.get(asked.node)
+        if source is None or picks is None:
+            return
+        relations, dim, name = self.program.relations, source.dim(asked.dim or 0), asked.operator.split(".")[1]
+        relations.align(domain, dim)
+        count = picks.shape[asked.dim or 0] if name == "topk" else 1
+        text = f"{count} of its indices are chosen ({asked.operator}, {asked.where or 'an unknown place'})"
+        relations.mix(dim, f"{name} chooses among its indices")
+        relations.least.append(Least(dim, count, Reason(text)))
 
     def _left_out(self) -> None:
         """Fix the indices that only slices leave out, of what the model holds: a longer input may read them."""
@@ -152,6 +179,8 @@ class _Lowering:
                 self.program.relations.fix(dim, Reason(f"dimension {d} of the model's input {node.name!r}", why=INPUT))
         elif not tensor.dtype.is_floating_point:
             self._remember(node.name, spec.target)
+        if node.name in self.chosen:
+            value.domain = self.chosen[node.name][1]
 
     def _constant(self, node: Node) -> None:
         tensor = node.meta.get("val")

@@ -1,0 +1,237 @@
+"""Axes that take whole modules along: the entries of a list that stand for the indices of a dim, as experts for a router's.
+
+Nothing in a captured forward says so for sure: the code may loop over the entries, compare with their numbers, or look one up
+by a number that a tensor holds, and the example may pass most of them by. So a dim that nothing but its numbers fixes, and a
+list of as many modules alike near what makes it, are tried: every other index leaves, and the model must compute what it
+computes when it can't choose them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import takewhile, zip_longest
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import nn
+
+from depgraph.axes import Axis, Entries, Member, Owners, axis_of, owners_of
+from depgraph.capture.exported import decisions_of
+from depgraph.capture.lowering import GIVEN, INPUT, OUTPUT
+from depgraph.capture.places import module_path
+from depgraph.capture.sizes import Attr
+from depgraph.coupling import NONE, Labelling, find_axes
+from depgraph.cutting.experts import Expected, check_without, expected, leaving
+from depgraph.cutting.shortening import shorten
+from depgraph.errors import DepgraphError
+from depgraph.widths import Widths
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
+
+_HARD = frozenset([INPUT, OUTPUT, GIVEN])
+_MOST_TRIALS = 64
+
+
+@dataclass(frozen=True)
+class _List:
+    """A list or dict of modules that are alike and share nothing: its path, and by entry what it holds and computes."""
+
+    path: str
+    tensors: tuple[frozenset[str], ...]
+    nodes: tuple[frozenset[str], ...]
+
+    @property
+    def owner(self) -> str:
+        return self.path.rpartition(".")[0]
+
+    def holds(self, target: str) -> bool:
+        return target.startswith(f"{self.path}.")
+
+
+def experts_of(graph: DependencyGraph) -> list[Axis]:
+    """The axes of a graph that take entries of lists along, tried; none for a model without values."""
+    if any(t.is_meta for t in graph.tensors().values()):
+        return []
+    lists = list(_lists(graph))
+    candidates = list(_candidates(graph, lists)) if lists else []
+    before = graph.widths
+    try:
+        return _Trial(graph, candidates).passed() if candidates else []
+    finally:
+        graph.widths = before
+
+
+def _lists(graph: DependencyGraph) -> Iterator[_List]:
+    ties, names_of = graph.capture.program.ties, dict[str, set[str]]()
+    for name, first in ties.items():
+        names_of.setdefault(first, set()).add(name)
+    computed: dict[str, set[str]] = {}
+    if (
+        decisions_of(graph.capture.exported) is None
+    ):  # else other inputs take other ways: what goes is computed elsewhere
+        for node in graph.capture.exported.graph.nodes:
+            computed.setdefault(module_path(node), set()).add(node.name)
+    for path, module in graph.model.named_modules():
+        entries = list(module._modules.items()) if isinstance(module, (nn.ModuleList, nn.ModuleDict)) else []
+        if len(entries) < 2 or len({_kind(entry) for _, entry in entries}) > 1:
+            continue
+        paths = [f"{path}.{key}" if path else key for key, _ in entries]
+        held = [frozenset(name for name in ties if name.startswith(f"{one}.")) for one in paths]
+        if all(names and all(names_of[ties[name]] <= names for name in names) for names in held):
+            nodes = (
+                frozenset(n for p, made in computed.items() if f"{p}.".startswith(f"{one}.") for n in made)
+                for one in paths
+            )
+            yield _List(path, tuple(held), tuple(nodes))
+
+
+def _kind(entry: nn.Module | None) -> object:
+    if entry is None:
+        return None
+    named = [*entry.named_parameters(), *entry.named_buffers()]
+    return type(entry), tuple((name, tuple(tensor.shape)) for name, tensor in named)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """An axis that may take entries along, in the versions that differ in what follows."""
+
+    versions: tuple[Axis, ...]
+
+    def removal(self, graph: DependencyGraph) -> dict[str, tuple[int, ...]]:
+        """Every other group, as far as enough stay."""
+        axis = self.versions[0]
+        most = axis.size - graph.widths.least(axis.name)
+        groups = tuple(range(0, axis.size, 2))[:most]
+        return {axis.name: groups} if groups else {}
+
+
+def _candidates(graph: DependencyGraph, lists: list[_List]) -> Iterator[_Candidate]:
+    """For every class of dims that is as large as lists near what makes it: the axis from there, with the lists."""
+    owners = owners_of(graph.capture.program, graph.classes)
+    together: dict[int, list[_List]] = {}
+    for one in lists:
+        for number in _nearest(graph, owners, one):
+            together.setdefault(number, []).append(one)
+    names = {axis.name: 1 for axis in graph.axes}
+    for number, near in together.items():
+        for found in _labellings(graph, number):
+            axis = axis_of(found, owners, graph.classes, names)
+            yield _Candidate(tuple(_versions(graph, axis, axis.labels[number], near)))
+
+
+def _nearest(graph: DependencyGraph, owners: Owners, one: _List) -> list[int]:
+    """The classes of fixed dims as large as a list, of the parameters outside of it that lie nearest to it."""
+    size, near = len(one.tensors), dict[int, int]()
+    for number, held in owners.items():
+        fixed = number in graph.classes.fixed_whole or number in graph.classes.fixed
+        if graph.classes.size[number] == size and fixed:
+            outside = [v for v, _ in held if v.kind == "parameter" and v.used and not one.holds(v.target)]
+            if outside and len(outside) == len([v for v, _ in held if v.kind == "parameter"]):
+                near[number] = max(_shared(one.owner, v.target.rpartition(".")[0]) for v in outside)
+    return [number for number, depth in near.items() if depth == max(near.values())]
+
+
+def _shared(one: str, other: str) -> int:
+    """How many parts two paths share at their beginning."""
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _labellings(graph: DependencyGraph, number: int) -> list[Labelling]:
+    """The axes from a class of dims as if nothing fixed it; none where more than its numbers does."""
+    classes = graph.classes
+    free = replace(classes, fixed_whole={k: reason for k, reason in classes.fixed_whole.items() if k != number})
+    whole = classes.fixed_whole.get(number)
+    if whole is not None and whole.why in _HARD:
+        return []
+    found = find_axes(free, [number], {number})
+    return [
+        a for a in found if (a.labels[number] != NONE).all() and not any(r.why in _HARD for r in a.reasons.values())
+    ]
+
+
+def _versions(graph: DependencyGraph, axis: Axis, labels: np.ndarray, near: list[_List]) -> Iterator[Axis]:
+    """The axis with its entries, for each guess of which integers count them and how those of a dict are called."""
+    members = list(axis.members)
+    for one in near:
+        for names, group in zip(one.tensors, labels.tolist(), strict=True):
+            for value in graph.capture.program.values.values():
+                if value.target in names and value.kind in ("parameter", "buffer") and value.shape:
+                    members.append(Member(value.target, 0, value.kind, np.full(value.shape[0], group)))
+    dicts = any(isinstance(graph.model.get_submodule(one.path), nn.ModuleDict) for one in near)
+    for counts in _counts(graph, axis, near):
+        for keys in ("own", "first") if dicts else ("own",):
+            entries = tuple(
+                Entries(one.path, labels, one.tensors, one.nodes, counts if k == 0 else (), keys)
+                for k, one in enumerate(near)
+            )
+            yield replace(axis, members=tuple(members), reasons={}, entries=entries)
+
+
+def _counts(graph: DependencyGraph, axis: Axis, near: list[_List]) -> list[tuple[Attr, ...]]:
+    """Guesses of which integers of the modules around count the entries: those that are as many, and no sizes; all; none."""
+    paths = dict.fromkeys([one.owner for one in near] + [m.target.rpartition(".")[0] for m in axis.members])
+    sized = frozenset(graph.sizes.users)
+    number = len(near[0].tensors)
+    found = [
+        Attr(path, name, ())
+        for path in paths
+        if not type(graph.model.get_submodule(path)).__module__.startswith("torch.nn.")
+        for name, value in vars(graph.model.get_submodule(path)).items()
+        if type(value) is int and value == number and not name.startswith("_")
+    ]
+    unsized = tuple(attr for attr in found if attr not in sized)
+    guesses = [unsized, tuple(found), (), *((attr,) for attr in found)]
+    return list(dict.fromkeys(guesses))
+
+
+class _Trial:
+    """Takes entries out of the model, compares, and puts them back."""
+
+    def __init__(self, graph: DependencyGraph, candidates: list[_Candidate]) -> None:
+        self.graph = graph
+        self.candidates = candidates
+        self.left = _MOST_TRIALS
+
+    def passed(self) -> list[Axis]:
+        """The axes that can go: all at once in one version where that does, else each by itself."""
+        together = self._version(self.candidates)
+        if together and (len(together) == 1 or self._version(self.candidates[:1])):
+            return together
+        return [axis for candidate in self.candidates for axis in self._version([candidate])]
+
+    def _version(self, candidates: list[_Candidate]) -> list[Axis]:
+        """The axes in the first version that computes what it must; empty where none does, or nothing shows it."""
+        graph, firsts = self.graph, [c.versions[0] for c in candidates]
+        graph.widths = Widths(graph.capture.program, graph.classes, [*graph.axes, *firsts])
+        removal = {name: groups for c in candidates for name, groups in c.removal(graph).items()}
+        if len(removal) < len(candidates) or not self.left:
+            return []
+        try:
+            wanted = expected(graph, graph.model, removal)
+        except Exception:
+            return []
+        for versions in zip_longest(*(c.versions for c in candidates)):
+            axes = [axis or first for axis, first in zip(versions, firsts, strict=True)]
+            if self.left and self._computes(axes, removal, wanted):
+                return axes
+        return []
+
+    def _computes(self, axes: list[Axis], removal: dict[str, tuple[int, ...]], wanted: Expected) -> bool:
+        graph = self.graph
+        self.left -= 1
+        graph.widths = Widths(graph.capture.program, graph.classes, [*graph.axes, *axes])
+        try:
+            take_back = shorten(graph.model, leaving(graph, removal))
+        except DepgraphError:
+            return False
+        try:
+            check = check_without(graph, graph.model, wanted)
+        except DepgraphError:
+            return False
+        finally:
+            take_back()
+        return check.sensitivity > check.tolerance
