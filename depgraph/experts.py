@@ -142,15 +142,10 @@ def _shared(one: str, other: str) -> int:
 
 def _labellings(graph: DependencyGraph, number: int) -> list[Labelling]:
     """The axes from a class of dims as if nothing fixed it; none where more than its numbers does."""
-    classes = graph.classes
-    free = replace(classes, fixed_whole={k: reason for k, reason in classes.fixed_whole.items() if k != number})
-    whole = classes.fixed_whole.get(number)
-    if whole is not None and whole.why in _HARD:
-        return []
-    found = find_axes(free, [number], {number})
-    return [
-        a for a in found if (a.labels[number] != NONE).all() and not any(r.why in _HARD for r in a.reasons.values())
-    ]
+    hard = {k: reason for k, reason in graph.classes.fixed_whole.items() if reason.why in _HARD}
+    found = find_axes(replace(graph.classes, fixed_whole=hard), [number], {number})
+    whole = (axis for axis in found if (axis.labels[number] != NONE).all())
+    return [axis for axis in whole if not any(reason.why in _HARD for reason in axis.reasons.values())]
 
 
 def _versions(graph: DependencyGraph, axis: Axis, labels: np.ndarray, near: list[_List]) -> Iterator[Axis]:

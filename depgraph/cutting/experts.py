@@ -49,24 +49,37 @@ def with_entries(plan: Plan) -> dict[str, tuple[int, ...]]:
 
 def leaving(graph: DependencyGraph, removal: Groups) -> Shortening:
     """What must be done to the module so that the entries leave, and the indices that stand for them."""
-    kept, tensors, found = graph.widths.at(removal), graph.tensors(), Shortening()
-    for value in kept.smaller().values():
-        if value.kind in ("parameter", "buffer") and value.target in tensors:
-            for d, size in enumerate(value.shape):
-                stays = kept.of(value, d)
-                if stays is not None:
-                    gone = sorted(set(range(size)) - set(stays.tolist()))
-                    found.narrowed.append((value.target, d, gone))
-    found.integers |= graph.sizes.follow(kept)
+    kept, going = graph.widths.at(removal), _going(graph, removal)
+    found = Shortening(integers=graph.sizes.follow(kept), narrowed=list(_narrowing(graph, kept)))
     sized = frozenset(graph.sizes.users)
+    for container, gone in going.items():
+        places = positions(graph.model, container, sized)
+        found.integers |= renumber(graph.model, container, places, gone)
+        found.entries += [(container, k) for k in sorted(gone, reverse=True)]
+    for entries in (entries for name in removal for entries in graph[name].entries):
+        left = len(going[entries.container])
+        found.integers |= {attr: _now(graph.model, attr) - left for attr in entries.counts}
+        if entries.keys == "first" and entries.container not in found.keyed:
+            found.keyed.append(entries.container)
+    return found
+
+
+def _narrowing(graph: DependencyGraph, kept: Kept) -> Iterator[tuple[str, int, list[int]]]:
+    """The parameters and buffers that get narrower, along which dim, and without which indices."""
+    tensors = graph.tensors()
+    for value in kept.smaller().values():
+        for d, size in enumerate(value.shape):
+            stays = kept.of(value, d)
+            if stays is not None and value.kind in ("parameter", "buffer") and value.target in tensors:
+                yield value.target, d, sorted(set(range(size)) - set(stays.tolist()))
+
+
+def _going(graph: DependencyGraph, removal: Groups) -> dict[str, set[int]]:
+    """The positions of all entries that leave, by their container."""
+    found: dict[str, set[int]] = {}
     for name, groups in removal.items():
         for entries in graph[name].entries:
-            gone = entries.going(groups)
-            found.integers |= {attr: _now(graph.model, attr) - len(gone) for attr in entries.counts}
-            places = positions(graph.model, entries.container, sized)
-            found.integers |= renumber(graph.model, entries.container, places, gone)
-            found.entries += [(entries.container, k) for k in reversed(gone)]
-            found.keyed += [entries.container] if entries.keys == "first" else []
+            found.setdefault(entries.container, set()).update(entries.going(groups))
     return found
 
 
@@ -105,12 +118,10 @@ def expected(graph: DependencyGraph, model: nn.Module, removal: Groups) -> Expec
 
 
 def _modules(graph: DependencyGraph, model: nn.Module, removal: Groups) -> list[nn.Module]:
-    found = []
-    for name, groups in removal.items():
-        for entries in graph[name].entries:
-            held = list(model.get_submodule(entries.container).children())
-            found += [held[k] for k in entries.going(groups)]
-    return found
+    """The modules that leave."""
+    going = _going(graph, removal).items()
+    held = [(list(model.get_submodule(container).children()), gone) for container, gone in going]
+    return [entries[k] for entries, gone in held for k in sorted(gone)]
 
 
 def _inputs(graph: DependencyGraph) -> Iterator[Inputs]:
