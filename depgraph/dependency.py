@@ -17,7 +17,7 @@ from depgraph.capture.exported import decisions_of, only_as_module
 from depgraph.collecting import uncollected
 from depgraph.coupling import Classes
 from depgraph.errors import CaptureError, DepgraphError, PlanError
-from depgraph.experts import experts_of
+from depgraph.experts import with_experts
 from depgraph.finite import require_finite
 from depgraph.widths import Cost, Removal, Widths
 
@@ -89,7 +89,7 @@ class DependencyGraph:
         self.classes = Classes.of(captured.program, free)
         self.axes: list[Axis] = build_axes(captured.program, self.classes)
         self.widths = Widths(captured.program, self.classes, self.axes)
-        self.axes += experts_of(self)
+        self.axes = with_experts(self)
         self.widths = Widths(captured.program, self.classes, self.axes)
 
     @property

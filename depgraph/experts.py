@@ -8,6 +8,7 @@ computes when it can't choose them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import takewhile, zip_longest
@@ -50,17 +51,26 @@ class _List:
         return target.startswith(f"{self.path}.")
 
 
-def experts_of(graph: DependencyGraph) -> list[Axis]:
-    """The axes of a graph that take entries of lists along, tried; none for a model without values."""
+def with_experts(graph: DependencyGraph) -> list[Axis]:
+    """The axes of a graph and those that take entries of lists along, tried; none of these for a model without values.
+
+    Such an axis takes the place of one that has the same groups and can't lose any.
+    """
     if any(t.is_meta for t in graph.tensors().values()):
-        return []
+        return graph.axes
     lists = list(_lists(graph))
     candidates = list(_candidates(graph, lists)) if lists else []
     before = graph.widths
     try:
-        return _Trial(graph, candidates).passed() if candidates else []
+        return _beside(graph.axes, _Trial(graph, candidates).passed()) if candidates else graph.axes
     finally:
         graph.widths = before
+
+
+def _beside(axes: list[Axis], found: list[Axis]) -> list[Axis]:
+    """The axes found behind the others, or in the place of those that they are named after."""
+    named = {axis.name: axis for axis in found}
+    return [named.pop(axis.name, axis) for axis in axes] + list(named.values())
 
 
 def _lists(graph: DependencyGraph) -> Iterator[_List]:
@@ -119,7 +129,12 @@ def _candidates(graph: DependencyGraph, lists: list[_List]) -> Iterator[_Candida
     for number, near in together.items():
         for found in _labellings(graph, number):
             axis = axis_of(found, owners, graph.classes, names)
-            yield _Candidate(tuple(_versions(graph, axis, axis.labels[number], near)))
+            labels = axis.labels[number]
+            same = (a for a in graph.axes if number in a.labels and np.array_equal(a.labels[number], labels))
+            known = next(same, None)
+            if known is None or not known.prunable.any():
+                axis = axis if known is None else replace(axis, name=known.name)
+                yield _Candidate(tuple(_versions(graph, axis, labels, near)))
 
 
 def _nearest(graph: DependencyGraph, owners: Owners, one: _List) -> list[int]:
@@ -168,7 +183,7 @@ def _versions(graph: DependencyGraph, axis: Axis, labels: np.ndarray, near: list
 
 def _counts(graph: DependencyGraph, axis: Axis, near: list[_List]) -> list[tuple[Attr, ...]]:
     """Guesses of which integers of the modules around count the entries: those that are as many, and no sizes; all; none."""
-    paths = dict.fromkeys([one.owner for one in near] + [m.target.rpartition(".")[0] for m in axis.members])
+    paths = _around([*(one.path for one in near), *(m.target.rpartition(".")[0] for m in axis.members)])
     sized = frozenset(graph.sizes.users)
     number = len(near[0].tensors)
     found = [
@@ -181,6 +196,14 @@ def _counts(graph: DependencyGraph, axis: Axis, near: list[_List]) -> list[tuple
     unsized = tuple(attr for attr in found if attr not in sized)
     guesses = [unsized, tuple(found), (), *((attr,) for attr in found)]
     return list(dict.fromkeys(guesses))
+
+
+def _around(paths: list[str]) -> list[str]:
+    """The modules at these paths, and those that hold them up to one that holds all."""
+    split = [path.split(".") for path in dict.fromkeys(paths)]
+    common = len(os.path.commonprefix(split))
+    holding = ([".".join(parts[:k]) for k in range(common, len(parts) + 1)] for parts in split)
+    return list(dict.fromkeys(path for found in holding for path in found))
 
 
 class _Trial:
@@ -201,7 +224,7 @@ class _Trial:
     def _version(self, candidates: list[_Candidate]) -> list[Axis]:
         """The axes in the first version that computes what it must; empty where none does, or nothing shows it."""
         graph, firsts = self.graph, [c.versions[0] for c in candidates]
-        graph.widths = Widths(graph.capture.program, graph.classes, [*graph.axes, *firsts])
+        graph.widths = Widths(graph.capture.program, graph.classes, _beside(graph.axes, firsts))
         removal = {name: groups for c in candidates for name, groups in c.removal(graph).items()}
         if len(removal) < len(candidates) or not self.left:
             return []
@@ -218,7 +241,7 @@ class _Trial:
     def _computes(self, axes: list[Axis], removal: dict[str, tuple[int, ...]], wanted: Expected) -> bool:
         graph = self.graph
         self.left -= 1
-        graph.widths = Widths(graph.capture.program, graph.classes, [*graph.axes, *axes])
+        graph.widths = Widths(graph.capture.program, graph.classes, _beside(graph.axes, axes))
         try:
             take_back = shorten(graph.model, leaving(graph, removal))
         except DepgraphError:
