@@ -90,7 +90,7 @@ class DependencyGraph:
         self.classes = Classes.of(captured.program, free)
         self.axes: list[Axis] = build_axes(captured.program, self.classes)
         self.widths = Widths(captured.program, self.classes, self.axes)
-        self.axes = with_experts(self)
+        self.axes = with_experts(self) if isinstance(model, nn.Module) else self.axes
         self.widths = Widths(captured.program, self.classes, self.axes)
 
     @property

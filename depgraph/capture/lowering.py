@@ -17,6 +17,7 @@ from depgraph.capture.exported import CapturedProgram, decisions_of
 from depgraph.capture.holding import Held
 from depgraph.capture.places import module_path, place
 from depgraph.capture.reading import indices_read
+from depgraph.capture.values_read import values_read
 from depgraph.errors import CaptureError, UnsupportedOperator
 from depgraph.graph import Least, Program, Reason, Value
 from depgraph.rules import domains
@@ -76,6 +77,9 @@ class _Lowering:
         self.constants: dict[str, np.ndarray] = {}
         self.tuples: dict[str, list[Value | None]] = {}
         self.chosen: dict[str, tuple[Asked, int]] = {}
+        decisions = decisions_of(exported)
+        asked = (one.node for one in (() if decisions is None else decisions.asked))
+        self.read = values_read(exported.graph.nodes, asked)
 
     def run(self) -> Program:
         specs = {spec.arg.name: spec for spec in self.exported.graph_signature.input_specs}
@@ -230,12 +234,16 @@ class _Lowering:
         if function is None and torch.Tag.pointwise in tags:
             function = rules.lookup("aten.where")
         if function is not None:
+            before = len(self.program.relations.fixed), len(self.program.relations.mixed)
             try:
                 function(op)
             except ValueError as error:
                 op.fix_all(f"its rule doesn't fit this use of it: {error}", NO_RULE)
                 self.program.unknown.setdefault(op.target, []).append(op.where)
+                before = len(self.program.relations.fixed), len(self.program.relations.mixed)
             domains.follow(op)
+            if node not in self.read:
+                self._only_shape(op, before)
             return
         if not op.inputs and not op.outputs:  # it computes with numbers
             return
@@ -247,6 +255,17 @@ class _Lowering:
         self.program.unknown.setdefault(op.target, []).append(op.where)
         op.fix_all(NO_RULE)
         domains.follow(op)
+
+    def _only_shape(self, op: rules.Op, before: tuple[int, int]) -> None:
+        """An operator whose numbers nothing reads fixes and mixes nothing; what it picks by its position must be there."""
+        relations = self.program.relations
+        del relations.fixed[before[0] :]
+        del relations.mixed[before[1] :]
+        index = op.get("index") if op.target.startswith("aten.select.") else None
+        if isinstance(index, int) and index:
+            count = index + 1 if index > 0 else -index
+            reason = op.reason(f"index {index} of it is looked at, for its shape")
+            relations.least.append(Least(op.inputs[0].dim(op["dim"]), count, reason))
 
     def _weighing(self) -> set[Node]:
         """The operators that multiply what is computed from the inputs with what parameters alone give."""
