@@ -12,8 +12,8 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from depgraph import rules
-from depgraph.capture.deciding import Asked
-from depgraph.capture.exported import CapturedProgram, decisions_of
+from depgraph.capture import asking
+from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.holding import Held
 from depgraph.capture.places import module_path, place
 from depgraph.capture.reading import indices_read
@@ -29,9 +29,7 @@ _KINDS = {
     InputKind.USER_INPUT: "input",
 }
 _LARGEST_INDEX_TABLE = 1 << 20
-_CHOOSE = frozenset(["topk", "max", "min", "argmax", "argmin"])
 INPUT, OUTPUT = "the model's inputs have this size", "the model's outputs have this size"
-ASKED = "the code of the model goes by its indices"
 UNREAD = "nothing that the example runs reads it"
 GIVEN = "the model gives back its indices as numbers"
 LEFT_OUT = "slices leave it out, which may differ with inputs of other sizes"
@@ -76,14 +74,12 @@ class _Lowering:
         self.program = Program(ties=dict(held.ties))
         self.constants: dict[str, np.ndarray] = {}
         self.tuples: dict[str, list[Value | None]] = {}
-        self.chosen: dict[str, tuple[Asked, int]] = {}
-        decisions = decisions_of(exported)
-        asked = (one.node for one in (() if decisions is None else decisions.asked))
-        self.read = values_read(exported.graph.nodes, asked)
+        self.chosen: asking.Chosen = {}
+        self.read = values_read(exported.graph.nodes, (asked.node for asked in asking.all_asked(exported)))
 
     def run(self) -> Program:
         specs = {spec.arg.name: spec for spec in self.exported.graph_signature.input_specs}
-        self.chosen = self._chosen()
+        self.chosen = asking.chosen(self.exported, self.program.relations)
         for node in self.exported.graph.nodes:
             if node.op == "placeholder":
                 self._placeholder(node, specs[node.name])
@@ -91,43 +87,11 @@ class _Lowering:
                 self._constant(node)
             elif node.op == "call_function":
                 self._call(node)
-        self._asked()
+        asking.relate(self.exported, self.program, self.chosen)
         self._outputs()
         self._left_out()
         self._unread()
         return self.program
-
-    def _chosen(self) -> dict[str, tuple[Asked, int]]:
-        """By name, the constants that hold indices chosen among those of a dim: by what, and a dim of that one's size."""
-        decisions = decisions_of(self.exported)
-        asked = [a for a in (() if decisions is None else decisions.asked) if a.gives and a.dim is not None]
-        nodes = {node.name: node for node in self.exported.graph.nodes} if asked else {}
-        sizes = {a.node: nodes[a.node].meta["val"].shape for a in asked}
-        chosen = [a for a in asked if a.operator.split(".")[1] in _CHOOSE]
-        return {a.gives: (a, self.program.relations.new_dim(int(sizes[a.node][a.dim]))) for a in chosen}
-
-    def _asked(self) -> None:
-        """Fix the dims whose indices, or numbers in their order, the code got hold of."""
-        decisions = decisions_of(self.exported)
-        for name, (asked, domain) in self.chosen.items():
-            self._among(asked, domain, self.program.values.get(name))
-        for asked in () if decisions is None else decisions.asked:
-            value = self.program.values.get(asked.node)
-            for d in () if value is None else (range(len(value.shape)) if asked.dim is None else [asked.dim]):
-                text = f"{asked.operator} at {asked.where or 'an unknown place'} asks for its indices"
-                self.program.relations.fix(value.dim(d), Reason(text, why=ASKED))  # type: ignore[union-attr]
-
-    def _among(self, asked: Asked, domain: int, picks: Value | None) -> None:
-        """What the code chose among the indices of a dim points into that, and so many of them must stay."""
-        source = self.program.values.get(asked.node)
-        if source is None or picks is None:
-            return
-        relations, dim, name = self.program.relations, source.dim(asked.dim or 0), asked.operator.split(".")[1]
-        relations.align(domain, dim)
-        count = picks.shape[asked.dim or 0] if name == "topk" else 1
-        text = f"{count} of its indices are chosen ({asked.operator}, {asked.where or 'an unknown place'})"
-        relations.mix(dim, f"{name} chooses among its indices")
-        relations.least.append(Least(dim, count, Reason(text)))
 
     def _left_out(self) -> None:
         """Fix the indices that only slices leave out, of what the model holds: a longer input may read them."""
@@ -184,7 +148,7 @@ class _Lowering:
         elif not tensor.dtype.is_floating_point:
             self._remember(node.name, spec.target)
         if node.name in self.chosen:
-            value.domain = self.chosen[node.name][1]
+            value.domain = self.chosen[node.name].domain
 
     def _constant(self, node: Node) -> None:
         tensor = node.meta.get("val")

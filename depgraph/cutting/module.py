@@ -12,6 +12,7 @@ from depgraph.capture.recording import assign
 from depgraph.cutting.computed import compute_again, without_history
 from depgraph.cutting.descriptors import flatten, follow
 from depgraph.cutting.expressing import Solution
+from depgraph.cutting.owning import assign_all
 from depgraph.cutting.slicing import sliced_tensor
 from depgraph.errors import CutError
 from depgraph.graph import Value
@@ -88,8 +89,7 @@ def cut_in_place(graph: DependencyGraph, kept: Kept, solution: Solution) -> Undo
     by_id = {id(old): new for old, new in _replacements(graph, kept).values()}
     try:
         replace_tensors(model, by_id, undo)
-        for attr, value in solution.attributes.items():
-            undo.append(assign(model, attr, value))
+        assign_all(model, solution.attributes, undo)
         compute_again(model)
         undo.extend(follow(model))
         flatten(model)

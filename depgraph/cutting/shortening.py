@@ -20,6 +20,7 @@ from depgraph.capture.sizes import Attr
 from depgraph.cutting.descriptors import follow
 from depgraph.cutting.entries import Following, as_json, counts, leave, positions, renumber, without
 from depgraph.cutting.module import replace_tensors, without_indices
+from depgraph.cutting.owning import own
 from depgraph.cutting.passing import Layout, Passed, layout_of, passed
 from depgraph.cutting.record import attr_of
 from depgraph.cutting.ways import look, put
@@ -240,6 +241,7 @@ def shorten(model: nn.Module, how: Shortening) -> Undo:
         for path, layout in how.passed.items():
             before = model.get_submodule(path)
             undo.append(_replace(model, path, before if isinstance(before, Passed) else passed(before, layout)))
+        own(model, [*how.integers, *(attr for attr, _ in how.lists)], undo)
         for attr, value in how.integers.items():
             undo.append(assign(model, attr, value))
         for attr, index in how.lists:
