@@ -760,3 +760,30 @@ def test_a_cut_that_fails_gives_the_config_back() -> None:
     with pytest.raises(CheckError):
         graph.cut_plan({axis.name: [0]}).apply_()
     assert model.config is config and model.part.config is config.inner and config.inner.width == 8
+
+
+class _TwoRoles(nn.Module):
+    """`width` is the size of heads, and in code behind a flag the longest sequence, and a place to slice at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.heads, self.clips = 8, 2, False
+        self.up, self.down = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.up(x).shape[-1] == self.heads * self.width
+        made = self.up(x).reshape(*x.shape[:-1], self.heads, self.width)
+        if self.clips and x.shape[1] > self.width:
+            x = x[:, : self.width]
+        return self.down(torch.relu(made).flatten(-2))
+
+
+def test_another_role_of_an_integer_in_code_that_the_example_passes_by_is_noted() -> None:
+    graph = depgraph.trace(_TwoRoles().eval(), torch.randn(2, 5, 4))
+    axis = next(a for a in graph.axes if a.size == 8 and a.prunable.all())
+    report = graph.cut_plan({axis.name: [0, 5]}).apply_with_report(form="module")
+    notes = [note for note in report.notes if "width" in note]
+    assert [note.split(" at ")[0] for note in notes] == ["_TwoRoles compares by width", "_TwoRoles slices by width"]
+    assert all("test_cutting.py:" in note and "it is 6 now" in note for note in notes)
+    neurons = graph.cut_plan({a.name: [0] for a in graph.axes if a.size == 2}).apply_with_report(form="module")
+    assert not any("width" in note for note in neurons.notes)

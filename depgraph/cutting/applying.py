@@ -20,6 +20,7 @@ from depgraph.cutting.program import cut_programs
 from depgraph.cutting.record import make_record
 from depgraph.cutting.report import Check, CutReport
 from depgraph.cutting.rerunning import inputs_at
+from depgraph.cutting.roles import other_reads
 from depgraph.cutting.shortening import Shortening, shorten, shortening_of, shorter_copy
 from depgraph.cutting.shorter import carried, check_shorter, graph_of, record_of, references, renamed, together
 from depgraph.cutting.surprises import narrower_outputs, surprises
@@ -312,4 +313,5 @@ def _report(
 ) -> CutReport:
     record = make_record(plan, form, solution)
     model.depgraph_record = record  # type: ignore[assignment]
-    return CutReport(model, form, plan.graph.dense_cost, plan.cost(), check, record, (*notes, *surprises(plan)))
+    more = (*notes, *surprises(plan), *other_reads(plan.graph, solution.attributes))
+    return CutReport(model, form, plan.graph.dense_cost, plan.cost(), check, record, more)
