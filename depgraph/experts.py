@@ -119,10 +119,12 @@ class _Candidate:
 
 def _candidates(graph: DependencyGraph, lists: list[_List]) -> Iterator[_Candidate]:
     """For every class of dims that is as large as lists near what makes it: the axis from there, with the lists."""
-    owners = owners_of(graph.capture.program, graph.classes)
+    program = graph.capture.program
+    owners = owners_of(program, graph.classes)
+    made = {int(graph.classes.of_dim[d]) for v in program.values.values() if v.kind == "activation" for d in v.dims}
     together: dict[int, list[_List]] = {}
     for one in lists:
-        for number in _nearest(graph, owners, one):
+        for number in _nearest(graph, {k: held for k, held in owners.items() if k in made}, one):
             together.setdefault(number, []).append(one)
     names = {axis.name: 1 for axis in graph.axes}
     for number, near in together.items():
