@@ -9,7 +9,7 @@ computes when it can't choose them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import takewhile, zip_longest
 from typing import TYPE_CHECKING
@@ -73,27 +73,36 @@ def _beside(axes: list[Axis], found: list[Axis]) -> list[Axis]:
 
 
 def _lists(graph: DependencyGraph) -> Iterator[_List]:
-    ties, names_of = graph.capture.program.ties, dict[str, set[str]]()
+    ties, named = graph.capture.program.ties, dict[str, set[str]]()
     for name, first in ties.items():
-        names_of.setdefault(first, set()).add(name)
-    computed: dict[str, set[str]] = {}
-    if (
-        decisions_of(graph.capture.exported) is None
-    ):  # else other inputs take other ways: what goes is computed elsewhere
-        for node in graph.capture.exported.graph.nodes:
-            computed.setdefault(module_path(node), set()).add(node.name)
+        named.setdefault(first, set()).add(name)
+    held, computed = _by_module((name, name) for name in ties), _computed(graph)
     for path, module in graph.model.named_modules():
         entries = list(module._modules.items()) if isinstance(module, (nn.ModuleList, nn.ModuleDict)) else []
         if len(entries) < 2 or len({_kind(entry) for _, entry in entries}) > 1:
             continue
         paths = [f"{path}.{key}" if path else key for key, _ in entries]
-        held = [frozenset(name for name in ties if name.startswith(f"{one}.")) for one in paths]
-        if all(names and all(names_of[ties[name]] <= names for name in names) for names in held):
-            nodes = (
-                frozenset(n for p, made in computed.items() if f"{p}.".startswith(f"{one}.") for n in made)
-                for one in paths
-            )
-            yield _List(path, tuple(held), tuple(nodes))
+        tensors = tuple(frozenset(held.get(one, ())) for one in paths)
+        if all(names and all(named[ties[name]] <= names for name in names) for names in tensors):
+            yield _List(path, tensors, tuple(frozenset(computed.get(one, ())) for one in paths))
+
+
+def _computed(graph: DependencyGraph) -> dict[str, set[str]]:
+    """The operators that go with a module, by its path: none where inputs decide, as others are computed instead."""
+    if decisions_of(graph.capture.exported) is not None:
+        return {}
+    return _by_module((f"{module_path(node)}.", node.name) for node in graph.capture.exported.graph.nodes)
+
+
+def _by_module(named: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    """What lies within each module, by its path, from pairs of the path of something in it and what that is."""
+    found: dict[str, set[str]] = {}
+    for path, what in named:
+        outer = path.rpartition(".")[0]
+        while outer:
+            found.setdefault(outer, set()).add(what)
+            outer = outer.rpartition(".")[0]
+    return found
 
 
 def _kind(entry: nn.Module | None) -> object:
@@ -166,12 +175,14 @@ def _labellings(graph: DependencyGraph, number: int) -> list[Labelling]:
 
 def _versions(graph: DependencyGraph, axis: Axis, labels: np.ndarray, near: list[_List]) -> Iterator[Axis]:
     """The axis with its entries, for each guess of which integers count them and how those of a dict are called."""
-    members = list(axis.members)
-    for one in near:
-        for names, group in zip(one.tensors, labels.tolist(), strict=True):
-            for value in graph.capture.program.values.values():
-                if value.target in names and value.kind in ("parameter", "buffer") and value.shape:
-                    members.append(Member(value.target, 0, value.kind, np.full(value.shape[0], group)))
+    groups = {
+        name: group for one in near for names, group in zip(one.tensors, labels.tolist(), strict=True) for name in names
+    }
+    held = (v for v in graph.capture.program.values.values() if v.kind in ("parameter", "buffer") and v.shape)
+    members = [
+        *axis.members,
+        *(Member(v.target, 0, v.kind, np.full(v.shape[0], groups[v.target])) for v in held if v.target in groups),
+    ]
     dicts = any(isinstance(graph.model.get_submodule(one.path), nn.ModuleDict) for one in near)
     for counts in _counts(graph, axis, near):
         for keys in ("own", "first") if dicts else ("own",):
