@@ -106,10 +106,11 @@ def _by_module(named: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
 
 
 def _kind(entry: nn.Module | None) -> object:
+    """Its class, and what it holds: of any size, as other cuts may have narrowed some entries."""
     if entry is None:
         return None
     named = [*entry.named_parameters(), *entry.named_buffers()]
-    return type(entry), tuple((name, tuple(tensor.shape)) for name, tensor in named)
+    return type(entry), tuple((name, tensor.ndim) for name, tensor in named)
 
 
 @dataclass(frozen=True)

@@ -186,9 +186,9 @@ def whole_products(axis: Axis, layout: Layout) -> np.ndarray:
 
 
 def inner_of(names: Iterable[str], layout: Layout) -> np.ndarray:
-    """The inner products of parameters of one shape. Raises ScoreError where one holds NaN or infinite values."""
-    weights = [layout.parameters[name].detach().flatten() for name in names]
-    found = np.array([[float((a.double() * b.double()).sum()) for b in weights] for a in weights])
+    """The inner products of parameters, 0 for two of other shapes. Raises ScoreError where one holds NaN or infinite values."""
+    weights = [layout.parameters[name].detach().double() for name in names]
+    found = np.array([[float((a * b).sum()) if a.shape == b.shape else 0.0 for b in weights] for a in weights])
     if not np.isfinite(found).all():
         name = next(name for name, row in zip(names, found, strict=True) if not np.isfinite(row).all())
         raise ScoreError(

@@ -197,6 +197,17 @@ def test_experts_and_what_is_within_them_go_together(kind: type[Mixture], tmp_pa
     assert again.num_experts == len(again.experts) < EXPERTS
 
 
+def test_experts_of_other_widths_are_experts_still() -> None:
+    graph, x = traced(Weighted)
+    neurons = next(a for a in graph.axes if a.name.startswith("experts.1."))
+    narrower = depgraph.trace(graph.cut_plan({neurons.name: [0, 3]}).apply(), x)
+    axis = experts(narrower)
+    assert len({narrower.cost({axis.name: [e]}).params for e in (0, 1)}) == 2
+    pruned = narrower.cut_plan({axis.name: [0, 5]}).apply()
+    assert [e.up.out_features for e in pruned.experts] == [INNER - 2, INNER, INNER, INNER]
+    assert importance.ExpertClusters()(narrower)[axis.name].shape == (EXPERTS,)
+
+
 def test_what_goes_as_a_whole_is_listed() -> None:
     graph, _ = traced(Weighted)
     removed = graph.cut_plan({experts(graph).name: [2]}).removed()
