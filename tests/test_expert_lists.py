@@ -197,6 +197,15 @@ def test_experts_and_what_is_within_them_go_together(kind: type[Mixture], tmp_pa
     assert again.num_experts == len(again.experts) < EXPERTS
 
 
+def test_a_plan_for_the_graph_form_leaves_lists_whole() -> None:
+    graph, _ = traced(Weighted)
+    scores = {a.name: np.random.default_rng(0).random(a.size) for a in graph.axes}
+    plan = graph.plan(scores, depgraph.Target(params=0.7), form="graph", scope="axis")
+    assert plan.removal and experts(graph).name not in plan.removal
+    report = plan.apply_with_report(form="graph")
+    assert report.form == "graph" and report.check is not None and report.check.error < 1e-5
+
+
 def test_experts_of_other_widths_are_experts_still() -> None:
     graph, x = traced(Weighted)
     neurons = next(a for a in graph.axes if a.name.startswith("experts.1."))
