@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from depgraph.cutting.bypassing import LeftOut
     from depgraph.cutting.expressing import SizeRules
     from depgraph.cutting.report import CutReport
+    from depgraph.observing import Observer
     from depgraph.plan import Plan
     from depgraph.residual import Branch, Branches
     from depgraph.scoring import Scorer, Scores
@@ -170,6 +171,16 @@ class DependencyGraph:
             else "a cut is checked for the way that the example takes"
         )
         return f"captured on the values of the example, as the code depends on values{at_places(decisions)}: {checked}"
+
+    def observer(self) -> Observer:
+        """What runs the model on batches and looks at what its operators are given."""
+        from depgraph.observing import Observer
+
+        return Observer(self)
+
+    def again(self, model: Any) -> DependencyGraph:
+        """The graph of another model that takes the same inputs, such as a cut one."""
+        return trace(model, self.args, self.kwargs)
 
     def check_unchanged(self) -> None:
         """Raise PlanError when the model's tensors are no longer what they were when it was traced."""

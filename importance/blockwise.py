@@ -20,7 +20,7 @@ from torch.nn import functional
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.errors import DataError, ScoreError
-from depgraph.observing import Met, Observer
+from depgraph.observing import Met
 from importance.allocations.blocks import blocks
 from importance.calling import check_batches, inputs_of, moved
 from importance.choices import pick
@@ -63,7 +63,7 @@ class BlockChange:
         names = _blocks(graph)
         found = {passage.block: passage for passage in passages(graph, names)}
         pairs = _Pairs(list(found.values()), distance)
-        observer = Observer(graph)
+        observer = graph.observer()
         for args, kwargs in _inputs(graph, self.batches):
             pairs.samples = Samples.of(args, kwargs)
             observer.run((args, kwargs), seen=pairs.seen)
@@ -91,7 +91,7 @@ class OutlierRatios:
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, float]:
         names, squares = _blocks(graph), _Squares()
-        observer = Observer(graph)
+        observer = graph.observer()
         for args, kwargs in _inputs(graph, self.batches):
             squares.samples = Samples.of(args, kwargs)
             observer.run((args, kwargs), watch=squares)

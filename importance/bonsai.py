@@ -18,7 +18,6 @@ import torch
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.errors import DataError, ScoreError
-from depgraph.observing import Observer
 from importance.activation import Activation
 from importance.calling import check_batches, inputs_of, loss_after, moved
 from importance.choices import pick
@@ -137,7 +136,7 @@ class _Runs:
         if not batches:
             raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")
         self.graph, self.batches, self.of = graph, batches, loss
-        self.observer = Observer(graph)
+        self.observer = graph.observer()
 
     def loss(self, gone: dict[str, np.ndarray]) -> float:
         """The mean over batches of the loss without some groups."""

@@ -59,7 +59,7 @@ def readers_among(consumers: Iterable[Consumer], plan: Plan) -> Iterator[Reader]
     """Those of `consumers` that multiply with a parameter, in their order, and what the plan makes of them."""
     graph, kept = plan.graph, plan.kept()
     program, tensors = graph.capture.program, graph.tensors()
-    nodes = {node.name: node for node in graph.capture.exported.graph.nodes}
+    nodes = {node.name: node for node in graph.nodes}
     by_target = {program.ties.get(v.target, v.target): v for v in program.values.values() if v.kind == "parameter"}
     for consumer in consumers:
         if not consumer.weight:

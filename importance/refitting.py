@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import depgraph
 from depgraph.capture.capturing import quiet
 from depgraph.errors import DataError, ScoreError
-from depgraph.observing import Met, Observer
+from depgraph.observing import Met
 from depgraph.plan import Plan
 from importance.calling import check_batches, inputs_of, moved
 from importance.columns import blocks_of
@@ -126,14 +125,14 @@ class _Work:
                 rows = reader.tensor.shape[0] if reader.outputs_kept is None else len(reader.outputs_kept)
                 self.created += [] if reader.bias else write_bias(model, reader, target, torch.zeros(rows))
                 self.biases[reader.consumer.key] = target
-        self.pruned = depgraph.trace(model, plan.graph.args, plan.graph.kwargs)
-        theirs = {m.key for m in Observer(self.pruned).own.meetings}
+        self.pruned = plan.graph.again(model)
+        theirs = {m.key for m in self.pruned.observer().pausable}
         for key in [key for key in self.readers if key not in theirs]:
             self.left.append(f"{self.readers.pop(key).consumer.weight}: the pruned model has no such weight")
 
     def steps(self, batches: list[Any]) -> Iterator[_Step]:
         """Stop both models, on all batches, before each consumer in turn."""
-        dense, pruned = Observer(self.plan.graph), Observer(self.pruned)
+        dense, pruned = self.plan.graph.observer(), self.pruned.observer()
         device = next(self.model.parameters()).device
         calls = [inputs_of(self.plan.graph.model, moved(batch, device)) for batch in batches]
         samples = [Samples.of(args, kwargs) for args, kwargs in calls]

@@ -72,7 +72,7 @@ def compare(plan: Plan, made: Cut) -> Check:
     zeros = zeroed(graph, side)
     got = _run(graph, made.model, names, "the pruned model")
     expected = _narrow(
-        graph, names, _run(graph, zeros, names, "the zeroed original"), widths.at(exact), widths.at(mixed)
+        graph, names, _run(graph, zeros.model, names, "the zeroed original"), widths.at(exact), widths.at(mixed)
     )
     moved = _narrow(graph, names, _run(graph, graph.model, names, "the original"), plan.kept(), widths.at({}))
     error = difference(_torch(got), _torch(expected))

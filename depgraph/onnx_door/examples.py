@@ -124,6 +124,12 @@ def _shape(value: ir.Value, sizes: Sizes, k: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def tables(model: ir.Model) -> dict[str, int]:
+    """How many rows the smallest table has that the numbers of an input point into, for inputs that point into one."""
+    found = {str(value.name): _rows(value) for value in runtime_inputs(model)}
+    return {name: rows for name, rows in found.items() if rows is not None}
+
+
 _TABLES = {"Gather": 0, "EmbedLayerNormalization": 2}
 _PASSES = frozenset(["Cast", "Unsqueeze", "Squeeze", "Reshape", "Identity", "Add", "Sub"])
 

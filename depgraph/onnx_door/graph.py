@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,9 +73,21 @@ class OnnxGraph(DependencyGraph):
         failed = len(self.capture.evaluated.failed)
         return f"{failed} branches that the example doesn't take weren't looked into" if failed else ""
 
+    @cached_property
+    def _steps(self) -> list[Any]:
+        return steps_of(self.capture.lowered)
+
     @property
     def nodes(self) -> list[Any]:
-        return steps_of(self.capture.lowered)
+        return self._steps
+
+    def observer(self) -> Any:
+        from depgraph.onnx_door.observing import FileObserver
+
+        return FileObserver(self)
+
+    def again(self, model: Any) -> DependencyGraph:
+        return trace_onnx(model, self.inputs, {}, strict=False, free=(), fixed=())
 
     def parameter_ranks(self) -> dict[str, int]:
         values = self.capture.program.values

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -20,24 +21,57 @@ _FED = 1 << 20
 """Bytes from which on a weight is handed over as an input, which the runtime takes as it is."""
 
 
-class Pieces:
-    """A model that runs a piece of its main graph after the other."""
+class RunError(Exception):
+    """ONNX Runtime can't load a model, or fails on its inputs."""
 
-    def __init__(self, model: ir.Model) -> None:
+
+def said(error: BaseException) -> str:
+    """The first line of what the runtime says, without its own places."""
+    text = " ".join(str(error).split())
+    return text[:300] or type(error).__name__
+
+
+class Stage(NamedTuple):
+    """Where a run stands: before the operators of a piece are run, or after (`done`), with the values that are there."""
+
+    piece: list[ir.Node]
+    values: Arrays
+    done: bool
+
+
+class Pieces:
+    """A model that runs a piece of its main graph after the other; a new one begins in front of each of the operators `before`."""
+
+    def __init__(self, model: ir.Model, before: Container[ir.Node] = ()) -> None:
         self.model = model
-        self.pieces = list(_pieces(model.graph))
+        self.pieces = list(_pieces(model.graph, before))
 
     def run(self, inputs: Arrays, names: Sequence[str]) -> list[np.ndarray]:
-        """The named values; whatever the runtime raises comes through."""
+        """The named values; raises RunError."""
+        values: Arrays = {}
+        for stage in self.stages(inputs, frozenset(), names):
+            values = stage.values
+        return [values[name] for name in names]
+
+    def stages(self, inputs: Arrays, shown: Container[str], kept: Container[str] = ()) -> Iterator[Stage]:
+        """Before and after every piece; `shown` are names of values to have after the piece that makes them, `kept` to the end.
+
+        Raises RunError.
+        """
         values: Arrays = dict(inputs)
         last = {str(v.name): k for k, piece in enumerate(self.pieces) for node in piece for v in _read(node)}
         for k, piece in enumerate(self.pieces):
+            yield Stage(piece, values, False)
             made = [str(v.name) for node in piece for v in node.outputs if v.name]
-            wanted = [name for name in made if last.get(name, -1) > k or name in names]
+            wanted = [name for name in made if last.get(name, -1) > k or name in shown or name in kept]
             if wanted:
-                values.update(zip(wanted, self._one(piece, values, wanted), strict=True))
-            values = {name: array for name, array in values.items() if last.get(name, -1) > k or name in names}
-        return [values[name] for name in names]
+                try:
+                    found = self._one(piece, values, wanted)
+                except Exception as error:
+                    raise RunError(f"ONNX Runtime fails on the inputs ({said(error)})") from error
+                values.update(zip(wanted, found, strict=True))
+            yield Stage(piece, values, True)
+            values = {name: array for name, array in values.items() if last.get(name, -1) > k or name in kept}
 
     def _one(self, piece: list[ir.Node], values: Arrays, wanted: list[str]) -> list[np.ndarray]:
         graph = onnx.GraphProto(name="piece")
@@ -68,7 +102,7 @@ def _declared(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
 
 
-def _pieces(graph: ir.Graph) -> Iterator[list[ir.Node]]:
+def _pieces(graph: ir.Graph, before: Container[ir.Node]) -> Iterator[list[ir.Node]]:
     """Operators in order, a piece at a time; Constants go with what reads them."""
     piece: list[ir.Node] = []
     size = 0
@@ -76,7 +110,7 @@ def _pieces(graph: ir.Graph) -> Iterator[list[ir.Node]]:
         if node.op_type == "Constant" and not node.domain:
             continue
         more = sum(tensor.nbytes for v in node.inputs if v is not None and (tensor := stored(v)) is not None)
-        if piece and size + more > _PIECE:
+        if piece and (size + more > _PIECE or node in before):
             yield piece
             piece, size = [], 0
         piece.append(node)

@@ -46,6 +46,7 @@ class Step:
     users: dict[Step, None] = field(default_factory=dict)
     kwargs: dict[str, Any] = field(default_factory=dict)
     args: tuple[Any, ...] = ()
+    operator: ir.Node | None = None
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def _weighing(lowered: Lowered, steps: list[Step]) -> set[Step]:
 def _step(lowered: Lowered, name: str, node: ir.Node, made: dict[str, Step]) -> Step:
     operands = [lowered.operand(node, k) for k in range(len(node.inputs))]
     given = [None if v is None else made.get(v.name) for v in operands]
-    step = Step("call_function", name, f"onnx.{_called(node)}")
+    step = Step("call_function", name, f"onnx.{_called(node)}", operator=node)
     step.all_input_nodes = list(dict.fromkeys(one for one in given if one is not None))
     for one in step.all_input_nodes:
         one.users[step] = None

@@ -24,7 +24,7 @@ _ZERO_POINTS = {
 }
 
 
-def zeroed(graph: OnnxGraph, side: Side) -> ir.Model:
+def zeroed(graph: OnnxGraph, side: Side) -> Cut:
     """A copy of the model that is cut as `side.sliced` says and holds zeros as `side.zeroed` says."""
     made = cut_model(graph, side.sliced) if side.sliced.masks else Cut.copy(graph.model)
     lowered = graph.capture.lowered
@@ -39,7 +39,7 @@ def zeroed(graph: OnnxGraph, side: Side) -> ir.Model:
                 mask = _mask(side.sliced.shape(value), d, gone)
                 _fill(twins[old], k, mask, _zero(graph, old, k, dtype), opset)
     _mask_mixing(graph, side, twins)
-    return made.model
+    return made
 
 
 def comparable(graph: OnnxGraph, names: Iterable[str]) -> set[str]:
