@@ -23,6 +23,7 @@ from depgraph.onnx_door.lowering import Lowered, lower
 from depgraph.onnx_door.operands import stored
 from depgraph.onnx_door.running import measured_shapes, try_out
 from depgraph.onnx_door.steps import by_products, steps_of
+from depgraph.onnx_door.windows import bias_at
 
 if TYPE_CHECKING:
     from depgraph.cutting.report import CutReport
@@ -80,6 +81,15 @@ class OnnxGraph(DependencyGraph):
     @property
     def nodes(self) -> list[Any]:
         return self._steps
+
+    def bias_of(self, op: str) -> tuple[str, bool]:
+        """The stored vector that an operator, or an addition after it, adds to what it puts out; and whether there can be one."""
+        found = bias_at(self.capture.lowered, op)
+        if found is None or not found.there or found.node is None:
+            return "", found is not None
+        value = self.capture.lowered.operand(found.node, found.position)
+        known = value is not None and value.name in self.capture.lowered.held
+        return (value.name, True) if known and value is not None else ("", False)
 
     def observer(self) -> Any:
         from depgraph.onnx_door.observing import FileObserver
