@@ -21,6 +21,7 @@ from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.errors import DataError, ScoreError
 from depgraph.observing import Met
+from depgraph.residual import is_in
 from importance.allocations.blocks import blocks
 from importance.calling import check_batches, inputs_of, moved
 from importance.choices import pick
@@ -98,7 +99,7 @@ class OutlierRatios:
         tensors = graph.tensors()
         found: dict[str, list[tuple[Tensor, Tensor, int]]] = {name: [] for name in names}
         for (weight, dim), sums in squares.sums.items():
-            for name in (n for n in names if weight.startswith(f"{n}.")):
+            for name in (n for n in names if is_in(graph.owner_of(weight), n)):
                 found[name].append((tensors[weight].detach(), sums.sqrt(), dim))
         return {name: self._ratio(name, weights) for name, weights in found.items()}
 
@@ -123,7 +124,7 @@ def _blocks(graph: DependencyGraph) -> list[str]:
     names = blocks(graph)
     if not names:
         raise ScoreError(
-            f"{type(graph.model).__name__} has no blocks that are repeated, numbered, in one container: give numbers by axis"
+            f"{graph.name} has no blocks that are repeated, numbered, in one container: give numbers by axis"
         )
     return names
 

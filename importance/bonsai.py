@@ -97,7 +97,7 @@ class Bonsai:
         found = (Candidates.of(graph, name, prior[name], self.share) for name in units(graph, self.units))
         pool = [one for one in found if len(one.groups)]
         if not pool:
-            raise ScoreError(f"no axis of {type(graph.model).__name__} can spare a group to try: give a smaller share")
+            raise ScoreError(f"no axis of {graph.name} can spare a group to try: give a smaller share")
         generator = np.random.default_rng(self.seed)
         stays = masks(pool, self.masks, generator)
         folds = np.repeat(generator.permutation(self.masks) % min(FOLDS, self.masks), 2)

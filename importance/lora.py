@@ -96,7 +96,7 @@ class LoraPrune:
         }
         if not self._adapters:
             raise ScoreError(
-                f"{type(graph.model).__name__} has no LoRA adapters on the weights of its axes: wrap it with peft, then trace it"
+                f"{graph.name} has no LoRA adapters on the weights of its axes: wrap it with peft, then trace it"
             )
         self.average = {axis: np.zeros(self.layout.sizes[axis]) for axis, places in self.places.items() if places}
 

@@ -32,7 +32,7 @@ def noise(graph: DependencyGraph, samples: int = 128, seed: int = 0) -> list[Any
     size = max((len(leaf.example) for leaf in leaves if leaf.is_drawn), default=0)
     if not size:
         raise DataError(
-            f"no input of {type(graph.model).__name__} holds floats or points into a table: there is nothing to make noise of"
+            f"no input of {graph.name} holds floats or points into a table: there is nothing to make noise of"
         )
     generator = torch.Generator().manual_seed(seed)
     batches = []

@@ -78,7 +78,7 @@ class NormScale:
         scores = {name: normalisation(reduction(read, graph[name].size)) for name, read in members.items() if read}
         if graph.axes and not scores:
             raise ScoreError(
-                f"no normalisation in {type(graph.model).__name__} has a scale for the channels of an axis: take another score"
+                f"no normalisation in {graph.name} has a scale for the channels of an axis: take another score"
             )
         return with_unread(graph, scores)
 

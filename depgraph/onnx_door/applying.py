@@ -15,6 +15,7 @@ from depgraph.cutting.slicing import positions
 from depgraph.cutting.verifying import TOLERANCE, difference
 from depgraph.errors import CheckError, CutError, PlanError
 from depgraph.graph import Value
+from depgraph.onnx_door.bypassing import idle, leave_out
 from depgraph.onnx_door.copies import Cut
 from depgraph.onnx_door.cutting import cut_model
 from depgraph.onnx_door.loading import UNDECLARED
@@ -51,7 +52,9 @@ def apply(plan: Plan, form: str = "auto", check: str = "default") -> CutReport:
     graph.check_unchanged()
     if check != "none":
         graph.require_finite(CheckError)
-    made = cut_model(graph, plan.kept())
+    made = cut_model(graph, plan.kept()) if plan.removal or not plan.branches else Cut.copy(graph.model)
+    if plan.branches:
+        leave_out(graph, made, plan.branches)
     checked = None if check == "none" else compare(plan, made)
     made.model.meta[OUTSIDE] = lies_outside(graph.model)
     made.model.meta[UNDECLARED] = graph.model.meta.get(UNDECLARED, [])
@@ -68,21 +71,31 @@ def compare(plan: Plan, made: Cut) -> Check:
     mixed = {name: groups for name, groups in plan.removal.items() if name not in exact}
     widths = graph.widths
     side = Side(widths.at(mixed), widths.at(exact))
-    tolerance, names = _tolerance(graph), watched(graph.model)
+    tolerance, names = _tolerance(graph), _present(made.model, watched(graph.model))
     zeros = zeroed(graph, side)
+    if plan.branches:
+        idle(graph, zeros, plan.branches)
     got = _run(graph, made.model, names, "the pruned model")
     expected = _narrow(
         graph, names, _run(graph, zeros.model, names, "the zeroed original"), widths.at(exact), widths.at(mixed)
     )
     moved = _narrow(graph, names, _run(graph, graph.model, names, "the original"), plan.kept(), widths.at({}))
     error = difference(_torch(got), _torch(expected))
-    check = Check(error, difference(_torch(expected), _torch(moved)), tolerance, len(exact), len(mixed), made.compared)
+    moved_by = difference(_torch(expected), _torch(moved))
+    counts = {"exact_axes": len(exact), "mixed_axes": len(mixed), "branches": len(plan.branches)}
+    check = Check(error, moved_by, tolerance, calls=made.compared, **counts)
     if not error <= tolerance:
         raise CheckError(
             f"the pruned {graph.name} differs from the zeroed original by {error:.1e} of the largest output "
             f"(allowed {tolerance:.0e}, the removal itself moved it by {check.sensitivity:.1e})"
         )
     return check
+
+
+def _present(model: ir.Model, names: list[str]) -> list[str]:
+    """Those of the values that the pruned model still has; its outputs where none are left."""
+    there = {str(value.name) for node in model.graph for value in node.outputs}
+    return [name for name in names if name in there] or [str(value.name) for value in model.graph.outputs]
 
 
 def _tolerance(graph: OnnxGraph) -> float:

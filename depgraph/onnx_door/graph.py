@@ -20,6 +20,7 @@ from depgraph.onnx_door.examples import Arrays, given_inputs, is_dynamic, made_u
 from depgraph.onnx_door.folding import is_closed
 from depgraph.onnx_door.loading import load
 from depgraph.onnx_door.lowering import Lowered, lower
+from depgraph.onnx_door.modules import Modules
 from depgraph.onnx_door.operands import stored
 from depgraph.onnx_door.running import measured_shapes, try_out
 from depgraph.onnx_door.steps import by_products, steps_of
@@ -102,6 +103,20 @@ class OnnxGraph(DependencyGraph):
     def parameter_ranks(self) -> dict[str, int]:
         values = self.capture.program.values
         return {name: len(values[name].shape) for name in self.capture.lowered.held if values[name].kind == "parameter"}
+
+    @cached_property
+    def _modules(self) -> Modules:
+        return Modules(self.capture.lowered)
+
+    @cached_property
+    def entries(self) -> tuple[str, ...]:
+        return self._modules.entries
+
+    def likeness(self, path: str) -> tuple[object, ...]:
+        return self._modules.likeness(path)
+
+    def owner_of(self, target: str) -> str:
+        return self._modules.owner(target)
 
     def has_parts(self, module: str) -> bool:
         inside = (

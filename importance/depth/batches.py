@@ -82,4 +82,4 @@ def _traced(graph: DependencyGraph, args: tuple[Any, ...], kwargs: dict[str, Any
     try:
         return depgraph.trace(graph.model, args, kwargs)
     except DepgraphError as error:
-        raise DataError(f"a batch doesn't fit {type(graph.model).__name__}: {error}") from error
+        raise DataError(f"a batch doesn't fit {graph.name}: {error}") from error

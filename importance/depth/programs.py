@@ -56,7 +56,7 @@ class Way:
         missing = next((name for name in wanted if name not in parts), None)
         if missing is not None:
             raise DataError(
-                f"a batch takes another way through {type(graph.model).__name__}, on which {missing!r} can't be left out: give "
+                f"a batch takes another way through {graph.name}, on which {missing!r} can't be left out: give "
                 "batches like the example that it was traced with"
             )
         self.starts = {name: self._start(parts[name].nodes, ends_of(parts[name])[0]) for name in wanted}
