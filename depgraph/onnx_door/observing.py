@@ -64,10 +64,14 @@ class FileRunnable:
 
 
 class FileObserver:
-    """Runs the file of a graph on batches: what `depgraph.observing.Observer` is for a module."""
+    """Runs the file of a graph on batches: what `depgraph.observing.Observer` is for a module.
 
-    def __init__(self, graph: OnnxGraph) -> None:
+    A changed copy of the file is run in its place if one is given.
+    """
+
+    def __init__(self, graph: OnnxGraph, instead: Cut | None = None) -> None:
         self.graph = graph
+        self.instead = instead
         self.lowered = graph.capture.lowered
         self.tensors = graph.tensors().__getitem__
         self._sessions: dict[tuple[str, ...], tuple[Running, Exposed]] = {}
@@ -96,15 +100,15 @@ class FileObserver:
         products = [m for m in self.own.meetings if wants(m)] if watch is not None else []
         show = _Show(self, products, watch, seen or {})
         given = self._given(inputs)
-        if side is None and is_large(self.graph.model):
+        if side is None and self.instead is None and is_large(self.graph.model):
             made = self._by_pieces(given, show)
         else:
             made = self._at_once(given, show, side)
         return [(value, as_torch(made[value.name])) for value in self.own.program.outputs.values()]
 
-    def call(self, inputs: Inputs, side: Side | None = None) -> Any:
-        """What the file gives for one batch: a tensor, or several by name. Raises DataError as `run` does."""
-        made = {str(self._files[v.name].name): t for v, t in self.run(inputs, side=side)}
+    def call(self, inputs: Inputs, side: Side | None = None, seen: Seen | None = None) -> Any:
+        """What the file gives for one batch: a tensor, or several by name; `seen` as in `run`. Raises DataError as that does."""
+        made = {str(self._files[v.name].name): t for v, t in self.run(inputs, seen=seen, side=side)}
         return next(iter(made.values())) if len(made) == 1 else made
 
     def steps(self, inputs: Inputs, pause: Callable[[Meeting], bool]) -> Iterator[Met]:
@@ -150,13 +154,22 @@ class FileObserver:
     def _session(self, names: tuple[str, ...], side: Side | None) -> tuple[Running, Exposed]:
         if side is None and names in self._sessions:
             return self._sessions[names]
-        made = Cut.copy(self.graph.model) if side is None else zeroed(self.graph, side)
+        made = self._model(side)
         values = {name: self._files[name] for name in names if name in self._files}
         exposed = expose(made, values, self.graph.capture.evaluated)
         found = Running(exposed.model), exposed
         if side is None:
             self._sessions = {names: found}
         return found
+
+    def _model(self, side: Side | None) -> Cut:
+        """A copy of what is run."""
+        if side is not None:
+            return zeroed(self.graph, side)
+        if self.instead is None:
+            return Cut.copy(self.graph.model)
+        copy = Cut.copy(self.instead.model)
+        return Cut(copy.model, values={new: self.instead.values[old] for new, old in copy.values.items() if old in self.instead.values})
 
     def _by_pieces(self, given: Arrays, show: _Show) -> Arrays:
         """What a file gives that is run piece by piece; what is looked at is shown on the way."""

@@ -69,6 +69,13 @@ class Way:
         self.drawing = {node for node in calls if may_draw(node)}
         self.flat = {node for node in calls if _is_flat(node)}
 
+    held = 256
+    """Programs that are kept to be run on further batches."""
+
+    def part(self, removed: Names) -> Part:
+        """The program without some."""
+        return Part(self, removed)
+
     def _start(self, nodes: Iterable[str], source: str) -> int:
         """The first of `nodes` that is computed from the stream: what is dropped before that changes nothing."""
         flow = self.graph.residual.flow

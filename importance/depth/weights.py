@@ -12,7 +12,6 @@ from torch import Tensor
 
 from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
-from depgraph.finite import require_finite
 from importance.calling import check_batches
 from importance.choices import pick
 from importance.depth.candidates import OF, between_ends, names_of, parts_of
@@ -42,7 +41,7 @@ class DepthMagnitude:
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, float]:
         held = _weights(graph, self.of, self.first, self.last)
-        require_finite(graph.model, ScoreError)
+        graph.require_finite(ScoreError)
         return {
             name: sum(float(_wide(weight).abs().pow(self.p).sum(dtype=torch.float64)) for weight in weights)
             for name, weights in held.items()
