@@ -48,7 +48,7 @@ def given(graph: DependencyGraph, batches: Iterable[Any], names: Iterable[str]) 
 
 def _captured(graph: DependencyGraph, batches: Iterable[Any], names: list[str]) -> list[Given]:
     """All batches, each with a capture for its shapes."""
-    device = next(graph.model.parameters(), torch.empty(0)).device
+    device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
     own = {} if _by_values(graph) else {shapes_of(graph.args, graph.kwargs): Way(graph, names)}
     found = []
     for batch in (moved(batch, device) for batch in batches):
