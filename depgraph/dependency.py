@@ -119,9 +119,7 @@ class DependencyGraph:
         """Paths of the modules that are entries of a container, in the order in which these hold them."""
         holders = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
         held = ((path, module) for path, module in self.model.named_modules() if isinstance(module, holders))
-        return tuple(
-            f"{path}.{name}" if path else name for path, module in held for name, _ in module.named_children()
-        )
+        return tuple(f"{path}.{name}" if path else name for path, module in held for name, _ in module.named_children())
 
     def likeness(self, path: str) -> tuple[object, ...]:
         """What a module is like: its class, and the names and shapes of its parameters."""

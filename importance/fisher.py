@@ -12,7 +12,7 @@ from torch import Tensor
 from depgraph import DependencyGraph
 from importance.calling import check_batches
 from importance.choices import pick
-from importance.gradients import ElementSums, GradientSums, backwards, shown
+from importance.gradients import ElementSums, GradientSums, backwards, require_module, shown
 from importance.layout import Layout, Sums
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
@@ -62,6 +62,7 @@ class Fisher:
         pick(FORMS, self.form, "form of Fisher saliency")
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
+        require_module(graph, type(self).__name__)
         layout = Layout.of(graph)
         if not layout.parameters:
             return {}

@@ -77,7 +77,9 @@ def readers_among(consumers: Iterable[Consumer], plan: Plan) -> Iterator[Reader]
         stays = kept.of(program.values[meeting.operand], meeting.dim)
         gone = np.setdiff1d(np.arange(consumer.size), np.arange(consumer.size) if stays is None else stays)
         window = _window(nodes[meeting.op], weight)
-        bias, takes = graph.bias_of(meeting.op) if isinstance(graph, OnnxGraph) else _bias(nodes[meeting.op], program.values)
+        bias, takes = (
+            graph.bias_of(meeting.op) if isinstance(graph, OnnxGraph) else _bias(nodes[meeting.op], program.values)
+        )
         yield Reader(
             consumer=consumer,
             tensor=weight,

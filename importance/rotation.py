@@ -32,6 +32,7 @@ from depgraph.plan import Plan
 from importance.calling import check_batches, inputs_of, moved
 from importance.choices import pick
 from importance.folding import TIES, Folded, computed, fold, put, solved
+from importance.gradients import require_module
 from importance.obs import damped
 from importance.rows import Samples
 from importance.stream_parts import Key, Stream
@@ -140,6 +141,7 @@ def rotate(
 
 def principal(graph: DependencyGraph, batches: Iterable[Any], how: Rotation | None = None) -> Principal:
     """As `rotate`, before the streams are turned: a plan can be made of the scores, and then be settled (`Principal.settle`)."""
+    require_module(graph, "a rotation", "modules whose weights it turns")
     check_batches(batches)
     how = how or Rotation()
     folded = fold(graph, [stream_of(graph, axis) for axis in units(graph, "stream")], how.ties)

@@ -85,7 +85,9 @@ class _Past:
         """At which position an operator reads what another step makes."""
         for k, value in enumerate(step.operator.inputs):
             seen = self.graph.capture.lowered.operand(step.operator, k)
-            if seen is not None and (value.producer() is source.operator if source.operator else seen.name == source.name):
+            if seen is not None and (
+                value.producer() is source.operator if source.operator else seen.name == source.name
+            ):
                 return k
         return None
 
@@ -137,4 +139,3 @@ def sweep(made: Cut) -> None:
             del graph.initializers[name]
             if value in graph.inputs:
                 graph.inputs.remove(value)
-

@@ -142,7 +142,9 @@ class Editing:
         node, position = self._use(name)
         value = node.inputs[position]
         if value is None or stored(value) is None:
-            raise ScoreError(f"{self.graph.name}: {name!r} is no longer held as it is read, so that it can't be changed")
+            raise ScoreError(
+                f"{self.graph.name}: {name!r} is no longer held as it is read, so that it can't be changed"
+            )
         return value
 
 

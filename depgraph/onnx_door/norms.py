@@ -65,9 +65,7 @@ class BatchNorms:
                 value.const_value = fresh
                 continue
             fresh.name = name
-            own = ir.Value(
-                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=fresh
-            )
+            own = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=fresh)
             register(self.model.graph, own, self.model)
             node.replace_input_with(position, own)
 

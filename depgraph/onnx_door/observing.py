@@ -169,7 +169,10 @@ class FileObserver:
         if self.instead is None:
             return Cut.copy(self.graph.model)
         copy = Cut.copy(self.instead.model)
-        return Cut(copy.model, values={new: self.instead.values[old] for new, old in copy.values.items() if old in self.instead.values})
+        return Cut(
+            copy.model,
+            values={new: self.instead.values[old] for new, old in copy.values.items() if old in self.instead.values},
+        )
 
     def _by_pieces(self, given: Arrays, show: _Show) -> Arrays:
         """What a file gives that is run piece by piece; what is looked at is shown on the way."""
@@ -246,9 +249,7 @@ class _Show:
                     for met in self.met(meeting, made, stacked):
                         self.watch(met)  # type: ignore[misc]
 
-    def met(
-        self, meeting: Meeting, made: Arrays, stacked: set[str] | frozenset[str] = frozenset()
-    ) -> Iterator[Met]:
+    def met(self, meeting: Meeting, made: Arrays, stacked: set[str] | frozenset[str] = frozenset()) -> Iterator[Met]:
         """What comes together in a product, round by round; nothing where it isn't known, is empty or holds integers."""
         operand, other = (self._array(name, made) for name in (meeting.operand, meeting.other))
         if operand is None or other is None or operand.dtype.kind != "f" or not operand.size or not other.size:

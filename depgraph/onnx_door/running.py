@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
+
 from depgraph import Axis, DependencyGraph
 from depgraph.errors import ScoreError
 
@@ -126,7 +127,11 @@ def _above(parts: list[str]) -> list[str]:
 
 def _repeated(graph: DependencyGraph) -> set[str]:
     """The modules, by path, that have a numbered sibling of their class in one container."""
-    numbered = [(path, path.rpartition(".")[0], graph.likeness(path)[0]) for path in graph.entries if path.rpartition(".")[2].isdigit()]
+    numbered = [
+        (path, path.rpartition(".")[0], graph.likeness(path)[0])
+        for path in graph.entries
+        if path.rpartition(".")[2].isdigit()
+    ]
     count = Counter((holder, kind) for _, holder, kind in numbered)
     return {path for path, holder, kind in numbered if count[holder, kind] > 1}
 

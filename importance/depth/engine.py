@@ -19,8 +19,8 @@ from depgraph import DependencyGraph
 from depgraph.errors import DataError, DepgraphError, ScoreError
 from importance.calling import named_inputs
 from importance.depth.batches import Given, given
-from importance.depth.metrics import Distance, LossMetric, Measured, Metric
 from importance.depth.files import FilePart
+from importance.depth.metrics import Distance, LossMetric, Measured, Metric
 from importance.depth.programs import Cut, Names, Part, State
 from importance.depth.states import States
 from importance.losses import own_loss

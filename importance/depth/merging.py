@@ -19,6 +19,7 @@ from importance.depth.batches import Given, given
 from importance.depth.candidates import parts_of
 from importance.depth.engine import Batches
 from importance.depth.programs import Part
+from importance.gradients import require_module
 
 State = Mapping[str, Tensor]
 
@@ -107,6 +108,7 @@ class Laco:
             )
 
     def __call__(self, graph: DependencyGraph, /) -> Merging:
+        require_module(graph, type(self).__name__, "the modules of its blocks")
         blocks = _longest(parts_of(graph, "blocks"))  # type: ignore[arg-type]
         high = len(blocks) - 1 if self.high is None else self.high
         if not self.low <= high - self.layers + 1 <= high < len(blocks):

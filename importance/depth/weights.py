@@ -16,7 +16,7 @@ from importance.calling import check_batches
 from importance.choices import pick
 from importance.depth.candidates import OF, between_ends, names_of, parts_of
 from importance.depth.engine import Batches
-from importance.gradients import backwards, shown
+from importance.gradients import backwards, require_module, shown
 from importance.losses import Loss
 
 
@@ -71,6 +71,7 @@ class DepthTaylor:
         DepthMagnitude(self.p, self.of)
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, float]:
+        require_module(graph, type(self).__name__)
         held = _weights(graph, self.of, self.first, self.last)
         alone = {str(k): w for k, w in enumerate(weight for weights in held.values() for weight in weights)}
         with backwards(graph.model, alone, self.loss, None) as backward:
