@@ -106,7 +106,7 @@ def each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     Arrays of numbers become tensors first.
     """
     if isinstance(batch, np.ndarray) and batch.dtype.kind in "fiub":
-        batch = torch.from_numpy(np.ascontiguousarray(batch))
+        batch = torch.from_numpy(np.ascontiguousarray(batch).reshape(batch.shape))
     if isinstance(batch, Tensor):
         return change(batch)
     if isinstance(batch, Mapping):

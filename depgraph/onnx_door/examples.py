@@ -65,7 +65,7 @@ def _fitting(value: ir.Value, given: Any) -> np.ndarray:
         )
         if not fits:
             raise CaptureError(f"input {value.name!r} has shape {array.shape} where the file wants {shape}")
-    return np.ascontiguousarray(array)
+    return np.ascontiguousarray(array).reshape(array.shape)
 
 
 def dtype_of(value: ir.Value) -> np.dtype:

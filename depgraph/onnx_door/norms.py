@@ -96,22 +96,22 @@ def _written_out(node: ir.Node, model: ir.Model) -> tuple[ir.Value, ir.Value, ir
         return op("ReduceMean", value, constant(np.array(axes, np.int64)), keepdims=1)
 
     names: list[str | None] = []
-    rank = len(node.outputs[0].shape or source.shape or ()) if source is not None else 0  # type: ignore[union-attr]
     assert source is not None and scale is not None and shift is not None
-    axes = [0, *range(2, rank)]
-    spread = constant(np.array([1, -1, *[1] * (rank - 2)], np.int64))
-    mean = mean_of(source)
-    apart = op("Sub", source, mean)
+    axes = [0, 2]
+    spread, sizes = constant(np.array([1, -1, 1], np.int64)), op("Shape", source)
+    flat = op("Reshape", source, constant(np.array([0, 0, -1], np.int64)))
+    mean = mean_of(flat)
+    apart = op("Sub", flat, mean)
     variance = mean_of(op("Mul", apart, apart))
     kind = stored(node.inputs[3])  # type: ignore[arg-type]
     assert kind is not None
     small = constant(np.array(attribute(node, "epsilon", 1e-5), kind.dtype.numpy()))
     made = op("Div", apart, op("Sqrt", op("Add", variance, small)))
     made = op("Add", op("Mul", made, op("Reshape", scale, spread)), op("Reshape", shift, spread))
+    made = op("Reshape", made, sizes)
     name, node.outputs[0].name = node.outputs[0].name, f"{base}_as_it_was"
     node.outputs[0].replace_all_uses_with(made, replace_graph_outputs=True)
     made.name = name
-    sizes = op("Shape", source)
     for value in (mean, variance):
         value.type = ir.TensorType(kind.dtype)
     sizes.type = ir.TensorType(ir.DataType.INT64)

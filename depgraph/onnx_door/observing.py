@@ -120,11 +120,16 @@ class FileObserver:
         for meeting in filter(pause, self.pausable):
             wanted[self.lowered.operators[meeting.op]].append(meeting)
         show = _Show(self, [m for met in wanted.values() for m in met], None, {})
+        pieces = Pieces(self.graph.model, frozenset(wanted))
         try:
-            for stage in Pieces(self.graph.model, frozenset(wanted)).stages(given, frozenset()):
-                if not stage.done and stage.piece and stage.piece[0] in wanted:
+            for stage in pieces.stages(given, frozenset()):
+                first = next((node for node in stage.piece if node in wanted), None)
+                if not stage.done and first is not None:
                     arrays = self._named(stage.values, show.names)
-                    for meeting in wanted[stage.piece[0]]:
+                    others = {m.other for m in wanted[first]} - arrays.keys()
+                    late = {name: pieces.stored(str(self._files[name].name)) for name in others if name in self._files}
+                    arrays |= {name: array for name, array in late.items() if array is not None}
+                    for meeting in wanted[first]:
                         yield from show.met(meeting, arrays)
         except RunError as error:
             raise DataError(f"a batch doesn't fit {self.graph.name}: {error}") from error
@@ -136,6 +141,8 @@ class FileObserver:
             found = given_inputs(self.graph.model, args[0] if len(args) == 1 else args, kwargs)
         except CaptureError as error:
             raise DataError(f"a batch doesn't fit {self.graph.name}: {error}") from error
+        if found is None and self.own.inputs:
+            raise DataError(f"a batch doesn't fit {self.graph.name}: it has none of the inputs {', '.join(self.own.inputs)}")
         return found or {}
 
     def _at_once(self, given: Arrays, show: _Show, side: Side | None) -> Arrays:
@@ -204,6 +211,9 @@ class FileObserver:
         return {step.name: step for step in self.graph.nodes}
 
 
+_NOTHING = np.zeros(0)
+
+
 class _Show:
     """Shows what meets to a watcher, and values to those who asked for them; `names` are all that it needs."""
 
@@ -211,7 +221,9 @@ class _Show:
         self.observer, self.products, self.watch, self.seen = observer, products, watch, seen
         held = observer.lowered.held
         operands = (name for m in products for name in (m.operand, m.other))
-        self.names = tuple(dict.fromkeys(name for name in (*operands, *seen) if name not in held))
+        outside = {m.op for m in observer.pausable}
+        self.inner = frozenset(m.op for m in products if m.op not in outside)
+        self.names = tuple(dict.fromkeys(name for name in (*operands, *self.inner, *seen) if name not in held))
 
     @cached_property
     def _places(self) -> dict[ir.Node, list[tuple[list[Meeting], list[str]]]]:
@@ -250,7 +262,12 @@ class _Show:
                         self.watch(met)  # type: ignore[misc]
 
     def met(self, meeting: Meeting, made: Arrays, stacked: set[str] | frozenset[str] = frozenset()) -> Iterator[Met]:
-        """What comes together in a product, round by round; nothing where it isn't known, is empty or holds integers."""
+        """What comes together in a product, round by round; nothing where it isn't known, is empty or holds integers.
+
+        What a product in a branch made is looked at too: it is empty where the branch wasn't taken.
+        """
+        if meeting.op in self.inner and not made.get(meeting.op, _NOTHING).size:
+            return
         operand, other = (self._array(name, made) for name in (meeting.operand, meeting.other))
         if operand is None or other is None or operand.dtype.kind != "f" or not operand.size or not other.size:
             return

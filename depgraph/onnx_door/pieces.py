@@ -40,11 +40,37 @@ class Stage(NamedTuple):
 
 
 class Pieces:
-    """A model that runs a piece of its main graph after the other; a new one begins in front of each of the operators `before`."""
+    """A model that runs a piece of its main graph after the other; a new one begins in front of each of the operators `before`.
 
-    def __init__(self, model: ir.Model, before: Container[ir.Node] = ()) -> None:
+    With such, what stored tensors alone give is computed in the piece that reads it, from what is stored then.
+    """
+
+    def __init__(self, model: ir.Model, before: frozenset[ir.Node] = frozenset()) -> None:
         self.model = model
-        self.pieces = list(_pieces(model.graph, before))
+        self.late = {v: node for node in _from_stored(model.graph) for v in node.outputs} if before else {}
+        self.pieces = [[*self._needed(piece), *piece] for piece in _pieces(model.graph, before, self.late)]
+
+    def stored(self, name: str) -> np.ndarray | None:
+        """What stored tensors alone give under a name, as they are now; None for anything else, or without `before`."""
+        found = next((v for v in self.late if v.name == name), None)
+        if found is None:
+            return None
+        chain = self._needed([self.late[found]])
+        return self._one([*chain, self.late[found]], {}, [name])[0]
+
+    def _needed(self, piece: list[ir.Node]) -> list[ir.Node]:
+        """The operators on stored tensors whose results a piece reads, in order."""
+        found: dict[ir.Node, None] = {}
+
+        def see(node: ir.Node) -> None:
+            for value in _read(node):
+                if value in self.late and self.late[value] not in found:
+                    see(self.late[value])
+                    found[self.late[value]] = None
+
+        for node in piece if self.late else ():
+            see(node)
+        return [node for node in found if node not in piece]
 
     def run(self, inputs: Arrays, names: Sequence[str]) -> list[np.ndarray]:
         """The named values; raises RunError."""
@@ -102,12 +128,23 @@ def _declared(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
 
 
-def _pieces(graph: ir.Graph, before: Container[ir.Node]) -> Iterator[list[ir.Node]]:
-    """Operators in order, a piece at a time; Constants go with what reads them."""
+def _from_stored(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Operators of a graph that stored tensors alone go into, and whose results are no outputs."""
+    known: set[ir.Value] = set()
+    for node in graph:
+        given = [v for v in node.inputs if v is not None]
+        fixed = given and all(v in known or stored(v) is not None for v in given) and not any(True for _ in bodies(node))
+        if fixed and not any(v.is_graph_output() for v in node.outputs):
+            known.update(node.outputs)
+            yield node
+
+
+def _pieces(graph: ir.Graph, before: Container[ir.Node], late: Container[ir.Value]) -> Iterator[list[ir.Node]]:
+    """Operators in order, a piece at a time; Constants, and what makes a `late` value, go with what reads them."""
     piece: list[ir.Node] = []
     size = 0
     for node in graph:
-        if node.op_type == "Constant" and not node.domain:
+        if (node.op_type == "Constant" and not node.domain) or any(v in late for v in node.outputs):
             continue
         more = sum(tensor.nbytes for v in node.inputs if v is not None and (tensor := stored(v)) is not None)
         if piece and (size + more > _PIECE or node in before):
