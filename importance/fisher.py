@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -47,6 +47,8 @@ class Fisher:
         DataError: there are no batches, one is empty, doesn't fit the model or can't be split into samples.
         ScoreError: as `Taylor`; an unknown name, at once.
     """
+
+    gradients: ClassVar[bool] = True
 
     batches: Iterable[Any]
     loss: Loss | None = None

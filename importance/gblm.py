@@ -55,6 +55,8 @@ class GradientBlend:
     comparable: ClassVar[bool] = False
     needs: ClassVar[tuple[Statistic, ...]] = (Norms(), Weights())
 
+    gradients: ClassVar[bool] = True
+
     batches: Iterable[Any]
     loss: Loss | None = None
     norm: str = "l2"

@@ -93,6 +93,8 @@ class Surgeon:
     comparable: ClassVar[bool] = True
     additive: ClassVar[bool] = True
 
+    gradients: ClassVar[bool] = True
+
     batches: Iterable[Any]
     loss: Loss | None = None
     damping: float = 0.01

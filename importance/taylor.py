@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -66,6 +66,8 @@ class Taylor:
         ScoreError: no loss can be found, or loss, weights or gradients are NaN or infinite, or a parameter can't have any
             (made in inference mode); an unknown name, at once.
     """
+
+    gradients: ClassVar[bool] = True
 
     batches: Iterable[Any]
     loss: Loss | None = None

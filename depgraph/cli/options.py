@@ -44,7 +44,13 @@ Recipe = Annotated[
     str,
     typer.Option(help="a published method with all its parts, in place of --score: flap, obs, best, ...; see recipes"),
 ]
-Data = Annotated[Path | None, typer.Option(help="a text file to score with; its end is held out to measure on")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="a text file to score with, its end held out to measure on; for an ONNX file a folder of .npz"),
+]
+Size = Annotated[
+    list[str] | None, typer.Option(help="a size that an ONNX file leaves open, such as height=320 (repeatable)")
+]
 Out = Annotated[
     Path | None, typer.Option(help="a new folder for the pruned model and its plan; a new file for an ONNX model")
 ]
@@ -81,6 +87,7 @@ class Wish:
     onnx: bool
     options: dict[str, Any]
     json: bool
+    sizes: dict[str, int]
 
 
 def parse_keep(text: str) -> Target:
@@ -100,6 +107,19 @@ def parse_keep(text: str) -> Target:
         return Target(**shares)
     except TargetError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def parse_sizes(given: list[str] | None) -> dict[str, int]:
+    """`height=320` and the like as sizes by name; raises typer.BadParameter."""
+    sizes: dict[str, int] = {}
+    for text in given or ():
+        name, _, value = text.rpartition("=")
+        if not name or not value.isdigit() or not int(value):
+            raise typer.BadParameter(
+                f"--size {text!r}: give the name of an open size and a whole number, as height=320"
+            )
+        sizes[name] = int(value)
+    return sizes
 
 
 def check_patterns(graph: Any, options: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from depgraph.cli import options as o
 from depgraph.cli.app import app
 from depgraph.cli.data import Amount, TextData, measured, read_text, text_data
 from depgraph.cli.models import Loaded, Loading, load_model
-from depgraph.cli.onnx_files import is_onnx, prune_file, refuse_score
+from depgraph.cli.onnx_files import is_onnx, prune_file, refuse_options
 from depgraph.cli.output import Steps, check_vacant, new_folder, print_json, printing, showing
 from depgraph.cli.tables import (
     cut_json,
@@ -50,6 +50,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
     dtype: o.Dtype = "auto",
     seed: o.Seed = 0,
     base: o.Base = "",
+    size: o.Size = None,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
     debug: o.Debug = False,
@@ -67,18 +68,16 @@ def prune(  # noqa: PLR0913  (the options of a command)
         raise typer.BadParameter(f"--recipe {recipe} spreads the budget itself: leave out --allocation {allocation}")
     loading, amount = Loading(device, dtype, seed, base), Amount(batches, length, seed)
     target = o.parse_keep(keep)
-    _prune(o.Wish(model, target, loading, score, allocation, recipe, data, amount, out, onnx, options, as_json))
+    what = (score, allocation, recipe, data, amount, out, onnx, options, as_json, o.parse_sizes(size))
+    _prune(o.Wish(model, target, loading, *what))
 
 
 def _prune(wish: o.Wish) -> None:
-    from importance import allocations, named, needs_data
+    from importance import allocations
 
+    refuse_options(wish.model, wish.loading, wish.sizes)
     if is_onnx(wish.model):
-        if wish.recipe:
-            raise DataError(f"recipe {wish.recipe!r} needs a PyTorch model: give a file a --score such as magnitude")
-        if needs_data(wish.score):
-            refuse_score(wish.score)
-        prune_file(wish, named(wish.score, seed=wish.loading.seed))
+        prune_file(wish)
         return
     steps = Steps()
     allocation = allocations.named(wish.allocation) if wish.allocation else None

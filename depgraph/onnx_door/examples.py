@@ -90,6 +90,7 @@ def made_up(model: ir.Model, sizes: Sizes, seed: int) -> Iterator[Arrays]:
     for value in inputs:
         if value.shape is None:
             raise CaptureError(f"the file doesn't say what shape its input {value.name!r} has: give an example input")
+    _require_open(inputs, sizes)
     tables = {str(v.name): _rows(v) for v in inputs}
     leading = {_symbol(v, 0) for v in inputs if v.shape is not None and len(v.shape) > 1}
     seen = set()
@@ -100,6 +101,16 @@ def made_up(model: ir.Model, sizes: Sizes, seed: int) -> Iterator[Arrays]:
             if key not in seen:
                 seen.add(key)
                 yield {str(v.name): _filled(v, shapes[str(v.name)], tables[str(v.name)], generator) for v in inputs}
+
+
+def _require_open(inputs: Sequence[ir.Value], sizes: Sizes) -> None:
+    """Raise CaptureError for a size that the file doesn't leave open under that name."""
+    dims = [(v, d) for v in inputs for d, size in enumerate(v.shape or ()) if not isinstance(size, int) or size < 1]
+    known = dict.fromkeys(_symbol(v, d) for v, d in dims)
+    for name in sizes:
+        if name not in known and name not in {f"{v.name}:{d}" for v, d in dims}:
+            there = f"it leaves open {', '.join(map(repr, known))}" if known else "it leaves none open"
+            raise CaptureError(f"the file has no open size {name!r}: {there}")
 
 
 def _symbol(value: ir.Value, d: int) -> str:

@@ -142,7 +142,9 @@ class FileObserver:
         except CaptureError as error:
             raise DataError(f"a batch doesn't fit {self.graph.name}: {error}") from error
         if found is None and self.own.inputs:
-            raise DataError(f"a batch doesn't fit {self.graph.name}: it has none of the inputs {', '.join(self.own.inputs)}")
+            raise DataError(
+                f"a batch doesn't fit {self.graph.name}: it has none of the inputs {', '.join(self.own.inputs)}"
+            )
         return found or {}
 
     def _at_once(self, given: Arrays, show: _Show, side: Side | None) -> Arrays:

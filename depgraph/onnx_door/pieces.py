@@ -133,7 +133,9 @@ def _from_stored(graph: ir.Graph) -> Iterator[ir.Node]:
     known: set[ir.Value] = set()
     for node in graph:
         given = [v for v in node.inputs if v is not None]
-        fixed = given and all(v in known or stored(v) is not None for v in given) and not any(True for _ in bodies(node))
+        fixed = (
+            given and all(v in known or stored(v) is not None for v in given) and not any(True for _ in bodies(node))
+        )
         if fixed and not any(v.is_graph_output() for v in node.outputs):
             known.update(node.outputs)
             yield node

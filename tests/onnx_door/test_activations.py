@@ -17,13 +17,8 @@ import importance
 from depgraph.errors import DataError, ScoreError
 from depgraph.npz import NpzFolder
 from importance.activation import CRITERIA
-from tests.onnx_door.both import Doors, both
+from tests.onnx_door.both import Doors
 from tests.onnx_door.building import loaded, mlp, model, node, value, weights
-
-
-@pytest.fixture(scope="module")
-def doors(tmp_path_factory: pytest.TempPathFactory) -> Doors:
-    return both(tmp_path_factory.mktemp("both"))
 
 
 def _by_member(graph: Any, scores: dict[str, np.ndarray]) -> dict[tuple[str, int, int], np.ndarray]:
@@ -127,7 +122,8 @@ def test_batches_come_from_a_folder_of_npz_files(tmp_path: Path, doors: Doors) -
     for k, batch in enumerate(doors.batches):
         np.savez(tmp_path / f"{k}.npz", x=batch.numpy())
     there, here = (
-        importance.Activation(b, "wanda-sp")(doors.file) for b in (NpzFolder(tmp_path), ({"x": b} for b in doors.batches))
+        importance.Activation(b, "wanda-sp")(doors.file)
+        for b in (NpzFolder(tmp_path), ({"x": b} for b in doors.batches))
     )
     assert all(np.array_equal(there[name], here[name]) for name in here)
     (tmp_path / "3.npz").write_bytes(b"not one")

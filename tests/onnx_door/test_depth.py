@@ -13,15 +13,10 @@ import torch
 import depgraph
 import importance
 from depgraph.errors import PlanError, ScoreError
-from tests.onnx_door.both import Doors, both
+from tests.onnx_door.both import Doors
 from tests.onnx_door.building import loaded, mlp, model, node, value, weights
 
 depth = importance.depth
-
-
-@pytest.fixture(scope="module")
-def doors(tmp_path_factory: pytest.TempPathFactory) -> Doors:
-    return both(tmp_path_factory.mktemp("both"))
 
 
 def test_branches_and_blocks_are_those_of_the_module(doors: Doors) -> None:
