@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch.fx import Node
 
@@ -46,7 +46,7 @@ class Join:
     scaled: bool
 
 
-def is_node(item: Any) -> bool:
+def is_node(item: Any) -> TypeGuard[Node]:
     """Is something a node of a captured graph, or a step of a file, rather than a plain argument?"""
     return hasattr(item, "all_input_nodes")
 

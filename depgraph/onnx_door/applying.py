@@ -82,8 +82,7 @@ def compare(plan: Plan, made: Cut) -> Check:
     moved = _narrow(graph, names, _run(graph, graph.model, names, "the original"), plan.kept(), widths.at({}))
     error = difference(_torch(got), _torch(expected))
     moved_by = difference(_torch(expected), _torch(moved))
-    counts = {"exact_axes": len(exact), "mixed_axes": len(mixed), "branches": len(plan.branches)}
-    check = Check(error, moved_by, tolerance, calls=made.compared, **counts)
+    check = Check(error, moved_by, tolerance, len(exact), len(mixed), made.compared, branches=len(plan.branches))
     if not error <= tolerance:
         raise CheckError(
             f"the pruned {graph.name} differs from the zeroed original by {error:.1e} of the largest output "

@@ -66,12 +66,21 @@ class Editing:
         value = self._initializer(graph, name, ir.Tensor(array.astype(dtype.numpy()), dtype=dtype))
         self.added[op] = value
         if place.node is not None:
-            count = len(node.inputs)
-            node.resize_inputs(max(count, place.position + 1))
-            node.replace_input_with(place.position, value)
-            self.undo.append(lambda: (node.replace_input_with(place.position, None), node.resize_inputs(count)))  # type: ignore[func-returns-value]
+            self._fill(node, place.position, value)
             return
         self.undo.append(_add_after(node, value))
+
+    def _fill(self, node: ir.Node, position: int, value: ir.Value) -> None:
+        """Give an operator an operand that it did without."""
+        count = len(node.inputs)
+
+        def back() -> None:
+            node.replace_input_with(position, None)
+            node.resize_inputs(count)
+
+        node.resize_inputs(max(count, position + 1))
+        node.replace_input_with(position, value)
+        self.undo.append(back)
 
     def read_bias(self, op: str) -> np.ndarray:
         """A bias that was added."""
@@ -105,7 +114,7 @@ class Editing:
             name=found, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
         register(graph, value, self.model)
-        self.undo.append(lambda: graph.initializers.pop(found))
+        self.undo.append(lambda: graph.initializers.__delitem__(found))
         return value
 
     @cached_property

@@ -24,7 +24,7 @@ def window_of_file(step: Step, space: tuple[int, ...]) -> dict[str, tuple[Any, .
     if node is None or node.op_type not in _CONVOLVES or weight is None or weight.shape is None:
         return None
     given = attribute(node, "kernel_shape", None)
-    size = tuple(int(n) for n in (given if given is not None else list(weight.shape)[2:]))
+    size = tuple(int(n) for n in (given if given is not None else list(weight.shape)[2:]))  # type: ignore[arg-type]
     stride, dilation = (tuple(attribute(node, n, [1] * len(size))) for n in ("strides", "dilations"))
     pads = _pads(node, size, (stride, dilation), space)
     return {"size": size, "stride": stride, "dilation": dilation, "padding": pads}
@@ -70,7 +70,7 @@ def bias_at(lowered: Lowered, op: str) -> Bias | None:
     weight = node.inputs[1] if node.op_type == "MatMul" and node.inputs[1] is not None else None
     if weight is None or lowered.operand(node, 1) is None or len(lowered.operand(node, 1).shape) != 2:  # type: ignore[union-attr]
         return None
-    uses = node.outputs[0].uses()
+    uses = [*node.outputs[0].uses()]
     if len(uses) == 1 and uses[0].node.op_type == "Add" and not node.outputs[0].is_graph_output():
         add, position = uses[0].node, 1 - uses[0].idx
         other = add.inputs[position]

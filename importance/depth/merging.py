@@ -18,7 +18,7 @@ from importance.choices import pick
 from importance.depth.batches import Given, given
 from importance.depth.candidates import parts_of
 from importance.depth.engine import Batches
-from importance.depth.programs import Part
+from importance.depth.programs import Way
 from importance.gradients import require_module
 
 State = Mapping[str, Tensor]
@@ -170,7 +170,8 @@ class _Trial:
         for block in reversed(last):
             if block.name in gone and data.way.graph.residual.flow.original(self._node(data, end)).name == block.output:
                 end = block.input
-        part, made = Part(data.way, frozenset(gone)), list[Tensor]()
+        assert isinstance(data.way, Way)
+        part, made = data.way.part(frozenset(gone)), list[Tensor]()
         part.run(data.leaves, seen={end: made.append}, state=state)
         return made[0].double().flatten(1)
 
