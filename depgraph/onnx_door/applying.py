@@ -19,7 +19,7 @@ from depgraph.onnx_door.bypassing import idle, leave_out
 from depgraph.onnx_door.copies import Cut
 from depgraph.onnx_door.cutting import cut_model
 from depgraph.onnx_door.loading import UNDECLARED
-from depgraph.onnx_door.running import RunError, Running, with_outputs
+from depgraph.onnx_door.running import RunError, run_once, with_outputs
 from depgraph.onnx_door.saving import OUTSIDE, lies_outside
 from depgraph.onnx_door.watching import rounds, watched
 from depgraph.onnx_door.zeroing import comparable, zeroed
@@ -107,7 +107,7 @@ def _tolerance(graph: OnnxGraph) -> float:
 
 def _run(graph: OnnxGraph, model: ir.Model, names: list[str], what: str) -> Arrays:
     try:
-        return Running(with_outputs(model, names, graph.element_types()))(graph.inputs, names)
+        return run_once(with_outputs(model, names, graph.element_types()), graph.inputs, names)
     except RunError as error:
         raise CheckError(f"{what} of {graph.name} can't be run to be checked: {error}") from error
 

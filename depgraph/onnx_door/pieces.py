@@ -15,9 +15,9 @@ from depgraph.onnx_door.evaluating import bodies
 from depgraph.onnx_door.operands import stored
 
 Arrays = dict[str, np.ndarray]
-_PIECE = 64 << 20
+_PIECE = 16 << 20
 """Bytes of weights from which on a new piece begins."""
-_FED = 1 << 20
+_FED = 1 << 16
 """Bytes from which on a weight is handed over as an input, which the runtime takes as it is."""
 
 

@@ -15,6 +15,8 @@ from depgraph.onnx_door.pieces import Pieces, RunError, said
 
 _INLINE = 1 << 29
 """Bytes of weights up to which a model is handed to the runtime in memory."""
+_PIECEWISE = 1 << 24
+"""Bytes of weights from which on a single run goes piece by piece."""
 
 
 class Running:
@@ -45,6 +47,19 @@ class Running:
             raise
         except Exception as error:
             raise RunError(f"ONNX Runtime fails on the inputs ({said(error)})") from error
+
+
+def run_once(model: ir.Model, inputs: Arrays, names: Sequence[str]) -> list[np.ndarray]:
+    """The named values of one run, which isn't worth a copy of many weights: piece by piece, where the model lets itself be.
+
+    Raises RunError.
+    """
+    if _PIECEWISE < weight_bytes(model) <= _INLINE:
+        try:
+            return Pieces(model).run(inputs, names)
+        except RunError:  # what goes from piece to piece may be no arrays
+            pass
+    return Running(model)(inputs, names)
 
 
 def _in_memory(model: ir.Model) -> ir.Model:
