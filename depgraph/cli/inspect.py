@@ -24,6 +24,7 @@ def inspect(  # noqa: PLR0913  (the options of a command)
     seed: o.Seed = 0,
     base: o.Base = "",
     size: o.Size = None,
+    free: o.Free = None,
     html: o.HtmlFile = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
@@ -39,7 +40,7 @@ def inspect(  # noqa: PLR0913  (the options of a command)
             loaded = None if is_onnx(model) else load_model(model, Loading(device, dtype, seed, base))
         with steps("tracing"):
             given = (model, sizes) if loaded is None else (loaded.model, loaded.args, loaded.kwargs)
-            graph = depgraph.trace(*given, strict=strict)
+            graph = depgraph.trace(*given, strict=strict, free=free or ())
             found = Inspection(graph)
         if html is not None:
             with steps("drawing"):

@@ -58,7 +58,7 @@ def prune_file(wish: Wish) -> None:
     steps = Steps()
     with printing(wish.json) as console:
         with steps("reading"):
-            graph = depgraph.trace(wish.model, _example(wish, batches))
+            graph = depgraph.trace(wish.model, _example(wish, batches), free=wish.free)
         with steps("scoring and planning"):
             check_patterns(graph, wish.options)
             plan, report = _by_recipe(wish, graph, batches) if wish.recipe else (_planned(wish, graph, batches), None)

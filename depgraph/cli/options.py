@@ -51,6 +51,9 @@ Data = Annotated[
 Size = Annotated[
     list[str] | None, typer.Option(help="a size that an ONNX file leaves open, such as height=320 (repeatable)")
 ]
+Free = Annotated[
+    list[str] | None, typer.Option(help="an input (of a file) or output whose size may change: 'output 0' (repeatable)")
+]
 Out = Annotated[
     Path | None, typer.Option(help="a new folder for the pruned model and its plan; a new file for an ONNX model")
 ]
@@ -88,6 +91,7 @@ class Wish:
     options: dict[str, Any]
     json: bool
     sizes: dict[str, int]
+    free: tuple[str, ...]
 
 
 def parse_keep(text: str) -> Target:

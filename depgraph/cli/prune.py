@@ -51,6 +51,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
     seed: o.Seed = 0,
     base: o.Base = "",
     size: o.Size = None,
+    free: o.Free = None,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
     debug: o.Debug = False,
@@ -68,7 +69,19 @@ def prune(  # noqa: PLR0913  (the options of a command)
         raise typer.BadParameter(f"--recipe {recipe} spreads the budget itself: leave out --allocation {allocation}")
     loading, amount = Loading(device, dtype, seed, base), Amount(batches, length, seed)
     target = o.parse_keep(keep)
-    what = (score, allocation, recipe, data, amount, out, onnx, options, as_json, o.parse_sizes(size))
+    what = (
+        score,
+        allocation,
+        recipe,
+        data,
+        amount,
+        out,
+        onnx,
+        options,
+        as_json,
+        o.parse_sizes(size),
+        tuple(free or ()),
+    )
     _prune(o.Wish(model, target, loading, *what))
 
 
@@ -92,7 +105,7 @@ def _prune(wish: o.Wish) -> None:
             loaded = load_model(wish.model, wish.loading)
             found = text_data(loaded, wish.data, text, wish.amount) if wish.data is not None else TextData([], [])
         with steps("tracing"):
-            graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs)
+            graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs, free=wish.free)
         with steps("scoring and planning"):
             o.check_patterns(graph, wish.options)
             if wish.recipe:

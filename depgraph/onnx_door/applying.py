@@ -58,8 +58,23 @@ def apply(plan: Plan, form: str = "auto", check: str = "default") -> CutReport:
     checked = None if check == "none" else compare(plan, made)
     made.model.meta[OUTSIDE] = lies_outside(graph.model)
     made.model.meta[UNDECLARED] = graph.model.meta.get(UNDECLARED, [])
-    notes = [*plan.notes, *narrower_outputs(graph.capture.program, plan.kept()), *([graph.note] if graph.note else [])]
+    notes = [
+        *plan.notes,
+        *narrower_outputs(graph.capture.program, plan.kept()),
+        *_narrower_inputs(graph, plan.kept()),
+        *([graph.note] if graph.note else []),
+    ]
     return CutReport(made.model, "file", graph.dense_cost, plan.cost(), checked, {}, tuple(notes))  # type: ignore[arg-type]
+
+
+def _narrower_inputs(graph: OnnxGraph, kept: Kept) -> list[str]:
+    """A note for each input that a cut makes narrower."""
+    values = graph.capture.program.inputs.items()
+    return [
+        f"{lift} ({value.name}) now has shape {kept.shape(value)}, it had {value.shape}"
+        for lift, value in values
+        if kept.shape(value) != value.shape
+    ]
 
 
 def compare(plan: Plan, made: Cut) -> Check:
@@ -75,11 +90,17 @@ def compare(plan: Plan, made: Cut) -> Check:
     zeros = zeroed(graph, side)
     if plan.branches:
         idle(graph, zeros, plan.branches)
-    got = _run(graph, made.model, names, "the pruned model")
+    got = _run(graph, made.model, names, "the pruned model", plan.kept())
     expected = _narrow(
-        graph, names, _run(graph, zeros.model, names, "the zeroed original"), widths.at(exact), widths.at(mixed)
+        graph,
+        names,
+        _run(graph, zeros.model, names, "the zeroed original", widths.at(mixed)),
+        widths.at(exact),
+        widths.at(mixed),
     )
-    moved = _narrow(graph, names, _run(graph, graph.model, names, "the original"), plan.kept(), widths.at({}))
+    moved = _narrow(
+        graph, names, _run(graph, graph.model, names, "the original", widths.at({})), plan.kept(), widths.at({})
+    )
     error = difference(_torch(got), _torch(expected))
     moved_by = difference(_torch(expected), _torch(moved))
     check = Check(error, moved_by, tolerance, len(exact), len(mixed), made.compared, branches=len(plan.branches))
@@ -105,9 +126,9 @@ def _tolerance(graph: OnnxGraph) -> float:
     return max([1e-4, *found, *([_STEPS] if rounds(graph.model) else [])])
 
 
-def _run(graph: OnnxGraph, model: ir.Model, names: list[str], what: str) -> Arrays:
+def _run(graph: OnnxGraph, model: ir.Model, names: list[str], what: str, kept: Kept) -> Arrays:
     try:
-        return run_once(with_outputs(model, names, graph.element_types()), graph.inputs, names)
+        return run_once(with_outputs(model, names, graph.element_types()), graph.inputs_at(kept), names)
     except RunError as error:
         raise CheckError(f"{what} of {graph.name} can't be run to be checked: {error}") from error
 

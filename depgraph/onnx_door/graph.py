@@ -25,6 +25,7 @@ from depgraph.onnx_door.operands import stored
 from depgraph.onnx_door.running import measured_shapes, try_out
 from depgraph.onnx_door.steps import by_products, steps_of
 from depgraph.onnx_door.windows import bias_at
+from depgraph.widths import Kept
 
 if TYPE_CHECKING:
     from depgraph.cutting.report import CutReport
@@ -65,6 +66,16 @@ class OnnxGraph(DependencyGraph):
     def inputs(self) -> Arrays:
         """The example inputs by name."""
         return self.args[0]  # type: ignore[no-any-return]
+
+    def inputs_at(self, kept: Kept) -> Arrays:
+        """The example inputs, narrowed as a cut makes them."""
+        found = dict(self.inputs)
+        for value in self.capture.program.inputs.values() if kept.masks else ():
+            for d in range(len(value.shape)):
+                stays = kept.of(value, d)
+                if stays is not None:
+                    found[value.name] = found[value.name].take(stays, axis=d)
+        return found
 
     @property
     def name(self) -> str:
@@ -185,9 +196,10 @@ def trace_onnx(
     inputs = None if sizes is not None else given_inputs(model, args, kwargs)
     evaluated, inputs = _evaluated(model, inputs, sizes or {})
     lowered = lower(model, evaluated, strict)
-    for output in (*free, *fixed):
-        if output not in lowered.program.outputs:
-            raise PlanError(f"the model has no {output}; it has {', '.join(lowered.program.outputs)}")
+    known = {**lowered.program.outputs, **lowered.program.inputs}
+    for lift in (*free, *fixed):
+        if lift not in known:
+            raise PlanError(f"the model has no {lift}; it has {', '.join(known)}")
     lowered.program.by_products = by_products(lowered)
     lifted = (frozenset(free) | lowered.program.by_products) - frozenset(fixed)
     return OnnxGraph(model, name, inputs, OnnxCapture(lowered.program, lowered, evaluated), lifted)

@@ -84,15 +84,22 @@ class Lowering:
 
     def run(self) -> None:
         held = set(self.model.graph.initializers)
-        for value in self.model.graph.inputs:
-            made = None if value.name in held else self._add(value, "input")
-            for d, dim in enumerate(made.dims if made is not None else ()):
-                self.program.relations.fix(dim, Reason(f"dimension {d} of the model's input {value.name!r}", why=INPUT))
+        for position, value in enumerate(v for v in self.model.graph.inputs if v.name not in held):
+            self._input(position, value)
         self._body(self.model.graph)
         for position, value in enumerate(self.model.graph.outputs):
             self._output(position, value)
         for name, value in self.made.held.items():
             self._left_out(self.program.values[name], value)
+
+    def _input(self, position: int, value: ir.Value) -> None:
+        made, lift = self._add(value, "input"), f"input {position}"
+        if made is None:
+            return
+        self.program.inputs[lift] = made
+        for d, dim in enumerate(made.dims):
+            text = f"dimension {d} of the model's input {position} ({value.name})"
+            self.program.relations.fix(dim, Reason(text, lift, INPUT))
 
     def _left_out(self, made: Value, value: ir.Value) -> None:
         """Fix the indices that only slices leave out: a longer input may read them."""
