@@ -16,6 +16,7 @@ import torch
 from torch.fx import Node
 
 from depgraph.graph import Value
+from depgraph.joins import is_node
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -221,7 +222,7 @@ class Anatomy:
             return
         if "scaled_dot_product" in str(node.target):
             q, k, v = (_given(node, name, None) for name in ("query", "key", "value"))
-            if isinstance(q, Node) and isinstance(k, Node) and isinstance(v, Node):
+            if is_node(q) and is_node(k) and is_node(v):
                 query, values = self.program.values[q.name], self.program.values[v.name]
                 lead = tuple(query.dims[:-2])
                 yield Attention(self._module(node), lead, query.dim(-1), values.dim(-1), self._keys(k))

@@ -20,7 +20,6 @@ from depgraph.capture.capturing import quiet
 from depgraph.cutting.sides import operator_name
 from depgraph.errors import DataError, ScoreError
 from depgraph.layers import Anatomy
-from depgraph.observing import Observer
 from importance.activation import with_unread
 from importance.calling import check_batches, inputs_of, moved
 from importance.fpgm import in_front, indices_of, slices
@@ -224,7 +223,7 @@ def _together(graph: DependencyGraph, names: list[str], batches: Iterable[Any]) 
     choosing = {name: _choice(graph, name) for name in names}
     counts = {name: np.zeros((graph[name].size, graph[name].size)) for name in names}
     device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
-    observer, seen, samples = Observer(graph), 0, Samples(1)
+    observer, seen, samples = graph.observer(), 0, Samples(1)
 
     def count(name: str, chosen: Tensor) -> None:
         labels = torch.from_numpy(_labels(graph, name, choosing[name])).to(chosen.device)

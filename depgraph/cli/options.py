@@ -56,7 +56,16 @@ Recipe = Annotated[
     str,
     typer.Option(help="a published method with all its parts, in place of --score: flap, obs, best, ...; see recipes"),
 ]
-Data = Annotated[Path | None, typer.Option(help="a text file to score with; its end is held out to measure on")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="a text file to score with, its end held out to measure on; for an ONNX file a folder of .npz"),
+]
+Size = Annotated[
+    list[str] | None, typer.Option(help="a size that an ONNX file leaves open, such as height=320 (repeatable)")
+]
+Free = Annotated[
+    list[str] | None, typer.Option(help="an input (of a file) or output whose size may change: 'output 0' (repeatable)")
+]
 Out = Annotated[
     Path | None, typer.Option(help="a new folder for the pruned model and its plan; a new file for an ONNX model")
 ]
@@ -92,6 +101,21 @@ class Wish:
     onnx: bool
     options: dict[str, Any]
     json: bool
+    sizes: dict[str, int]
+    free: tuple[str, ...]
+
+
+def parse_sizes(given: list[str] | None) -> dict[str, int]:
+    """`height=320` and the like as sizes by name; raises typer.BadParameter."""
+    sizes: dict[str, int] = {}
+    for text in given or ():
+        name, _, value = text.rpartition("=")
+        if not name or not value.isdigit() or not int(value):
+            raise typer.BadParameter(
+                f"--size {text!r}: give the name of an open size and a whole number, as height=320"
+            )
+        sizes[name] = int(value)
+    return sizes
 
 
 def check_patterns(graph: Any, options: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from depgraph.cli.app import app
 from depgraph.cli.data import Amount, TextData, measured, read_text, text_data
 from depgraph.cli.keeping import parse_keep
 from depgraph.cli.models import Loaded, Loading, load_model
-from depgraph.cli.onnx_files import is_onnx, prune_file, refuse_score
+from depgraph.cli.onnx_files import is_onnx, prune_file, refuse_options
 from depgraph.cli.output import Steps, check_vacant, new_folder, print_json, printing, showing
 from depgraph.cli.tables import (
     cut_json,
@@ -53,6 +53,8 @@ def prune(  # noqa: PLR0913  (the options of a command)
     dtype: o.Dtype = "auto",
     seed: o.Seed = 0,
     base: o.Base = "",
+    size: o.Size = None,
+    free: o.Free = None,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
     debug: o.Debug = False,
@@ -70,18 +72,28 @@ def prune(  # noqa: PLR0913  (the options of a command)
         raise typer.BadParameter(f"--recipe {recipe} spreads the budget itself: leave out --allocation {allocation}")
     loading, amount = Loading(device, dtype, seed, base), Amount(batches, length, seed)
     kept = parse_keep(keep, profile)
-    _prune(o.Wish(model, kept, loading, score, allocation, recipe, data, amount, out, onnx, options, as_json))
+    what = (
+        score,
+        allocation,
+        recipe,
+        data,
+        amount,
+        out,
+        onnx,
+        options,
+        as_json,
+        o.parse_sizes(size),
+        tuple(free or ()),
+    )
+    _prune(o.Wish(model, kept, loading, *what))
 
 
 def _prune(wish: o.Wish) -> None:
-    from importance import allocations, named, needs_data
+    from importance import allocations
 
+    refuse_options(wish.model, wish.loading, wish.sizes)
     if is_onnx(wish.model):
-        if wish.recipe:
-            raise DataError(f"recipe {wish.recipe!r} needs a PyTorch model: give a file a --score such as magnitude")
-        if needs_data(wish.score):
-            refuse_score(wish.score)
-        prune_file(wish, named(wish.score, seed=wish.loading.seed))
+        prune_file(wish)
         return
     steps = Steps()
     allocation = allocations.named(wish.allocation) if wish.allocation else None
@@ -96,7 +108,7 @@ def _prune(wish: o.Wish) -> None:
             loaded = load_model(wish.model, wish.loading)
             found = text_data(loaded, wish.data, text, wish.amount) if wish.data is not None else TextData([], [])
         with steps("tracing"):
-            graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs)
+            graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs, free=wish.free)
         o.check_patterns(graph, wish.options)
         target, latency = wish.keep.target(graph, steps)
         with steps("scoring and planning"):

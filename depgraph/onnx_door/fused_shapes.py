@@ -59,6 +59,16 @@ def _normed(given: Given, node: ir.Node) -> Shapes:
     return [first, (*first[:-1], 1), (*first[:-1], 1), first][: len(node.outputs)]
 
 
+@_fused("DequantizeLinear", like=1)
+def _scaled(given: Given, node: ir.Node) -> Shapes:
+    return [given[0]]
+
+
+@_fused("QuantizeLinear", like=2)
+def _rounded(given: Given, node: ir.Node) -> Shapes:
+    return [given[0]]
+
+
 @_fused("FusedMatMul", "FusedMatMulActivation", "TransposeMatMul")
 def _product(given: Given, node: ir.Node) -> Shapes:
     left, right = given[0], given[1]
