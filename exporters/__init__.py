@@ -1,7 +1,23 @@
 """The last step: a model leaves as a file that another runtime has been seen to run rightly."""
 
 from exporters.dynamic import STATIC
+from exporters.executorch_export import ExecuTorchOptions, to_executorch
 from exporters.latency import Latency, compare_latency, latency
 from exporters.onnx_export import OnnxOptions, OnnxReport, to_onnx
+from exporters.openvino_export import OpenVinoOptions, to_openvino
+from exporters.verifying import FileReport
 
-__all__ = ["STATIC", "Latency", "OnnxOptions", "OnnxReport", "compare_latency", "latency", "to_onnx"]
+__all__ = [
+    "STATIC",
+    "ExecuTorchOptions",
+    "FileReport",
+    "Latency",
+    "OnnxOptions",
+    "OnnxReport",
+    "OpenVinoOptions",
+    "compare_latency",
+    "latency",
+    "to_executorch",
+    "to_onnx",
+    "to_openvino",
+]

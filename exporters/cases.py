@@ -84,6 +84,12 @@ def _sizes(subject: Subject) -> dict[str, int]:
     }
 
 
+def sized_case(subject: Subject, sizes: dict[str, int]) -> Case | None:
+    """A case of these sizes, None where PyTorch doesn't take them."""
+    found = _first_accepted(subject, {}, [sizes])
+    return found[1] if found else None
+
+
 def _first_accepted(subject: Subject, usual: dict[str, int], family: Sequence[dict[str, int]]) -> Found:
     for sizes in family:
         for fill in (_random_like, _tiled):
