@@ -21,9 +21,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 import depgraph
 import importance
 from depgraph import cli
-from depgraph.cli_data import Amount, perplexity, text_data
-from depgraph.cli_inputs import make_inputs
-from depgraph.cli_models import Loaded
+from depgraph.cli import prune
+from depgraph.cli.data import Amount, perplexity, text_data
+from depgraph.cli.inputs import make_inputs
+from depgraph.cli.models import Loaded
+from depgraph.cli.output import CODES
 from depgraph.errors import CaptureError, ModelError
 from importance.losses import own_loss
 
@@ -391,7 +393,7 @@ def test_prune_and_export_write_onnx(run: Run, given: Path, tmp_path: Path) -> N
 def test_help_lists_the_exit_codes(run: Run) -> None:
     done = run("--help")
     assert done.code == 0
-    assert all(f"{code} " in done.out for code in cli.CODES)
+    assert all(f"{code} " in done.out for code in CODES)
     assert run("prune", "--help").code == 0
 
 
@@ -601,7 +603,7 @@ def test_a_failure_on_the_way_leaves_nothing(  # noqa: PLR0913  (three fixtures,
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_write", fail)
+    monkeypatch.setattr(prune, "_write", fail)
     done = run("prune", f"{given}:pair", "--keep", "params=0.5", "--out", "small")
     assert says in done.sentence
     assert done.code == code
@@ -612,7 +614,7 @@ def test_errors_name_the_folder_that_was_asked_for(run: Run, given: Path, monkey
     def fail(loaded: object, plan: object, report: object, folder: Path) -> None:
         raise depgraph.errors.CheckpointError(f"{folder / 'plan.json'} can't be written")
 
-    monkeypatch.setattr(cli, "_write", fail)
+    monkeypatch.setattr(prune, "_write", fail)
     done = run("prune", f"{given}:pair", "--keep", "params=0.5", "--out", "small")
     assert done.sentence == "small/plan.json can't be written"
 
@@ -648,7 +650,7 @@ def test_an_interruption_leaves_nothing(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, step, interrupted)
+    monkeypatch.setattr(prune, step, interrupted)
     done = run("prune", f"{given}:pair", "--keep", "params=0.5", "--out", "small")
     assert (done.code, done.out, done.err) == (130, "", "interrupted: nothing was written\n")
     assert left_in(tmp_path) == set()

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import depgraph
-from depgraph.cli_options import Wish
-from depgraph.cli_output import Steps, print_json, printing, showing
-from depgraph.cli_tables import plan_json, print_result
+from depgraph.cli.options import Wish
+from depgraph.cli.output import Steps, print_json, printing, showing
+from depgraph.cli.tables import plan_json, print_result
 from depgraph.errors import CheckpointError, ModelError, ScoreError
 from depgraph.onnx_door.saving import write
 from depgraph.plan import Plan

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from depgraph.cli_inputs import make_inputs
+from depgraph.cli.inputs import make_inputs
 from depgraph.cutting import inputs
 from depgraph.errors import CheckpointError, DepgraphError, ModelError
 from depgraph.storage import MANIFEST

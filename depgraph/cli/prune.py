@@ -1,94 +1,31 @@
-"""The command `depgraph`: inspect a model, prune it, export it. The one module that may import all three packages."""
+"""`depgraph prune`."""
 
 from __future__ import annotations
 
-import logging
-import sys
-import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
 import depgraph
-from depgraph import cli_options as o
-from depgraph import interruption
-from depgraph.cli_data import Amount, TextData, measured, read_text, text_data
-from depgraph.cli_models import Loaded, Loading, load_model
-from depgraph.cli_onnx import is_onnx, prune_file, refuse_options, refuse_score
-from depgraph.cli_output import CODES, Steps, check_vacant, new_folder, print_json, printing, say, show_error, showing
-from depgraph.cli_tables import (
+from depgraph.cli import options as o
+from depgraph.cli.app import app
+from depgraph.cli.data import Amount, TextData, measured, read_text, text_data
+from depgraph.cli.models import Loaded, Loading, load_model
+from depgraph.cli.onnx_files import is_onnx, prune_file, refuse_score
+from depgraph.cli.output import Steps, check_vacant, new_folder, print_json, printing, showing
+from depgraph.cli.tables import (
     cut_json,
     cut_lines,
-    graph_json,
+    onnx_json,
     plan_json,
-    print_axes,
     print_result,
-    recipes_table,
 )
 from depgraph.cutting.report import CutReport
 from depgraph.errors import DataError
-from depgraph.inspecting import Inspection
 from depgraph.options import Options
-from depgraph.page import html_page
 from depgraph.plan import Plan
-from depgraph.storage import check_free, written
-
-app = typer.Typer(
-    name="depgraph",
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    help="Make a PyTorch or ONNX model smaller: find what is coupled, cut it out, prove the result right, export it.",
-    epilog="MODEL is a transformers folder, a folder saved by depgraph, an ONNX file, or file.py:function, which returns "
-    "(module, args), (module, args, kwargs) or a dict with model, args, kwargs, batches (to score with) and loss "
-    "(a function of the model's output and the batch).\n\n"
-    f"Exit codes: {'; '.join(f'{code} {meaning}' for code, meaning in CODES.items())}.",
-)
-
-
-@app.command()
-def inspect(  # noqa: PLR0913  (the options of a command)
-    model: o.Model,
-    long: o.Long = False,
-    strict: o.Strict = False,
-    device: o.Device = "cpu",
-    dtype: o.Dtype = "auto",
-    seed: o.Seed = 0,
-    base: o.Base = "",
-    html: o.HtmlFile = None,
-    as_json: o.Json = False,
-    debug: o.Debug = False,
-) -> None:
-    """Show the axes of a model: what can be removed together, what it would save, what is fixed."""
-    if html is not None:
-        check_free(html, "--html")
-    with printing(as_json) as out:
-        steps = Steps()
-        with steps("loading"):
-            if is_onnx(model):
-                refuse_options(device, dtype, base)
-            loaded = None if is_onnx(model) else load_model(model, Loading(device, dtype, seed, base))
-        with steps("tracing"):
-            given = (model,) if loaded is None else (loaded.model, loaded.args, loaded.kwargs)
-            graph = depgraph.trace(*given, strict=strict)
-            found = Inspection(graph)
-        if html is not None:
-            with steps("drawing"):
-                written(html, html_page(found))
-    with showing():
-        if as_json:
-            print_json(graph_json(found), out)
-        elif long:
-            out.print(graph.show(), markup=False, highlight=False, soft_wrap=True)
-        else:
-            print_axes(found, out)
-            if graph.note:
-                out.print(graph.note, markup=False, highlight=False)
 
 
 @app.command()
@@ -131,50 +68,6 @@ def prune(  # noqa: PLR0913  (the options of a command)
     loading, amount = Loading(device, dtype, seed, base), Amount(batches, length, seed)
     target = o.parse_keep(keep)
     _prune(o.Wish(model, target, loading, score, allocation, recipe, data, amount, out, onnx, options, as_json))
-
-
-@app.command()
-def recipes(as_json: o.Json = False) -> None:
-    """List the recipes: published methods with all their parts, what they need, and what they cost."""
-    from importance.recipes import RECIPES
-
-    if as_json:
-        print_json({name: entry.described() for name, entry in RECIPES.items()}, Console())
-        return
-    Console().print(recipes_table(RECIPES))
-
-
-@app.command()
-def export(  # noqa: PLR0913  (the options of a command)
-    model: o.Model,
-    out: o.OnnxFile = None,
-    opset: o.Opset = 20,
-    device: o.Device = "cpu",
-    dtype: o.Dtype = "auto",
-    seed: o.Seed = 0,
-    base: o.Base = "",
-    as_json: o.Json = False,
-    debug: o.Debug = False,
-) -> None:
-    """Write a model as an ONNX file, and check it in ONNX Runtime."""
-    from exporters import OnnxOptions, to_onnx
-
-    if out is None and not Path(model).is_dir():
-        raise typer.BadParameter("--out FILE says where the ONNX file goes")
-    file = out or Path(model) / "model.onnx"
-    check_free(file, "--out")
-    with printing(as_json) as console:
-        steps = Steps()
-        with steps("loading"):
-            loaded = load_model(model, Loading(device, dtype, seed, base))
-        with steps("exporting"):
-            options = OnnxOptions(opset=opset, dtype="float32")
-            report = to_onnx(loaded.model, loaded.args, file, loaded.kwargs, options=options)
-    with showing():
-        if as_json:
-            print_json(_onnx_json(report), console)
-        else:
-            console.print(str(report), markup=False, highlight=False, soft_wrap=True)
 
 
 def _prune(wish: o.Wish) -> None:
@@ -271,7 +164,7 @@ def _write_all(
             exported = _onnx(loaded, report, folder, wish.out or folder)
     result = cut_json(plan, report) | {
         "perplexity": figures,
-        "onnx": _onnx_json(exported) if exported else None,
+        "onnx": onnx_json(exported) if exported else None,
         "folder": str(wish.out),
         "format": saved.format,
         "files": sorted(path.name for path in folder.iterdir()),
@@ -299,45 +192,3 @@ def _onnx(loaded: Loaded, report: CutReport, folder: Path, final: Path) -> Any:
     options = OnnxOptions(dtype="float32")
     made = to_onnx(report.model, loaded.args, folder / "model.onnx", loaded.kwargs, options=options)
     return replace(made, path=final / "model.onnx")
-
-
-def _onnx_json(report: Any) -> dict[str, Any]:
-    return {**asdict(report), "path": str(report.path)}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code; every error is one sentence on stderr."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    with warnings.catch_warnings():
-        if not debug:
-            warnings.simplefilter("ignore")
-            logging.disable(logging.CRITICAL)
-        try:
-            return _run(given)
-        except Exception as error:
-            return _interrupted() if interruption.happened() else show_error(error, debug)
-        finally:
-            logging.disable(logging.NOTSET)
-
-
-def _run(given: list[str]) -> int:
-    try:
-        done = typer.main.get_command(app).main(args=given, prog_name="depgraph", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
-    except Exception as error:
-        if interruption.happened() or not hasattr(error, "format_message"):
-            raise
-        where = getattr(getattr(error, "ctx", None), "command_path", "depgraph")
-        if sentence := error.format_message().rstrip("."):  # none where the help was shown for want of arguments
-            say(f"error: {sentence} (see {where} --help)")
-        return int(getattr(error, "exit_code", 2))
-    if done == interruption.CODE:
-        return _interrupted()
-    return done if isinstance(done, int) else 0
-
-
-def _interrupted() -> int:
-    say(interruption.SENTENCE)
-    return interruption.CODE

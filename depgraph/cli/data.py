@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from depgraph.capture.capturing import quiet
-from depgraph.cli_models import Loaded
+from depgraph.cli.models import Loaded
 from depgraph.cutting.report import CutReport
 from depgraph.errors import DataError
 

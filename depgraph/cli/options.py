@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from depgraph.cli_data import Amount
-from depgraph.cli_models import Loading
+from depgraph.cli.data import Amount
+from depgraph.cli.models import Loading
 from depgraph.errors import PlanError, TargetError
 from depgraph.options import matches
 from depgraph.target import METRICS, Target

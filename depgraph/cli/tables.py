@@ -197,3 +197,8 @@ def recipes_table(entries: Mapping[str, Any]) -> Table:
     for name, entry in entries.items():
         table.add_row(name, entry.paper, entry.needs, entry.cost, entry.data)
     return table
+
+
+def onnx_json(report: Any) -> dict[str, Any]:
+    """What an export reports, as data."""
+    return {**asdict(report), "path": str(report.path)}
