@@ -2,6 +2,7 @@
 
 from exporters.dynamic import STATIC
 from exporters.executorch_export import ExecuTorchOptions, to_executorch
+from exporters.gguf_export import GgufOptions, to_gguf
 from exporters.latency import Latency, compare_latency, latency
 from exporters.onnx_export import OnnxOptions, OnnxReport, to_onnx
 from exporters.openvino_export import OpenVinoOptions, to_openvino
@@ -11,6 +12,7 @@ __all__ = [
     "STATIC",
     "ExecuTorchOptions",
     "FileReport",
+    "GgufOptions",
     "Latency",
     "OnnxOptions",
     "OnnxReport",
@@ -18,6 +20,7 @@ __all__ = [
     "compare_latency",
     "latency",
     "to_executorch",
+    "to_gguf",
     "to_onnx",
     "to_openvino",
 ]

@@ -112,7 +112,9 @@ def _groups(gaps: Gaps) -> tuple[list[tuple[list[Matrix], Matrix]], Matrix]:
         sources = gaps.sources(matrix.data)
         if gaps.table.node in sources:
             if sources != stream or any(r.data is not matrix.data for r in readers):
-                raise ExportError(f"{_LIKE}: {matrix.name!r} doesn't read all that was added before it (parallel branches?).")
+                raise ExportError(
+                    f"{_LIKE}: {matrix.name!r} doesn't read all that was added before it (parallel branches?)."
+                )
             readers.append(matrix)
         elif sources == {r.node for r in readers} and len(readers) in _KINDS:
             groups.append((readers, matrix))
@@ -238,7 +240,9 @@ def _roles(asked: _Attending) -> tuple[Matrix, Matrix, Matrix]:
         )
     (key,) = [m for m in rest if m not in queries]
     if any(asked.moved(m, slice(-1, None), _ALL)[:-1].any() for m in (key, doubled[0])):
-        raise ExportError(f"{_LIKE}, which look back only: in the attention of {key.name!r} a token sees those after it.")
+        raise ExportError(
+            f"{_LIKE}, which look back only: in the attention of {key.name!r} a token sees those after it."
+        )
     return queries[0], key, doubled[0]
 
 
@@ -297,7 +301,9 @@ def _scale(asked: _Attending, roles: Sequence[Matrix], heads: int, turning: Turn
 
 def attended(q: Tensor, k: Tensor, v: Tensor, like: Attention) -> Tensor:
     """What Llama's attention makes of queries, keys and values [batch, length, channels]."""
-    split = [x.unflatten(-1, (n, -1)).transpose(1, 2) for x, n in ((q, like.heads), (k, like.kv_heads), (v, like.kv_heads))]
+    split = [
+        x.unflatten(-1, (n, -1)).transpose(1, 2) for x, n in ((q, like.heads), (k, like.kv_heads), (v, like.kv_heads))
+    ]
     queries, keys = (_turned(x, like.turning) for x in split[:2])
     keys, values = (x.repeat_interleave(like.heads // like.kv_heads, 1) for x in (keys, split[2]))
     made = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=like.scale)
