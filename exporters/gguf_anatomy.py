@@ -168,7 +168,8 @@ def _gated(gaps: Gaps, norm: Norm, readers: Sequence[Matrix], writer: Matrix) ->
     """Which of two matrices gates, by trying both."""
     a, b = _drawn(gaps, [m.node for m in readers])
     answered = gaps.run(writer.data, {readers[0].node: a, readers[1].node: b})
-    for gate, up, x, y in ((*readers, a, b), (*readers[::-1], b, a)):
+    first, second = readers
+    for gate, up, x, y in ((first, second, a, b), (second, first, b, a)):
         if _same(answered, F.silu(x) * y):
             return Gated(norm, gate, up, writer)
         for name, other in _ACTIVATIONS.items():
@@ -220,7 +221,7 @@ def _attention(gaps: Gaps, norm: Norm, readers: Sequence[Matrix], writer: Matrix
         raise ExportError(f"{_LIKE}, whose heads are alike and lie side by side: those of {q.name!r} don't.")
     turning = _turning(asked, q, (k, v), heads)
     found = Attention(norm, q, k, v, writer, heads, kv_heads, turning, _scale(asked, (q, k, v), heads, turning))
-    expected = attended(*(asked.drawn[m.node] for m in (q, k, v)), found)
+    expected = attended(asked.drawn[q.node], asked.drawn[k.node], asked.drawn[v.node], found)
     if not _same(asked.usual, expected):
         raise ExportError(
             f"{_LIKE}: {writer.name!r} gets something else than causal softmax attention with rotary positions (norms of "

@@ -6,6 +6,7 @@ them is what llama.cpp documents for these architectures.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ class GgufModel:
         reader = gguf.GGUFReader(path)
         self.facts: Mapping[str, Any] = {key: field.contents() for key, field in reader.fields.items()}
         self.tensors = {t.name: _dequantised(gguf, t) for t in reader.tensors}
+
+    def of(self, tensors: dict[str, Tensor]) -> GgufModel:
+        """The same model of other tensors."""
+        other = copy.copy(self)
+        other.tensors = tensors
+        return other
 
     def fact(self, name: str) -> Any:
         """A number that the file's architecture has, such as "attention.head_count"."""

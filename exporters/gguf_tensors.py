@@ -213,7 +213,7 @@ def _norm_weight(place: str, norm: Norm | None, width: int = 0) -> Iterator[tupl
 
 
 def _attention_weights(place: str, found: Attention | None, shape: Shape) -> Iterator[tuple[str, Weight]]:
-    yield from _norm_weight(f"{place}.attn_norm", found and found.norm, shape.width)
+    yield from _norm_weight(f"{place}.attn_norm", None if found is None else found.norm, shape.width)
     if found is None:
         for name in ("attn_q", "attn_k", "attn_v"):
             yield f"{place}.{name}.weight", Weight(torch.zeros(shape.head_width, shape.width), "nothing")
@@ -233,7 +233,7 @@ def _attention_weights(place: str, found: Attention | None, shape: Shape) -> Ite
 
 
 def _gated_weights(place: str, found: Gated | None, shape: Shape) -> Iterator[tuple[str, Weight]]:
-    yield from _norm_weight(f"{place}.ffn_norm", found and found.norm, shape.width)
+    yield from _norm_weight(f"{place}.ffn_norm", None if found is None else found.norm, shape.width)
     if found is None:
         for name, size in (
             ("gate", (BLANK, shape.width)),
