@@ -200,7 +200,8 @@ class Choice:
         """A note where axes too small for `round_to` lose groups, or those that no multiple is left of don't."""
         step = self.options.round_to
         if isinstance(step, str):
-            odd = [n for n in self.leading if (self.graph[n].size - len(removal.get(n, ()))) % self.rounding.step(n)]
+            left = {a.name: a.size - len(removal.get(a.name, ())) for a in self.graph.axes if a.prunable.any()}
+            odd = [name for name, size in left.items() if size % self.rounding.step(name)]
             return [f"{_and_more(odd)} keeps a size that round_to={step!r} doesn't allow"] if odd else []
         small = [name for name in removal if self.graph[name].size < step]
         return (
