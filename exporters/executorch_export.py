@@ -25,7 +25,7 @@ from exporters.extras import required
 from exporters.model_state import alternatives
 from exporters.onnx_check import tolerance_for
 from exporters.onnx_file import staging, writing
-from exporters.verifying import FileReport, Run, check_exportable, difference, named_file, published, still
+from exporters.verifying import FileReport, Run, check_exportable, difference, named_file, on_cpu, published, still
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def to_executorch(
     with _quiet():
         exir = required("executorch", "executorch.exir", "executorch.runtime")
     check_exportable(model, "to_executorch")
+    model, (args, kwargs) = on_cpu(model, (args, kwargs))
     target = named_file(path, ".pte", "model.pte")
     with staging(target) as draft, still(model):
         call = built_in(flatten_call(model, args, kwargs), options.constants)

@@ -28,7 +28,7 @@ from exporters.gguf_tensors import Contents, Weight, as_array, contents
 from exporters.gguf_vocabulary import Vocabulary, vocabulary
 from exporters.onnx_check import Difference, Tolerance, compare
 from exporters.onnx_file import RECORD_KEY, VERSION_KEY, library_version, staging, writing
-from exporters.verifying import FileReport, check_exportable, named_file, published, still
+from exporters.verifying import FileReport, check_exportable, named_file, on_cpu, published, still
 
 PLAIN = ("f32", "f16", "bf16")
 BLOCKS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
@@ -91,6 +91,7 @@ def to_gguf(
     check_exportable(model, "to_gguf")
     _check_format(options.weights)
     target = named_file(path, ".gguf", "model.gguf")
+    model, (args, kwargs) = on_cpu(model, (args, kwargs))
     model = _in_float32(model)
     with staging(target) as draft, still(model):
         graph = trace(model, args, kwargs)
@@ -126,8 +127,8 @@ def _check_format(weights: str) -> None:
 
 def _in_float32(model: nn.Module) -> nn.Module:
     tensors = [*model.parameters(), *model.buffers()]
-    plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors if t.is_floating_point())
-    return model if plain else copy.deepcopy(model).cpu().float()
+    plain = all(t.dtype == torch.float32 for t in tensors if t.is_floating_point())
+    return model if plain else copy.deepcopy(model).float()
 
 
 def _check_rows(gguf: Any, found: Contents, weights: str) -> None:

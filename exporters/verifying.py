@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from depgraph import interruption
 from depgraph.capture.restoring import restored
@@ -76,6 +79,13 @@ def check_exportable(model: nn.Module, door: str) -> None:
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise ExportError(f"{type(model).__name__} has weights on the meta device: there is nothing to write; load it.")
     require_finite(model, ExportError)
+
+
+def on_cpu(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
+    """The model and its example inputs, or copies of them in the CPU's memory."""
+    if all(t.device.type == "cpu" for t in (*model.parameters(), *model.buffers())):
+        return model, inputs
+    return copy.deepcopy(model).cpu(), pytree.tree_map_only(Tensor, Tensor.cpu, inputs)
 
 
 @contextmanager
