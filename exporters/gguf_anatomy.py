@@ -17,7 +17,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 
 from depgraph.errors import ExportError
-from exporters.gguf_gaps import Gaps, Matrix
+from exporters.gguf_gaps import Gaps, Matrix, shape_of
 
 _NEAR = 1e-3
 _LIKE = "GGUF is written for Llama-like models only"
@@ -98,7 +98,7 @@ def decoder(gaps: Gaps) -> Decoder:
         sublayers.append(_KINDS[len(readers)](gaps, norm, readers, writer))
         stream.append(writer.node)
     norm = _norm(gaps, head, stream)
-    given = torch.randn(gaps.value(head.node).shape, generator=_generator())
+    given = torch.randn(shape_of(head.node), generator=_generator())
     if not _same(gaps.run(gaps.output(), {head.node: given}), given):
         raise ExportError(f"{_LIKE}: what {head.name!r} gives is changed (scaled or capped) before it is put out.")
     tied = head.name == gaps.table.name or head.weight.data_ptr() == gaps.table.weight.data_ptr()
@@ -133,9 +133,9 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(20)
 
 
-def _drawn(gaps: Gaps, nodes: Sequence[Node]) -> list[Tensor]:
+def _drawn(nodes: Sequence[Node]) -> list[Tensor]:
     generator = _generator()
-    return [torch.randn(gaps.value(node).shape, generator=generator) for node in nodes]
+    return [torch.randn(shape_of(node), generator=generator) for node in nodes]
 
 
 def _same(actual: Tensor, expected: Tensor) -> bool:
@@ -146,7 +146,7 @@ def _same(actual: Tensor, expected: Tensor) -> bool:
 
 def _norm(gaps: Gaps, reader: Matrix, stream: Sequence[Node]) -> Norm:
     """The RMS norm between the stream and what reads it."""
-    drawn = _drawn(gaps, stream)
+    drawn = _drawn(stream)
     one = drawn[0] / drawn[0].pow(2).mean(-1, keepdim=True).sqrt()
     silent = [torch.zeros_like(d) for d in drawn[1:]]
     answered = [gaps.run(reader.data, dict(zip(stream, [one * size, *silent], strict=True))) for size in (1.0, 1e-4)]
@@ -166,7 +166,7 @@ def _norm(gaps: Gaps, reader: Matrix, stream: Sequence[Node]) -> Norm:
 
 def _gated(gaps: Gaps, norm: Norm, readers: Sequence[Matrix], writer: Matrix) -> Gated:
     """Which of two matrices gates, by trying both."""
-    a, b = _drawn(gaps, [m.node for m in readers])
+    a, b = _drawn([m.node for m in readers])
     answered = gaps.run(writer.data, {readers[0].node: a, readers[1].node: b})
     first, second = readers
     for gate, up, x, y in ((first, second, a, b), (second, first, b, a)):
@@ -193,7 +193,7 @@ class _Attending:
 
     def __init__(self, gaps: Gaps, readers: Sequence[Matrix], writer: Matrix) -> None:
         self.gaps, self.readers, self.writer = gaps, list(readers), writer
-        self.drawn = {m.node: d for m, d in zip(readers, _drawn(gaps, [m.node for m in readers]), strict=True)}
+        self.drawn = {m.node: d for m, d in zip(readers, _drawn([m.node for m in readers]), strict=True)}
         self.usual = self.answer({})
 
     def answer(self, changed: dict[Node, Tensor]) -> Tensor:

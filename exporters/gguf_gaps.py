@@ -99,11 +99,6 @@ class Gaps:
         values = [self._constant(n) for n in held]
         return [v for v in values if isinstance(v, Tensor) and v.shape == (size,)]
 
-    def value(self, node: Node) -> Tensor:
-        """What a node is at the example, every matrix included."""
-        made: Tensor = self.run(node, {})
-        return made
-
     def _between(self, wanted: Node, given: Mapping[Node, Any]) -> list[Node]:
         needed, stack = set[Node](), [wanted]
         while stack:
@@ -186,6 +181,11 @@ class Gaps:
             None if added is None else self._constant(added).detach(),
             name,
         )
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """The sizes of a node's value at the example."""
+    return tuple(int(size) for size in node.meta["val"].shape)
 
 
 def _meets(node: Node, others: set[Node]) -> bool:

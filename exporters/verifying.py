@@ -112,8 +112,8 @@ def difference(
             actual = run([tensor.detach().cpu().contiguous() for tensor in case.inputs])
         except Exception as error:
             raise ExportError(
-                f"{runtime} fails at {case.label}, where PyTorch doesn't ({first_line(error)}); nothing was written: leave "
-                "that dim out of `dynamic`."
+                f"{runtime} fails at {case.label}, where PyTorch doesn't ({first_line(error)}); nothing was written: where it is "
+                "a size that it fails at, leave that out of `dynamic`."
             ) from error
         for name, expected, got in zip(outputs, case.expected, actual, strict=True):
             worst |= compare(f"{name!r} at {case.label}", expected, got, tolerance, runtime)
@@ -123,6 +123,9 @@ def difference(
 def published(drafts: Mapping[Path, Path]) -> int:
     """Move drafts to where they belong, the last one last; what was there stays if one fails. Returns the bytes of all."""
     size = sum(draft.stat().st_size for draft in drafts)
+    for target in drafts.values():
+        if target.is_dir():
+            raise ExportError(f"{target} is a folder, where a file is to be; move it, or choose another name.")
     interruption.check()
     undo: list[tuple[Path, Path | None]] = []
     for draft, target in drafts.items():
