@@ -44,10 +44,11 @@ def test_every_matrix_of_a_llama_has_its_role() -> None:
 class Renamed(nn.Module):
     """One layer of the same arithmetic under other names, in another order, with queries turned in neighbouring pairs."""
 
-    def __init__(self) -> None:
+    def __init__(self, value_width: int = 4) -> None:
         super().__init__()
         self.z = nn.Embedding(50, 16)
-        self.a, self.b, self.c, self.d = (nn.Linear(16, 16, bias=False) for _ in range(4))
+        self.b, self.c = (nn.Linear(16, 16, bias=False) for _ in range(2))
+        self.a, self.d = nn.Linear(16, 4 * value_width), nn.Linear(4 * value_width, 16)
         self.up, self.gate, self.back = nn.Linear(16, 24), nn.Linear(16, 24), nn.Linear(24, 16)
         self.last = nn.Linear(16, 50, bias=False)
         self.scales = nn.Parameter(torch.rand(3, 16) + 0.5)
@@ -63,7 +64,7 @@ class Renamed(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         x = self.z(ids)
         read = self.norm(x, 0)
-        values = self.a(read).unflatten(-1, (4, 4)).transpose(1, 2)
+        values = self.a(read).unflatten(-1, (4, -1)).transpose(1, 2)
         keys, queries = self.turned(self.b(read)), self.turned(self.c(read))
         seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=0.7)
         x = x + self.d(seen.transpose(1, 2).flatten(2))
@@ -97,16 +98,15 @@ def test_whole_layers_left_out_leave_a_uniform_model() -> None:
     assert (made.shape.architecture, made.shape.heads, made.notes) == ("llama", (8,), ())
 
 
-def test_heads_of_different_widths_are_filled_up() -> None:
-    made = contents(found(Renamed()))
-    assert made.shape.head_width == 4 and "rope_freqs.weight" in made.weights
-    model = pruned.llama()
-    graph = depgraph.trace(model, IDS)
-    axis = next(a for a in graph.axes if "v_proj" in a.name and a.size == 8)
-    narrow = graph.cut_plan({axis.name: [1, 4, 6]}).apply()
-    made = contents(found(narrow))
-    assert made.shape.head_width == 8 and "filled up with zeros to 8" in made.notes[0]
-    assert not made.weights["blk.0.attn_v.weight"].values.unflatten(0, (4, 8))[:, 5:].any()
+@pytest.mark.parametrize("value_width", [3, 6])
+def test_heads_of_different_widths_are_filled_up(value_width: int) -> None:
+    model = Renamed(value_width)
+    made = contents(found(model))
+    wider = max(4, value_width)
+    assert made.shape.head_width == wider and f"filled up with zeros to {wider}" in made.notes[0]
+    filled = made.weights["blk.0.attn_v.weight"].values.unflatten(0, (4, wider))
+    assert torch.equal(filled[:, :value_width].flatten(0, 1), model.a.weight) and not filled[:, value_width:].any()
+    assert "rope_freqs.weight" in made.weights
 
 
 REFUSED: dict[str, tuple[Any, Any, str]] = {

@@ -60,8 +60,9 @@ def test_the_file_says_what_was_pruned_and_for_how_many_tokens(tmp_path: Path) -
     assert said[f"{said['general.architecture']}.context_length"] == 128
 
 
-def test_a_model_of_other_names_scales_and_frequencies_is_written_too(tmp_path: Path) -> None:
-    model = Renamed().eval()
+@pytest.mark.parametrize("value_width", [3, 4, 6])
+def test_a_model_of_other_names_scales_and_frequencies_is_written_too(value_width: int, tmp_path: Path) -> None:
+    model = Renamed(value_width).eval()
     with pytest.raises(ExportError, match=r"for how many tokens .*GgufOptions\(context="):
         to_gguf(model, IDS, tmp_path)
     report = to_gguf(model, IDS, tmp_path, options=GgufOptions(weights="f32", context=64))
