@@ -82,7 +82,7 @@ def to_executorch(
         flat = FlatModel(model, call)
         names, notes = output_names(flat, call)
         program, switched = _captured(flat, call, dims)
-        _write(exir, program, draft)
+        shared_out = _write(exir, program, draft)
         subject = Subject(flat, call.names, names, call.tensors, _names(dims))
         cases = [example_case(flat, call.tensors), *_at_bounds(subject, dims)]
         tolerance = tolerance_for(lowest_precision(flat, call), options.rtol, options.atol)
@@ -97,7 +97,7 @@ def to_executorch(
         found.absolute,
         found.relative,
         describe_cases(cases, call.names),
-        (*notes, *switched),
+        (*notes, *switched, shared_out),
     )
 
 
@@ -152,7 +152,8 @@ def _captured(flat: FlatModel, call: Call, dims: Dims) -> tuple[torch.export.Exp
             switched.append(note)
 
 
-def _write(exir: Any, program: torch.export.ExportedProgram, draft: Path) -> None:
+def _write(exir: Any, program: torch.export.ExportedProgram, draft: Path) -> str:
+    """Write the file, and say how much of it XNNPACK runs."""
     partitioners = required("executorch", "executorch.backends.xnnpack.partition.xnnpack_partitioner")
     try:
         with _quiet():
@@ -165,6 +166,10 @@ def _write(exir: Any, program: torch.export.ExportedProgram, draft: Path) -> Non
         ) from error
     with writing(draft.parent.parent / draft.name), draft.open("wb") as file:
         made.write_to_file(file)
+    calls = [str(node.target) for node in lowered.exported_program().graph.nodes if node.op == "call_function"]
+    parts = sum("executorch_call_delegate" in call for call in calls)
+    rest = sum("executorch_call_delegate" not in call and "getitem" not in call for call in calls)
+    return f"XNNPACK runs {parts} parts of the graph, portable kernels the {rest} operators between"
 
 
 def _runner(draft: Path) -> Run:

@@ -37,6 +37,7 @@ def test_a_pruned_model_runs_as_in_pytorch(made: Made, tmp_path: Path) -> None:
         output = model(other)
     expected = output if isinstance(output, Tensor) else output.logits
     np.testing.assert_allclose(run(report.path, other), expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert any("XNNPACK runs" in note and "runs 0 parts" not in note for note in report.notes)
     assert report.path == tmp_path / "model.pte" and report.bytes == report.path.stat().st_size
 
 
