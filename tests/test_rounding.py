@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import typer
 from torch import nn
 
 import depgraph
 import importance
+from depgraph.cli.options import rounding
 from depgraph.errors import PlanError
 
 IDS = torch.arange(6)[None]
@@ -51,3 +53,10 @@ def test_an_axis_of_less_than_a_block_stays_whole_and_is_noted() -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(PlanError, match="'ggml' must be a whole number of groups, 1 or more, or 'gguf', 'gguf-k'"):
         planned(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.randn(2, 4), 0.5, round_to="ggml")
+
+
+@pytest.mark.parametrize("text", ["0", "-8", "2.5", "ggml", ""])
+def test_the_command_takes_numbers_and_names(text: str) -> None:
+    assert rounding("8") == 8 and rounding("gguf-k") == "gguf-k"
+    with pytest.raises(typer.BadParameter, match="is no whole number from 1, nor one of gguf, gguf-k"):
+        rounding(text)
