@@ -30,6 +30,7 @@ from depgraph.errors import NothingToPrune
 from depgraph.options import Options, matches
 from depgraph.plan import Plan
 from depgraph.rankings import RANKINGS, Item
+from depgraph.rounding import Rounding
 from depgraph.stairs import stops
 from depgraph.target import Target
 
@@ -93,6 +94,7 @@ class Choice:
         self.target = target
         self.budget = Budget(graph, target)
         self.options = options
+        self.rounding = Rounding(graph, options.round_to)
         self.attempt = attempt
         self.rank_scores = scores
         self.order: dict[str, np.ndarray] = {}
@@ -127,7 +129,8 @@ class Choice:
         free = np.setdiff1d(np.flatnonzero(axis.prunable), list(stays))
         least = self.graph.widths.least(axis.name)
         stay = max(least, math.ceil(self.options.floor_of(axis) * axis.size - 1e-9))
-        cap = self._rounded(axis, min(len(free), axis.size - stay))
+        limit = min(len(free), axis.size - stay)
+        cap = min(limit, self._rounded(axis, limit))
         if cap > 0:
             self.order[axis.name] = free[np.argsort(scores[axis.name][free], kind="stable")]
             self.cap[axis.name] = cap
@@ -169,7 +172,7 @@ class Choice:
     def plan(self) -> Plan | None:
         """The plan that meets the target; None where there is none, or it can't be expressed though that was asked."""
         if self.options.scope == "uniform" and of_library(self.graph.model):
-            freedom = Freedom(self.order, self.cap, self.leading, self.options.round_to)
+            freedom = Freedom(self.order, self.cap, self.leading, self.rounding)
             return configured_plan(self.graph, freedom, self.target)
         ranking = RANKINGS[self.options.scope](self)
         length = self._shortest(ranking)
@@ -228,13 +231,16 @@ class Choice:
         return (dense - self._spent(dict.fromkeys(item, 1))) / max(dense, self.budget.least(self.budget.metric))
 
     def _exempt(self, removal: Mapping[str, np.ndarray]) -> list[str]:
-        """A note where axes too small for `round_to` lose groups."""
+        """A note where axes too small for `round_to` lose groups, or those that no multiple is left of don't."""
         step = self.options.round_to
+        if isinstance(step, str):
+            left = {a.name: a.size - len(removal.get(a.name, ())) for a in self.graph.axes if a.prunable.any()}
+            odd = [name for name, size in left.items() if size % self.rounding.step(name)]
+            return [f"{_and_more(odd)} keeps a size that round_to={step!r} doesn't allow"] if odd else []
         small = [name for name in removal if self.graph[name].size < step]
-        if not small:
-            return []
-        more = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
-        return [f"axis {small[0]!r}{more} has fewer than {step} groups, so round_to={step} doesn't hold there"]
+        return (
+            [f"{_and_more(small)} has fewer than {step} groups, so round_to={step} doesn't hold there"] if small else []
+        )
 
     def _trimmed(self, gone: list[Item], counts: Counts) -> Counts:
         """Settling makes costs jump: what went beyond the target comes back, the same share of every axis first.
@@ -298,7 +304,8 @@ class Choice:
     def _unsettled(self, ranking: list[Item], length: int) -> Counts:
         """How many groups of each axis a beginning of the ranking takes."""
         gone = Counter(itertools.chain.from_iterable(ranking[:length]))
-        return {name: self._rounded(self.graph[name], min(n, self.cap[name])) for name, n in gone.items()}
+        gone.update({n: 0 for n in self.leading if self.rounding.odd(n, self.graph[n].size)})
+        return {n: min(self.cap[n], self._rounded(self.graph[n], min(m, self.cap[n]))) for n, m in gone.items()}
 
     def _counts(self, ranking: list[Item], length: int) -> Counts:
         """The same, settled."""
@@ -307,10 +314,7 @@ class Choice:
 
     def _rounded(self, axis: Axis, count: int) -> int:
         """The largest number up to `count` that leaves a multiple of `round_to`, and at which the axis may stop."""
-        step = math.lcm(self.options.round_to, self.graph.widths.step(axis.name))
-        if axis.size >= step:
-            stay = math.ceil((axis.size - count) / step) * step
-            count = max(axis.size - stay, 0)
+        count = self.rounding.most(axis.name, axis.size, count)
         if axis.name in self.stops:
             found = self.stops[axis.name]
             count = found[place - 1] if (place := bisect_right(found, count)) else 0
@@ -318,3 +322,7 @@ class Choice:
 
     def _removal(self, counts: Counts) -> dict[str, np.ndarray]:
         return {name: self.order[name][:n] for name, n in counts.items() if n}
+
+
+def _and_more(names: list[str]) -> str:
+    return f"axis {names[0]!r}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from depgraph.errors import NothingToPrune, TargetError
 from depgraph.explaining import Counts, Explainer
 from depgraph.moves import Finder, Move, added
 from depgraph.plan import Plan
+from depgraph.rounding import Rounding
 from depgraph.target import Target
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Freedom:
     order: Mapping[str, np.ndarray]
     cap: Mapping[str, int]
     leading: list[str]
-    round_to: int
+    rounding: Rounding
 
 
 def configured_plan(graph: DependencyGraph, freedom: Freedom, target: Target) -> Plan:
@@ -128,8 +128,8 @@ class _Search:
 
     def _is_round(self, move: Move, n: int) -> bool:
         for name, gone in move.counts.items():
-            step, size = math.lcm(self.freedom.round_to, self.graph.widths.step(name)), self.graph[name].size
-            if size > step and (size - n * gone) % step:
+            step, size = self.freedom.rounding.step(name), self.graph[name].size
+            if (size > step or self.freedom.rounding.named) and (size - n * gone) % step:
                 return False
         return True
 

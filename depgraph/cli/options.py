@@ -13,6 +13,7 @@ from depgraph.cli.keeping import Keep as Kept
 from depgraph.cli.models import Loading
 from depgraph.errors import PlanError
 from depgraph.options import matches
+from depgraph.rounding import BLOCKS
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Scopes = Literal["auto", "global", "axis", "uniform"]
@@ -73,7 +74,12 @@ Onnx = Annotated[bool, typer.Option("--onnx", help="write model.onnx there too, 
 Scope = Annotated[
     Scopes, typer.Option(help="one ranking, or the same share of each axis or kind of axis; auto: as the score asks")
 ]
-RoundTo = Annotated[int, typer.Option(help="keep a multiple of this many groups (not of axes that have fewer)", min=1)]
+RoundTo = Annotated[
+    str,
+    typer.Option(
+        help="keep a multiple of this many groups (not of axes that have fewer); or gguf, gguf-k: rows in blocks"
+    ),
+]
 Floor = Annotated[float, typer.Option(help="the least share of every axis that stays", min=0, max=1)]
 Protect = Annotated[list[str] | None, typer.Option(help="leave alone axes of this pattern (repeatable)")]
 Only = Annotated[list[str] | None, typer.Option(help="touch only axes of this pattern (repeatable)")]
@@ -116,6 +122,15 @@ def parse_sizes(given: list[str] | None) -> dict[str, int]:
             )
         sizes[name] = int(value)
     return sizes
+
+
+def rounding(text: str) -> int | str:
+    """`8` or `gguf` as a rounding; raises typer.BadParameter."""
+    if text in BLOCKS:
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"--round-to {text!r} is no whole number from 1, nor one of {', '.join(BLOCKS)}")
+    return int(text)
 
 
 def check_patterns(graph: Any, options: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
     out: o.Out = None,
     onnx: o.Onnx = False,
     scope: o.Scope = "auto",
-    round_to: o.RoundTo = 1,
+    round_to: o.RoundTo = "1",
     floor: o.Floor = 0.0,
     protect: o.Protect = None,
     only: o.Only = None,
@@ -64,7 +64,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
         out = None
     elif out is None:
         raise typer.BadParameter("--out FOLDER says where the pruned model goes (or give --dry-run)")
-    options: dict[str, Any] = {"scope": scope, "round_to": round_to, "floor": floor, "form": form}
+    options: dict[str, Any] = {"scope": scope, "round_to": o.rounding(round_to), "floor": floor, "form": form}
     options |= {"protect": tuple(protect or ()), "only": tuple(only or ())}
     if allocation and scope not in ("auto", "global"):
         raise typer.BadParameter(f"--allocation {allocation} spreads the budget itself: leave out --scope {scope}")
