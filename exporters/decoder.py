@@ -108,7 +108,7 @@ def to_decoder_onnx(
     target = Path(path)
     with onnx_file.staging(target) as draft, restored(subject), preserved(subject), torch.no_grad():
         subject.eval()
-        ids, mask = greedy.left_padded(_prompt(subject, prompt))
+        ids, mask = greedy.left_padded(prompt_for(subject, prompt))
         entries = decoder_cache(subject, ids, mask)
         expected = greedy.in_torch(subject, on_device(subject, input_ids=ids, attention_mask=mask), new_tokens)
         written = to_onnx(CachedDecoder(subject, entries), (), draft, *_example(subject, entries), options=options)
@@ -133,7 +133,12 @@ def decoder_cache(model: nn.Module, ids: Tensor, mask: Tensor) -> tuple[CacheEnt
     return cache_entries(output.past_key_values, type(model).__name__)
 
 
-def _prompt(model: Any, prompt: Tensor | None) -> Tensor:
+def prompt_for(model: Any, prompt: Tensor | None) -> Tensor:
+    """The prompt, or random token ids of the model.
+
+    Raises:
+        ExportError: It is no language model.
+    """
     if prompt is not None:
         return prompt
     if not hasattr(model, "get_input_embeddings"):

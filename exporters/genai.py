@@ -20,7 +20,7 @@ from depgraph.storage import appearing, free_folder
 from exporters import greedy
 from exporters.caching import CacheEntry
 from exporters.calls import first_line
-from exporters.decoder import DecoderReport, decoder_feeds, first_feeds, to_decoder_onnx
+from exporters.decoder import DecoderReport, decoder_feeds, first_feeds, prompt_for, to_decoder_onnx
 from exporters.onnx_check import Tolerance, open_session, tolerance_for
 from exporters.onnx_export import OnnxOptions
 from exporters.quantising import QuantOptions, QuantReport, quantise
@@ -109,7 +109,7 @@ def to_genai(
     if not hasattr(tokenizer, "save_pretrained"):
         raise ExportError(f"to_genai needs a tokenizer of transformers, not {type(tokenizer).__name__}.")
     with appearing(path) as draft:
-        ids = greedy.default_prompt(model) if prompt is None else prompt
+        ids = prompt_for(model, prompt)
         decoder = to_decoder_onnx(model, draft / MODEL, ids, options=options.onnx, new_tokens=options.new_tokens)
         settings = genai_settings(model, tokenizer, decoder.cache, draft / MODEL, options)
         quantised = _quantised(draft, ids, options)

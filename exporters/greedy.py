@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from depgraph.capture.restoring import restored
 from depgraph.errors import ExportError
 from exporters.calls import first_line
+from exporters.model_state import preserved
 from exporters.onnx_check import Difference, Differs, Tolerance
 
 NEW_TOKENS = 20
@@ -51,7 +52,7 @@ class Agreement:
     reference: str
 
     def __str__(self) -> str:
-        ties = f", {self.ties} rows up to a tie of the two best" if self.ties else ""
+        ties = f", in {self.ties} of them up to a tie of the two best" if self.ties else ""
         return f"{self.tokens} greedy tokens of {self.rows} sequences equal those of {self.reference}{ties}"
 
 
@@ -119,7 +120,8 @@ def _plain_generation(model: Any, count: int, start: int | None) -> Iterator[Non
         return_dict_in_generate=True,
         output_logits=True,
     )
-    with restored(model):
+    with restored(model), preserved(model):
+        model.eval()
         model.generation_config = settings
         yield
 

@@ -193,6 +193,6 @@ def test_rows_that_part_at_a_tie_are_compared_up_to_there() -> None:
     expected = run_of([[2.0, 1.0], [1.0, 1.000001]], [[0.0, 3.0], [5.0, 0.0]])
     got = run_of([[2.0, 1.0], [1.000001, 1.0]], [[0.0, 3.0], [0.0, 5.0]])
     found = agreement(expected, got, Tolerance())
-    assert (found.tokens, found.ties) == (2, 1) and "1 rows up to a tie" in str(found)
+    assert (found.tokens, found.ties) == (2, 1) and "in 1 of them up to a tie" in str(found)
     with pytest.raises(Differs, match="At new token 2 the logits"):
         agreement(expected, run_of([[2.0, 1.0], [1.0, 1.000001]], [[0.0, 3.0], [5.0, 0.2]]), Tolerance())
