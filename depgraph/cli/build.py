@@ -57,7 +57,7 @@ def build(  # noqa: PLR0913  (the options of a command)
     profile: ProfileFile = None,
     threads: Threads = 1,
     scope: o.Scope = "auto",
-    round_to: o.RoundTo = 1,
+    round_to: o.RoundTo = "1",
     floor: o.Floor = 0.0,
     protect: o.Protect = None,
     only: o.Only = None,
@@ -91,7 +91,7 @@ def build(  # noqa: PLR0913  (the options of a command)
             found = TextData([], [])
             if data is not None:
                 found = text_data(loaded, data, read_text(data), Amount(batches, length, seed))
-        options: dict[str, Any] = {"scope": scope, "round_to": round_to, "floor": floor}
+        options: dict[str, Any] = {"scope": scope, "round_to": o.rounding(round_to), "floor": floor}
         options |= {"protect": tuple(protect or ()), "only": tuple(only or ())}
         ways = Ways(tuple(names), ("float32", *_precisions(quantise)), options, seed, opset=opset)
         command = shlex.join(["depgraph", *sys.argv[1:]])

@@ -53,7 +53,7 @@ def sweep(  # noqa: PLR0913  (the options of a command)
     recipes: Recipes = "magnitude",
     data: o.Data = None,
     scope: o.Scope = "auto",
-    round_to: o.RoundTo = 1,
+    round_to: o.RoundTo = "1",
     floor: o.Floor = 0.0,
     protect: o.Protect = None,
     only: o.Only = None,
@@ -75,7 +75,7 @@ def sweep(  # noqa: PLR0913  (the options of a command)
             f"a sweep needs a PyTorch model, and {model} is an ONNX file: sweep the model, or prune the file"
         )
     check_names(names, data=data is not None or ".py:" in model)
-    options: dict[str, Any] = {"scope": scope, "round_to": round_to, "floor": floor}
+    options: dict[str, Any] = {"scope": scope, "round_to": o.rounding(round_to), "floor": floor}
     options |= {"protect": tuple(protect or ()), "only": tuple(only or ())}
     maker = Maker(model, Loading(device, dtype, seed, base), data, Amount(batches, length, seed), options)
     with printing(as_json) as console:

@@ -30,7 +30,7 @@ def _fused(*names: str, like: int = 0) -> Callable[[Callable[[Given, ir.Node], S
                 return [None] * len(node.outputs)
             try:
                 made = function(shapes, node)
-            except (TypeError, IndexError, ValueError):  # an operand that it needs isn't known
+            except (TypeError, IndexError, ValueError, AssertionError):  # an operand that it needs isn't known
                 return [None] * len(node.outputs)
             dtype = first.tensor_type.elem_type
             return [None if shape is None else tensor_type(dtype, shape) for shape in made]
