@@ -91,6 +91,12 @@ def added_up(sizes: Mapping[str, int]) -> dict[str, int]:
     return {**sizes, **{name: sum(sizes[part] for part in those) for name, those in sums.items()}}
 
 
+def sized_case(subject: Subject, sizes: dict[str, int]) -> Case | None:
+    """A case of these sizes, None where PyTorch doesn't take them."""
+    found = _first_accepted(subject, {}, [sizes])
+    return found[1] if found else None
+
+
 def _first_accepted(subject: Subject, usual: dict[str, int], family: Sequence[dict[str, int]]) -> Found:
     for sizes in map(added_up, family):
         for fill in (_random_like, _tiled):

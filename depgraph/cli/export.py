@@ -59,7 +59,7 @@ def export(  # noqa: PLR0913  (the options of a command)
     with printing(as_json) as console:
         steps = Steps()
         if is_onnx(model):
-            refuse_options(device, dtype, base)
+            refuse_options(model, Loading(device, dtype, seed, base), {})
             with steps("converting"):
                 reports = export_file(Path(model), asked)
         else:
