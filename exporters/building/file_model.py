@@ -36,9 +36,9 @@ class FileModel(nn.Module):
         self._like = [like]  # not a part of this module
         self._takes = {value.name: value.type for value in self._session.get_inputs()}
         self._gives = [value.name for value in self._session.get_outputs()]
-        self.forward = functools.wraps(like.forward)(self._run)
+        self.forward = functools.wraps(like.forward)(lambda *args, **kwargs: self._run(args, kwargs))
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         taken = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor) or name in self._takes}
         call = flatten_call(self._like[0], args, taken)
         given = {name: _array(t) for name, t in zip(call.names, call.tensors, strict=True) if name in self._takes}

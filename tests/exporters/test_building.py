@@ -1,0 +1,245 @@
+"""From a budget to a folder that runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import depgraph
+from depgraph.errors import CheckpointError, TargetError
+from depgraph.story import Story
+from exporters.building import Budget, Subject, Ways, build
+from exporters.building.file_model import FileModel
+from exporters.building.limits import Limits
+from exporters.building.precisions import Precision, file_bytes
+from exporters.onnx_export import to_onnx
+from importance.sweeping import Figure
+
+QUICK = Ways(recipes=("magnitude",), shares=(0.5,), probes=2)
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+    return nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), *head).eval()
+
+
+@pytest.fixture
+def subject() -> Subject:
+    model, images = _network(), torch.randn(4, 3, 12, 12)
+    dense = model(images).detach()
+
+    def distance(other: nn.Module) -> float:
+        with torch.no_grad():
+            return float((other(images) - dense).norm() / dense.norm())
+
+    def loss(output: torch.Tensor, batch: Any) -> torch.Tensor:
+        return (output - dense).square().mean() + output.square().mean()
+
+    return Subject(model, (images,), {}, distance, Figure("distance"), [(images,)], loss)
+
+
+def _dense_bytes(subject: Subject, folder: Path) -> int:
+    to_onnx(subject.model, subject.args, folder / "dense.onnx")
+    return file_bytes(folder / "dense.onnx")
+
+
+def test_the_folder_keeps_within_its_bytes_and_runs(subject: Subject, tmp_path: Path) -> None:
+    most = int(_dense_bytes(subject, tmp_path) * 0.6)
+    built = build(subject, Budget(bytes=most), tmp_path / "small", QUICK, command="depgraph build x")
+    folder = tmp_path / "small"
+    assert 0.5 * most < file_bytes(folder / "model.onnx") <= most
+    done = subprocess.run([sys.executable, folder / "run.py"], capture_output=True, text=True, check=True)
+    assert "output: float32 [4, 10]" in done.stdout and "median of 20 runs" in done.stdout
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    with np.load(folder / "example.npz") as arrays:
+        (made,) = session.run(None, dict(arrays))
+    expected = built.best.model(*subject.args).detach().numpy()
+    np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-5)
+    again = depgraph.load(folder / "pytorch", model=_network())
+    torch.testing.assert_close(again(*subject.args), built.best.model(*subject.args))
+    graph = depgraph.trace(subject.model, subject.args)
+    assert depgraph.Plan.load(graph, folder / "plan.json").cost() == built.story.after
+    assert (
+        not subject.model.training and sum(p.numel() for p in subject.model.parameters()) == built.story.before.params
+    )
+
+
+def test_the_report_tells_what_was_done(subject: Subject, tmp_path: Path) -> None:
+    most = int(_dense_bytes(subject, tmp_path) * 0.6)
+    build(subject, Budget(bytes=most), tmp_path / "small", QUICK, command="depgraph build x")
+    story = Story.load(tmp_path / "small" / "report.json")
+    assert story.making.command == "depgraph build x" and story.making.recipe == "magnitude"
+    assert story.check is not None and story.check.error < 1e-4
+    assert [q.name for q in story.quality] == ["distance"] and story.quality[0].before == 0 < story.quality[0].after  # type: ignore[operator]
+    assert story.tradeoff is not None and story.tradeoff.chosen == 0 and len(story.tradeoff.trials) == 2
+    assert story.sensitivity is not None and len(story.sensitivity.curves) == 2
+    assert [t.kind for t in story.timings] == ["measured"]
+    (file,) = story.files
+    assert file.bytes <= most < (file.dense_bytes or 0)
+    page = (tmp_path / "small" / "report.html").read_text()
+    assert "depgraph build x" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+class _Clock:
+    """A latency model by the clock of the test: milliseconds are the parameters that are left, in thousands."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, graph: depgraph.DependencyGraph) -> None:
+        self.dense_ms = self.ms(graph.widths.at({}))
+
+    @classmethod
+    def of(cls, graph: depgraph.DependencyGraph, profile: Any = None, *, threads: int = 1) -> _Clock:
+        return cls(graph)
+
+    def ms(self, kept: Any) -> float:
+        return float(kept.cost().params) / 1000
+
+    def parts(self, kept: Any) -> dict[str, float]:
+        return {"all": self.ms(kept)}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How many times the predicted share files take, for one round after the other; the last goes on."""
+    from exporters.building import search
+
+    factors = [1.0]
+
+    def side_by_side(files: dict[str, Path], feeds: Any, threads: int) -> dict[str, float]:
+        import onnx
+
+        def params(path: Path) -> int:
+            return sum(int(np.prod(t.dims)) for t in onnx.load(str(path)).graph.initializer)
+
+        factor = factors.pop(0) if len(factors) > 1 else factors[0]
+        dense, made = params(files["dense"]), params(files["made"])
+        return {"dense": float(dense), "made": made * factor}
+
+    monkeypatch.setattr(search, "MeasuredLatency", _Clock)
+    monkeypatch.setattr(search, "side_by_side", side_by_side)
+    return factors
+
+
+def test_what_measures_above_the_budget_is_made_smaller(subject: Subject, tmp_path: Path, clock: list[float]) -> None:
+    dense = sum(p.numel() for p in subject.model.parameters()) / 1000
+    first = build(subject, Budget(latency_ms=dense * 0.7), tmp_path / "first", QUICK)
+    assert first.best.rounds == 1 and 0.6 < first.best.ratio <= 0.7
+    clock[:] = [1.2, 1.2, 1.0]
+    second = build(subject, Budget(latency_ms=dense * 0.7), tmp_path / "second", QUICK)
+    assert second.best.rounds > 1 and second.best.ratio <= 0.7
+    assert second.story.after.params < first.story.after.params
+    assert [t.kind for t in second.story.timings] == ["predicted", "measured"]
+
+
+def test_what_nothing_keeps_within_says_what_came_nearest(subject: Subject, tmp_path: Path, clock: list[float]) -> None:
+    dense = sum(p.numel() for p in subject.model.parameters()) / 1000
+    clock[:] = [50.0]
+    with pytest.raises(
+        TargetError, match=r"nothing keeps within .* ms; nearest came magnitude in float32, which takes .* times"
+    ):
+        build(subject, Budget(latency_ms=dense * 0.7), tmp_path / "small", replace(QUICK, rounds=1))
+    with pytest.raises(
+        TargetError, match="nothing keeps within 100 bytes: a file of 100 bytes is less than the graph alone"
+    ):
+        build(subject, Budget(bytes=100), tmp_path / "small", QUICK)
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_model_within_the_budget_stays_as_it_is(subject: Subject, tmp_path: Path) -> None:
+    built = build(subject, Budget(bytes=10**9), tmp_path / "same", QUICK)
+    assert built.best.plan is None and built.best.recipe == "dense"
+    assert built.story.after == built.story.before and not (tmp_path / "same" / "plan.json").exists()
+    assert (tmp_path / "same" / "model.onnx").is_file() and (tmp_path / "same" / "report.html").is_file()
+
+
+def test_the_best_precision_within_the_budget_is_taken(subject: Subject, tmp_path: Path) -> None:
+    most = int(_dense_bytes(subject, tmp_path) * 0.45)
+    ways = replace(QUICK, precisions=("float32", "int8-static"))
+    built = build(subject, Budget(bytes=most), tmp_path / "small", ways)
+    assert {one.precision for one in built.tried} == {"float32", "int8-static"}
+    assert built.best.precision == "int8-static" and built.best.quality == min(one.quality for one in built.tried)
+    made = FileModel(tmp_path / "small" / "model.onnx", subject.model)(*subject.args)
+    with torch.no_grad():
+        assert float((made - built.best.model(*subject.args)).norm() / made.norm()) < 0.15
+
+
+def test_a_folder_that_is_there_stays(subject: Subject, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine").write_text("x")
+    with pytest.raises(CheckpointError, match="exists and isn't empty"):
+        build(subject, Budget(bytes=10**9), tmp_path / "there", QUICK)
+    assert os.listdir(tmp_path / "there") == ["mine"]
+
+
+def test_budgets_are_positive() -> None:
+    for given in ({}, {"latency_ms": 0.0}, {"bytes": -1}, {"latency_ms": float("nan")}):
+        with pytest.raises(TargetError, match=r"a budget (needs a limit|of .* is none)"):
+            Budget(**given)  # type: ignore[arg-type]
+
+
+def test_limits_go_by_what_a_precision_was_measured_to_save() -> None:
+    limits = Limits.of(Budget(latency_ms=10, bytes=1000), Precision("int8-static", rest=200, rate=0.25, share=0.5))
+    assert limits == Limits(weights=3200, milliseconds=20)
+    tighter = limits.tighter(1.0, 2.0)
+    assert tighter.weights == 3200 and tighter.milliseconds is not None and 9.8 < tighter.milliseconds < 10
+
+
+def test_a_file_in_the_place_of_a_model_takes_and_gives_the_same(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor, scale: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, Any]:
+            return {"logits": self.linear(x) * scale, "scaled": x * scale}
+
+    model, given = Two().eval(), {"x": torch.randn(2, 4), "scale": torch.ones(2, 4) * 3}
+    to_onnx(model, (), tmp_path / "two.onnx", given)
+    file = FileModel(tmp_path / "two.onnx", model)
+    made = file(**given, labels=torch.zeros(2))
+    torch.testing.assert_close(made.logits, model(**given)["logits"].detach())
+    torch.testing.assert_close(made["scaled"], made[1])
+    assert not list(file.parameters())
+
+
+@pytest.mark.slow
+def test_a_language_model_comes_with_what_generates(tmp_path: Path) -> None:
+    from depgraph.cli import main
+
+    root = Path(__file__).parents[2]
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join((root / "examples" / f"{n}.py").read_text() for n in ("demo", "digits", "cnn")) * 4)
+    code = main(
+        [
+            "build",
+            str(root / "examples/assets/tiny-llama"),
+            "--data",
+            str(text),
+            "--size",
+            "7MB",
+            "--out",
+            str(tmp_path / "b"),
+        ]
+        + ["--recipes", "magnitude", "--batches", "2"]
+    )
+    assert code == 0
+    story = json.loads((tmp_path / "b" / "report.json").read_text())
+    assert story["after"]["params"] < story["before"]["params"]
+    assert sum(f.stat().st_size for f in (tmp_path / "b").glob("model.onnx*")) <= 7_000_000
+    done = subprocess.run(
+        [sys.executable, tmp_path / "b" / "run.py", "def main(", "8"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("def main(") and "tokens a second" in done.stdout
