@@ -17,6 +17,7 @@ from depgraph.capture.exported import decisions_of, only_as_module
 from depgraph.collecting import uncollected
 from depgraph.coupling import Classes
 from depgraph.errors import CaptureError, DepgraphError, PlanError
+from depgraph.experts import with_experts
 from depgraph.finite import require_finite
 from depgraph.offloading import Weights, at_rest, offloaded
 from depgraph.widths import Cost, Removal, Widths
@@ -90,6 +91,8 @@ class DependencyGraph:
         self.classes = Classes.of(captured.program, free)
         self.axes: list[Axis] = build_axes(captured.program, self.classes)
         self.widths = Widths(captured.program, self.classes, self.axes)
+        self.axes = with_experts(self) if isinstance(model, nn.Module) else self.axes
+        self.widths = Widths(captured.program, self.classes, self.axes)
 
     @property
     def name(self) -> str:
@@ -99,7 +102,8 @@ class DependencyGraph:
     @property
     def form(self) -> str:
         """The only form that the model can be cut in, "module" or "graph"; "auto" where both may do."""
-        return "module" if only_as_module(self.capture.exported) else "auto"
+        whole = any(axis.entries for axis in self.axes)
+        return "module" if whole or only_as_module(self.capture.exported) else "auto"
 
     @property
     def nodes(self) -> list[Any]:

@@ -292,3 +292,10 @@ def _given(node: Node, wanted: str, otherwise: Any) -> Any:
     names = [argument.name for argument in schema.arguments] if schema is not None else []
     k = names.index(wanted) if wanted in names else len(node.args)
     return node.args[k] if k < len(node.args) else node.kwargs.get(wanted, otherwise)
+
+
+def block_of(name: str) -> str:
+    """The repeated module that a layer lies in: its name up to the first part that ends with a number."""
+    parts = name.split(".")[:-1]
+    k = next((k for k, part in enumerate(parts) if part[-1:].isdecimal()), None)
+    return "" if k is None else ".".join(parts[: k + 1])

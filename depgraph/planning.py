@@ -70,7 +70,7 @@ def _nearest(
             choice.weigh()
         plan = choice.plan()
         if plan is None:
-            least = getattr(choice.lowest or graph.dense_cost, target.metric)
+            least = (choice.lowest or choice.budget.dense)[choice.budget.metric]
             refusals.append((least, TargetError(choice.refusal())))
             continue
         slack = choice.slack(plan)

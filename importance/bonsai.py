@@ -109,7 +109,7 @@ class Bonsai:
     ) -> np.ndarray:
         """The utility of every sub-model [rows of `stays`]."""
         device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
-        run = _Runs(graph, [moved(batch, device) for batch in batches], self.loss)
+        run = Runs(graph, [moved(batch, device) for batch in batches], self.loss)
         utility = pick(UTILITIES, self.utility, "utility")
         with quiet(graph.model):
             dense = run.loss({})
@@ -129,7 +129,7 @@ class Bonsai:
         return iter(track(stays, "running sub-models", console=Console(stderr=True), transient=True))
 
 
-class _Runs:
+class Runs:
     """Runs sub-models of a graph's model on batches, one after the other."""
 
     def __init__(self, graph: DependencyGraph, batches: list[Any], loss: Loss | None) -> None:

@@ -11,6 +11,7 @@ from depgraph.cli.models import Loading
 from depgraph.cli.options import Wish, check_patterns
 from depgraph.cli.output import Steps, print_json, printing, showing
 from depgraph.cli.tables import plan_json, print_result
+from depgraph.cli.times import predicted, timed
 from depgraph.cutting.report import CutReport
 from depgraph.errors import CheckpointError, DataError, ModelError, ScoreError
 from depgraph.npz import NpzFolder
@@ -19,6 +20,7 @@ from depgraph.onnx_door.saving import write
 from depgraph.options import Options
 from depgraph.plan import Plan
 from depgraph.storage import check_free
+from depgraph.target import Target
 
 
 def is_onnx(model: str) -> bool:
@@ -59,12 +61,19 @@ def prune_file(wish: Wish) -> None:
     with printing(wish.json) as console:
         with steps("reading"):
             graph = depgraph.trace(wish.model, _example(wish, batches), free=wish.free)
+        check_patterns(graph, wish.options)
+        target, latency = wish.keep.target(graph, steps)
         with steps("scoring and planning"):
-            check_patterns(graph, wish.options)
-            plan, report = _by_recipe(wish, graph, batches) if wish.recipe else (_planned(wish, graph, batches), None)
+            asked = (wish, target, graph, batches)
+            plan, report = _by_recipe(*asked) if wish.recipe else (_planned(*asked), None)
         result, lines = plan_json(plan), ["", *plan.notes, "dry run: nothing was cut or written"]
+        times = latency and predicted(latency, plan)
         if wish.out is not None:
             result, lines = _cut_and_write(plan, report, wish.out, steps)
+            times = latency and timed(latency, plan, wish.out, steps)
+        if times:
+            result["latency"] = times.data
+            lines.append(times.line)
     with showing():
         if wish.json:
             print_json(result, console)
@@ -110,24 +119,24 @@ def _example(wish: Wish, batches: NpzFolder | None) -> dict[str, Any]:
     return {name: array for name, array in next(iter(batches)).items() if name in names}
 
 
-def _planned(wish: Wish, graph: Any, batches: NpzFolder | None) -> Plan:
+def _planned(wish: Wish, target: Target, graph: Any, batches: NpzFolder | None) -> Plan:
     from importance import allocations, named
 
     scorer = named(wish.score, batches=batches, seed=wish.loading.seed)
     if wish.allocation:
         scorer = allocations.Allocated(scorer, allocations.named(wish.allocation))
-    return graph.plan(scorer, wish.target, **wish.options)  # type: ignore[no-any-return]
+    return graph.plan(scorer, target, **wish.options)  # type: ignore[no-any-return]
 
 
-def _by_recipe(wish: Wish, graph: Any, batches: NpzFolder | None) -> tuple[Plan, CutReport | None]:
+def _by_recipe(wish: Wish, target: Target, graph: Any, batches: NpzFolder | None) -> tuple[Plan, CutReport | None]:
     """The plan of a recipe, and the report of its cut unless nothing is to be written."""
     from importance.recipes import for_file
 
     recipe = for_file(wish.recipe, batches, seed=wish.loading.seed)
     given = {option: value for option, value in wish.options.items() if value != getattr(Options(), option)}
     if wish.out is None:
-        return recipe.plan(graph, wish.target, **given), None
-    return recipe.reported(graph, wish.target, **given)
+        return recipe.plan(graph, target, **given), None
+    return recipe.reported(graph, target, **given)
 
 
 def _cut_and_write(plan: Plan, report: CutReport | None, out: Path, steps: Steps) -> tuple[dict[str, Any], list[str]]:

@@ -12,6 +12,7 @@ import depgraph
 from depgraph.cli import options as o
 from depgraph.cli.app import app
 from depgraph.cli.data import Amount, TextData, measured, read_text, text_data
+from depgraph.cli.keeping import parse_keep
 from depgraph.cli.models import Loaded, Loading, load_model
 from depgraph.cli.onnx_files import is_onnx, prune_file, refuse_options
 from depgraph.cli.output import Steps, check_vacant, new_folder, print_json, printing, showing
@@ -22,6 +23,7 @@ from depgraph.cli.tables import (
     plan_json,
     print_result,
 )
+from depgraph.cli.times import predicted, timed
 from depgraph.cutting.report import CutReport
 from depgraph.errors import DataError
 from depgraph.options import Options
@@ -32,6 +34,7 @@ from depgraph.plan import Plan
 def prune(  # noqa: PLR0913  (the options of a command)
     model: o.Model,
     keep: o.Keep,
+    profile: o.DeviceProfile = None,
     score: o.Score = "magnitude",
     allocation: o.Allocation = "",
     recipe: o.Recipe = "",
@@ -39,7 +42,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
     out: o.Out = None,
     onnx: o.Onnx = False,
     scope: o.Scope = "auto",
-    round_to: o.RoundTo = 1,
+    round_to: o.RoundTo = "1",
     floor: o.Floor = 0.0,
     protect: o.Protect = None,
     only: o.Only = None,
@@ -61,14 +64,14 @@ def prune(  # noqa: PLR0913  (the options of a command)
         out = None
     elif out is None:
         raise typer.BadParameter("--out FOLDER says where the pruned model goes (or give --dry-run)")
-    options: dict[str, Any] = {"scope": scope, "round_to": round_to, "floor": floor, "form": form}
+    options: dict[str, Any] = {"scope": scope, "round_to": o.rounding(round_to), "floor": floor, "form": form}
     options |= {"protect": tuple(protect or ()), "only": tuple(only or ())}
     if allocation and scope not in ("auto", "global"):
         raise typer.BadParameter(f"--allocation {allocation} spreads the budget itself: leave out --scope {scope}")
     if allocation and recipe:
         raise typer.BadParameter(f"--recipe {recipe} spreads the budget itself: leave out --allocation {allocation}")
     loading, amount = Loading(device, dtype, seed, base), Amount(batches, length, seed)
-    target = o.parse_keep(keep)
+    kept = parse_keep(keep, profile)
     what = (
         score,
         allocation,
@@ -82,7 +85,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
         o.parse_sizes(size),
         tuple(free or ()),
     )
-    _prune(o.Wish(model, target, loading, *what))
+    _prune(o.Wish(model, kept, loading, *what))
 
 
 def _prune(wish: o.Wish) -> None:
@@ -106,21 +109,27 @@ def _prune(wish: o.Wish) -> None:
             found = text_data(loaded, wish.data, text, wish.amount) if wish.data is not None else TextData([], [])
         with steps("tracing"):
             graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs, free=wish.free)
+        o.check_patterns(graph, wish.options)
+        target, latency = wish.keep.target(graph, steps)
         with steps("scoring and planning"):
-            o.check_patterns(graph, wish.options)
             if wish.recipe:
-                plan, report = _by_recipe(wish, graph, loaded, found)
+                plan, report = _by_recipe(wish, target, graph, loaded, found)
             else:
                 scorer = _scorer(wish, loaded, found, steps)
                 scorer = scorer if allocation is None else allocations.Allocated(scorer, allocation)
-                plan = graph.plan(scorer, wish.target, **wish.options)
+                plan = graph.plan(scorer, target, **wish.options)
                 report = None
         if folder is None:
             result, shown = plan_json(plan), ["", *plan.notes, "dry run: nothing was cut or written"]
+            times = latency and predicted(latency, plan)
         else:
             with steps("cutting and checking"):
                 report = report or plan.apply_with_report(form=wish.options["form"])
             result, shown = _write_all(wish, loaded, found, (plan, report), folder, steps)
+            times = latency and timed(latency, plan, folder / "model.onnx", steps)
+        if times:
+            result["latency"] = times.data
+            shown.append(times.line)
     with showing():
         if wish.json:
             print_json(result, console)
@@ -147,7 +156,7 @@ def _needs_data(wish: o.Wish) -> bool:
 
 
 def _by_recipe(
-    wish: o.Wish, graph: depgraph.DependencyGraph, loaded: Loaded, found: TextData
+    wish: o.Wish, target: depgraph.Target, graph: depgraph.DependencyGraph, loaded: Loaded, found: TextData
 ) -> tuple[Plan, CutReport | None]:
     """The plan of a recipe, and the report of its cut, unless nothing is to be written."""
     from importance.recipes import named
@@ -155,8 +164,8 @@ def _by_recipe(
     recipe = named(wish.recipe, found.calibration or loaded.batches, loaded.loss, wish.loading.seed)
     given = {option: value for option, value in wish.options.items() if value != getattr(Options(), option)}
     if wish.out is None:
-        return recipe.plan(graph, wish.target, **given), None
-    return recipe.reported(graph, wish.target, **given)
+        return recipe.plan(graph, target, **given), None
+    return recipe.reported(graph, target, **given)
 
 
 def _write_all(

@@ -17,7 +17,10 @@ from torch.utils import _pytree as pytree
 
 from depgraph.capture.recording import assign
 from depgraph.capture.sizes import Attr
+from depgraph.cutting.descriptors import follow
 from depgraph.cutting.entries import Following, as_json, counts, leave, positions, renumber, without
+from depgraph.cutting.module import replace_tensors, without_indices
+from depgraph.cutting.owning import own
 from depgraph.cutting.passing import Layout, Passed, layout_of, passed
 from depgraph.cutting.record import attr_of
 from depgraph.cutting.ways import look, put
@@ -36,13 +39,16 @@ class Shortening:
     """What is done to a model, in this order; JSON-able by `to_json`.
 
     passed: modules that are replaced, with the layout of what they return. integers and lists: what follows. entries: those
-    that leave, by container, the last first.
+    that leave, by container, the last first. narrowed: tensors, their dims and the indices that go. keyed: containers whose
+    entries have the first of their keys afterwards.
     """
 
     passed: dict[str, Layout] = field(default_factory=dict)
     integers: dict[Attr, int] = field(default_factory=dict)
     lists: list[tuple[Attr, int]] = field(default_factory=list)
     entries: list[tuple[str, int]] = field(default_factory=list)
+    narrowed: list[tuple[str, int, list[int]]] = field(default_factory=list)
+    keyed: list[str] = field(default_factory=list)
 
     def to_json(self, model: nn.Module) -> dict[str, Any]:
         """As data; `model` says what integers are before."""
@@ -57,6 +63,8 @@ class Shortening:
                 for a, k in self.lists
             ],
             "entries": [[container, index] for container, index in self.entries],
+            "narrowed": [[target, dim, indices] for target, dim, indices in self.narrowed],
+            "keyed": list(self.keyed),
         }
 
     @classmethod
@@ -67,6 +75,8 @@ class Shortening:
             {attr_of(change): change["after"] for change in data["attributes"]},
             [(attr_of(entry), entry["index"]) for entry in data["lists"]],
             [(container, index) for container, index in data["entries"]],
+            [(target, dim, indices) for target, dim, indices in data.get("narrowed", ())],
+            list(data.get("keyed", ())),
         )
 
 
@@ -231,12 +241,14 @@ def shorten(model: nn.Module, how: Shortening) -> Undo:
         for path, layout in how.passed.items():
             before = model.get_submodule(path)
             undo.append(_replace(model, path, before if isinstance(before, Passed) else passed(before, layout)))
+        own(model, [*how.integers, *(attr for attr, _ in how.lists)], undo)
         for attr, value in how.integers.items():
             undo.append(assign(model, attr, value))
         for attr, index in how.lists:
             undo.append(_drop(model, attr, index))
         for container, index in how.entries:
-            undo.append(leave(model, container, index))
+            undo.append(leave(model, container, index, "first" if container in how.keyed else "own"))
+        undo += _narrowed(model, how)
     except BaseException as error:
         take_back()
         if isinstance(error, (AttributeError, KeyError, IndexError)):
@@ -245,6 +257,24 @@ def shorten(model: nn.Module, how: Shortening) -> Undo:
             ) from error
         raise
     return take_back
+
+
+def _narrowed(model: nn.Module, how: Shortening) -> list[Undo]:
+    """Narrow the tensors, and let what describes them follow."""
+    if not how.narrowed:
+        return []
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    held, successors, names = dict(named), dict[int, torch.Tensor](), dict[int, set[tuple[int, tuple[int, ...]]]]()
+    for target, dim, indices in how.narrowed:
+        if target not in held:
+            raise AttributeError(f"there is no {target!r}")
+        key, what = id(held[target]), (dim, tuple(indices))
+        if what not in names.setdefault(key, set()):
+            names[key].add(what)
+            successors[key] = without_indices(successors.get(key, held[target]), dim, indices)
+    undo: list[Undo] = []
+    replace_tensors(model, successors, undo)
+    return [*undo, *follow(model)]
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> Undo:

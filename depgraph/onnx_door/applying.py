@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from depgraph.cutting.applying import narrower_outputs
 from depgraph.cutting.report import Check, CutReport
 from depgraph.cutting.sides import Side
 from depgraph.cutting.slicing import positions
+from depgraph.cutting.surprises import narrower_outputs
 from depgraph.cutting.verifying import TOLERANCE, difference
 from depgraph.errors import CheckError, CutError, PlanError
 from depgraph.graph import Value

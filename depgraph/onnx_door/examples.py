@@ -175,3 +175,9 @@ def _filled(value: ir.Value, shape: tuple[int, ...], rows: int | None, generator
     if dtype.kind in "iu" and rows is not None:
         return np.asarray(generator.integers(0, rows, shape)).astype(dtype)
     return np.ones(shape, dtype=dtype)
+
+
+def open_dims(inputs: Sequence[ir.Value]) -> dict[str, str]:
+    """The dims that inputs leave open: ``input:dim`` -> the dim's name, which `made_up` takes sizes by too."""
+    dims = [(v, d) for v in inputs for d, size in enumerate(v.shape or ()) if not isinstance(size, int) or size < 1]
+    return {f"{v.name}:{d}": _symbol(v, d) for v, d in dims}
