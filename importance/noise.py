@@ -12,6 +12,8 @@ from torch.utils import _pytree as pytree
 from depgraph import DependencyGraph
 from depgraph.errors import DataError
 from depgraph.observing import Runnable
+from depgraph.onnx_door.arrays import as_torch
+from depgraph.onnx_door.graph import OnnxGraph
 from importance.calling import as_batch
 
 
@@ -27,7 +29,10 @@ def noise(graph: DependencyGraph, samples: int = 128, seed: int = 0) -> list[Any
     """
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise DataError(f"noise was asked for {samples!r} samples: give a whole number, 1 or more")
-    given, spec = pytree.tree_flatten((graph.args, dict(graph.kwargs)))
+    example: Any = (graph.args, dict(graph.kwargs))
+    if isinstance(graph, OnnxGraph):
+        example = ((), {name: as_torch(array) for name, array in graph.inputs.items()})
+    given, spec = pytree.tree_flatten(example)
     leaves = _leaves(given, graph.observer().own)
     size = max((len(leaf.example) for leaf in leaves if leaf.is_drawn), default=0)
     if not size:

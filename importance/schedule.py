@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from torch import nn
 
 import depgraph
@@ -16,6 +17,7 @@ from depgraph import Axis, Cost, DependencyGraph, Plan, Target
 from depgraph.cutting.report import Check, CutReport
 from depgraph.cutting.rerunning import Inputs, inputs_at
 from depgraph.errors import DepgraphError, NothingToPrune, PlanError, ScoreError, TargetError
+from depgraph.onnx_door.graph import OnnxGraph
 from depgraph.options import Options, Pattern, matches
 from depgraph.scoring import Scorer
 from importance.choices import pick
@@ -211,7 +213,7 @@ class _Cut:
         graph = plan.graph
         left = {axis.name: axis.size - len(plan.removal.get(axis.name, ())) for axis in graph.axes}
         fixed = frozenset(graph.capture.program.by_products) - graph.free
-        return cls(left, inputs_at(graph, plan.kept()), graph.free, fixed, plan.cost().params + added)
+        return cls(left, _inputs(plan), graph.free, fixed, plan.cost().params + added)
 
     def again(self, model: nn.Module) -> DependencyGraph:
         """The graph of the cut model, with the same outputs free.
@@ -320,7 +322,17 @@ class _Kept:
         return (is_named,) if patterns else ()
 
 
-def _size(model: nn.Module) -> int:
+def _inputs(plan: Plan) -> Inputs:
+    """The example inputs of the cut model, for `depgraph.trace`."""
+    if isinstance(plan.graph, OnnxGraph):
+        return (plan.graph.inputs_at(plan.kept()), {})  # type: ignore[return-value]
+    return inputs_at(plan.graph, plan.kept())
+
+
+def _size(model: Any) -> int:
+    if isinstance(model, ir.Model):
+        held = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+        return sum(math.prod(tensor.shape.numpy()) for tensor in held if tensor is not None)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -212,3 +212,11 @@ def test_our_recipe_says_how_it_does_without_gradients(doors: Doors) -> None:
         importance.recipes.best(doors.batches).plan(doors.file, depgraph.Target(params=0.7))
     best = importance.recipes.best(doors.batches, weight="share").prune(doors.file, depgraph.Target(params=0.7))
     assert best.compensated is not None and best.compensated.changed
+
+
+def test_a_file_is_pruned_in_steps_and_without_data(doors: Doors) -> None:
+    done = importance.Schedule(steps=2).apply(doors.file, importance.Magnitude(), depgraph.Target(params=0.6))
+    assert len(done.steps) == 2 and depgraph.trace(done.model).dense_cost.params <= 0.6 * doors.file.dense_cost.params
+    batches = importance.noise(doors.file, 8)
+    assert [batch["x"].shape for batch in batches] == [(4, 3, 8, 8)] * 2
+    assert importance.OptimalBrain(batches)(doors.file)
