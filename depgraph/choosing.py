@@ -100,7 +100,8 @@ class Choice:
         stays = _never_empty(graph, scores, [a.name for a in open_axes if a.prunable.any()])
         for axis in open_axes:
             self._order(axis, scores, stays.get(axis.name, set()))
-            if axis.name in self.order and (not options.only or matches(axis, options.only)):
+            wanted = not options.only or matches(axis, options.only)
+            if axis.name in self.order and wanted and self._saves(axis.name):
                 self.leading.append(axis.name)
         if not self.leading:
             also = " and what the module's Python can't express" if pinned else ""
@@ -120,19 +121,27 @@ class Choice:
             self.order[axis.name] = free[np.argsort(scores[axis.name][free], kind="stable")]
             self.cap[axis.name] = cap
 
+    def _saves(self, name: str) -> bool:
+        """Does an axis lie in what stays, if some branches are left out?"""
+        return not self.options.branches or self._cost({name: self.order[name][: self.cap[name]]}) != self._cost({})
+
+    def _cost(self, removal: Mapping[str, np.ndarray]) -> Cost:
+        """The cost of what is left without some groups, and without the branches that are left out in any case."""
+        return self.graph.cost(removal, self.options.branches)
+
     def weigh(self) -> None:
         """Divide scores by what a group costs, so that the cheapest loss per parameter goes first."""
-        dense = getattr(self.graph.dense_cost, self.target.metric)
+        dense = getattr(self._cost({}), self.target.metric)
         weighed = {}
         for name, order in self.order.items():
-            cost = dense - getattr(self.graph.cost({name: order[:1]}), self.target.metric)
+            cost = dense - getattr(self._cost({name: order[:1]}), self.target.metric)
             weighed[name] = self.rank_scores[name] / max(cost, 1)
         self.rank_scores = weighed
 
     def plan(self) -> Plan | None:
         """The plan that meets the target; None where there is none, or it can't be expressed though that was asked."""
         if self.options.scope == "uniform" and of_library(self.graph.model):
-            freedom = Freedom(self.order, self.cap, self.leading, self.options.round_to)
+            freedom = Freedom(self.order, self.cap, self.leading, self.options.round_to, self.options.branches)
             return configured_plan(self.graph, freedom, self.target)
         ranking = RANKINGS[self.options.scope](self)
         length = self._shortest(ranking)
@@ -140,7 +149,7 @@ class Choice:
             return None
         counts = self._trimmed(ranking[:length], self._counts(ranking, length))
         removal = self._removal(counts)
-        plan = Plan.of(self.graph, removal, self._exempt(removal))
+        plan = Plan.of(self.graph, removal, self._exempt(removal), self.options.branches)
         return None if self.attempt.express and not is_expressible(self.graph, plan.kept()) else plan
 
     def refusal(self) -> str:
@@ -167,10 +176,10 @@ class Choice:
         Settling costs time, so the search begins with where the target is met without.
         """
         everything = self._removal(self._counts(ranking, len(ranking)))
-        lowest = self.graph.cost(everything)
+        lowest = self._cost(everything)
         if not self.attempt.express or is_expressible(self.graph, self.graph.widths.at(everything)):
             self.lowest = lowest
-        above, below = self._over(self.graph.dense_cost), self._over(lowest)
+        above, below = self._over(self._cost({})), self._over(lowest)
         if above <= 0 or below > 0:
             return 0 if above <= 0 else None
         ends, first = (len(ranking), above, below), None
@@ -181,7 +190,7 @@ class Choice:
         )
 
     def _over_at(self, counts: Counts) -> float:
-        return self._over(self.graph.cost(self._removal(counts)))
+        return self._over(self._cost(self._removal(counts)))
 
     def _over_without(self, item: Item) -> float:
         """The share of the dense cost that the last item of a beginning saves by itself, in the target's first metric."""
@@ -220,7 +229,7 @@ class Choice:
     def _is_trimmed(self, items: list[Item], counts: Counts) -> bool:
         """Is the target met by less than the first of `items` saves by itself?"""
         metric, dense = self.target.metric, getattr(self.graph.dense_cost, self.target.metric)
-        one_group = dense - self._spent(dict.fromkeys(items[0], 1))
+        one_group = self._spent({}) - self._spent(dict.fromkeys(items[0], 1))
         return self.target.shares[metric] * dense - self._spent(counts) <= one_group
 
     def _share_put_back(self, counts: Counts) -> Counts:
@@ -253,10 +262,10 @@ class Choice:
         return fewer if dearer and self._met_by(fewer) else None
 
     def _spent(self, counts: Counts) -> int:
-        return int(getattr(self.graph.cost(self._removal(counts)), self.target.metric))
+        return int(getattr(self._cost(self._removal(counts)), self.target.metric))
 
     def _met_by(self, counts: Counts) -> bool:
-        return self.target.met_by(self.graph.cost(self._removal(counts)), self.graph.dense_cost)
+        return self.target.met_by(self._cost(self._removal(counts)), self.graph.dense_cost)
 
     def _unsettled(self, ranking: list[Item], length: int) -> Counts:
         """How many groups of each axis a beginning of the ranking takes."""

@@ -15,6 +15,7 @@ from depgraph.explaining import Counts, Explainer
 from depgraph.moves import Finder, Move, added
 from depgraph.plan import Plan
 from depgraph.target import Target
+from depgraph.widths import Cost
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -26,12 +27,16 @@ Steps = dict[int, int]  # how many steps of each move, by its number
 
 @dataclass(frozen=True)
 class Freedom:
-    """Which groups may go, in their order (`order`, at most `cap` of an axis), and the axes that the user wants narrowed."""
+    """Which groups may go, in their order (`order`, at most `cap` of an axis), and the axes that the user wants narrowed.
+
+    `branches` are left out in any case.
+    """
 
     order: Mapping[str, np.ndarray]
     cap: Mapping[str, int]
     leading: list[str]
     round_to: int
+    branches: tuple[str, ...] = ()
 
 
 def configured_plan(graph: DependencyGraph, freedom: Freedom, target: Target) -> Plan:
@@ -43,7 +48,7 @@ def configured_plan(graph: DependencyGraph, freedom: Freedom, target: Target) ->
     """
     search = _Search(graph, freedom, target)
     steps, edits = search.best()
-    plan = Plan.of(graph, search.removal(steps), search.notes())
+    plan = Plan.of(graph, search.removal(steps), search.notes(), freedom.branches)
     return replace(plan, config={".".join(place): value for place, value in sorted(edits.items())})
 
 
@@ -113,6 +118,9 @@ class _Search:
     def removal(self, steps: Steps) -> dict[str, np.ndarray]:
         return self.explainer.removal(self._counts(steps))
 
+    def _cost(self, steps: Steps) -> Cost:
+        return self.graph.cost(self.removal(steps), self.freedom.branches)
+
     def notes(self) -> list[str]:
         whole = self._whole()
         return [f"scope='uniform' leaves whole what no config of {self.name} narrows: {whole}"] if whole else []
@@ -140,10 +148,10 @@ class _Search:
         return {axis: min(n, self.freedom.cap[axis]) for axis, n in total.items()}
 
     def _met(self, steps: Steps) -> bool:
-        return self.target.met_by(self.graph.cost(self.removal(steps)), self.graph.dense_cost)
+        return self.target.met_by(self._cost(steps), self.graph.dense_cost)
 
     def _spent(self, steps: Steps) -> float:
-        return sum(self.graph.cost(self.removal(steps)).share_of(self.graph.dense_cost)[m] for m in self.target.shares)
+        return sum(self._cost(steps).share_of(self.graph.dense_cost)[m] for m in self.target.shares)
 
     def _expressed(self, steps: Steps) -> Edits | None:
         """The edits that express so many steps, without the pins that they don't need; None where the class refuses."""
@@ -168,7 +176,7 @@ class _Search:
 
     def _too_small(self) -> str:
         ranking = self._ranking([move.most for move in self.moves])
-        shares = self.graph.cost(self.removal(self._steps(ranking, len(ranking)))).share_of(self.graph.dense_cost)
+        shares = self._cost(self._steps(ranking, len(ranking))).share_of(self.graph.dense_cost)
         least = ", ".join(f"{m}={shares[m]:.3f}" for m in self.target.shares)
         whole = self._whole()
         stays = f"; no config narrows {whole}" if whole else ""

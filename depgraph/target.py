@@ -17,15 +17,19 @@ class Target:
     """Shares to keep, each strictly between 0 and 1; where several are given, all must hold.
 
     ``Target(params=0.7)`` keeps 70% of the parameters; `macs` counts the multiply-accumulates of the traced call, `bytes`
-    parameters and buffers as stored. Raises TargetError for anything that isn't such a share, and when none is given.
+    parameters and buffers as stored. `left_out` is the number of blocks (or branches, whichever are ranked) to leave out.
+    Raises TargetError for anything that isn't such a share, or such a number, and when none is given.
     """
 
     params: float | None = None
     macs: float | None = None
     bytes: float | None = None
+    left_out: float | None = None  # a whole number
 
     def __post_init__(self) -> None:
-        if not self.shares:
+        if self.left_out is not None and (type(self.left_out) is not int or self.left_out < 1):
+            raise TargetError(f"target left_out={self.left_out!r} is no number of blocks: give 1 or more, left_out=2")
+        if not self.shares and self.left_out is None:
             raise TargetError("a target needs at least one of params, macs and bytes, such as Target(params=0.7)")
         for name, share in self.shares.items():
             if isinstance(share, bool) or not isinstance(share, Real) or math.isnan(share):
@@ -53,4 +57,5 @@ class Target:
         return all(getattr(cost, m) <= share * getattr(dense, m) for m, share in self.shares.items())
 
     def __str__(self) -> str:
-        return ", ".join(f"{m}={share:g}" for m, share in self.shares.items())
+        counted = [] if self.left_out is None else [f"left_out={self.left_out}"]
+        return ", ".join([f"{m}={share:g}" for m, share in self.shares.items()] + counted)

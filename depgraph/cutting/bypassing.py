@@ -69,7 +69,7 @@ class LeftOut(NamedTuple):
 
 def left_out(graph: DependencyGraph, names: Iterable[str]) -> LeftOut:
     """What goes with the branches and blocks of these names; raises PlanError as `bypassed` does."""
-    gone = bypassed(graph, names).gone
+    gone = left_of(graph, names).gone
     values, ties = graph.capture.program.values, graph.capture.program.ties
     here: dict[str, bool] = {}
     for node in graph.capture.exported.graph.nodes:

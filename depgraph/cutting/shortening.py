@@ -23,6 +23,7 @@ from depgraph.cutting.passing import Layout, Passed, layout_of, passed
 from depgraph.cutting.record import attr_of
 from depgraph.cutting.ways import look, put
 from depgraph.errors import CutError, PlanError
+from depgraph.remaining import as_blocks
 
 if TYPE_CHECKING:
     from depgraph.blocks import Block
@@ -88,7 +89,7 @@ def shortening_of(graph: DependencyGraph, names: Iterable[str]) -> Shortening:
     """
     blocks = {block.name: block for block in graph.blocks}
     branches = {branch.name: branch for branch in graph.branches}
-    wanted = _as_blocks(graph, dict.fromkeys(names))
+    wanted = as_blocks(graph, names)
     found = Shortening()
     gone: dict[str, list[int]] = {}
     for name in wanted:
@@ -124,22 +125,9 @@ def _require_alone(graph: DependencyGraph, going: list[Block]) -> None:
             )
 
 
-def _as_blocks(graph: DependencyGraph, names: dict[str, None]) -> list[str]:
-    """The names, with a block in the place of all its branches."""
-    found = dict(names)
-    for block in graph.blocks:
-        if block.name not in found and block.branches and all(b in found for b in block.branches):
-            found = {n: None for n in found if n not in block.branches} | {block.name: None}
-    return list(found)
-
-
 def _leaving(
     graph: DependencyGraph, container: str, indices: list[int], places: dict[tuple[str, str], int], found: Shortening
 ) -> None:
-    holder = graph.model.get_submodule(container)
-    number = len(list(holder.children()))
-    if len(indices) >= number:
-        raise PlanError(f"the plan removes all {number} entries of {container}: at least one must stay")
     sized = frozenset(graph.sizes.users)
     follows: Following = counts(graph.model, container, indices[0], sized)
     for attr, value in follows.integers.items():

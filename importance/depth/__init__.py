@@ -7,6 +7,7 @@ here changes the model.
 
 from importance.depth.angular import AngularDrop, AngularSpan, BeforeLast
 from importance.depth.batches import windows
+from importance.depth.comparing import InLoss, LossIncrease
 from importance.depth.engine import Effort, Engine
 from importance.depth.exhaustive import Exhaustive
 from importance.depth.greedy import FinerCut, Sleb
@@ -34,7 +35,9 @@ __all__ = [
     "Engine",
     "Exhaustive",
     "FinerCut",
+    "InLoss",
     "Laco",
+    "LossIncrease",
     "LossMetric",
     "Measured",
     "Merge",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from depgraph import DependencyGraph
+from depgraph.scoring import DepthScorer
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,10 @@ class Counted(dict[str, float]):
     evaluations: int = 0
 
 
-class DepthScorer(Protocol):
-    """Gives blocks or branches, by name, a number: the lowest is to go first; what it doesn't name must stay."""
-
-    def __call__(self, graph: DependencyGraph, /) -> dict[str, float]: ...
-
-
 class Search(Protocol):
     """Finds which `count` parts of a graph go."""
 
     def __call__(self, graph: DependencyGraph, count: int, /) -> Order: ...
+
+
+__all__ = ["Counted", "DepthScorer", "Order", "Search", "Step"]
