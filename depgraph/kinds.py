@@ -46,6 +46,13 @@ class Kinds:
             return "other"
         return "convolution" if spread else "mlp"
 
+    def mixes(self, nodes: Iterable[Node]) -> bool:
+        """Does anything attend, recur, spread over several places or multiply data with data?"""
+        own = list(nodes)
+        if any(name_of(n).startswith((*_RECURRENT, "cumsum")) for n in own if n in self.flow.moving):
+            return True
+        return self.attends(own) or any(self._spreads(n) or self._of_data(n) for n in own)
+
     def attends(self, own: list[Node]) -> bool:
         """Is there a softmax between a product of data and another that sums over it, or one operator that is all that?"""
         if any("scaled_dot_product" in str(n.target) or "attention" in name_of(n) for n in own):

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
 
-_ALONE = ("attention", "mlp")  # kinds of branches: of these only the first lets tokens meet
-
 
 def as_blocks(graph: DependencyGraph, names: Iterable[str]) -> list[str]:
     """The names, each once, with a block in the place of all its branches."""
@@ -43,7 +41,6 @@ def _no_attention(graph: DependencyGraph, names: list[str]) -> str:
         return ""
     gone, flow = graph.left_out(names).nodes, graph.residual.flow
     left = [node for node in flow.nodes if node.name not in gone and node not in flow.unread]
-    others = (branch for branch in graph.branches if branch.kind not in _ALONE and branch.add not in gone)
-    if graph.residual.kinds.attends(left) or any(others):
+    if graph.residual.kinds.mixes(left):
         return ""
     return f"the plan removes all {len(attentions)} attentions of {graph.name}, so that tokens never meet: at least one must stay"

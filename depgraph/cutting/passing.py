@@ -139,11 +139,13 @@ class Passed(nn.Module):
     """Stands for a module that was left out with a sublayer: it returns nothing, in the layout of the module's outputs.
 
     `plain` are the numbers and words that the module had, which code around it may look at; what else it looks for is nothing.
+    With a `place`, it puts a number a token there in the cache that it is given, so that the cache knows how many there were.
     """
 
     def __init__(self, layout: Layout, plain: dict[str, Any]) -> None:
         super().__init__()
         self.layout = layout
+        self.place: int | None = None
         for name, value in plain.items():
             self.__dict__.setdefault(name, value)
 
@@ -151,6 +153,8 @@ class Passed(nn.Module):
         """`Nothing`, of a shape like that of the first tensor that it is given."""
         leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, Nothing))
         given = next((leaf for leaf in leaves if isinstance(leaf, (torch.Tensor, Nothing))), Nothing(_unknown))
+        if self.place is not None and isinstance(given, torch.Tensor):
+            _count(leaves, given, self.place)
         return _filled(self.layout, given)
 
     def __getattr__(self, name: str) -> Any:
@@ -169,6 +173,14 @@ def passed(module: nn.Module, layout: Layout) -> Passed:
     """What stands for `module`."""
     plain = {n: v for n, v in vars(module).items() if type(v) in (int, float, bool, str) and not n.startswith("__")}
     return Passed(layout, plain)
+
+
+def _count(arguments: list[Any], stream: torch.Tensor, place: int) -> None:
+    """Add the tokens of a stream [batch, tokens, features] to what a cache among the arguments holds at a place."""
+    for cache in (getattr(argument, "self_attention_cache", argument) for argument in arguments):
+        if callable(getattr(cache, "get_seq_length", None)) and callable(getattr(cache, "update", None)):
+            token = stream.new_zeros(len(stream), 1, stream.shape[1], 1)
+            cache.update(token, token, place)
 
 
 _KINDS: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "list": list}
