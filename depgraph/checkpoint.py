@@ -201,7 +201,7 @@ def _initialise(model: nn.Module, made: list[Record]) -> None:
 
 
 def _load(path: Path, manifest: Mapping[str, Any], model: Any, where: torch.device) -> nn.Module:
-    if manifest["kind"] == "plain" and model is None:
+    if manifest["kind"] == "plain":  # which holds all that it needs
         return _dressed(_from_plain(path, manifest, where), manifest)
     tensors = read_tensors(path / WEIGHTS, manifest["tensors"], where)
     made = cuts(manifest["record"])

@@ -18,6 +18,7 @@ from depgraph.collecting import uncollected
 from depgraph.coupling import Classes
 from depgraph.errors import CaptureError, DepgraphError, PlanError
 from depgraph.finite import require_finite
+from depgraph.offloading import Weights, at_rest, offloaded
 from depgraph.widths import Cost, Removal, Widths
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def trace(
         raise CaptureError(f"trace takes a torch.nn.Module, not a {type(model).__name__}: give a module with a forward")
     args = args if isinstance(args, tuple) else tuple(args) if isinstance(args, list) else (args,)
     free, fixed = tuple(free), tuple(fixed)
-    with uncollected():
+    with uncollected(), at_rest(model):
         captured = capture(model, args, kwargs or {}, strict)
         for name in (*free, *fixed):
             if name not in captured.program.outputs:
@@ -124,7 +125,8 @@ class DependencyGraph:
         """Apply a plan of this graph; see `depgraph.plan.Plan.apply`."""
         from depgraph.cutting.applying import apply
 
-        return apply(plan, **options)
+        with at_rest(self.model):
+            return apply(plan, **options)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -177,7 +179,7 @@ class DependencyGraph:
 
     def check_unchanged(self) -> None:
         """Raise PlanError when the model's tensors are no longer what they were when it was traced."""
-        tensors = self.tensors()
+        tensors = self.held()
         for value in self.capture.program.values.values():
             if value.kind in ("parameter", "buffer") and value.target:
                 tensor = tensors.get(value.target)
@@ -295,8 +297,19 @@ class DependencyGraph:
         lines += [f'  "{a}" -- "{b}";' for a, b in network.edges]
         return "\n".join([*lines, "}"])
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The model's parameters and buffers by name, tied ones under every name."""
+    def held(self) -> dict[str, torch.Tensor]:
+        """The parameters and buffers that the model's modules hold by name, tied ones under every name."""
         model = self.model
         named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         return dict(named)
+
+    @property
+    def on_meta(self) -> bool:
+        """Is there a tensor without numbers, here or elsewhere?"""
+        away = offloaded(self.model)
+        return any(t.is_meta and name not in away for name, t in self.held().items())
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """The same; what accelerate has offloaded is read where it lies, each time that it is asked for."""
+        away = offloaded(self.model)
+        return Weights(self.held(), away) if away else self.held()

@@ -30,6 +30,7 @@ from depgraph.cutting.reference import Outputs, Reference
 from depgraph.cutting.sides import Side, SideRun, operator_name
 from depgraph.errors import DataError
 from depgraph.graph import Program
+from depgraph.offloading import at_rest
 from depgraph.rules.domains import MOVES
 
 if TYPE_CHECKING:
@@ -187,14 +188,14 @@ class Observer:
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        return frozenset(self.graph.tensors())
+        return frozenset(self.graph.held())
 
     def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Runnable:
         model, traced = self.graph.model, self.graph.capture
         by_value = isinstance(traced.exported, DirectProgram) and decisions_of(traced.exported) is not None
         how = record_decided if by_value else record
         try:
-            with quiet(model), torch.no_grad():
+            with quiet(model), at_rest(model), torch.no_grad():
                 exported, _ = how(model, args, dict(kwargs))
         except Exception as error:
             text = (str(error).strip().splitlines() or [""])[0]

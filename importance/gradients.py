@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from depgraph.capture.capturing import quiet
 from depgraph.capture.keeping import put_back
 from depgraph.errors import DataError, ScoreError
+from depgraph.offloading import offloaded
 from importance.calling import each_tensor, loss_of, moved
 from importance.layout import Layout
 from importance.losses import Loss
@@ -34,6 +35,11 @@ def backwards(
     if not isinstance(model, nn.Module):
         raise ScoreError(
             "this score needs gradients, which an ONNX file doesn't give: load the PyTorch model and trace that"
+        )
+    if offloaded(model):
+        raise ScoreError(
+            f"this score needs gradients, which {type(model).__name__} doesn't give while its weights are offloaded: load it whole, or "
+            "take a score that needs only forward passes, such as obs or wanda-sp"
         )
     device = next(model.parameters()).device
     calls = 0

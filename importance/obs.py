@@ -154,7 +154,7 @@ def damped(gram: Tensor, damping: float) -> Tensor:
     """H with a share of the mean of its diagonal added to it; columns into which nothing ever came get that alone."""
     diagonal = gram.diagonal()
     mean = float(diagonal.mean())
-    return gram + torch.eye(len(gram), dtype=gram.dtype) * (damping * mean if mean > 0 else 1.0)
+    return gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * (damping * mean if mean > 0 else 1.0)
 
 
 def inverse_of(gram: Tensor, where: object) -> Tensor:

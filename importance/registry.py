@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from depgraph.errors import ScoreError
 from depgraph.scoring import Scorer
+from importance.activation import CRITERIA, Activation
 from importance.bonsai import Bonsai
 from importance.choices import pick
 from importance.column_magnitude import ColumnMagnitude
@@ -17,7 +18,10 @@ from importance.fisher import Fisher
 from importance.fpgm import FilterDistance
 from importance.gblm import GradientBlend
 from importance.magnitude import Magnitude
+from importance.normalisation import NormalisationSpec
+from importance.obs import OptimalBrain
 from importance.randomly import Random
+from importance.reduction import ReductionSpec
 from importance.scales import NormScale
 from importance.surgeon import Surgeon
 from importance.taylor import Taylor
@@ -38,6 +42,18 @@ class Entry:
         return set(inspect.signature(self.make).parameters)
 
 
+def _activation(
+    batches: Iterable[Any], criterion: str, reduction: ReductionSpec = "sum", normalise: NormalisationSpec = "none"
+) -> Scorer:
+    return Activation(batches, criterion, reduction, normalise)
+
+
+def _obs(
+    batches: Iterable[Any], damping: float = 0.01, rounds: int = 1, normalise: NormalisationSpec = "none"
+) -> Scorer:
+    return OptimalBrain(batches, damping, rounds, normalise)
+
+
 SCORERS: dict[str, Entry] = {
     "random": Entry(Random),
     "magnitude": Entry(Magnitude),
@@ -55,6 +71,8 @@ SCORERS: dict[str, Entry] = {
     "llm-surgeon": Entry(Surgeon),
     "bonsai": Entry(Bonsai),
     "stun": Entry(ExpertClusters),
+    "obs": Entry(_obs),
+    **{name: Entry(_activation, {"criterion": name}) for name in CRITERIA},
 }
 
 

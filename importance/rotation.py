@@ -12,7 +12,6 @@ others, in two blocks that each have mean zero: cutting the second block is then
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from depgraph.capture.capturing import quiet
 from depgraph.cutting.computed import without_history
 from depgraph.errors import DataError, RotationError, ScoreError
 from depgraph.observing import Met, Observer
+from depgraph.offloading import own_copy
 from depgraph.plan import Plan
 from importance.calling import check_batches, inputs_of, moved
 from importance.choices import pick
@@ -157,7 +157,7 @@ def principal(graph: DependencyGraph, batches: Iterable[Any], how: Rotation | No
 
 def _folded_copy(graph: DependencyGraph, folded: Folded) -> tuple[DependencyGraph, list[Tensor]]:
     """The graph of a copy with other tensors, and what it computes on the example."""
-    model = copy.deepcopy(graph.model, without_history(graph.model))
+    model = own_copy(graph.model, without_history(graph.model))
     put(model, folded.tensors, folded.untied)
     again = _traced(graph, model)
     if folded.flattened:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 import depgraph
+import importance
 from depgraph.errors import CheckpointError
 from tests.test_cutting import planned
 from tests.test_end_to_end import random_scores, tensors
@@ -159,3 +161,16 @@ def test_a_truncated_file_and_the_wrong_model_are_refused(tmp_path: Path) -> Non
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(CheckpointError):
         depgraph.load(tmp_path / "saved", model=MODULES["mlp"]().model)
+
+
+def test_a_plain_directory_holds_all_it_needs_whatever_module_is_given(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 64}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4)).eval()
+    inputs = {"input_ids": torch.arange(16).view(1, 16)}
+    graph = depgraph.trace(model, (), inputs)
+    smaller = graph.plan(importance.Magnitude(), depgraph.Target(params=0.8), scope="uniform").apply()
+    assert depgraph.save(smaller, tmp_path / "saved").format == "plain"
+    loaded = depgraph.load(tmp_path / "saved", model=copy.deepcopy(model))
+    assert torch.equal(loaded(**inputs).logits, smaller(**inputs).logits)

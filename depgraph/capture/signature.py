@@ -21,6 +21,8 @@ from torch.export.graph_signature import (
 )
 from torch.utils import _pytree as pytree
 
+from depgraph.offloading import computed_on
+
 _ODD = re.compile(r"[^a-zA-Z0-9]")
 
 
@@ -31,7 +33,8 @@ class Names:
         self.model = model
         self.parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         self.buffers = [name for name, _ in model.named_buffers(remove_duplicate=False)]
-        self.on_meta = any(tensor.is_meta for _, tensor in self.held())
+        self.away = computed_on(model)
+        self.on_meta = any(tensor.is_meta and id(tensor) not in self.away for _, tensor in self.held())
         self.constants: dict[str, Any] = {}
         self._taken: set[str] = set()
         self._lifted = 0

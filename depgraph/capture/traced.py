@@ -104,7 +104,7 @@ class Traced(proxies.Tracer):
             stand_in = self.stand_ins[id(value)] = self.stand_in_for(value)
         node.meta["val"] = stand_in
         self.alive.append(value)
-        self.follow(stand_in, node, value.device)
+        self.follow(stand_in, node, self.names.away.get(id(value), value.device))
         return stand_in
 
     def stand_in_for(self, value: Tensor) -> Tensor:

@@ -17,5 +17,5 @@ def is_expressible(graph: DependencyGraph, kept: Kept) -> bool:
     solution = graph.sizes.solve(kept)
     if solution.conflicts or not can_absorb(graph, solution.drifts):
         return False
-    held = graph.tensors()
+    held = graph.held()
     return all(v.target in held or plain_tensor(graph, v) is not None for v in narrowed(kept))

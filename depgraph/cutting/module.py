@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +15,7 @@ from depgraph.cutting.expressing import Solution
 from depgraph.cutting.slicing import sliced_tensor
 from depgraph.errors import CutError
 from depgraph.graph import Value
+from depgraph.offloading import offloaded, own_copy
 from depgraph.widths import Kept
 
 if TYPE_CHECKING:
@@ -57,13 +57,14 @@ def _alike(old: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) ->
 
 def cut_copy(graph: DependencyGraph, kept: Kept, solution: Solution) -> nn.Module:
     """A new module with narrowed tensors; weights are copied once, and already cut."""
-    memo = without_history(graph.model)
+    memo: dict[int, Any] = {**without_history(graph.model)}
     memo |= {id(old): new for old, new in _replacements(graph, kept).values()}
-    for tensor in graph.tensors().values():
-        if id(tensor) not in memo:
+    away = offloaded(graph.model)
+    for name, tensor in graph.held().items():
+        if id(tensor) not in memo and name not in away:
             memo[id(tensor)] = _alike(tensor, lambda same: same)
     try:
-        model = copy.deepcopy(graph.model, memo)
+        model = own_copy(graph.model, memo)
     except Exception as error:
         raise CutError(
             f"{type(graph.model).__name__} can't be copied ({type(error).__name__}: {error}); use plan.apply_() to cut in place"
@@ -79,6 +80,10 @@ def cut_copy(graph: DependencyGraph, kept: Kept, solution: Solution) -> nn.Modul
 def cut_in_place(graph: DependencyGraph, kept: Kept, solution: Solution) -> Undo:
     """Narrow the graph's own model; the function returned takes everything back."""
     model = graph.model
+    if offloaded(model):
+        raise CutError(
+            f"{type(model).__name__} can't be cut in place, as its weights are offloaded: use plan.apply(), which gives a new model"
+        )
     undo: list[Undo] = [lambda: flatten(model), lambda: compute_again(model)]
     by_id = {id(old): new for old, new in _replacements(graph, kept).values()}
     try:
@@ -118,10 +123,10 @@ def _items(held: dict[Any, Any] | list[Any]) -> Any:
 
 def _replacements(graph: DependencyGraph, kept: Kept) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
     """For each tensor object that gets smaller: itself and its successor."""
-    tensors = graph.tensors()
+    tensors, held = graph.tensors(), graph.held()
     found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for value in narrowed(kept):
-        old = tensors.get(value.target)
+        old = held.get(value.target)
         if old is None:
             old = plain_tensor(graph, value)
         if old is None:
@@ -129,8 +134,14 @@ def _replacements(graph: DependencyGraph, kept: Kept) -> dict[int, tuple[torch.T
                 f"constant {value.target!r} is made in the code of the forward and can't be cut in the module"
             )
         if id(old) not in found:
-            found[id(old)] = (old, new_tensor(old, kept, value))
+            read = _reading(tensors, value.target)
+            found[id(old)] = (old, _alike(old, lambda t, v=value, read=read: sliced_tensor(read(t), kept, v)))  # type: ignore[misc]
     return found
+
+
+def _reading(tensors: Mapping[str, torch.Tensor], name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Gives the numbers of a tensor that the model holds, from elsewhere where it has none itself."""
+    return lambda held: tensors[name] if held.is_meta and name in tensors else held
 
 
 def plain_tensor(graph: DependencyGraph, value: Value) -> torch.Tensor | None:

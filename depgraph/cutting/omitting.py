@@ -57,12 +57,13 @@ def omit(plan: Plan, module: GraphModule, nodes: Alike) -> None:
                 passed = module.graph.call_function(_COPY, (passed,))
         for user in [user for user in mine.users if user is not passed]:
             user.replace_input_with(mine, passed)
-    _erase(module, {nodes[name] for name in left.gone if name in nodes})
-    _drop(module, plan.graph.left_out(plan.branches).parameters)
+    tensors = plan.graph.left_out(plan.branches).parameters
+    _erase(module, {nodes[name] for name in left.gone if name in nodes}, tensors)
+    _drop(module, tensors)
 
 
-def _erase(module: GraphModule, gone: set[Node]) -> None:
-    """Take nodes out, with the checks and sizes that are computed from them."""
+def _erase(module: GraphModule, gone: set[Node], tensors: frozenset[str]) -> None:
+    """Take nodes out, with the checks and sizes that are computed from them, and these tensors."""
     doomed = set(gone)
     for node in module.graph.nodes:
         if node.op == "call_function" and doomed.intersection(node.all_input_nodes):
@@ -73,7 +74,7 @@ def _erase(module: GraphModule, gone: set[Node]) -> None:
                 raise CutError(f"{node.name}, which goes, is read by {next(iter(node.users)).name}, which stays")
             module.graph.erase_node(node)
     for node in reversed(list(module.graph.nodes)):
-        if node.op == "get_attr" and not node.users:
+        if node.op == "get_attr" and node.target in tensors and not node.users:
             module.graph.erase_node(node)
 
 

@@ -160,6 +160,7 @@ def _cut(plan: Plan, captured: _Captured, module: GraphModule, nodes: Alike | No
     if plan.branches:
         omit(plan, module, nodes or {})
     _narrow_tensors(module, plan.graph, captured)
+    _forget_devices(module)
     write_without_gradients(module)
     follow_modes(module, plan.graph.model.training)
     module.recompile()
@@ -298,6 +299,12 @@ def _narrow_tensors(module: GraphModule, graph: DependencyGraph, captured: _Capt
         if id(old) not in fresh:
             fresh[id(old)] = new_tensor(old, captured.kept, value)
         _put(module, name, fresh[id(old)])
+
+
+def _forget_devices(module: GraphModule) -> None:
+    """Let go of assertions that tensors are where they were captured, in their precision: the module may be moved."""
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
+        module.graph.erase_node(node)
 
 
 def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:

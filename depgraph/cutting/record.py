@@ -52,7 +52,7 @@ def make_record(plan: Plan, form: str, solution: Solution) -> Record:
         "inputs": describe_inputs(*inputs_at(graph, plan.kept())),
         "vocabulary": _vocabulary(plan),
         "cost": {"before": asdict(graph.dense_cost), "after": asdict(plan.cost())},
-        "original": _original(graph.model, graph.tensors()) if form == "graph" else {},
+        "original": _original(graph.model, graph.held()) if form == "graph" else {},
         "earlier": [*earlier["earlier"], {k: v for k, v in earlier.items() if k != "earlier"}] if earlier else [],
     }
 

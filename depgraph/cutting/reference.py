@@ -98,11 +98,16 @@ class Reference:
         """As `run`, stopping before each node of `pause`, which it yields; what the first side made is in its `env` then."""
         given = iter(pytree.tree_leaves((args, dict(kwargs))))
         targets = {spec.arg.name: spec.target for spec in self.exported.graph_signature.input_specs}
-        last_use = _last_uses(self.nodes)
+        last_use, late = _last_uses(self.nodes), self._late(targets)
         outputs: list[Outputs] = [[] for _ in self.sides]
         for node in self.nodes:
+            for weight in [n for n in node.all_input_nodes if n in late]:
+                late.remove(weight)
+                self._hold(weight, fetch(str(targets[weight.name])), True)
             if node in pause:
                 yield node
+            if node in late:
+                continue
             if node.op == "placeholder":
                 target = targets[node.name]
                 self._hold(node, next(given) if target is None else fetch(target), target is not None)
@@ -119,6 +124,12 @@ class Reference:
                 for dead in last_use.get(node, ()):
                     del side.env[dead]
         return outputs
+
+    def _late(self, targets: Mapping[str, str | None]) -> set[Node]:
+        """The placeholders of what the model holds that can wait for their first use, so that few are here at a time."""
+        written = {write.root for write in self.writes}
+        held = {n for n in self.nodes if n.op == "placeholder" and targets[n.name] is not None}
+        return held - written - set(self.watch)
 
     def _outputs(self, nodes: list[Node], side: SideRun) -> Outputs:
         found = [(n, side.cut(n)) for n in nodes]

@@ -7,7 +7,6 @@ is loaded. The check compares the shorter model with the captured program withou
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -34,6 +33,7 @@ from depgraph.cutting.passing import Layout, Passed, layout_of, passed
 from depgraph.cutting.record import attr_of
 from depgraph.cutting.ways import look, put
 from depgraph.errors import CutError, PlanError
+from depgraph.offloading import own_copy
 from depgraph.remaining import as_blocks
 
 if TYPE_CHECKING:
@@ -319,7 +319,7 @@ def shorter_copy(model: nn.Module, how: Shortening) -> nn.Module:
         module = model.get_submodule(path)
         if id(module) not in shared:
             memo[id(module)] = passed(module, how.passed.get(path)).train(module.training)
-    fresh = copy.deepcopy(model, memo)
+    fresh = own_copy(model, memo)
     shorten(fresh, how)
     return fresh
 

@@ -60,7 +60,7 @@ class Verifier:
 
     @property
     def on_meta(self) -> bool:
-        return any(t.device.type == "meta" for t in self.tensors.values())
+        return self.graph.on_meta
 
     def check(self, model: nn.Module, follow_calls: Callable[[list[Call], Kept], int] | None = None) -> Check:
         """Run both and compare; raises CheckError when they differ by more than rounding.

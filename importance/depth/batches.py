@@ -34,7 +34,7 @@ def given(graph: DependencyGraph, batches: Iterable[Any], names: Iterable[str]) 
     the names can't be left out.
     """
     check_batches(batches)
-    names, device = list(names), next(graph.model.parameters(), torch.empty(0)).device
+    names, device = list(names), next((t.device for t in graph.tensors().values()), torch.device("cpu"))
     own = {} if _by_values(graph) else {shapes_of(graph.args, graph.kwargs): Way(graph, names)}
     found = []
     for batch in (moved(batch, device) for batch in batches):

@@ -148,7 +148,7 @@ class _Trial:
 
     def merged(self, names: Sequence[str], changed: State, mode: str) -> dict[str, Tensor]:
         """The parameters of the first of the named blocks with the others merged into it, by their names in the model."""
-        held = self.tensors | dict(changed)
+        held = {**{n: self.tensors[n] for b in names for n in self.names[b]}, **changed}
         states = [{n.removeprefix(f"{b}."): held[n] for n in self.names[b]} for b in names]
         return {f"{names[0]}.{n}": tensor for n, tensor in merged(states, mode).items() if tensor.ndim > 1}
 
