@@ -204,6 +204,12 @@ class Plan:
         with uncollected():
             return self.graph.cut(self, options)
 
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw which attention, MLP and other branches go, by depth; raises DataError without matplotlib (the extra `plot`)."""
+        from depgraph.plotting import plot_depth
+
+        plot_depth(self.graph, self.branches, path)
+
     def __str__(self) -> str:
         from depgraph.report import plan_text
 

@@ -15,7 +15,7 @@ from depgraph.options import matches
 from depgraph.target import METRICS, Target
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Scopes = Literal["auto", "global", "axis", "uniform"]
+Scopes = Literal["auto", "global", "axis", "uniform", "depth", "both"]
 Forms = Literal["auto", "module", "graph"]
 
 Model = Annotated[
@@ -35,6 +35,17 @@ HtmlFile = Annotated[
 Strict = Annotated[bool, typer.Option("--strict", help="an operator without a rule is an error")]
 
 Keep = Annotated[str, typer.Option(help="shares to keep: params=0.7, or macs=0.6,bytes=0.5", show_default=False)]
+Depth = Annotated[
+    int | None, typer.Option(help="blocks or branches to leave out, before groups go (or alone, without --keep)", min=1)
+]
+DepthScore = Annotated[
+    str,
+    typer.Option(help="how they are found: sleb, finercut, shortgpt, pairs, loss, taylor, ...; shortgpt:branches"),
+]
+ByDepth = Annotated[
+    bool, typer.Option("--depth", help="blocks and branches by depth, and why others can't be left out")
+]
+Plot = Annotated[Path | None, typer.Option(help="draw there which branches go, by depth (needs matplotlib)")]
 Score = Annotated[str, typer.Option(help="what a group is worth: taylor, magnitude, random, ...")]
 Allocation = Annotated[
     str,
@@ -50,7 +61,10 @@ Out = Annotated[
 ]
 Onnx = Annotated[bool, typer.Option("--onnx", help="write model.onnx there too, and check it")]
 Scope = Annotated[
-    Scopes, typer.Option(help="one ranking, or the same share of each axis or kind of axis; auto: as the score asks")
+    Scopes,
+    typer.Option(
+        help="one ranking, the same share of each axis or kind of axis, depth alone, both at once; auto: as the score asks"
+    ),
 ]
 RoundTo = Annotated[int, typer.Option(help="keep a multiple of this many groups (not of axes that have fewer)", min=1)]
 Floor = Annotated[float, typer.Option(help="the least share of every axis that stays", min=0, max=1)]
@@ -81,12 +95,23 @@ class Wish:
     onnx: bool
     options: dict[str, Any]
     json: bool
+    depth_score: str = ""
+    plot: Path | None = None
+
+    @property
+    def scope(self) -> str:
+        """How the plan spreads its budget."""
+        return str(self.options["scope"])
 
 
-def parse_keep(text: str) -> Target:
-    """`params=0.7,macs=0.6` as a target; raises typer.BadParameter."""
+def parse_keep(text: str, left_out: int | None = None) -> Target:
+    """`params=0.7,macs=0.6` as a target, with how many blocks are left out; raises typer.BadParameter."""
     shares: dict[str, float] = {}
-    for part in text.split(","):
+    if not text and left_out is None:
+        raise typer.BadParameter(
+            "give the shares to keep, --keep params=0.7, or a number of blocks to leave out, --depth 2"
+        )
+    for part in text.split(",") if text else ():
         name, equals, value = part.strip().partition("=")
         if not equals or name not in METRICS:
             raise typer.BadParameter(f"--keep {text!r}: give shares such as params=0.7 or macs=0.6,bytes=0.5")
@@ -97,7 +122,7 @@ def parse_keep(text: str) -> Target:
         except ValueError:
             raise typer.BadParameter(f"--keep {text!r}: {value!r} is not a number between 0 and 1") from None
     try:
-        return Target(**shares)
+        return Target(**shares, left_out=left_out)
     except TargetError as error:
         raise typer.BadParameter(str(error)) from error
 

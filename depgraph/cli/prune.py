@@ -12,6 +12,7 @@ import depgraph
 from depgraph.cli import options as o
 from depgraph.cli.app import app
 from depgraph.cli.data import Amount, TextData, measured, read_text, text_data
+from depgraph.cli.depth import asked, depth_needs, plan_with_depth, refuse_depth
 from depgraph.cli.models import Loaded, Loading, load_model
 from depgraph.cli.onnx_files import is_onnx, prune_file, refuse_score
 from depgraph.cli.output import Steps, check_vacant, new_folder, print_json, printing, showing
@@ -31,7 +32,10 @@ from depgraph.plan import Plan
 @app.command()
 def prune(  # noqa: PLR0913  (the options of a command)
     model: o.Model,
-    keep: o.Keep,
+    keep: o.Keep = "",
+    depth: o.Depth = None,
+    depth_score: o.DepthScore = "",
+    plot: o.Plot = None,
     score: o.Score = "magnitude",
     allocation: o.Allocation = "",
     recipe: o.Recipe = "",
@@ -66,8 +70,9 @@ def prune(  # noqa: PLR0913  (the options of a command)
     if allocation and recipe:
         raise typer.BadParameter(f"--recipe {recipe} spreads the budget itself: leave out --allocation {allocation}")
     loading, amount = Loading(device, dtype, seed, base), Amount(batches, length, seed)
-    target = o.parse_keep(keep)
-    _prune(o.Wish(model, target, loading, score, allocation, recipe, data, amount, out, onnx, options, as_json))
+    target = o.parse_keep(keep, depth)
+    wish = o.Wish(model, target, loading, score, allocation, recipe, data, amount, out, onnx, options, as_json)
+    _prune(asked(wish, depth_score, plot))
 
 
 def _prune(wish: o.Wish) -> None:
@@ -76,6 +81,7 @@ def _prune(wish: o.Wish) -> None:
     if is_onnx(wish.model):
         if wish.recipe:
             raise DataError(f"recipe {wish.recipe!r} needs a PyTorch model: give a file a --score such as magnitude")
+        refuse_depth(wish)
         if needs_data(wish.score):
             refuse_score(wish.score)
         prune_file(wish, named(wish.score, seed=wish.loading.seed))
@@ -101,8 +107,11 @@ def _prune(wish: o.Wish) -> None:
             else:
                 scorer = _scorer(wish, loaded, found, steps)
                 scorer = scorer if allocation is None else allocations.Allocated(scorer, allocation)
-                plan = graph.plan(scorer, wish.target, **wish.options)
+                plan = plan_with_depth(wish, graph, scorer, found.calibration or loaded.batches, loaded.loss)
                 report = None
+        if wish.plot is not None:
+            with steps("drawing"):
+                plan.plot(wish.plot)
         if folder is None:
             result, shown = plan_json(plan), ["", *plan.notes, "dry run: nothing was cut or written"]
         else:
@@ -131,7 +140,7 @@ def _needs_data(wish: o.Wish) -> bool:
     from importance import needs_data
     from importance.recipes import entry_of
 
-    return entry_of(wish.recipe).needs != "nothing" if wish.recipe else needs_data(wish.score)
+    return entry_of(wish.recipe).needs != "nothing" if wish.recipe else needs_data(wish.score) or depth_needs(wish)
 
 
 def _by_recipe(

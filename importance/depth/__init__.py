@@ -14,6 +14,7 @@ from importance.depth.greedy import FinerCut, Sleb
 from importance.depth.influence import BlockInfluence
 from importance.depth.merging import Laco, Merge, Merging, merged
 from importance.depth.metrics import Distance, LossMetric, Measured, Metric
+from importance.depth.names import depth_named, depth_names, depth_needs_data
 from importance.depth.order import DepthScorer, Order, Search, Step
 from importance.depth.pairs import PairSearch
 from importance.depth.ranking import OneShot
@@ -52,6 +53,9 @@ __all__ = [
     "Sleb",
     "Step",
     "Without",
+    "depth_named",
+    "depth_names",
+    "depth_needs_data",
     "merged",
     "windows",
 ]

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from depgraph import DependencyGraph
+from depgraph.plotting import plot_curve
 from depgraph.scoring import DepthScorer
+from importance.choices import pick
+
+CURVES: dict[str, Callable[[float], float]] = {"value": float, "perplexity": lambda loss: math.exp(min(loss, 700.0))}
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,14 @@ class Order:
     def value(self) -> float:
         """The value at the end."""
         return self.steps[-1].value if self.steps else self.whole
+
+    def plot(self, path: str | os.PathLike[str], curve: str = "value") -> None:
+        """Draw the value at each step, or what it is as a "perplexity" (its exp, where it is a loss), against what is removed.
+
+        Raises ScoreError for an unknown `curve`, DataError without matplotlib (the extra `plot`).
+        """
+        of = pick(CURVES, curve, "curve")
+        plot_curve([of(self.whole), *(of(step.value) for step in self.steps)], self.names, path, curve)
 
 
 class Counted(dict[str, float]):
