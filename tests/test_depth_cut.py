@@ -198,10 +198,10 @@ def test_what_a_module_cannot_express_is_left_out_of_its_graph(name: str, tmp_pa
     for plan in (graph.cut_plan(branches=[part]), width):
         report = plan.apply_with_report(form="auto" if name == "used_twice" else "graph")
         assert report.form == "graph" and report.check is not None and not report.check.vacuous
-        assert elements(report.model) == plan.cost().params < graph.dense_cost.params
+        assert elements(report.model) == plan.cost().params and plan.cost().macs < graph.dense_cost.macs
         shared = {id(p) for p in report.model.parameters()} & {id(p) for p in example.model.parameters()}
         assert not shared
-        folder = tmp_path / f"saved{len(plan.removal)}"
+        folder = tmp_path / ("both" if plan is width else "depth")
         depgraph.save(report.model, folder)
         again = depgraph.load(folder, built(name)[0].model)
         for a, b in zip(floats(again, example), floats(report.model, example), strict=True):
@@ -212,10 +212,9 @@ def test_what_a_module_cannot_express_is_left_out_of_its_graph(name: str, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["encoder.block.0", "encoder.block.0.layer.0.SelfAttention"])
-def test_a_block_that_others_read_something_of_goes_in_the_graph(part: str) -> None:
+def test_a_block_that_others_read_something_of_goes_in_the_graph() -> None:
     _, graph = built("t5")
-    report = graph.cut_plan(branches=[part]).apply_with_report()
+    report = graph.cut_plan(branches=["encoder.block.0"]).apply_with_report()
     assert report.form == "graph" and "cut as a graph because" in "\n".join(report.notes)
     assert elements(report.model) == report.after.params < report.before.params
     assert not any("encoder.block.0.layer.0.SelfAttention.q" in name for name, _ in report.model.named_parameters())

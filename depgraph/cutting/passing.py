@@ -6,7 +6,7 @@ computed, and a stream plus nothing is the stream itself: no zeros, no product, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -138,12 +138,13 @@ def _outlines(given: Any) -> Any:
 class Passed(nn.Module):
     """Stands for a module that was left out with a sublayer: it returns nothing, in the layout of the module's outputs.
 
-    `plain` are the numbers and words that the module had, which code around it may look at; what else it looks for is nothing.
+    `plain` are the numbers and words that the module had, which code around it may look at; what else it `had` is nothing.
     With a `place`, it puts a number a token there in the cache that it is given, so that the cache knows how many there were.
     """
 
-    def __init__(self, layout: Layout, plain: dict[str, Any]) -> None:
+    def __init__(self, layout: Layout, plain: dict[str, Any], had: Iterable[str]) -> None:
         super().__init__()
+        self.had = frozenset(had)
         self.layout = layout
         self.place: int | None = None
         for name, value in plain.items():
@@ -161,7 +162,7 @@ class Passed(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name.startswith("_"):
+            if name not in self.__dict__.get("had", ()):
                 raise
             return Nothing(_unknown)
 
@@ -172,7 +173,8 @@ class Passed(nn.Module):
 def passed(module: nn.Module, layout: Layout) -> Passed:
     """What stands for `module`."""
     plain = {n: v for n, v in vars(module).items() if type(v) in (int, float, bool, str) and not n.startswith("__")}
-    return Passed(layout, plain)
+    stores = (module._parameters, module._buffers, module._modules, vars(module))
+    return Passed(layout, plain, (name for store in stores for name in store if not name.startswith("_")))
 
 
 def _count(arguments: list[Any], stream: torch.Tensor, place: int) -> None:
