@@ -401,3 +401,39 @@ def test_a_model_without_sublayers_is_copied_compiled_and_adapted() -> None:
     merged = adapted.merge_and_unload().eval()
     assert isinstance(merged.model.layers[0].self_attn, Passed)
     assert torch.isfinite(floats(merged, example)[0]).all()
+
+
+class Handing(nn.Module):
+    """Hands something on beside what it computes, as attentions do that share a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tanh(self.up(x) + bias), bias
+
+
+class Handed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(Handing() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = x.mean(dim=-1, keepdim=True)
+        for step in self.steps:
+            y, bias = step(x, bias)
+            x = x + y
+        return x
+
+
+def test_what_a_module_hands_on_is_handed_on_without_it(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, x = Handed(), torch.randn(3, 6)
+    graph = depgraph.trace(model, x)
+    (middle,) = [b.name for b in graph.branches if b.name.startswith("steps.1")]
+    report = graph.cut_plan(branches=[middle]).apply_with_report(form="module")
+    assert report.check is not None and not report.check.vacuous
+    depgraph.save(report.model, tmp_path / "saved")
+    assert torch.equal(depgraph.load(tmp_path / "saved", Handed())(x), report.model(x))

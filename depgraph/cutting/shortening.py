@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from depgraph.capture.recording import assign
 from depgraph.capture.sizes import Attr
@@ -245,8 +243,7 @@ def _layouts(graph: DependencyGraph, paths: list[str]) -> dict[str, Layout]:
 
             def noted(module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
                 calls[path] = calls.get(path, 0) + 1
-                given = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
-                found[path] = layout_of(output, next(given, None))
+                found[path] = layout_of(output, args, kwargs)
 
             stack.callback(module.register_forward_hook(noted, with_kwargs=True).remove)
         rerun(graph, graph.model)
