@@ -29,7 +29,7 @@ def _run() -> int:
     except BaseException:
         if not interruption.happened():
             raise
-        print(interruption.SENTENCE, file=sys.stderr)
+        print(interruption.sentence(), file=sys.stderr)
         return interruption.CODE
 
 

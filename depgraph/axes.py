@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from depgraph.capture.sizes import Attr
 from depgraph.coupling import NONE, Classes, Labelling, find_axes
 from depgraph.graph import Program, Reason, Value
 
@@ -40,11 +41,31 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Entries:
+    """A list or dict of modules whose entry k leaves, whole, with group `labels[k]` of an axis, as experts do.
+
+    `tensors` names what each entry holds, `nodes` the operators that go with it. `counts` are the integers that say how many
+    entries there are, and `keys` the names that those of a dict have afterwards: their "own", or the "first" ones.
+    """
+
+    container: str
+    labels: np.ndarray = field(repr=False)
+    tensors: tuple[frozenset[str], ...] = field(repr=False)
+    nodes: tuple[frozenset[str], ...] = field(repr=False)
+    counts: tuple[Attr, ...] = ()
+    keys: str = "own"
+
+    def going(self, groups: Iterable[int]) -> list[int]:
+        """The entries that leave with these groups, by position."""
+        return np.flatnonzero(np.isin(self.labels, list(groups))).tolist()
+
+
+@dataclass(frozen=True)
 class Axis:
     """A set of dims, across the whole model, that must be narrowed together.
 
     `size` is its number of groups, `exact` whether removing a group equals zeroing it, `mixed_by` the operators that make
-    it inexact, `reasons` why certain groups can't go (by group number).
+    it inexact, `reasons` why certain groups can't go (by group number). `entries` are whole modules that go with groups.
     """
 
     name: str
@@ -53,6 +74,7 @@ class Axis:
     reasons: dict[int, Reason]
     mixed_by: tuple[str, ...]
     labels: dict[int, np.ndarray] = field(repr=False)
+    entries: tuple[Entries, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -87,21 +109,29 @@ class Axis:
         return (self.group(number) for number in range(self.size))
 
 
-def build_axes(program: Program, classes: Classes) -> list[Axis]:
-    """Find all axes of a program that reach a parameter, in the order of the graph."""
-    owners: dict[int, list[tuple[Value, int]]] = {}
+Owners = dict[int, list[tuple[Value, int]]]
+
+
+def owners_of(program: Program, classes: Classes) -> Owners:
+    """The dims of what the model holds, by their class."""
+    owners: Owners = {}
     for value in program.values.values():
         if value.kind in ("parameter", "buffer", "constant") and value.target:
             for d, dim in enumerate(value.dims):
                 owners.setdefault(int(classes.of_dim[dim]), []).append((value, d))
+    return owners
+
+
+def build_axes(program: Program, classes: Classes) -> list[Axis]:
+    """Find all axes of a program that reach a parameter, in the order of the graph."""
+    owners = owners_of(program, classes)
     seeds = [number for number, held in owners.items() if any(v.kind == "parameter" and v.used for v, _ in held)]
     names: dict[str, int] = {}
-    return [_axis(found, owners, classes, names) for found in find_axes(classes, seeds, set(seeds))]
+    return [axis_of(found, owners, classes, names) for found in find_axes(classes, seeds, set(seeds))]
 
 
-def _axis(
-    found: Labelling, owners: dict[int, list[tuple[Value, int]]], classes: Classes, names: dict[str, int]
-) -> Axis:
+def axis_of(found: Labelling, owners: Owners, classes: Classes, names: dict[str, int]) -> Axis:
+    """An axis with its members, which are named and whose groups are numbered in the order in which they lie there."""
     reached = [n for n in owners if n in found.labels]
     touched = np.concatenate([found.groups(number) for number in reached])
     used, first = np.unique(touched[touched != NONE], return_index=True)

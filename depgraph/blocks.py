@@ -60,13 +60,7 @@ class Blocks:
     @cached_property
     def signatures(self) -> dict[str, tuple[object, ...]]:
         """What each entry is like: its class, and the names and shapes of its parameters."""
-        model = self.residual.graph.model
-        found = {}
-        for path in self.residual.entries:
-            module = model.get_submodule(path)
-            shapes = ((name, tuple(p.shape)) for name, p in module.named_parameters(remove_duplicate=False))
-            found[path] = (type(module), *shapes)
-        return found
+        return {path: self.residual.graph.likeness(path) for path in self.residual.entries}
 
     def _within(self, outer: str) -> list[str]:
         """Entries with branches that lie in another (in the model, if that is empty), but in none between."""
@@ -137,7 +131,7 @@ class Blocks:
         nodes = sorted(gone, key=self.flow.index.__getitem__)
         parameters = self.residual.parameters(gone)
         container, _, key = entry.path.rpartition(".")
-        keys = [name for name, _ in self.residual.graph.model.get_submodule(container).named_children()]
+        keys = [name for path in self.residual.entries for at, _, name in [path.rpartition(".")] if at == container]
         return Block(
             entry.path,
             container,

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from depgraph.axes import Axis
+from depgraph.budget import LATENCY, Budget, Spent
 from depgraph.configs import of_library
 from depgraph.configured import Freedom, configured_plan
 from depgraph.coupling import NONE
@@ -26,15 +29,18 @@ from depgraph.cutting.settling import Settler, config_bound, inexpressible
 from depgraph.errors import NothingToPrune
 from depgraph.options import Options, matches
 from depgraph.plan import Plan
+from depgraph.rankings import RANKINGS, Item
+from depgraph.rounding import Rounding
+from depgraph.stairs import stops
 from depgraph.target import Target
-from depgraph.widths import Cost
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
+    from depgraph.widths import Kept
 
 Counts = dict[str, int]
-Item = tuple[str, ...]
 _HALVINGS, _ROUNDS = 6, 2
+_MOST_STOPS = 256  # sizes of one axis that are looked at
 
 
 @dataclass(frozen=True)
@@ -86,16 +92,22 @@ class Choice:
     ) -> None:
         self.graph = graph
         self.target = target
+        self.budget = Budget(graph, target, options.branches)
         self.options = options
+        self.rounding = Rounding(graph, options.round_to)
         self.attempt = attempt
         self.rank_scores = scores
         self.order: dict[str, np.ndarray] = {}
         self.cap: Counts = {}
         self.leading: list[str] = []
-        self.lowest: Cost | None = None
+        self.stops: dict[str, list[int]] = {}
+        self.lowest: Spent | None = None
+        self.least: Kept | None = None
         pinned = inexpressible(graph) if attempt.pin and options.form == "module" else frozenset()
         if options.scope == "uniform" and graph.form != "graph":
             pinned = frozenset() if of_library(graph.model) else pinned | config_bound(graph)
+        if options.form == "graph":  # whole modules leave a list of the module
+            pinned |= {a.name for a in graph.axes if a.entries}
         open_axes = [a for a in graph.axes if a.name not in pinned and not matches(a, options.protect)]
         stays = _never_empty(graph, scores, [a.name for a in open_axes if a.prunable.any()])
         for axis in open_axes:
@@ -106,6 +118,8 @@ class Choice:
         if not self.leading:
             also = " and what the module's Python can't express" if pinned else ""
             raise NothingToPrune(f"protect, only and floor{also} together leave no group that may go")
+        if LATENCY in self.budget.limits:
+            self._find_stops()
         self.settler: Settler | None = None
         if attempt.settle:
             bold = frozenset(self.leading) if attempt.bold else frozenset()
@@ -116,32 +130,56 @@ class Choice:
         free = np.setdiff1d(np.flatnonzero(axis.prunable), list(stays))
         least = self.graph.widths.least(axis.name)
         stay = max(least, math.ceil(self.options.floor_of(axis) * axis.size - 1e-9))
-        cap = self._rounded(axis, min(len(free), axis.size - stay))
+        limit = min(len(free), axis.size - stay)
+        cap = min(limit, self._rounded(axis, limit))
         if cap > 0:
             self.order[axis.name] = free[np.argsort(scores[axis.name][free], kind="stable")]
             self.cap[axis.name] = cap
 
     def _saves(self, name: str) -> bool:
         """Does an axis lie in what stays, if some branches are left out?"""
-        return not self.options.branches or self._cost({name: self.order[name][: self.cap[name]]}) != self._cost({})
+        return not self.options.branches or self.budget.gain(
+            self.budget.spent({name: self.order[name][: self.cap[name]]})
+        ) > self.budget.gain(self.budget.spent({}))
 
-    def _cost(self, removal: Mapping[str, np.ndarray]) -> Cost:
-        """The cost of what is left without some groups, and without the branches that are left out in any case."""
-        return self.graph.cost(removal, self.options.branches)
+    def _find_stops(self) -> None:
+        """At which numbers of removed groups each axis may stop, where time falls in steps; all, where it doesn't.
+
+        An axis whose removal saves nothing that the target limits isn't led by: it is narrowed only where others need it.
+        """
+        for name in self.leading:
+            axis, cap = self.graph[name], self.cap[name]
+            counts = [n for n in range(1, cap + 1) if self._rounded(axis, n) == n]
+            every = 1 << max(0, (len(counts) - 1) // _MOST_STOPS).bit_length()
+            looked_at = [n for n in counts if (axis.size - n) % every == 0] or counts
+            found = stops(partial(self._gain, name), looked_at)
+            if found != looked_at:
+                self.stops[name] = found
+        self.leading = [name for name in self.leading if self.stops.get(name, [1])]
+        if not self.leading:
+            raise NothingToPrune("no axis that may lose groups takes any time by the latency model: look at its parts")
+
+    def _gain(self, name: str, count: int) -> float:
+        """What an axis saves, as a share of the dense model, when its first groups go alone."""
+        return self.budget.gain(self.budget.spent({name: self.order[name][:count]}))
+
+    def _first(self, names: Iterable[str]) -> Counts:
+        """The smallest step of some axes."""
+        return {name: self.stops[name][0] if self.stops.get(name) else 1 for name in names}
 
     def weigh(self) -> None:
         """Divide scores by what a group costs, so that the cheapest loss per parameter goes first."""
-        dense = getattr(self._cost({}), self.target.metric)
-        weighed = {}
-        for name, order in self.order.items():
-            cost = dense - getattr(self._cost({name: order[:1]}), self.target.metric)
-            weighed[name] = self.rank_scores[name] / max(cost, 1)
+        weighed, dense = {}, self._spent({})
+        for name in self.order:
+            step = self._first([name])
+            cost = (dense - self._spent(step)) / step[name]
+            weighed[name] = self.rank_scores[name] / max(cost, self.budget.least(self.budget.metric))
         self.rank_scores = weighed
 
     def plan(self) -> Plan | None:
         """The plan that meets the target; None where there is none, or it can't be expressed though that was asked."""
         if self.options.scope == "uniform" and of_library(self.graph.model):
-            freedom = Freedom(self.order, self.cap, self.leading, self.options.round_to, self.options.branches)
+            freedom = Freedom(self.order, self.cap, self.leading, self.rounding, self.options.branches)
             return configured_plan(self.graph, freedom, self.target)
         ranking = RANKINGS[self.options.scope](self)
         length = self._shortest(ranking)
@@ -154,21 +192,22 @@ class Choice:
 
     def refusal(self) -> str:
         """Why there is no plan."""
-        shares = (self.lowest or self.graph.dense_cost).share_of(self.graph.dense_cost)
-        least = ", ".join(f"{m}={shares[m]:.3f}" for m in self.target.shares)
-        return f"a target of {self.target} can't be met: floors, protections and ties allow {least} at the least"
+        kept = self.least or self.graph.widths.at({})
+        return (
+            f"a target of {self.target} can't be met: floors, protections and ties allow {self.budget.told(kept)} at the "
+            f"least{self.budget.held_by(kept)}"
+        )
 
     def slack(self, plan: Plan) -> float:
         """How far below the target a plan went, in the target's first metric."""
-        metric = self.target.metric
-        return self.target.shares[metric] * getattr(self.graph.dense_cost, metric) - getattr(plan.cost(), metric)
+        return self.budget.slack(self.budget.spent_at(plan.kept()))
 
     def is_near(self, slack: float) -> bool:
         """Is a slack within what one group costs, or one group of each axis of a tie?"""
         ties = [tie.axes for tie in self.settler.ties] if self.settler is not None else []
         sets = [(name,) for name in self.leading] + [tuple(a for a in tie if a in self.order) for tie in ties]
         dense = self._spent({})
-        return slack <= 0 or any(dense - self._spent(dict.fromkeys(names, 1)) >= slack for names in sets)
+        return slack <= 0 or any(dense - self._spent(self._first(names)) >= slack for names in sets)
 
     def _shortest(self, ranking: list[Item]) -> int | None:
         """A beginning of the ranking that meets the target by less than its last item; None where all of it doesn't.
@@ -176,10 +215,11 @@ class Choice:
         Settling costs time, so the search begins with where the target is met without.
         """
         everything = self._removal(self._counts(ranking, len(ranking)))
-        lowest = self._cost(everything)
-        if not self.attempt.express or is_expressible(self.graph, self.graph.widths.at(everything)):
-            self.lowest = lowest
-        above, below = self._over(self._cost({})), self._over(lowest)
+        kept = self.graph.widths.at(everything)
+        lowest = self.budget.spent_at(kept)
+        if not self.attempt.express or is_expressible(self.graph, kept):
+            self.lowest, self.least = lowest, kept
+        above, below = self.budget.over(self.budget.spent({})), self.budget.over(lowest)
         if above <= 0 or below > 0:
             return 0 if above <= 0 else None
         ends, first = (len(ranking), above, below), None
@@ -190,36 +230,36 @@ class Choice:
         )
 
     def _over_at(self, counts: Counts) -> float:
-        return self._over(self._cost(self._removal(counts)))
+        return self.budget.over(self.budget.spent(self._removal(counts)))
 
     def _over_without(self, item: Item) -> float:
         """The share of the dense cost that the last item of a beginning saves by itself, in the target's first metric."""
         dense = self._spent({})
-        return (dense - self._spent(dict.fromkeys(item, 1))) / max(dense, 1)
-
-    def _over(self, cost: Cost) -> float:
-        """By which share of the dense cost a cost is above the target: at most 0 where it is met."""
-        dense = self.graph.dense_cost
-        return max(getattr(cost, m) / max(getattr(dense, m), 1) - share for m, share in self.target.shares.items())
+        return (dense - self._spent(dict.fromkeys(item, 1))) / max(dense, self.budget.least(self.budget.metric))
 
     def _exempt(self, removal: Mapping[str, np.ndarray]) -> list[str]:
-        """A note where axes too small for `round_to` lose groups."""
+        """A note where axes too small for `round_to` lose groups, or those that no multiple is left of don't."""
         step = self.options.round_to
+        if isinstance(step, str):
+            left = {a.name: a.size - len(removal.get(a.name, ())) for a in self.graph.axes if a.prunable.any()}
+            odd = [name for name, size in left.items() if size % self.rounding.step(name)]
+            return [f"{_and_more(odd)} keeps a size that round_to={step!r} doesn't allow"] if odd else []
         small = [name for name in removal if self.graph[name].size < step]
-        if not small:
-            return []
-        more = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
-        return [f"axis {small[0]!r}{more} has fewer than {step} groups, so round_to={step} doesn't hold there"]
+        return (
+            [f"{_and_more(small)} has fewer than {step} groups, so round_to={step} doesn't hold there"] if small else []
+        )
 
     def _trimmed(self, gone: list[Item], counts: Counts) -> Counts:
         """Settling makes costs jump: what went beyond the target comes back, the same share of every axis first.
 
         Then single groups, the last to go first, so that the number of trials grows with the axes, not with their groups.
+        Steps of a staircase are of many heights, so each axis is tried for what its own would still leave of the budget.
         """
         items = list(dict.fromkeys(reversed(gone)))
         if not items or self._is_trimmed(items, counts):
             return counts
-        counts = self._share_put_back(counts)
+        if not self.stops:
+            counts = self._share_put_back(counts)
         for item in items * _ROUNDS:
             if self._is_trimmed(items, counts):
                 break
@@ -228,9 +268,10 @@ class Choice:
 
     def _is_trimmed(self, items: list[Item], counts: Counts) -> bool:
         """Is the target met by less than the first of `items` saves by itself?"""
-        metric, dense = self.target.metric, getattr(self.graph.dense_cost, self.target.metric)
-        one_group = self._spent({}) - self._spent(dict.fromkeys(items[0], 1))
-        return self.target.shares[metric] * dense - self._spent(counts) <= one_group
+        if self.stops:
+            return False
+        one_step = self._spent({}) - self._spent(self._first(items[0]))
+        return self.budget.limits[self.budget.metric] - self._spent(counts) <= one_step
 
     def _share_put_back(self, counts: Counts) -> Counts:
         """`counts` with the largest share of them kept, the same for all axes, that still meets the target."""
@@ -261,16 +302,17 @@ class Choice:
         dearer = self._spent(fewer) > self._spent(counts)
         return fewer if dearer and self._met_by(fewer) else None
 
-    def _spent(self, counts: Counts) -> int:
-        return int(getattr(self._cost(self._removal(counts)), self.target.metric))
+    def _spent(self, counts: Counts) -> float:
+        return self.budget.spent(self._removal(counts))[self.budget.metric]
 
     def _met_by(self, counts: Counts) -> bool:
-        return self.target.met_by(self._cost(self._removal(counts)), self.graph.dense_cost)
+        return self.budget.met(self.budget.spent(self._removal(counts)))
 
     def _unsettled(self, ranking: list[Item], length: int) -> Counts:
         """How many groups of each axis a beginning of the ranking takes."""
         gone = Counter(itertools.chain.from_iterable(ranking[:length]))
-        return {name: self._rounded(self.graph[name], min(n, self.cap[name])) for name, n in gone.items()}
+        gone.update({n: 0 for n in self.leading if self.rounding.odd(n, self.graph[n].size)})
+        return {n: min(self.cap[n], self._rounded(self.graph[n], min(m, self.cap[n]))) for n, m in gone.items()}
 
     def _counts(self, ranking: list[Item], length: int) -> Counts:
         """The same, settled."""
@@ -278,50 +320,16 @@ class Choice:
         return counts if self.settler is None else self.settler.settle(counts)
 
     def _rounded(self, axis: Axis, count: int) -> int:
-        """The largest number up to `count` that leaves a multiple of `round_to`."""
-        step = math.lcm(self.options.round_to, self.graph.widths.step(axis.name))
-        if axis.size < step:
-            return count
-        stay = math.ceil((axis.size - count) / step) * step
-        return max(axis.size - stay, 0)
+        """The largest number up to `count` that leaves a multiple of `round_to`, and at which the axis may stop."""
+        count = self.rounding.most(axis.name, axis.size, count)
+        if axis.name in self.stops:
+            found = self.stops[axis.name]
+            count = found[place - 1] if (place := bisect_right(found, count)) else 0
+        return count
 
     def _removal(self, counts: Counts) -> dict[str, np.ndarray]:
         return {name: self.order[name][:n] for name, n in counts.items() if n}
 
 
-def _global_ranking(choice: Choice) -> list[Item]:
-    """All groups of all axes by score; ties by axis and then by position, so that the order is the same everywhere."""
-    entries = []
-    for k, name in enumerate(choice.leading):
-        scores = choice.rank_scores[name][choice.order[name]]
-        entries += [(float(scores[i]), k, i, name) for i in range(choice.cap[name])]
-    return [(name,) for _, _, _, name in sorted(entries)]
-
-
-def _axis_ranking(choice: Choice) -> list[Item]:
-    """Axes take turns, so that all lose the same share."""
-    entries = []
-    for k, name in enumerate(choice.leading):
-        size = choice.graph[name].size
-        entries += [((i + 1) / size, k, name) for i in range(choice.cap[name])]
-    return [(name,) for _, _, name in sorted(entries)]
-
-
-def _uniform_ranking(choice: Choice) -> list[Item]:
-    """Kinds of axes take turns; a kind loses one group of each of its axes at once."""
-    kinds: dict[tuple[str, int], list[str]] = {}
-    for name in choice.leading:
-        axis = choice.graph[name]
-        kinds.setdefault((axis.kind, axis.size), []).append(name)
-    entries = []
-    for k, ((_, size), names) in enumerate(kinds.items()):
-        cap = min(choice.cap[n] for n in names)
-        entries += [((i + 1) / size, k, tuple(names)) for i in range(cap)]
-    return [item for _, _, item in sorted(entries)]
-
-
-RANKINGS: dict[str, Callable[[Choice], list[Item]]] = {
-    "global": _global_ranking,
-    "axis": _axis_ranking,
-    "uniform": _uniform_ranking,
-}
+def _and_more(names: list[str]) -> str:
+    return f"axis {names[0]!r}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from depgraph.budget import Budget
 from depgraph.configs import Configs, Edits
 from depgraph.errors import NothingToPrune, TargetError
 from depgraph.explaining import Counts, Explainer
 from depgraph.moves import Finder, Move, added
 from depgraph.plan import Plan
+from depgraph.rounding import Rounding
 from depgraph.target import Target
 from depgraph.widths import Cost
 
@@ -35,7 +36,7 @@ class Freedom:
     order: Mapping[str, np.ndarray]
     cap: Mapping[str, int]
     leading: list[str]
-    round_to: int
+    rounding: Rounding
     branches: tuple[str, ...] = ()
 
 
@@ -55,6 +56,7 @@ def configured_plan(graph: DependencyGraph, freedom: Freedom, target: Target) ->
 class _Search:
     def __init__(self, graph: DependencyGraph, freedom: Freedom, target: Target) -> None:
         self.graph, self.freedom, self.target = graph, freedom, target
+        self.budget = Budget(graph, target, freedom.branches)
         self.explainer = Explainer(graph, freedom.order, freedom.cap)
         self.finder = Finder(graph, Configs(graph.model), self.explainer)
         leading = set(freedom.leading)
@@ -75,11 +77,11 @@ class _Search:
         chosen = self._fewest(limits)
         if chosen is None:
             raise TargetError(self._too_small())
-        while chosen[0] and sum(self.target.shares.values()) - self._spent(chosen[0]) > _NEAR:
+        while chosen[0] and self._slack(chosen[0]) > _NEAR:
             last = self._last(chosen[0])
             limits[last] = chosen[0][last] - 1
             other = self._fewest(limits)
-            if other is None or self._spent(other[0]) <= self._spent(chosen[0]):
+            if other is None or self._slack(other[0]) >= self._slack(chosen[0]):
                 break
             chosen = other
         return self._spared(*chosen)
@@ -134,8 +136,8 @@ class _Search:
 
     def _is_round(self, move: Move, n: int) -> bool:
         for name, gone in move.counts.items():
-            step, size = math.lcm(self.freedom.round_to, self.graph.widths.step(name)), self.graph[name].size
-            if size > step and (size - n * gone) % step:
+            step, size = self.freedom.rounding.step(name), self.graph[name].size
+            if (size > step or self.freedom.rounding.named) and (size - n * gone) % step:
                 return False
         return True
 
@@ -148,10 +150,11 @@ class _Search:
         return {axis: min(n, self.freedom.cap[axis]) for axis, n in total.items()}
 
     def _met(self, steps: Steps) -> bool:
-        return self.target.met_by(self._cost(steps), self.graph.dense_cost)
+        return self.budget.met(self.budget.spent(self.removal(steps)))
 
-    def _spent(self, steps: Steps) -> float:
-        return sum(self._cost(steps).share_of(self.graph.dense_cost)[m] for m in self.target.shares)
+    def _slack(self, steps: Steps) -> float:
+        """How far below the limits, as shares of the dense model, added over all measures."""
+        return self.budget.gain(self.budget.spent(self.removal(steps))) - self.budget.gain(self.budget.limits)
 
     def _expressed(self, steps: Steps) -> Edits | None:
         """The edits that express so many steps, without the pins that they don't need; None where the class refuses."""
@@ -176,11 +179,10 @@ class _Search:
 
     def _too_small(self) -> str:
         ranking = self._ranking([move.most for move in self.moves])
-        shares = self._cost(self._steps(ranking, len(ranking))).share_of(self.graph.dense_cost)
-        least = ", ".join(f"{m}={shares[m]:.3f}" for m in self.target.shares)
+        kept = self.graph.widths.at(self.removal(self._steps(ranking, len(ranking))))
         whole = self._whole()
         stays = f"; no config narrows {whole}" if whole else ""
         return (
             f"a target of {self.target} can't be met with scope='uniform': what configs of {self.name} express, floors and "
-            f"protections allow {least} at the least{stays}"
+            f"protections allow {self.budget.told(kept)} at the least{self.budget.held_by(kept)}{stays}"
         )

@@ -17,6 +17,7 @@ from depgraph.capture.exported import decisions_of, only_as_module
 from depgraph.collecting import uncollected
 from depgraph.coupling import Classes
 from depgraph.errors import CaptureError, DepgraphError, PlanError
+from depgraph.experts import with_experts
 from depgraph.finite import require_finite
 from depgraph.offloading import Weights, at_rest, offloaded
 from depgraph.widths import Cost, Removal, Widths
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from depgraph.cutting.bypassing import LeftOut
     from depgraph.cutting.expressing import SizeRules
     from depgraph.cutting.report import CutReport
+    from depgraph.observing import Observer
     from depgraph.plan import Plan
     from depgraph.residual import Branch, Branches
     from depgraph.scoring import Depth, Scorer, Scores
@@ -89,6 +91,8 @@ class DependencyGraph:
         self.classes = Classes.of(captured.program, free)
         self.axes: list[Axis] = build_axes(captured.program, self.classes)
         self.widths = Widths(captured.program, self.classes, self.axes)
+        self.axes = with_experts(self) if isinstance(model, nn.Module) else self.axes
+        self.widths = Widths(captured.program, self.classes, self.axes)
 
     @property
     def name(self) -> str:
@@ -98,7 +102,8 @@ class DependencyGraph:
     @property
     def form(self) -> str:
         """The only form that the model can be cut in, "module" or "graph"; "auto" where both may do."""
-        return "module" if only_as_module(self.capture.exported) else "auto"
+        whole = any(axis.entries for axis in self.axes)
+        return "module" if whole or only_as_module(self.capture.exported) else "auto"
 
     @property
     def nodes(self) -> list[Any]:
@@ -116,6 +121,22 @@ class DependencyGraph:
     def entries_of(self, container: str) -> int:
         """How many entries a container, by its path, holds."""
         return len(list(self.model.get_submodule(container).children()))
+
+    @cached_property
+    def entries(self) -> tuple[str, ...]:
+        """Paths of the modules that are entries of a container, in the order in which these hold them."""
+        holders = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+        held = ((path, module) for path, module in self.model.named_modules() if isinstance(module, holders))
+        return tuple(f"{path}.{name}" if path else name for path, module in held for name, _ in module.named_children())
+
+    def likeness(self, path: str) -> tuple[object, ...]:
+        """What a module is like: its class, and the names and shapes of its parameters."""
+        module = self.model.get_submodule(path)
+        return type(module), *((n, tuple(p.shape)) for n, p in module.named_parameters(remove_duplicate=False))
+
+    def owner_of(self, target: str) -> str:
+        """The path of the module that holds a parameter or buffer."""
+        return target.rpartition(".")[0]
 
     def require_finite(self, error: type[DepgraphError]) -> None:
         """Raise `error` for the first weight that is NaN or infinite."""
@@ -176,6 +197,16 @@ class DependencyGraph:
             else "a cut is checked for the way that the example takes"
         )
         return f"captured on the values of the example, as the code depends on values{at_places(decisions)}: {checked}"
+
+    def observer(self) -> Observer:
+        """What runs the model on batches and looks at what its operators are given."""
+        from depgraph.observing import Observer
+
+        return Observer(self)
+
+    def again(self, model: Any) -> DependencyGraph:
+        """The graph of another model that takes the same inputs, such as a cut one."""
+        return trace(model, self.args, self.kwargs)
 
     def check_unchanged(self) -> None:
         """Raise PlanError when the model's tensors are no longer what they were when it was traced."""

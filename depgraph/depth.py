@@ -26,6 +26,7 @@ def chosen(graph: DependencyGraph, depth: Depth, target: Target, base: Names = (
         TargetError: so many can't go, or all that may go don't make the model that small.
         ScoreError: scores aren't numbers of what can be left out, or there is nothing.
     """
+    target = target.in_shares(graph.dense_cost)
     if is_search(depth):
         return _Searched(graph, cast(DepthSearch, depth), target, base).chosen()
     ranking = ranked(graph, checked_depth(graph, depth), base)

@@ -78,6 +78,16 @@ def _shared(use: _Use) -> str:
     return _remarks(shared, _at_a_time(use, layers[:1]))
 
 
+def _entries(use: _Use) -> Description | None:
+    """Whole modules of a list that go with the outputs of a router."""
+    if not use.axis.entries:
+        return None
+    relations, reached = use.anatomy.program.relations, use.axis.labels.keys()
+    counts = [least.count for least in relations.least if use.anatomy.class_of(least.dim) in reached]
+    role, note = _kind_of_choices("experts", use.axis.entries[0].labels, max(counts, default=0))
+    return Description(role, common(entries.container for entries in use.axis.entries), note)
+
+
 def _chosen(use: _Use) -> Description | None:
     """What a router chooses among: its outputs, and stacked weights or rows of a table that they stand for."""
     relations, reached = use.anatomy.program.relations, use.axis.labels.keys()
@@ -93,7 +103,7 @@ def _chosen(use: _Use) -> Description | None:
 def _kind_of_choices(noun: str, groups: np.ndarray | None, count: int) -> tuple[str, str]:
     share = _share(groups)
     if groups is None or share == 1:
-        return noun, f"{count} chosen at a time"
+        return noun, f"{count} chosen at a time" if count else ""
     return (f"groups of {noun}", f"{share} each") if (np.diff(groups) >= 0).all() else (f"{noun} of every group", "")
 
 
@@ -215,6 +225,7 @@ def _held(use: _Use) -> Description:
 
 
 _ROLES: tuple[Callable[[_Use], Description | None], ...] = (
+    _entries,
     _stream,
     _chosen,
     _heads,

@@ -30,7 +30,7 @@ class NothingToPrune(DepgraphError):
 
 
 class TargetError(DepgraphError):
-    """A target is not a share between 0 and 1, or lies below what the floors allow."""
+    """A target is out of range, or lies below what the floors allow."""
 
 
 class ScoreError(DepgraphError):
@@ -61,9 +61,17 @@ class ExportError(DepgraphError):
     """An exported file differs from the model, or could not be written."""
 
 
+class ProfileError(DepgraphError):
+    """A device profile can't be read or made, or is of another model, machine or version than it is used for."""
+
+
 class DataError(DepgraphError):
     """A data file is unreadable or empty."""
 
 
 class ModelError(DepgraphError):
     """What names a model names none that can be loaded, or none whose example inputs can be made."""
+
+
+class SweepError(DepgraphError):
+    """A sweep can't begin or go on: its settings have changed, its file can't be read, or one of its processes died."""

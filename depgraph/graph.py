@@ -69,7 +69,7 @@ class Reason:
     @property
     def free(self) -> str:
         """The lift where users may name it; numbers that point into a dim are lifted by what translates them, a vocabulary."""
-        return self.lift if self.lift.startswith("output ") else ""
+        return self.lift if self.lift.startswith(("output ", "input ")) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +259,8 @@ class Program:
     unknown: dict[str, list[str]] = field(default_factory=dict)
     ties: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, Value] = field(default_factory=dict)
+    inputs: dict[str, Value] = field(default_factory=dict)
+    """Inputs whose sizes may be lifted, by name, such as "input 1"."""
     by_products: set[str] = field(default_factory=set)
     """Names, such as "output 1", of outputs that another output is computed from."""
 

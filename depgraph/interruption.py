@@ -8,12 +8,15 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 CODE = 130
 SENTENCE = "interrupted: nothing was written"
 _ONE_PRESS = 1.0  # seconds: what comes sooner is the same wish, and must not stop the clearing up
 _pressed: list[float] = []
+_kept: list[str] = []
 
 
 def listen() -> None:
@@ -39,6 +42,24 @@ def _unraisable(problem: Any) -> None:
 def happened() -> bool:
     """Was Ctrl-C pressed since `listen`?"""
     return bool(_pressed)
+
+
+@contextmanager
+def keeping(what: str) -> Iterator[None]:
+    """Within, an interruption leaves something behind, which `what` says."""
+    _kept.append(what)
+    try:
+        yield
+    except BaseException as error:
+        if not (_pressed or isinstance(error, KeyboardInterrupt)):
+            _kept.remove(what)
+        raise
+    _kept.remove(what)
+
+
+def sentence() -> str:
+    """What to say of an interruption; what is kept is said once."""
+    return f"interrupted: {_kept.pop()}" if _kept else SENTENCE
 
 
 def check() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch.fx import Node
 
@@ -44,6 +44,11 @@ class Join:
     operands: tuple[Node, ...]
     rest: Node
     scaled: bool
+
+
+def is_node(item: Any) -> TypeGuard[Node]:
+    """Is something a node of a captured graph, or a step of a file, rather than a plain argument?"""
+    return hasattr(item, "all_input_nodes")
 
 
 def name_of(node: Node) -> str:
@@ -85,7 +90,7 @@ class Flow:
 
     def __init__(self, graph: DependencyGraph) -> None:
         self.values = graph.capture.program.values
-        self.nodes: list[Node] = list(graph.capture.exported.graph.nodes)
+        self.nodes: list[Node] = list(graph.nodes)
         self.index = {node: k for k, node in enumerate(self.nodes)}
         self.moving: set[Node] = set()
         for node in self.nodes:
@@ -124,7 +129,7 @@ class Flow:
     def _joins(self, node: Node) -> Iterator[Join]:
         name = name_of(node)
         operands = [given(node, operand, None) for operand in _SUMS.get(name, ())]
-        if not operands or not all(isinstance(n, Node) for n in operands) or operands[0] in operands[1:]:
+        if not operands or not all(map(is_node, operands)) or operands[0] in operands[1:]:
             return
         first, *others = operands
         beta = given(node, "beta", 1) != 1

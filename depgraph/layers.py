@@ -16,6 +16,7 @@ import torch
 from torch.fx import Node
 
 from depgraph.graph import Value
+from depgraph.joins import is_node
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -221,7 +222,7 @@ class Anatomy:
             return
         if "scaled_dot_product" in str(node.target):
             q, k, v = (_given(node, name, None) for name in ("query", "key", "value"))
-            if isinstance(q, Node) and isinstance(k, Node) and isinstance(v, Node):
+            if is_node(q) and is_node(k) and is_node(v):
                 query, values = self.program.values[q.name], self.program.values[v.name]
                 lead = tuple(query.dims[:-2])
                 yield Attention(self._module(node), lead, query.dim(-1), values.dim(-1), self._keys(k))
@@ -291,3 +292,10 @@ def _given(node: Node, wanted: str, otherwise: Any) -> Any:
     names = [argument.name for argument in schema.arguments] if schema is not None else []
     k = names.index(wanted) if wanted in names else len(node.args)
     return node.args[k] if k < len(node.args) else node.kwargs.get(wanted, otherwise)
+
+
+def block_of(name: str) -> str:
+    """The repeated module that a layer lies in: its name up to the first part that ends with a number."""
+    parts = name.split(".")[:-1]
+    k = next((k for k, part in enumerate(parts) if part[-1:].isdecimal()), None)
+    return "" if k is None else ".".join(parts[: k + 1])

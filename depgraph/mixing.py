@@ -33,6 +33,8 @@ def plan_of(graph: DependencyGraph, scorer: Scorer | Scores | Depth, target: Tar
     if not isinstance(target, Target):
         raise TargetError(f"expected a Target such as depgraph.Target(params=0.7), got {target!r}")
     width = {name: value for name, value in given.items() if name not in ("scope", "depth", "depth_share")}
+    if options.depth is not None or options.scope in ("depth", "both"):
+        target = target.in_shares(graph.dense_cost)
     if options.scope == "depth":
         if options.depth is not None:
             raise PlanError("scope='depth' takes the scores of blocks or branches as the scorer: leave depth= out")
@@ -42,7 +44,7 @@ def plan_of(graph: DependencyGraph, scorer: Scorer | Scores | Depth, target: Tar
     if options.scope == "both":
         return _Both(graph, cast("Scorer | Scores", scorer), target, width, options).best()
     if options.depth is None:
-        if not target.shares:
+        if target.left_out is not None:
             raise TargetError(
                 f"target {target} counts blocks or branches: use scope='depth', or give a share of groups too"
             )
@@ -59,12 +61,13 @@ def _depth_first(
             f"target {target} leaves nothing for the groups to do: use scope='depth', or give a share too"
         )
     graph.check_unchanged()
-    shares = {m: 1 - options.depth_share * (1 - share) for m, share in target.shares.items()}
+    kept: dict[str, Any] = dict(target.shares)
+    shares: dict[str, Any] = {m: 1 - options.depth_share * (1 - share) for m, share in target.shares.items()}
     first = Target(**shares) if target.left_out is None else Target(left_out=target.left_out)
     names = (*options.branches, *chosen(graph, options.depth, first, options.branches))
     if is_met(graph, names, target):
         return Plan.of(graph, {}, branches=names)
-    return make_plan(graph, scorer, Target(**target.shares), **width | {"branches": names})
+    return make_plan(graph, scorer, Target(**kept), **width | {"branches": names})
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ class _Both:
         self.width = {"rank": "density"} | width | {"scope": "global"}
         self.depth = checked_depth(graph, options.depth)
         self.scores = checked_scores(graph, scorer)
-        density = {n: score / max(saved(graph, n, target.metric), 1) for n, score in self.depth.items()}
+        metric = next(iter(target.shares))
+        density = {n: score / max(saved(graph, n, metric), 1) for n, score in self.depth.items()}
         self.ranking = ranked(graph, density, self.base)
 
     def best(self) -> Plan:

@@ -115,6 +115,11 @@ class Observer:
         """The capture that the graph was made of."""
         return Runnable(self.graph.capture.exported, self.graph.capture.program, True)
 
+    @property
+    def pausable(self) -> list[Meeting]:
+        """The products that `steps` can stop before."""
+        return self.own.meetings
+
     @cached_property
     def _by_values(self) -> bool:
         decisions = decisions_of(self.graph.capture.exported)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from depgraph.axes import Axis
 from depgraph.errors import PlanError
+from depgraph.rounding import BLOCKS
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -27,6 +28,8 @@ class Options:
         `depth`); "auto" is "axis" for a scorer whose attribute `comparable` is False, else "global".
     rank: "score", or "density" (score per cost, for scores that add up, such as Taylor's); "auto" asks the scorer.
     round_to: keep a multiple of this many groups; axes that have fewer than that to begin with are cut freely, and noted.
+        Or the name of a rounding: "gguf" gives the rows of all matrices a multiple of 32, as GGUF's quantised formats want
+        them, "gguf-k" of 256, as its K-quants do; axes too small for that stay whole.
     floor: the least share of every axis that stays (one group always does); or such shares by pattern, of which the largest
         that fits an axis counts, and 0 where none does.
     protect, only: axes to leave whole, and the only ones to touch: name patterns, axes or callables.
@@ -41,7 +44,7 @@ class Options:
 
     scope: str = "auto"
     rank: str = "auto"
-    round_to: int = 1
+    round_to: int | str = 1
     floor: float | Mapping[str, float] = 0.0
     protect: tuple[Pattern, ...] = ()
     only: tuple[Pattern, ...] = ()
@@ -65,8 +68,12 @@ class Options:
         for name, allowed in {"scope": SCOPES, "rank": ("auto", "score", "density"), "form": FORMS}.items():
             if getattr(options, name) not in allowed:
                 raise PlanError(f"plan option {name}={getattr(options, name)!r} is not one of {', '.join(allowed)}")
-        if not isinstance(options.round_to, int) or isinstance(options.round_to, bool) or options.round_to < 1:
-            raise PlanError(f"plan option round_to={options.round_to!r} must be a whole number of groups, 1 or more")
+        whole = isinstance(options.round_to, int) and not isinstance(options.round_to, bool) and options.round_to >= 1
+        if not whole and options.round_to not in tuple(BLOCKS):
+            names = ", ".join(map(repr, BLOCKS))
+            raise PlanError(
+                f"plan option round_to={options.round_to!r} must be a whole number of groups, 1 or more, or {names}"
+            )
         floors = options.floor if isinstance(options.floor, Mapping) else {"": options.floor}
         for pattern, share in floors.items():
             if not isinstance(share, Real) or not 0 <= share <= 1:

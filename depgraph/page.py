@@ -6,7 +6,7 @@ The picture, the list of axes and all texts are plain HTML and CSS; the script i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -18,7 +18,7 @@ import numpy as np
 from depgraph.axes import Axis
 from depgraph.coupling import NONE
 from depgraph.inspecting import Inspection, share_range
-from depgraph.layers import Layer
+from depgraph.layers import Layer, block_of
 from depgraph.report import METRICS, counted
 
 _LANES = 4  # axes that are drawn one above another in one bar
@@ -53,15 +53,15 @@ class _Page:
         totals += [f"<li><b>{len(layers):,}</b> layers</li>", f"<li><b>{len(self.number):,}</b> axes</li>"]
         parts = {
             "title": escape(self.graph.name),
-            "colours": "".join(_colour(k) for k in range(len(self.found.families))),
+            "style": style(),
+            "colours": colours(len(self.found.families)),
             "totals": "".join(totals),
             "note": f'<p class="hint">{escape(self.graph.note)}.</p>' if self.graph.note else "",
             "picture": "".join(self._blocks()),
             "axes": "".join(self._family(k) for k in range(len(self.found.families))) or "<li>none</li>",
             "fixed": "".join(self._fixed()) or "<li>nothing</li>",
         }
-        template = files("depgraph").joinpath("page.html").read_text(encoding="utf-8")
-        return _PLACE.sub(lambda match: parts[match[1]], template)
+        return filled(files("depgraph").joinpath("page.html").read_text(encoding="utf-8"), parts)
 
     # The picture
 
@@ -75,7 +75,7 @@ class _Page:
 
     def _blocks(self) -> Iterator[str]:
         layers, seen = self.found.anatomy.layers, set[object]()
-        for block, held in groupby(layers, key=lambda layer: _block(layer.name)):
+        for block, held in groupby(layers, key=lambda layer: block_of(layer.name)):
             rows = list(held)
             if not block or len(rows) == 1:
                 yield from (self._row(layer, layer.name) for layer in rows)
@@ -86,7 +86,7 @@ class _Page:
             params = f"{len(rows)} layers, {sum(y.params for y in rows):,} parameters"
             cells = "".join(self._cell(layer) for layer in rows)
             inner = "".join(self._row(layer, layer.name.removeprefix(f"{block}.")) for layer in rows)
-            head = f'<span class="n">{_broken(block)}</span><span class="cells" aria-hidden="true">{cells}</span>'
+            head = f'<span class="n">{broken(block)}</span><span class="cells" aria-hidden="true">{cells}</span>'
             summary = f'<summary>{head}<span class="w">{params}</span></summary>'
             yield f'<li class="block"><details{shown}>{summary}<ol>{inner}</ol></details></li>\n'
 
@@ -97,7 +97,7 @@ class _Page:
         main = self._main(layer)
         attributes = f' data-a="{main}"' if main is not None else ""
         return (
-            f'<li class="layer" tabindex="-1"{attributes} title="{escape(tip)}"><span class="n">{_broken(name)}</span>'
+            f'<li class="layer" tabindex="-1"{attributes} title="{escape(tip)}"><span class="n">{broken(name)}</span>'
             f'<span class="bars">{out}{into}</span><span class="w">{sizes}</span></li>\n'
         )
 
@@ -156,7 +156,7 @@ class _Page:
         axes = "".join(self._axis(axis) for axis in family.axes)
         if len(family.axes) == 1:
             return f'<li class="family f{k}"><ul>{axes}</ul></li>\n'
-        head = f'<b class="swatch"></b>{_broken(family.what)} <b class="times">×{len(family.axes)}</b>'
+        head = f'<b class="swatch"></b>{broken(family.what)} <b class="times">×{len(family.axes)}</b>'
         return f'<li class="family f{k}"><details><summary>{head}</summary><ul>{axes}</ul></details></li>\n'
 
     def _axis(self, axis: Axis) -> str:
@@ -172,28 +172,21 @@ class _Page:
             ("check", "exact" if axis.exact else f"mixed: {', '.join(axis.mixed_by)}"),
         ]
         facts += [("fixed", why) for why in dict.fromkeys(map(str, axis.reasons.values()))]
-        listed = "".join(f"<dt>{name}</dt><dd>{_broken(text)}</dd>" for name, text in facts)
+        listed = "".join(f"<dt>{name}</dt><dd>{broken(text)}</dd>" for name, text in facts)
         number = self.number[axis.name]
         return (
             f'<li class="axis" id="a{number}" data-a="{number}"><button type="button"><b class="swatch"></b>'
-            f"{_broken(said)}</button><code>{_broken(axis.name)}</code><dl>{listed}</dl></li>\n"
+            f"{broken(said)}</button><code>{broken(axis.name)}</code><dl>{listed}</dl></li>\n"
         )
 
     def _fixed(self) -> Iterator[str]:
         for fixed in self.found.fixed:
-            dims = ", ".join(map(_broken, fixed.dims))
+            dims = ", ".join(map(broken, fixed.dims))
             count = counted(fixed.count, "dim", "dims")
             yield f"<li>{escape(fixed.heading)} <small>({count}: <code>{dims}</code>)</small></li>\n"
         for operator, places in self.graph.unknown.items():
             where = ", ".join(dict.fromkeys(places))
             yield f"<li>no rule for <code>{escape(operator)}</code> <small>({escape(where)})</small></li>\n"
-
-
-def _block(name: str) -> str:
-    """The repeated module that a layer lies in: its name up to the first part that ends with a number."""
-    parts = name.split(".")[:-1]
-    k = next((k for k, part in enumerate(parts) if part[-1:].isdecimal()), None)
-    return "" if k is None else ".".join(parts[: k + 1])
 
 
 def _lanes(parts: Iterable[_Part]) -> list[list[_Part]]:
@@ -209,12 +202,23 @@ def _lanes(parts: Iterable[_Part]) -> list[list[_Part]]:
     return lanes
 
 
-def _colour(k: int) -> str:
-    """The colour of a family of axes: hues by the golden angle, so that neighbours differ."""
-    return f".f{k}{{--c:hsl({k * 137.508 % 360:.0f} var(--s) calc(var(--l) + {k // 8 % 3 * 8}%))}}"
+def style() -> str:
+    """The rules that all pages share."""
+    return files("depgraph").joinpath("page.css").read_text(encoding="utf-8").rstrip()
 
 
-def _broken(text: str) -> str:
+def filled(template: str, parts: Mapping[str, str]) -> str:
+    """A template with its places, such as `{{title}}`, filled."""
+    return _PLACE.sub(lambda match: parts[match[1]], template)
+
+
+def colours(count: int) -> str:
+    """The colours of families of axes, `.f0` and on: hues by the golden angle, so that neighbours differ."""
+    hues = (f"{k * 137.508 % 360:.0f} var(--s) calc(var(--l) + {k // 8 % 3 * 8}%)" for k in range(count))
+    return "".join(f".f{k}{{--c:hsl({hue})}}" for k, hue in enumerate(hues))
+
+
+def broken(text: str) -> str:
     """Escaped, and free to break after a dot."""
     return escape(text).replace(".", ".<wbr>")
 

@@ -97,11 +97,17 @@ class Plan:
         return self.graph.cost(self.removal, self.branches)
 
     def removed(self) -> list[Removed]:
-        """What goes from every parameter and buffer: (name, dim, indices), in the order of the graph."""
+        """What goes from every parameter and buffer: (name, dim, indices), in the order of the graph.
+
+        What goes as a whole, with its module, is listed with all indices of its first dim.
+        """
         kept = self.kept()
         found = []
         for value in self.graph.capture.program.values.values():
             if value.kind not in ("parameter", "buffer", "constant") or not value.target:
+                continue
+            if value.target in kept.gone.tensors:
+                found += [Removed(value.target, 0, np.arange(size)) for size in value.shape[:1]]
                 continue
             for d, size in enumerate(value.shape):
                 stays = kept.of(value, d)

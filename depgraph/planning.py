@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from depgraph.axes import build_axes
 from depgraph.choosing import Attempt, Choice
+from depgraph.coupling import Classes
 from depgraph.errors import DepgraphError, NothingToPrune, TargetError
 from depgraph.options import Options
 from depgraph.plan import Plan
@@ -68,7 +70,7 @@ def _nearest(
             choice.weigh()
         plan = choice.plan()
         if plan is None:
-            least = getattr(choice.lowest or graph.dense_cost, target.metric)
+            least = (choice.lowest or choice.budget.dense)[choice.budget.metric]
             refusals.append((least, TargetError(choice.refusal())))
             continue
         slack = choice.slack(plan)
@@ -83,4 +85,24 @@ def _nearest(
 def _nothing(graph: DependencyGraph) -> str:
     stay = [axis.why_fixed for axis in graph.axes if axis.reasons] or [dim.reason for dim in uncovered(graph)]
     why = f"each is fixed, the first because of {stay[0]}" if stay else "it has no parameters"
-    return f"{graph.name} has no axis that could lose a group: {why}"
+    ways = " or ".join(f"free={list(ways)}" for ways in _customs(graph))
+    return f"{graph.name} has no axis that could lose a group: {why}{f'; some could with {ways}' if ways else ''}"
+
+
+def _customs(graph: DependencyGraph) -> list[tuple[str, ...]]:
+    """Which inputs and outputs would have to change their sizes for something to go: each that is enough alone, then several."""
+    program = graph.capture.program
+    every = [*program.inputs, *program.outputs]
+
+    def frees(lifts: Iterable[str]) -> bool:
+        classes = Classes.of(program, graph.free | frozenset(lifts))
+        return any(axis.prunable.any() for axis in build_axes(program, classes))
+
+    alone = [lift for lift in every if frees([lift])]
+    rest = [lift for lift in every if lift not in alone]
+    if not frees(rest):
+        return [(lift,) for lift in alone]
+    for lift in [*rest]:
+        fewer = [other for other in rest if other != lift]
+        rest = fewer if frees(fewer) else rest
+    return [*((lift,) for lift in alone), tuple(rest)]

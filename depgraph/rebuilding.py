@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from depgraph.capture.capturing import quiet
-from depgraph.capture.recording import assign, current
+from depgraph.capture.recording import current
 from depgraph.cutting.computed import compute_again
 from depgraph.cutting.descriptors import flatten, follow
 from depgraph.cutting.inputs import make_inputs
 from depgraph.cutting.module import take_back
+from depgraph.cutting.owning import assign_all
 from depgraph.cutting.program import cut_programs
 from depgraph.cutting.record import Record, attr_of
 from depgraph.cutting.shortening import Shortening, shorten
@@ -204,8 +205,7 @@ def _narrow(model: nn.Module, cut: Record, undo: list[Undo]) -> None:
             shapes.setdefault(id(tensor), list(tensor.shape))[r["dim"]] = tensor.shape[r["dim"]] - len(r["indices"])
     fresh = {id(h.tensor): _empty(h.tensor, shapes[id(h.tensor)]) for h in held.values() if id(h.tensor) in shapes}
     _replace(model, lambda name, old: fresh.get(id(old), old), undo)
-    for change in cut["attributes"]:
-        undo.append(assign(model, attr_of(change), change["after"]))
+    assign_all(model, {attr_of(change): change["after"] for change in cut["attributes"]}, undo)
     compute_again(model)
     undo.extend(follow(model))
     for added in cut.get("added", ()):

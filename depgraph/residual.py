@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
 
-import torch
 from torch.fx import Node
 
 from depgraph.joins import Flow, Join, copies, name_of, shape_of
@@ -68,7 +67,7 @@ class Branches:
         self.flow = Flow(graph)
         self.kinds = Kinds(self.program, self.flow)
         self.works, self.macs = self.kinds.works, self.kinds.macs
-        self.entries = tuple(container_entries(graph.model))
+        self.entries = graph.entries
         joins = (join for join in self.flow.joins if join.node not in self.flow.unread)
         candidates = [c for join in joins if (c := self._candidate(join)) is not None]
         self.candidates = self._without_sums([c for c in candidates if not c.why])
@@ -236,13 +235,6 @@ class Branches:
         own = found.inner & found.gone or found.inner
         whole, added = common_path(map(self.module, own)), self.module(found.join.node)
         return common_path(self.module(n) for n in own if self.works(n)) if is_in(added, whole) else whole
-
-
-def container_entries(model: torch.nn.Module) -> Iterator[str]:
-    """Paths of the modules that are entries of a container."""
-    for path, module in model.named_modules():
-        if isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential, torch.nn.ModuleDict)):
-            yield from (f"{path}.{name}" if path else name for name, _ in module.named_children())
 
 
 def is_in(path: str, outer: str) -> bool:

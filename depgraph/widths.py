@@ -10,6 +10,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -118,6 +120,13 @@ class Widths:
         return Kept(self, masks)
 
 
+class Gone(NamedTuple):
+    """What goes with whole modules: the names of tensors, and of operators."""
+
+    tensors: frozenset[str]
+    ops: frozenset[str]
+
+
 class Kept:
     """The dims of a program after a removal; kept indices are found when asked for."""
 
@@ -155,8 +164,24 @@ class Kept:
 
     def shapes(self, values: Iterable[Value]) -> Iterator[tuple[int, ...]]:
         """The shapes of many values after the removal."""
-        sizes = self._class_sizes()[self.widths.classes.of_dim].tolist()
+        sizes = self.class_sizes()[self.widths.classes.of_dim].tolist()
         return (tuple(sizes[value.dims.start : value.dims.stop]) for value in values)
+
+    @cached_property
+    def gone(self) -> Gone:
+        """What the entries of lists of modules take along that leave with their groups."""
+        tensors: set[str] = set()
+        ops: set[str] = set()
+        for name, mask in self.masks.items():
+            for entries in self.widths.axes[name].entries:
+                for k in np.flatnonzero(mask[entries.labels]):
+                    tensors |= entries.tensors[k]
+                    ops |= entries.nodes[k]
+        return Gone(frozenset(tensors), frozenset(ops))
+
+    def of_dims(self) -> Kept:
+        """The same without the axes with which whole modules go."""
+        return Kept(self.widths, {n: m for n, m in self.masks.items() if not self.widths.axes[n].entries})
 
     def smaller(self) -> dict[str, Value]:
         """The values of the program, by all names that they have in the graph, that the removal makes smaller."""
@@ -164,7 +189,7 @@ class Kept:
         shapes = self.shapes(values.values())
         return {n: value for (n, value), shape in zip(values.items(), shapes, strict=True) if shape != value.shape}
 
-    def _class_sizes(self) -> np.ndarray:
+    def class_sizes(self) -> np.ndarray:
         """The sizes of all classes of dims, followed by a 1."""
         sizes = np.array([*self.widths.classes.size, 1], dtype=np.int64)
         for number in {n for name in self.masks for n in self.widths.axes[name].labels}:
@@ -175,7 +200,7 @@ class Kept:
 
     def cost(self, tensors: frozenset[str] = frozenset(), ops: frozenset[str] = frozenset()) -> Cost:
         """Exact cost of what remains, without the named tensors and operators."""
-        return self.widths.cost(self._class_sizes(), tensors, ops)
+        return self.widths.cost(self.class_sizes(), tensors | self.gone.tensors, ops | self.gone.ops)
 
 
 def stored_values(program: Program) -> list[Value]:

@@ -2,6 +2,8 @@
 
 python examples/digits.py [--out FOLDER]     trains both in seconds, leaves FOLDER/cnn.safetensors and FOLDER/vit.safetensors
 
+python -m depgraph build examples/digits.py:cnn --latency 0.5ms --size 60kB --out small-cnn     makes one keep within limits
+
 Needs scikit-learn: pip install 'depgraph[bench]'. `benchmarks/quality.py` measures every recipe on these two.
 """
 
@@ -12,6 +14,7 @@ import importlib.util
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
@@ -159,6 +162,29 @@ def trained(name: str, folder: Path, data: Digits) -> nn.Module:
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, str(path))
     return model
+
+
+def subject(name: str) -> dict[str, Any]:
+    """A trained model with all that `depgraph build` and `depgraph sweep` need to know of it."""
+    data, test = digits()
+    return {
+        "model": trained(name, OUT, data),
+        "kwargs": {"images": test.images[:8]},
+        "batches": data.batches(0, CALIBRATION),
+        "loss": loss,
+        "held_out": test.batches(0, len(test.images)),
+        "accuracy": lambda output, batch: (output.argmax(-1) == batch["labels"]).float().mean(),
+    }
+
+
+def cnn() -> dict[str, Any]:
+    """`depgraph build examples/digits.py:cnn ...`"""
+    return subject("cnn")
+
+
+def vit() -> dict[str, Any]:
+    """`depgraph build examples/digits.py:vit ...`"""
+    return subject("vit")
 
 
 def main() -> None:

@@ -42,8 +42,8 @@ def unseen_cases(subject: Subject) -> tuple[list[Case], list[str]]:
     """Cases at other sizes of the free dims, and the names of those that PyTorch itself takes at no other size.
 
     One case with larger sizes (each name by its own step, else all by the same, else doubled) and one with smaller
-    sizes (batch 1); what neither changed is changed alone. Inputs are random; where the model refuses random ones, the
-    example's values are repeated.
+    sizes (batch 1); what neither changed is changed alone. A size named as a sum of others ("past + new") is their sum.
+    Inputs are random; where the model refuses random ones, the example's values are repeated.
     """
     sizes = _sizes(subject)
     larger = (
@@ -84,8 +84,21 @@ def _sizes(subject: Subject) -> dict[str, int]:
     }
 
 
+def added_up(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The same sizes, where one whose name is a sum of other names ("past + new") is their sum."""
+    parts = {name: name.split(" + ") for name in sizes}
+    sums = {name: those for name, those in parts.items() if len(those) > 1 and all(part in sizes for part in those)}
+    return {**sizes, **{name: sum(sizes[part] for part in those) for name, those in sums.items()}}
+
+
+def sized_case(subject: Subject, sizes: dict[str, int]) -> Case | None:
+    """A case of these sizes, None where PyTorch doesn't take them."""
+    found = _first_accepted(subject, {}, [sizes])
+    return found[1] if found else None
+
+
 def _first_accepted(subject: Subject, usual: dict[str, int], family: Sequence[dict[str, int]]) -> Found:
-    for sizes in family:
+    for sizes in map(added_up, family):
         for fill in (_random_like, _tiled):
             case = _case(subject, sizes, fill) if sizes != usual else None
             if case is not None:

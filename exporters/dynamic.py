@@ -43,7 +43,7 @@ class Rung:
 def ladder(call: Call, dynamic: Any) -> tuple[Rung, ...]:
     """The requests to try, most free first: several for the default, one for what a caller asked."""
     if dynamic is not None:
-        return (Rung(_explicit(call, dynamic), "as asked"),)
+        return (Rung(explicit_dims(call, dynamic), "as asked"),)
     full = _default(call)
     batch_only = {name: {d: n for d, n in dims.items() if d == 0} for name, dims in full.items()}
     rungs = [Rung(full, "batch and sequence"), Rung(_pruned(batch_only), "batch"), Rung({}, "nothing")]
@@ -72,7 +72,8 @@ def _agreed(sizes: Sequence[int]) -> int:
     return Counter(larger or [1]).most_common(1)[0][0]
 
 
-def _explicit(call: Call, dynamic: Any) -> Dims:
+def explicit_dims(call: Call, dynamic: Any) -> Dims:
+    """What a caller asks, by the names of the call's inputs; raises ExportError for what isn't understood."""
     if isinstance(dynamic, (list, tuple)):
         dynamic = dict(zip(call.arguments, dynamic, strict=False))
     if not isinstance(dynamic, Mapping):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,11 @@ class Latency:
     def median_ms(self) -> float:
         """The median time of a run."""
         return statistics.median(self.samples_ms)
+
+    @property
+    def p90_ms(self) -> float:
+        """The time that nine in ten runs keep within."""
+        return float(np.percentile(self.samples_ms, 90))
 
     @property
     def min_ms(self) -> float:
@@ -76,14 +81,20 @@ def compare_latency(
         raise ExportError(f"rounds={rounds}: at least one run is needed to measure a time.")
     sessions = {name: open_session(Path(path), threads) for name, path in paths.items()}
     feeds = {name: _feed(session, inputs) for name, session in sessions.items()}
-    samples: dict[str, list[float]] = {name: [] for name in sessions}
-    names = list(sessions)
+    calls = {name: run_once(str(paths[name]), sessions[name], feeds[name]) for name in sessions}
+    return {name: Latency(times, threads) for name, times in interleaved(calls, rounds).items()}
+
+
+def interleaved(calls: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, tuple[float, ...]]:
+    """What each call returned in every round, after a warm-up of three; the order turns around from round to round."""
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
     for number in range(-_WARM_UP, rounds):
         for name in names if number % 2 else reversed(names):
-            elapsed = _run(name or str(paths[name]), sessions[name], feeds[name])
+            found = calls[name]()
             if number >= 0:
-                samples[name].append(elapsed)
-    return {name: Latency(tuple(times), threads) for name, times in samples.items()}
+                samples[name].append(found)
+    return {name: tuple(found) for name, found in samples.items()}
 
 
 def _feed(session: onnxruntime.InferenceSession, inputs: Feed) -> dict[str, np.ndarray]:
@@ -99,11 +110,15 @@ def _array(value: Tensor | np.ndarray) -> np.ndarray:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
-def _run(name: str, session: onnxruntime.InferenceSession, feed: dict[str, np.ndarray]) -> float:
-    """Milliseconds of one run."""
-    started = time.perf_counter()
-    try:
-        session.run(None, feed)
-    except Exception as error:
-        raise ExportError(f"ONNX Runtime can't run {name} on these inputs: {first_line(error)}.") from error
-    return (time.perf_counter() - started) * 1000
+def run_once(name: str, session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray]) -> Callable[[], float]:
+    """A call that runs the session once and returns the milliseconds it took; raises ExportError where it can't be run."""
+
+    def call() -> float:
+        started = time.perf_counter()
+        try:
+            session.run(None, dict(feed))
+        except Exception as error:
+            raise ExportError(f"ONNX Runtime can't run {name} on these inputs: {first_line(error)}.") from error
+        return (time.perf_counter() - started) * 1000
+
+    return call

@@ -60,8 +60,8 @@ def alternatives(model: nn.Module) -> Iterator[str]:
     Yields a sentence for the report after each switch that changed something. Use it within `preserved`.
     """
     for kind, value, note in _OFFERS:
-        setter = getattr(model, f"set_{kind}_implementation", None)
-        if setter is None:
+        setter = next(filter(None, (getattr(m, f"set_{kind}_implementation", None) for m in model.modules())), None)
+        if setter is None:  # neither the model nor what it wraps has one
             continue
         before = _implementations(model, kind)
         setter(value)

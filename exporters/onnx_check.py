@@ -93,8 +93,10 @@ def _run_onnx(session: onnxruntime.InferenceSession, subject: Subject, case: Cas
         ) from error
 
 
-def compare(place: str, expected: Tensor, actual: np.ndarray, tolerance: Tolerance) -> Difference:
-    """The difference of one output, within the tolerance.
+def compare(
+    place: str, expected: Tensor, actual: np.ndarray, tolerance: Tolerance, runtime: str = "ONNX Runtime"
+) -> Difference:
+    """The difference of one output, within the tolerance; `runtime` says in errors what made `actual`.
 
     Integers and booleans must be equal, and so must what isn't finite.
 
@@ -104,16 +106,16 @@ def compare(place: str, expected: Tensor, actual: np.ndarray, tolerance: Toleran
     reference = expected.to(torch.float64).numpy()
     got = np.asarray(actual, dtype=np.float64)
     if reference.shape != got.shape:
-        raise Differs(f"At {place} ONNX Runtime gives shape {got.shape}, PyTorch {reference.shape}; not written.")
+        raise Differs(f"At {place} {runtime} gives shape {got.shape}, PyTorch {reference.shape}; not written.")
     finite = np.isfinite(reference)
     if not (np.array_equal(reference[~finite], got[~finite], equal_nan=True) and np.isfinite(got[finite]).all()):
-        raise Differs(f"At {place} ONNX Runtime and PyTorch have NaN or infinity in different places; not written.")
+        raise Differs(f"At {place} {runtime} and PyTorch have NaN or infinity in different places; not written.")
     error = float(np.abs(reference[finite] - got[finite]).max(initial=0.0))
     largest = float(np.abs(reference[finite]).max(initial=0.0))
     allowed = tolerance.absolute + tolerance.relative * largest if expected.is_floating_point() else 0.0
     if error > allowed:
         raise Differs(
-            f"At {place} ONNX Runtime and PyTorch differ by {error:.3g}, where {allowed:.3g} is allowed (largest value "
-            f"{largest:.3g}); not written: export in float32, or raise OnnxOptions.rtol if that is rounding."
+            f"At {place} {runtime} and PyTorch differ by {error:.3g}, where {allowed:.3g} is allowed (largest value "
+            f"{largest:.3g}); not written: export in float32, or raise `rtol` in the options if that is rounding."
         )
     return Difference(error, error / largest if largest else 0.0)

@@ -228,7 +228,7 @@ def _checked(
 ) -> _Result:
     check_reached(program, job.options.opset)
     names = name_dims(program, job.call, dims)
-    onnx_file.set_names(program.model, job.call.names, job.outputs, "model.")
+    onnx_file.set_names(program.model, job.call.names, job.outputs, getattr(job.flat.model, "weight_prefix", "model."))
     onnx_file.sign(program.model, job.record)
     subject = check_cases.Subject(job.flat, job.call.names, job.outputs, examples, names)
     names = rename_dims(program, names, check_cases.inseparable(subject))

@@ -107,7 +107,7 @@ def _export(
                 verbose=False,
                 opset_version=opset,
                 dynamic_shapes=shapes,
-                custom_translation_table=translations.table(),
+                custom_translation_table=translations.table(opset),
             )
     except Exception as error:
         raise (specialised(error, call, dims) or _failure(owner, error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -13,6 +14,7 @@ from onnxscript.function_libs.torch_lib import registration
 from onnxscript.function_libs.torch_lib.ops import core
 
 _aten = torch.ops.aten
+_ATTENTION = 23  # the operator set with attention as one operator
 _GILES_CENTRE = (
     2.81022636e-08,
     3.43273939e-07,
@@ -37,7 +39,7 @@ _GILES_TAIL = (
 )
 
 
-def table() -> dict[Any, Callable[..., Any]]:
+def table(opset: int) -> dict[Any, Callable[..., Any]]:
     """Translations by operator, as torch.onnx.export takes them; those of complex tensors are registered with onnxscript."""
     _register_complex()
     found: dict[Any, Callable[..., Any]] = {
@@ -49,10 +51,28 @@ def table() -> dict[Any, Callable[..., Any]]:
         _aten._is_all_true.default: core.aten_all,
         _aten._is_any_true.default: core.aten_any,
     }
+    if opset >= _ATTENTION and _torch_attention() is not None:
+        found[_aten.scaled_dot_product_attention.default] = _attention
     experts = getattr(torch.ops.transformers, "grouped_mm_fallback", None)  # there once transformers is imported
     if experts is not None:
         found[experts.default] = _grouped_mm
     return found
+
+
+def _attention(query: Any, key: Any, value: Any, *rest: Any, enable_gqa: bool = False, **options: Any) -> Any:
+    """As torch translates it, but heads are shared where there are fewer keys, and only there, whatever the caller said."""
+    shared = query.shape[1] != key.shape[1]
+    return _torch_attention()(query, key, value, *rest, enable_gqa=shared, **options)
+
+
+@cache
+def _torch_attention() -> Any:
+    """torch's own translation into one operator; None where a later torch keeps it elsewhere."""
+    try:
+        module: Any = importlib.import_module("torch.onnx._internal.exporter._torchlib.ops.nn")
+    except ImportError:
+        return None
+    return getattr(module, "aten_scaled_dot_product_attention_23", None)
 
 
 def _squeeze(self: Any, dim: int) -> Any:

@@ -5,6 +5,7 @@ An estimator is called with a `depgraph.DependencyGraph` and returns a dict from
 `Allocated` makes an estimator of another one and of a way to spread the budget over the axes, see `importance.allocations`.
 """
 
+from depgraph.npz import NpzFolder
 from importance import allocations, depth, recipes
 from importance.accumulators import Absolutes, Gram, Moments, Norms, SampleMeans, Weights
 from importance.activation import CRITERIA, Activation, Criterion
@@ -30,7 +31,7 @@ from importance.recipe import Pruned, Recipe
 from importance.reduction import Reduction
 from importance.reestimation import Reestimation, reestimate
 from importance.refitting import refit
-from importance.registry import named, names, needs_data
+from importance.registry import named, names, needs_data, needs_gradients
 from importance.rotation import Principal, Rotation, rotate
 from importance.scales import NormScale
 from importance.schedule import Pace, Schedule, Scheduled, Step
@@ -39,6 +40,7 @@ from importance.surgeon import Surgeon, column_costs, row_costs, surgeon_update
 from importance.taylor import Taylor
 
 __all__ = [
+    "NpzFolder",
     "Absolutes",
     "Activation",
     "Allocated",
@@ -94,6 +96,7 @@ __all__ = [
     "named",
     "names",
     "needs_data",
+    "needs_gradients",
     "next_token",
     "noise",
     "recipes",

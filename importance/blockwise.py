@@ -20,7 +20,8 @@ from torch.nn import functional
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.errors import DataError, ScoreError
-from depgraph.observing import Met, Observer
+from depgraph.observing import Met
+from depgraph.residual import is_in
 from importance.allocations.blocks import blocks
 from importance.calling import check_batches, inputs_of, moved
 from importance.choices import pick
@@ -63,7 +64,7 @@ class BlockChange:
         names = _blocks(graph)
         found = {passage.block: passage for passage in passages(graph, names)}
         pairs = _Pairs(list(found.values()), distance)
-        observer = Observer(graph)
+        observer = graph.observer()
         for args, kwargs in _inputs(graph, self.batches):
             pairs.samples = Samples.of(args, kwargs)
             observer.run((args, kwargs), seen=pairs.seen)
@@ -91,14 +92,14 @@ class OutlierRatios:
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, float]:
         names, squares = _blocks(graph), _Squares()
-        observer = Observer(graph)
+        observer = graph.observer()
         for args, kwargs in _inputs(graph, self.batches):
             squares.samples = Samples.of(args, kwargs)
             observer.run((args, kwargs), watch=squares)
         tensors = graph.tensors()
         found: dict[str, list[tuple[Tensor, Tensor, int]]] = {name: [] for name in names}
         for (weight, dim), sums in squares.sums.items():
-            for name in (n for n in names if weight.startswith(f"{n}.")):
+            for name in (n for n in names if is_in(graph.owner_of(weight), n)):
                 found[name].append((tensors[weight].detach(), sums.sqrt(), dim))
         return {name: self._ratio(name, weights) for name, weights in found.items()}
 
@@ -123,7 +124,7 @@ def _blocks(graph: DependencyGraph) -> list[str]:
     names = blocks(graph)
     if not names:
         raise ScoreError(
-            f"{type(graph.model).__name__} has no blocks that are repeated, numbered, in one container: give numbers by axis"
+            f"{graph.name} has no blocks that are repeated, numbered, in one container: give numbers by axis"
         )
     return names
 

@@ -18,7 +18,6 @@ import torch
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.errors import DataError, ScoreError
-from depgraph.observing import Observer
 from importance.activation import Activation
 from importance.calling import check_batches, inputs_of, loss_after, moved
 from importance.choices import pick
@@ -98,7 +97,7 @@ class Bonsai:
         found = (Candidates.of(graph, name, prior[name], self.share) for name in units(graph, self.units))
         pool = [one for one in found if len(one.groups)]
         if not pool:
-            raise ScoreError(f"no axis of {type(graph.model).__name__} can spare a group to try: give a smaller share")
+            raise ScoreError(f"no axis of {graph.name} can spare a group to try: give a smaller share")
         generator = np.random.default_rng(self.seed)
         stays = masks(pool, self.masks, generator)
         folds = np.repeat(generator.permutation(self.masks) % min(FOLDS, self.masks), 2)
@@ -110,7 +109,7 @@ class Bonsai:
     ) -> np.ndarray:
         """The utility of every sub-model [rows of `stays`]."""
         device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
-        run = _Runs(graph, [moved(batch, device) for batch in batches], self.loss)
+        run = Runs(graph, [moved(batch, device) for batch in batches], self.loss)
         utility = pick(UTILITIES, self.utility, "utility")
         with quiet(graph.model):
             dense = run.loss({})
@@ -130,14 +129,14 @@ class Bonsai:
         return iter(track(stays, "running sub-models", console=Console(stderr=True), transient=True))
 
 
-class _Runs:
+class Runs:
     """Runs sub-models of a graph's model on batches, one after the other."""
 
     def __init__(self, graph: DependencyGraph, batches: list[Any], loss: Loss | None) -> None:
         if not batches:
             raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")
         self.graph, self.batches, self.of = graph, batches, loss
-        self.observer = Observer(graph)
+        self.observer = graph.observer()
 
     def loss(self, gone: dict[str, np.ndarray]) -> float:
         """The mean over batches of the loss without some groups."""

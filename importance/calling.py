@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from depgraph.errors import DataError, DepgraphError, ScoreError
+from depgraph.onnx_door.examples import runtime_inputs
 from importance.losses import HINT, Loss, own_loss
 
 _VARIABLE = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -35,20 +39,20 @@ def loss_of(model: nn.Module, batch: Any, loss: Loss | None) -> Tensor:
         ScoreError: there is no loss, or it isn't a finite scalar that depends on the parameters.
     """
     args, kwargs = _arguments(batch)
-    takes = _Signature(model.forward)
+    takes = _signature(model)
     spare = set(kwargs) if loss is not None else {"labels"}
     passed = {name: value for name, value in kwargs.items() if takes.keyword(name) or name not in spare}
     output = run_model(model, args if loss is None else takes.positional(args), passed)
     return _checked(loss_after(model, output, batch, loss), model)
 
 
-def loss_after(model: nn.Module, output: Any, batch: Any, loss: Loss | None) -> Tensor:
+def loss_after(model: Any, output: Any, batch: Any, loss: Loss | None) -> Tensor:
     """The loss, a scalar, of what `model` gave for a batch on its device; without `loss` as `own_loss` finds it.
 
     Raises ScoreError where there is none, or it is no scalar.
     """
     args, kwargs = _arguments(batch)
-    bound = _Signature(model.forward).bound(args)
+    bound = _signature(model).bound(args)
     value: Any = own_loss(output, bound | kwargs) if loss is None else loss(output, batch)
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -56,24 +60,28 @@ def loss_after(model: nn.Module, output: Any, batch: Any, loss: Loss | None) -> 
     return value.reshape(())
 
 
-def inputs_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def inputs_of(model: Any, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What of a batch `model` is called with: labels, and tensors that `forward` has no room for, are left out.
+
+    For a file, everything by the names of its inputs.
 
     Raises DataError when a batch is no tensor, tuple or mapping.
     """
     args, kwargs = _arguments(batch)
-    takes = _Signature(model.forward)
+    takes = _signature(model)
+    if isinstance(model, ir.Model):
+        return (), {n: v for n, v in (takes.bound(args) | kwargs).items() if takes.keyword(n)}
     return takes.positional(args), {n: v for n, v in kwargs.items() if n != "labels" and takes.keyword(n)}
 
 
-def as_batch(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def as_batch(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Arguments of a call in the form of a batch: a tuple, or a dict where some are keywords.
 
     Raises DataError where positional ones have no names to be given by.
     """
     if not kwargs:
         return args
-    named = _Signature(model.forward).bound(args)
+    named = _signature(model).bound(args)
     if len(named) < len(args):
         raise DataError(
             f"{type(model).__name__} takes *args beside keywords, which no batch can be: wrap it in a module with named arguments"
@@ -81,10 +89,10 @@ def as_batch(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     return named | dict(kwargs)
 
 
-def named_inputs(model: nn.Module, batch: Any) -> dict[str, Any]:
+def named_inputs(model: Any, batch: Any) -> dict[str, Any]:
     """What a batch holds, by the names of the arguments of `forward`; raises DataError when it is no tensor, tuple or mapping."""
     args, kwargs = _arguments(batch)
-    return _Signature(model.forward).bound(args) | kwargs
+    return _signature(model).bound(args) | kwargs
 
 
 def moved(batch: Any, device: torch.device) -> Any:
@@ -93,7 +101,12 @@ def moved(batch: Any, device: torch.device) -> Any:
 
 
 def each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The batch with every tensor in its tuples, lists and mappings (which become dicts) replaced by what `change` makes."""
+    """The batch with every tensor in its tuples, lists and mappings (which become dicts) replaced by what `change` makes.
+
+    Arrays of numbers become tensors first.
+    """
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "fiub":
+        batch = torch.from_numpy(np.ascontiguousarray(batch).reshape(batch.shape))
     if isinstance(batch, Tensor):
         return change(batch)
     if isinstance(batch, Mapping):
@@ -105,7 +118,7 @@ def each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(batch, Tensor):
+    if isinstance(batch, Tensor | np.ndarray):
         return (batch,), {}
     if isinstance(batch, Mapping):
         return (), dict(batch)
@@ -146,14 +159,26 @@ def _suspect(model: nn.Module) -> str:
     return "all weights are finite, so look at the batch and the loss"
 
 
-class _Signature:
-    """What a forward function takes."""
+def _signature(model: Any) -> _Signature:
+    """What a module's forward function takes, or the inputs of a file."""
+    if isinstance(model, ir.Model):
+        names = [str(value.name) for value in runtime_inputs(model)]
+        return _Signature(set(), names, set(names))
+    parameters = inspect.signature(model.forward).parameters.values()
+    return _Signature(
+        {_VARIABLE[p.kind] for p in parameters if p.kind in _VARIABLE},
+        [p.name for p in parameters if p.kind in _POSITIONAL],
+        {p.name for p in parameters if p.kind not in _VARIABLE},
+    )
 
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        parameters = inspect.signature(forward).parameters.values()
-        self.variable = {_VARIABLE[p.kind] for p in parameters if p.kind in _VARIABLE}
-        self.order = [p.name for p in parameters if p.kind in _POSITIONAL]
-        self.names = {p.name for p in parameters if p.kind not in _VARIABLE}
+
+@dataclass(frozen=True)
+class _Signature:
+    """What a forward function takes: which of * and **, arguments in their order, and names."""
+
+    variable: set[str]
+    order: list[str]
+    names: set[str]
 
     def keyword(self, name: str) -> bool:
         """Whether a keyword argument of that name is taken."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from depgraph.cutting.slicing import sliced_tensor
 from depgraph.errors import ScoreError
@@ -20,6 +20,7 @@ from depgraph.plan import Plan
 from importance.accumulators import Gram, Moments, Statistic
 from importance.choices import pick
 from importance.columns import Block, as_weight, blocks_of
+from importance.holding import Held, held_by
 from importance.obs import damped
 from importance.readers import Reader, readers_of
 from importance.statistics import Gathering, Statistics, collect
@@ -137,7 +138,7 @@ class Compensated:
 
 
 def compensate(
-    model: nn.Module,
+    model: Any,
     plan: Plan,
     data: Iterable[Any] | Statistics,
     how: Compensation | None = None,
@@ -151,7 +152,7 @@ def compensate(
     Raises:
         DataError, ScoreError: as `importance.collect` does; a ScoreError also where X'X is singular and damping 0.
     """
-    how, gathering = how or Compensation(), gathering or Gathering()
+    how, gathering, held = how or Compensation(), gathering or Gathering(), held_by(model, plan)
     if not isinstance(data, Statistics):
         data = collect(plan.graph, data, how.needs, gathering)
     changed, created, refused = [], [], []
@@ -160,19 +161,19 @@ def compensate(
         if reader.refused:
             refused.append(reader.refused)
             continue
-        target = bias_of(model, reader, how)
+        target = bias_of(held, reader, how)
         if how.kind == "bias" and target is None:
             refused.append(f"{reader.consumer.weight}: it has no bias")
             continue
         work.append((reader, target, _changed(reader, how, data, bias=target is not None)))
     for reader, target, change in work:  # nothing is written before all is solved
-        changed += _write(model, reader, change.weight)
+        changed += _write(held, reader, change.weight)
         if target is not None and change.bias is not None:
             stays = reader.outputs_kept
             left = change.bias if stays is None else change.bias[torch.from_numpy(stays)]
-            created += write_bias(model, reader, target, left)
+            created += write_bias(held, reader, target, left)
             changed.append(target)
-    note_created(model, created)
+    held.note(created)
     return Compensated(tuple(dict.fromkeys(changed)), tuple(created), tuple(refused))
 
 
@@ -214,36 +215,26 @@ def _part(sums: Any, block: Block) -> _Sums:
     return _Sums(getattr(sums, "rows", getattr(sums, "count", 0)), mean, gram, total)
 
 
-def bias_of(model: nn.Module, reader: Reader, how: Compensation) -> str | None:
-    """The bias that may take over means: the consumer's own, or one that its module can be given; None for none."""
+def bias_of(held: Held, reader: Reader, how: Compensation) -> str | None:
+    """The bias that may take over means: the consumer's own, or one that it can be given; None for none."""
     if how.biases == "none" or not reader.takes_bias:
         return None
-    if reader.bias:
-        return reader.bias
-    prefix, _, _ = reader.consumer.weight.rpartition(".")
-    try:
-        owner = model.get_submodule(prefix)
-    except AttributeError:
-        return None
-    fits = isinstance(owner, (nn.Linear, nn.Conv1d, nn.Conv2d)) and owner._parameters.get("bias", 0) is None
-    return f"{prefix}.bias" if fits and how.biases == "create" and prefix else None
+    return reader.bias or (held.new_bias(reader) if how.biases == "create" else None)
 
 
-def _write(model: nn.Module, reader: Reader, weight: Tensor | None) -> list[str]:
+def _write(held: Held, reader: Reader, weight: Tensor | None) -> list[str]:
     """Put a whole weight, cut as the plan says, into the pruned model; what a cut has scaled its rows by stays."""
     if weight is None:
         return []
-    name = reader.consumer.weight
-    here, value = model.get_parameter(name), reader.value
+    name, value = reader.consumer.weight, reader.value
+    now = held.get(name).double().cpu()
     dense = sliced_tensor(reader.tensor.detach().double().cpu(), reader.kept, value)
     fresh = sliced_tensor(weight, reader.kept, value)
-    with torch.no_grad():
-        now = here.detach().double().cpu()
-        if now.shape != dense.shape:
-            raise ScoreError(
-                f"{name!r} has shape {list(now.shape)}, the plan leaves {list(dense.shape)}: give plan.apply()'s model"
-            )
-        here.copy_(now + (fresh - dense) * row_scale(now, dense))
+    if now.shape != dense.shape:
+        raise ScoreError(
+            f"{name!r} has shape {list(now.shape)}, the plan leaves {list(dense.shape)}: give plan.apply()'s model"
+        )
+    held.put(name, now + (fresh - dense) * row_scale(now, dense))
     return [name]
 
 
@@ -256,25 +247,14 @@ def row_scale(now: Tensor, dense: Tensor) -> Tensor | float:
     return torch.where(size > 0, (now * dense).sum(dim=rest, keepdim=True) / size.clamp(min=1e-300), 1.0)
 
 
-def write_bias(model: nn.Module, reader: Reader, name: str, change: Tensor) -> list[str]:
+def write_bias(held: Held, reader: Reader, name: str, change: Tensor) -> list[str]:
     """Add to a bias of the pruned model, [outputs that stay], or make it; the names of those that were made."""
     if reader.bias:
-        here = model.get_parameter(name)
-        with torch.no_grad():
-            here.add_(change.to(here))
+        here = held.get(name)
+        held.put(name, here + change.to(here))
         return []
-    owner = model.get_submodule(name.rpartition(".")[0])
-    weight = model.get_parameter(reader.consumer.weight)
-    owner.register_parameter("bias", nn.Parameter(change.to(weight.detach()), requires_grad=weight.requires_grad))
+    held.add_bias(reader, name, change)
     return [name]
-
-
-def note_created(model: nn.Module, created: list[str]) -> None:
-    """Let the record of the cut say which parameters the dense model didn't have."""
-    record: Any = getattr(model, "depgraph_record", None)
-    if record is not None and created:
-        made = [{"target": n, "shape": list(model.get_parameter(n).shape)} for n in created]
-        model.depgraph_record = {**record, "added": [*record.get("added", ()), *made]}  # type: ignore[assignment]
 
 
 __all__ = [
@@ -284,7 +264,6 @@ __all__ = [
     "Compensation",
     "bias_of",
     "compensate",
-    "note_created",
     "row_scale",
     "write_bias",
 ]

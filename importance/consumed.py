@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -12,7 +13,7 @@ from depgraph import DependencyGraph
 from depgraph.consumers import Meeting
 from depgraph.graph import Program, Value
 from importance.statistics import Consumer, consumers_of
-from importance.stored import Stored
+from importance.stored import AnyStored, stored_in
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,16 @@ def columns_of(graph: DependencyGraph) -> Iterator[Columns]:
     Of matrices that are chosen by indices, as those of experts, all are taken together. Where what is multiplied is computed
     from inputs (queries that meet keys), there are no weights.
     """
-    stored = Stored(graph)
+    stored = stored_in(graph)
     for consumer in consumers_of(graph):
         meeting = consumer.meetings[0]
         if not stored.counts(meeting.operand):
             yield from _columns(graph, consumer, stored)
 
 
-def _columns(graph: DependencyGraph, consumer: Consumer, stored: Stored) -> Iterator[Columns]:
+def _columns(graph: DependencyGraph, consumer: Consumer, stored: AnyStored) -> Iterator[Columns]:
     meeting = consumer.meetings[0]
-    node = stored.node_of(meeting.other) if meeting.stored else None
+    node: Any = stored.node_of(meeting.other) if meeting.stored else None
     if node is not None:
         weight = _by_channel(consumer, stored.tensor(node).movedim(meeting.other_dim, -1))
         yield Columns(consumer.weight, consumer.weight_dim, consumer.labels, weight)
@@ -54,7 +55,7 @@ def _columns(graph: DependencyGraph, consumer: Consumer, stored: Stored) -> Iter
         yield Columns(table.target, dim, consumer.labels, stored.tensors[table.target].detach().movedim(dim, -1))
 
 
-def _in_tables(graph: DependencyGraph, meeting: Meeting, stored: Stored) -> list[tuple[Value, int]]:
+def _in_tables(graph: DependencyGraph, meeting: Meeting, stored: AnyStored) -> list[tuple[Value, int]]:
     """The parameter, and its dim, in whose rows the weights of a meeting are looked up, if they are."""
     program = graph.capture.program
     table = None if meeting.stored else stored.looked_up(meeting.other)

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from depgraph import DependencyGraph
+from depgraph import Axis, DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.cutting.sides import operator_name
 from depgraph.errors import DataError, ScoreError
 from depgraph.layers import Anatomy
-from depgraph.observing import Observer
 from importance.activation import with_unread
 from importance.calling import check_batches, inputs_of, moved
 from importance.fpgm import in_front, indices_of, slices
@@ -136,9 +135,11 @@ class ExpertClusters:
         for name in names:
             size = graph[name].size
             chosen = routers(anatomy, name)
-            places = layout.places[name]
+            whole = {target for entries in graph[name].entries for held in entries.tensors for target in held}
+            places = [place for place in layout.places[name] if place.parameter not in whole]
             rows = inner_products(layout, [p for p in places if id(layout.parameters[p.parameter]) in chosen], size)
             held = inner_products(layout, [p for p in places if id(layout.parameters[p.parameter]) not in chosen], size)
+            held += whole_products(graph[name], layout)
             distances = self.router * _distances(rows)
             if name in common:
                 distances = distances - self.coactivation * _over_mean(common[name])
@@ -171,6 +172,30 @@ def inner_products(layout: Layout, places: list[Place], size: int) -> np.ndarray
     return total
 
 
+@torch.no_grad()
+def whole_products(axis: Axis, layout: Layout) -> np.ndarray:
+    """The same of the weights of whole modules that go with the groups, weight by weight: [groups, groups] in float64."""
+    total = np.zeros((axis.size, axis.size))
+    for entries in axis.entries:
+        for alike in zip(*(entries.going([group]) for group in range(axis.size)), strict=False):
+            names = [sorted(name for name in entries.tensors[k] if name in layout.parameters) for k in alike]
+            for held in zip(*names, strict=True):
+                total += inner_of(held, layout)
+    return total
+
+
+def inner_of(names: Iterable[str], layout: Layout) -> np.ndarray:
+    """The inner products of parameters, 0 for two of other shapes. Raises ScoreError where one holds NaN or infinite values."""
+    weights = [layout.parameters[name].detach().double() for name in names]
+    found = np.array([[float((a * b).sum()) if a.shape == b.shape else 0.0 for b in weights] for a in weights])
+    if not np.isfinite(found).all():
+        name = next(name for name, row in zip(names, found, strict=True) if not np.isfinite(row).all())
+        raise ScoreError(
+            f"parameter {name!r} holds NaN or infinite values: repair or reload the weights before scoring"
+        )
+    return found
+
+
 def _distances(inner: np.ndarray) -> np.ndarray:
     """Distances of rows with these inner products, over the norm of all."""
     squares = np.diag(inner)
@@ -198,7 +223,7 @@ def _together(graph: DependencyGraph, names: list[str], batches: Iterable[Any]) 
     choosing = {name: _choice(graph, name) for name in names}
     counts = {name: np.zeros((graph[name].size, graph[name].size)) for name in names}
     device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
-    observer, seen, samples = Observer(graph), 0, Samples(1)
+    observer, seen, samples = graph.observer(), 0, Samples(1)
 
     def count(name: str, chosen: Tensor) -> None:
         labels = torch.from_numpy(_labels(graph, name, choosing[name])).to(chosen.device)

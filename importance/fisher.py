@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from depgraph import DependencyGraph
 from importance.calling import check_batches
 from importance.choices import pick
-from importance.gradients import ElementSums, GradientSums, backwards, shown
+from importance.gradients import ElementSums, GradientSums, backwards, require_module, shown
 from importance.layout import Layout, Sums
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
@@ -48,6 +48,8 @@ class Fisher:
         ScoreError: as `Taylor`; an unknown name, at once.
     """
 
+    gradients: ClassVar[bool] = True
+
     batches: Iterable[Any]
     loss: Loss | None = None
     reduction: ReductionSpec = "sum"
@@ -62,6 +64,7 @@ class Fisher:
         pick(FORMS, self.form, "form of Fisher saliency")
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
+        require_module(graph, type(self).__name__)
         layout = Layout.of(graph)
         if not layout.parameters:
             return {}

@@ -16,7 +16,7 @@ from importance.accumulators import Norms, Statistic, Weights
 from importance.activation import Activation, Criterion, by_channel
 from importance.calling import check_batches
 from importance.choices import pick
-from importance.gradients import ElementSums, backwards, shown
+from importance.gradients import ElementSums, backwards, require_module, shown
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
 from importance.reduction import Reduction, ReductionSpec
@@ -55,6 +55,8 @@ class GradientBlend:
     comparable: ClassVar[bool] = False
     needs: ClassVar[tuple[Statistic, ...]] = (Norms(), Weights())
 
+    gradients: ClassVar[bool] = True
+
     batches: Iterable[Any]
     loss: Loss | None = None
     norm: str = "l2"
@@ -73,6 +75,7 @@ class GradientBlend:
         Normalisation.of(self.normalise)
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
+        require_module(graph, type(self).__name__)
         batches = list(self.batches) if isinstance(self.batches, Iterator) else self.batches
         found = collect(graph, batches, self.needs, self.gathering)
         sums = self._gradients(found, batches)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.capture.keeping import put_back
 from depgraph.errors import DataError, ScoreError
@@ -20,6 +21,15 @@ from importance.sums import Saliency, index_sums
 
 Hook = Callable[[Tensor], None]
 """Called with a parameter that has just been given its gradient."""
+
+
+def require_module(graph: DependencyGraph, who: str, needs: str = "gradients") -> None:
+    """Raise ScoreError where the graph is of a file, which has no gradients and no modules; `who` needs them."""
+    if not isinstance(graph.model, nn.Module):
+        raise ScoreError(
+            f"{who} needs {needs}, which {graph.name}, an ONNX file, doesn't give: load the PyTorch model and trace that, or take a "
+            "score from weights or activations, such as Magnitude or Activation"
+        )
 
 
 @contextlib.contextmanager

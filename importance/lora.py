@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
 from importance.activation import with_unread
+from importance.gradients import require_module
 from importance.layout import Layout
 from importance.reduction import Reduction
 from importance.sums import index_sums
@@ -83,6 +84,7 @@ class LoraPrune:
     def __init__(self, graph: DependencyGraph, decay: float = 0.9) -> None:
         if not 0 <= decay < 1:
             raise ScoreError(f"decay must be at least 0 and below 1, it is {decay}")
+        require_module(graph, type(self).__name__)
         self.graph, self.decay, self.updates = graph, decay, 0
         self.layout = Layout.of(graph)
         names = {id(parameter): name for name, parameter in self.layout.parameters.items()}
@@ -96,7 +98,7 @@ class LoraPrune:
         }
         if not self._adapters:
             raise ScoreError(
-                f"{type(graph.model).__name__} has no LoRA adapters on the weights of its axes: wrap it with peft, then trace it"
+                f"{graph.name} has no LoRA adapters on the weights of its axes: wrap it with peft, then trace it"
             )
         self.average = {axis: np.zeros(self.layout.sizes[axis]) for axis, places in self.places.items() if places}
 

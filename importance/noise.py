@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph import DependencyGraph
 from depgraph.errors import DataError
-from depgraph.observing import Observer, Runnable
+from depgraph.observing import Runnable
 from importance.calling import as_batch
 
 
@@ -28,11 +28,11 @@ def noise(graph: DependencyGraph, samples: int = 128, seed: int = 0) -> list[Any
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise DataError(f"noise was asked for {samples!r} samples: give a whole number, 1 or more")
     given, spec = pytree.tree_flatten((graph.args, dict(graph.kwargs)))
-    leaves = _leaves(given, Observer(graph).own)
+    leaves = _leaves(given, graph.observer().own)
     size = max((len(leaf.example) for leaf in leaves if leaf.is_drawn), default=0)
     if not size:
         raise DataError(
-            f"no input of {type(graph.model).__name__} holds floats or points into a table: there is nothing to make noise of"
+            f"no input of {graph.name} holds floats or points into a table: there is nothing to make noise of"
         )
     generator = torch.Generator().manual_seed(seed)
     batches = []

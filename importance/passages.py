@@ -9,8 +9,8 @@ import torch
 from torch.fx import Node
 
 from depgraph import DependencyGraph
-from depgraph.cutting.sides import operator_name
 from depgraph.graph import Value
+from depgraph.joins import name_of
 
 _COMPUTED = ("input", "activation")
 _ADDS = ("add", "add_")
@@ -33,7 +33,7 @@ def passages(graph: DependencyGraph, blocks: Iterable[str]) -> Iterator[Passage]
     block, or else the first of its shape.
     """
     values = graph.capture.program.values
-    computed = {n: values[n.name] for n in graph.capture.exported.graph.nodes if _is_computed(n, values.get(n.name))}
+    computed = {n: values[n.name] for n in graph.nodes if _is_computed(n, values.get(n.name))}
     for block in blocks:
         inside = {n for n, value in computed.items() if n.op == "call_function" and _lies_in(value.module, block)}
         read = {n for node in inside for n in node.all_input_nodes}
@@ -58,7 +58,7 @@ def _lies_in(module: str, block: str) -> bool:
 
 
 def _adds(node: Node) -> bool:
-    return operator_name(node.target) in _ADDS
+    return name_of(node) in _ADDS
 
 
 def _channels(graph: DependencyGraph, value: Value) -> int:

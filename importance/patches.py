@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -9,29 +10,51 @@ from torch.fx import Node
 from torch.nn import functional as F
 
 from depgraph.cutting.sides import operator_name
+from depgraph.onnx_door.steps import Step
+from depgraph.onnx_door.windows import window_of_file
 
 _SPACE = {"conv1d": 1, "conv2d": 2}
+_DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1}
 
 
-def patches(node: Node, source: Tensor) -> Tensor | None:
+@dataclass(frozen=True)
+class Window:
+    """How a convolution moves over space: for each dim of it size, steps and what is padded before and after."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+
+
+def patches(node: Any, source: Tensor) -> Tensor | None:
     """For a one- or two-dimensional convolution of [n, c, space]: [n, c * window, positions]; None for other operators."""
-    space = _SPACE.get(operator_name(node.target))
-    if space is None or not isinstance(node.args[1], Node):
+    window = window_of(node, tuple(source.shape[2:]))
+    if window is None:
         return None
-    window = tuple(node.args[1].meta["val"].shape[2:])
-    given = {name: _pair(_argument(node, name, default), space) for name, default in _DEFAULTS.items()}
-    if not isinstance(given["padding"][0], int):
-        return None
+    space = len(window.size)
     lone = source.ndim == space + 1
     image = source.unsqueeze(0) if lone else source
+    image = F.pad(image, [n for pair in reversed(window.padding) for n in pair])
     if space == 1:
-        image, window = image.unsqueeze(2), (1, *window)
-        given = {name: (0 if name == "padding" else 1, *value) for name, value in given.items()}
-    found = F.unfold(image, window, given["dilation"], given["padding"], given["stride"])
-    return found
+        image = image.unsqueeze(2)
+    ones = (1,) * (2 - space)
+    return F.unfold(image, ones + window.size, ones + window.dilation, 0, ones + window.stride)
 
 
-_DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1}
+def window_of(node: Any, space: tuple[int, ...] = ()) -> Window | None:
+    """The window of a convolution with one or two dims of space, given the sizes of these; None for other operators."""
+    if isinstance(node, Step):
+        found = window_of_file(node, space)
+        return None if found is None or len(found["size"]) > 2 else Window(**found)
+    dims = _SPACE.get(operator_name(node.target))
+    if dims is None or not isinstance(node.args[1], Node):
+        return None
+    given = {name: _pair(_argument(node, name, default), dims) for name, default in _DEFAULTS.items()}
+    if not isinstance(given["padding"][0], int):
+        return None
+    size = tuple(node.args[1].meta["val"].shape[2:])
+    return Window(size, given["stride"], given["dilation"], tuple((n, n) for n in given["padding"]))
 
 
 def _argument(node: Node, name: str, default: Any) -> Any:

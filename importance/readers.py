@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -12,8 +13,10 @@ from torch.fx import Node
 
 from depgraph.cutting.sides import operator_name
 from depgraph.graph import Value
+from depgraph.onnx_door.graph import OnnxGraph
 from depgraph.plan import Plan
 from depgraph.widths import Kept
+from importance.patches import window_of
 from importance.statistics import Consumer, Statistics
 
 _BIASES = {"linear": "bias", "conv1d": "bias", "conv2d": "bias", "addmm": "self"}
@@ -48,6 +51,12 @@ class Reader:
         """Which of the consumer's outputs stay; None for all."""
         return self.kept.of(self.value, 1 if self.consumer.weight_dim == 0 else 0)
 
+    @property
+    def outputs(self) -> int:
+        """How many of the consumer's outputs stay."""
+        whole: int = self.tensor.shape[1 if self.consumer.weight_dim == 0 else 0]
+        return whole if self.outputs_kept is None else len(self.outputs_kept)
+
 
 def readers_of(found: Statistics, plan: Plan) -> Iterator[Reader]:
     """Every consumer with statistics that the plan takes channels from, in the order in which the model computes."""
@@ -59,7 +68,7 @@ def readers_among(consumers: Iterable[Consumer], plan: Plan) -> Iterator[Reader]
     """Those of `consumers` that multiply with a parameter, in their order, and what the plan makes of them."""
     graph, kept = plan.graph, plan.kept()
     program, tensors = graph.capture.program, graph.tensors()
-    nodes = {node.name: node for node in graph.capture.exported.graph.nodes}
+    nodes = {node.name: node for node in graph.nodes}
     by_target = {program.ties.get(v.target, v.target): v for v in program.values.values() if v.kind == "parameter"}
     for consumer in consumers:
         if not consumer.weight:
@@ -68,7 +77,9 @@ def readers_among(consumers: Iterable[Consumer], plan: Plan) -> Iterator[Reader]
         stays = kept.of(program.values[meeting.operand], meeting.dim)
         gone = np.setdiff1d(np.arange(consumer.size), np.arange(consumer.size) if stays is None else stays)
         window = _window(nodes[meeting.op], weight)
-        bias, takes = _bias(nodes[meeting.op], program.values)
+        bias, takes = (
+            graph.bias_of(meeting.op) if isinstance(graph, OnnxGraph) else _bias(nodes[meeting.op], program.values)
+        )
         yield Reader(
             consumer=consumer,
             tensor=weight,
@@ -82,9 +93,9 @@ def readers_among(consumers: Iterable[Consumer], plan: Plan) -> Iterator[Reader]
         )
 
 
-def _window(node: Node, weight: Tensor) -> int:
+def _window(node: Any, weight: Tensor) -> int:
     """How many columns a channel has where the statistics see a convolution's windows (`patches`)."""
-    return int(weight[0, 0].numel()) if operator_name(node.target) in ("conv1d", "conv2d") else 1
+    return int(weight[0, 0].numel()) if window_of(node) is not None else 1
 
 
 def bias_at(node: Node, values: dict[str, Value]) -> str:

@@ -99,6 +99,7 @@ class Recipe:
 
         Raises: as `graph.plan`, `plan.apply` and `importance.collect` do; the graph's model stays as it is in any case.
         """
+        target = target if self.schedule is None else target.in_shares(graph.dense_cost)
         steps = self.schedule(target) if callable(self.schedule) else self.schedule
         done = self._at_once(graph, target, options) if steps is None else self._in_steps(graph, target, options, steps)
         for step in self.afterwards:
@@ -197,4 +198,5 @@ class Recipe:
 def _in_terms_of(prepared: DependencyGraph, dense: DependencyGraph, target: Target) -> Target:
     """A target for a model that may have become larger, whose shares are of the dense one."""
     now, was = prepared.dense_cost, dense.dense_cost
+    target = target.in_shares(was)
     return Target(**{m: share * min(1.0, getattr(was, m) / getattr(now, m)) for m, share in target.shares.items()})

@@ -294,4 +294,18 @@ def named(name: str, batches: Batches | None = None, loss: Loss | None = None, s
     return entry.make(**{k: v for k, v in options.items() if k in entry.make.__annotations__})
 
 
-__all__ = ["RECIPES", "Ends", "Entry", "Normalisation", "entry_of", "named", *RECIPES]
+def for_file(name: str, batches: Batches | None = None, seed: int = 0) -> Recipe:
+    """The recipe of that name as a file can have it: without a loss, and ours with the weights of axes that need no gradients.
+
+    Raises ScoreError as `named` does, and for a recipe that needs gradients.
+    """
+    found = best(batches, weight="share") if name == "best" and batches is not None else named(name, batches, seed=seed)
+    if getattr(found.score, "gradients", False):
+        raise ScoreError(
+            f"recipe {name!r} needs gradients, which an ONNX file doesn't give: load the PyTorch model, or take one from "
+            "activations such as flap, obs or best"
+        )
+    return found
+
+
+__all__ = ["RECIPES", "Ends", "Entry", "Normalisation", "entry_of", "for_file", "named", *RECIPES]

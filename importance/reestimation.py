@@ -11,16 +11,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from depgraph.capture.capturing import quiet
-from depgraph.errors import DataError, ScoreError
+from depgraph.errors import CaptureError, DataError, ScoreError
+from depgraph.onnx_door.examples import given_inputs
+from depgraph.onnx_door.norms import BatchNorms, Seen
+from depgraph.onnx_door.pieces import RunError
 from importance.calling import check_batches, inputs_of, moved, run_model
 
+NO_BATCHES = "there are no batches to re-estimate with (a generator gives its batches only once: pass a list)"
+LOOK = "look at the weights before it and at the batches"
 
-def reestimate(model: nn.Module, batches: Iterable[Any]) -> tuple[str, ...]:
+
+def reestimate(model: Any, batches: Iterable[Any]) -> tuple[str, ...]:
     """Set the running statistics of all batch norms of `model` to those of `batches`; the names of the modules changed.
 
     Means are averages over batches of the means of each, variances likewise (unbiased ones), so batches should be alike in
@@ -34,6 +42,8 @@ def reestimate(model: nn.Module, batches: Iterable[Any]) -> tuple[str, ...]:
         The model is as it was then.
     """
     check_batches(batches)
+    if isinstance(model, ir.Model):
+        return _in_file(model, batches)
     norms = {name: module for name, module in model.named_modules() if _runs(module)}
     if not norms:
         return ()
@@ -45,9 +55,7 @@ def reestimate(model: nn.Module, batches: Iterable[Any]) -> tuple[str, ...]:
             run_model(model, args, kwargs)
             count += 1
         if not count:
-            raise DataError(
-                "there are no batches to re-estimate with (a generator gives its batches only once: pass a list)"
-            )
+            raise DataError(NO_BATCHES)
         for name, norm in norms.items():
             _require_finite(name, norm)
         return tuple(name for name, norm in norms.items() if norm.num_batches_tracked)
@@ -62,8 +70,32 @@ class Reestimation:
     def __post_init__(self) -> None:
         check_batches(self.batches)
 
-    def __call__(self, model: nn.Module, /) -> tuple[str, ...]:
+    def __call__(self, model: Any, /) -> tuple[str, ...]:
         return reestimate(model, self.batches)
+
+
+def _in_file(model: ir.Model, batches: Iterable[Any]) -> tuple[str, ...]:
+    """`reestimate` for a file; the names of the operators changed."""
+    norms, count = BatchNorms(model), 0
+    if not norms.norms:
+        return ()
+    sums = [[np.zeros(()), np.zeros(())] for _ in norms.norms]
+    for batch in batches:
+        try:
+            _, kwargs = inputs_of(model, moved(batch, torch.device("cpu")))
+            found = norms.run(given_inputs(model, {}, kwargs) or {})
+        except (CaptureError, RunError) as error:
+            raise DataError(f"a batch doesn't fit the file: {error}") from error
+        sums = [[a + s.mean, b + s.variance] for (a, b), s in zip(sums, found, strict=True)]
+        count += 1
+    if not count:
+        raise DataError(NO_BATCHES)
+    for node, both in zip(norms.norms, sums, strict=True):
+        if not all(np.isfinite(one).all() for one in both):
+            raise ScoreError(f"NaN or infinity comes into batch norm {node.name!r}: {LOOK}")
+    for node, (mean, variance) in zip(norms.norms, sums, strict=True):
+        norms.set(node, Seen(mean / count, variance / count))
+    return tuple(node.name or str(node.outputs[0].name) for node in norms.norms)
 
 
 def _runs(module: nn.Module) -> bool:
@@ -100,6 +132,4 @@ def _put_back(norms: dict[str, Any], before: dict[str, dict[str, torch.Tensor]])
 
 def _require_finite(name: str, norm: Any) -> None:
     if not (torch.isfinite(norm.running_mean).all() and torch.isfinite(norm.running_var).all()):
-        raise ScoreError(
-            f"NaN or infinity comes into batch norm {name!r}: look at the weights before it and at the batches"
-        )
+        raise ScoreError(f"NaN or infinity comes into batch norm {name!r}: {LOOK}")

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import depgraph
 from depgraph.capture.capturing import quiet
 from depgraph.errors import DataError, ScoreError
-from depgraph.observing import Met, Observer
+from depgraph.observing import Met
 from depgraph.plan import Plan
 from importance.calling import check_batches, inputs_of, moved
 from importance.columns import blocks_of
-from importance.compensation import Compensated, Compensation, bias_of, note_created, row_scale, write_bias
+from importance.compensation import Compensated, Compensation, bias_of, row_scale, write_bias
+from importance.holding import Held, held_by
 from importance.obs import damped
 from importance.patches import patches
 from importance.readers import Reader, readers_among
@@ -31,7 +31,7 @@ from importance.rows import Samples
 from importance.statistics import Key, consumers_of
 
 
-def refit(model: nn.Module, plan: Plan, batches: Iterable[Any], how: Compensation | None = None) -> Compensated:
+def refit(model: Any, plan: Plan, batches: Iterable[Any], how: Compensation | None = None) -> Compensated:
     """Solve the weights of `model`, which `plan.apply()` gave, anew so that each consumer puts out what the dense one does.
 
     All that reads through a parameter of its own (linear maps, convolutions without groups) is solved, also what lost no
@@ -44,26 +44,17 @@ def refit(model: nn.Module, plan: Plan, batches: Iterable[Any], how: Compensatio
     """
     check_batches(batches)
     how = how or Compensation()
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    work = _Work(model, plan, how)
+    held = held_by(model, plan)
     try:
+        work = _Work(model, plan, how, held)
         with quiet(plan.graph.model), quiet(model):
             for step in work.steps(list(batches)):
                 work.solve(step)
     except BaseException:
-        _put_back(model, before, work.created)
+        held.put_back()
         raise
-    note_created(model, work.created)
+    held.note(work.created)
     return Compensated(tuple(dict.fromkeys(work.changed)), tuple(work.created), tuple(work.left))
-
-
-def _put_back(model: nn.Module, before: dict[str, Tensor], created: list[str]) -> None:
-    with torch.no_grad():
-        for name, tensor in before.items():
-            model.get_parameter(name).copy_(tensor)
-    for name in created:
-        owner, _, last = name.rpartition(".")
-        model.get_submodule(owner)._parameters[last] = None
 
 
 @dataclass
@@ -108,8 +99,8 @@ class _Step:
 class _Work:
     """Both models, the consumers that may be solved, and what was done to them."""
 
-    def __init__(self, model: nn.Module, plan: Plan, how: Compensation) -> None:
-        self.model, self.plan, self.how = model, plan, how
+    def __init__(self, model: Any, plan: Plan, how: Compensation, held: Held) -> None:
+        self.model, self.plan, self.how, self.held = model, plan, how, held
         self.changed: list[str] = []
         self.created: list[str] = []
         self.left: list[str] = []
@@ -121,20 +112,19 @@ class _Work:
                 self.left.append(why)
                 continue
             self.readers[reader.consumer.key] = reader
-            target = bias_of(model, reader, how)
+            target = bias_of(held, reader, how)
             if target is not None:  # before the pruned model is traced, which must see it
-                rows = reader.tensor.shape[0] if reader.outputs_kept is None else len(reader.outputs_kept)
-                self.created += [] if reader.bias else write_bias(model, reader, target, torch.zeros(rows))
+                self.created += [] if reader.bias else write_bias(held, reader, target, torch.zeros(reader.outputs))
                 self.biases[reader.consumer.key] = target
-        self.pruned = depgraph.trace(model, plan.graph.args, plan.graph.kwargs)
-        theirs = {m.key for m in Observer(self.pruned).own.meetings}
+        self.pruned = plan.graph.again(model)
+        theirs = {m.key for m in self.pruned.observer().pausable}
         for key in [key for key in self.readers if key not in theirs]:
             self.left.append(f"{self.readers.pop(key).consumer.weight}: the pruned model has no such weight")
 
     def steps(self, batches: list[Any]) -> Iterator[_Step]:
         """Stop both models, on all batches, before each consumer in turn."""
-        dense, pruned = Observer(self.plan.graph), Observer(self.pruned)
-        device = next(self.model.parameters()).device
+        dense, pruned = self.plan.graph.observer(), self.pruned.observer()
+        device = next((t.device for t in self.plan.graph.tensors().values()), torch.device("cpu"))
         calls = [inputs_of(self.plan.graph.model, moved(batch, device)) for batch in batches]
         samples = [Samples.of(args, kwargs) for args, kwargs in calls]
 
@@ -153,7 +143,7 @@ class _Work:
         key = next(iter(keys))
         if len(keys) != 1 or key is None:
             raise ScoreError(
-                f"{type(self.model).__name__} computes in another order once it is pruned, or than on another batch, so that its "
+                f"{self.plan.graph.name} computes in another order once it is pruned, or than on another batch, so that its "
                 "weights can't be fitted one after the other: use compensate"
             )
         pairs = ((_rows(a, s), _rows(b, s)) for (a, b), s in zip(stands, samples, strict=True) if a and b)
@@ -165,22 +155,20 @@ class _Work:
     def solve(self, step: _Step) -> None:
         """Give one consumer the weights, and the bias, that fit best."""
         reader, sums = step.reader, step.sums
-        parameter = self.model.get_parameter(reader.consumer.weight)
+        parameter = self.held.get(reader.consumer.weight)
         target = self.biases.get(reader.consumer.key)
         (dense,) = blocks_of(reader.consumer, reader.tensor.detach().double().cpu(), reader.columns)
-        now = _matrix(reader, parameter.detach().double().cpu())
+        now = _matrix(reader, parameter.double().cpu())
         wanted = dense.matrix if reader.outputs_kept is None else dense.matrix[torch.from_numpy(reader.outputs_kept)]
         wanted = wanted * _scale(now, wanted, reader)
         xz, zz = sums.spread() if target else (sums.xz / sums.rows, sums.zz / sums.rows)
         ridge = damped(zz, self.how.damping)
         fresh = torch.linalg.solve(ridge, (wanted @ xz + now @ (ridge - zz)).T).T
-        with torch.no_grad():
-            parameter.copy_(_shaped(reader, fresh, parameter))
+        self.held.put(reader.consumer.weight, _shaped(reader, fresh, parameter))
         self.changed.append(reader.consumer.weight)
         if target:
-            bias = self.model.get_parameter(target)
-            with torch.no_grad():
-                bias.add_(((wanted @ sums.x - fresh @ sums.z) / sums.rows).to(bias))
+            bias = self.held.get(target)
+            self.held.put(target, bias + ((wanted @ sums.x - fresh @ sums.z) / sums.rows).to(bias))
             self.changed.append(target)
 
 

@@ -86,6 +86,11 @@ def needs_data(name: str) -> bool:
     return "batches" in pick(SCORERS, name, "score").takes
 
 
+def needs_gradients(name: str) -> bool:
+    """Whether the estimator of that name takes a backward pass; raises ScoreError for an unknown name."""
+    return getattr(pick(SCORERS, name, "score").make, "gradients", False)
+
+
 def named(name: str, **options: Any) -> Scorer:
     """The estimator of that name: `named("taylor", batches=...)`.
 

@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from depgraph import DependencyGraph
+from depgraph.errors import ScoreError
 from importance.accumulators import Gram, Statistic, Weights
 from importance.activation import statistics_of
 from importance.calling import check_batches
@@ -72,6 +74,11 @@ class RelativeLoss:
     def _weights(self, graph: DependencyGraph) -> dict[str, float]:
         if self.weight == "share":
             return {axis.name: float(axis.size) for axis in graph.axes}
+        if not isinstance(graph.model, nn.Module):
+            raise ScoreError(
+                f'{type(self).__name__} with weight="taylor" needs gradients, which {graph.name}, an ONNX file, doesn\'t give: give '
+                'weight="share", as recipes.best(batches, weight="share") does, or load the PyTorch model'
+            )
         totals = Taylor(self.batches, self.loss)(graph)
         dense = graph.dense_cost.params
         costs = {a.name: dense - graph.cost({a.name: [0]}).params if a.size > 1 else dense for a in graph.axes}

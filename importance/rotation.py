@@ -26,12 +26,13 @@ from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.cutting.computed import without_history
 from depgraph.errors import DataError, RotationError, ScoreError
-from depgraph.observing import Met, Observer
+from depgraph.observing import Met
 from depgraph.offloading import own_copy
 from depgraph.plan import Plan
 from importance.calling import check_batches, inputs_of, moved
 from importance.choices import pick
 from importance.folding import TIES, Folded, computed, fold, put, solved
+from importance.gradients import require_module
 from importance.obs import damped
 from importance.rows import Samples
 from importance.stream_parts import Key, Stream
@@ -140,6 +141,7 @@ def rotate(
 
 def principal(graph: DependencyGraph, batches: Iterable[Any], how: Rotation | None = None) -> Principal:
     """As `rotate`, before the streams are turned: a plan can be made of the scores, and then be settled (`Principal.settle`)."""
+    require_module(graph, "a rotation", "modules whose weights it turns")
     check_batches(batches)
     how = how or Rotation()
     folded = fold(graph, [stream_of(graph, axis) for axis in units(graph, "stream")], how.ties)
@@ -188,7 +190,7 @@ def _grams(graph: DependencyGraph, streams: Mapping[str, Stream], batches: Itera
     sums = {axis: torch.zeros(stream.width, stream.width, dtype=torch.float64) for axis, stream in streams.items()}
     rows = dict.fromkeys(streams, 0)
     wanted = {key: axis for axis, stream in streams.items() for key in _one_each(stream)}
-    samples, observer, count = Samples(1), Observer(graph), 0
+    samples, observer, count = Samples(1), graph.observer(), 0
 
     def watch(met: Met) -> None:
         axis = wanted.get(met.meeting.key)
@@ -271,7 +273,7 @@ def _require_same(expected: list[Tensor], turned: DependencyGraph) -> None:
 def _outputs(graph: DependencyGraph) -> list[Tensor]:
     program = graph.capture.program
     free = {value.name for name, value in program.outputs.items() if name in program.by_products}
-    made = Observer(graph).run((graph.args, graph.kwargs))
+    made = graph.observer().run((graph.args, graph.kwargs))
     return [x for value, x in made if value.name not in free and x.is_floating_point() and x.numel()]
 
 

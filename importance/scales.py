@@ -17,6 +17,7 @@ from torch.fx import Node, map_arg
 from depgraph import DependencyGraph
 from depgraph.cutting.sides import operator_name
 from depgraph.errors import ScoreError
+from depgraph.onnx_door.graph import OnnxGraph
 from importance.activation import with_unread
 from importance.layout import Layout
 from importance.normalisation import Normalisation, NormalisationSpec
@@ -78,9 +79,18 @@ class NormScale:
         scores = {name: normalisation(reduction(read, graph[name].size)) for name, read in members.items() if read}
         if graph.axes and not scores:
             raise ScoreError(
-                f"no normalisation in {type(graph.model).__name__} has a scale for the channels of an axis: take another score"
+                f"no normalisation in {graph.name} has a scale for the channels of an axis: take another score"
             )
         return with_unread(graph, scores)
+
+
+_SCALED_BY = {
+    **dict.fromkeys(("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization"), 1),
+    **dict.fromkeys(("RMSNormalization", "SimplifiedLayerNormalization"), 1),
+    "SkipLayerNormalization": 2,
+    "SkipSimplifiedLayerNormalization": 2,
+}
+"""The operand by which a file's normalisation scales."""
 
 
 def _members(graph: DependencyGraph, node: Node) -> Iterator[tuple[str, Scored]]:
@@ -115,9 +125,23 @@ def _computed(graph: DependencyGraph, node: Node) -> Any:
 
 def _scales(graph: DependencyGraph) -> list[Node]:
     """The nodes that are a normalisation's scale, each once."""
+    if isinstance(graph, OnnxGraph):
+        return _in_file(graph)
     found = _Finder(graph)
     scales = (scale for node in found.nodes for scale in found.scales(node))
     return [node for node in dict.fromkeys(scales) if node in found.weights]
+
+
+def _in_file(graph: OnnxGraph) -> list[Any]:
+    """The stored tensors that a file's normalisations scale by, as steps."""
+    lowered, steps = graph.capture.lowered, {step.name: step for step in graph.nodes}
+    values = (
+        lowered.operand(node, _SCALED_BY[node.op_type])
+        for node in lowered.operators.values()
+        if _SCALED_BY.get(node.op_type, len(node.inputs)) < len(node.inputs)
+    )
+    names = dict.fromkeys(value.name for value in values if value is not None and value.kind == "parameter")
+    return [steps[name] for name in names]
 
 
 class _Finder:

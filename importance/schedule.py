@@ -155,6 +155,7 @@ class Schedule:
                 f"{self.steps} steps need a scorer, which is called in each: scores by axis fit one step only"
             )
         run = _Run(graph, scorer, target, options, self.after_cut)
+        target = target.in_shares(graph.dense_cost)
         for number, keep in enumerate(self._shown(target), start=1):
             with run.named(number, self.steps):
                 step = run.step(Step(number, self.steps, keep, graph.dense_cost))
@@ -325,7 +326,7 @@ def _size(model: nn.Module) -> int:
 
 def _remaining(keep: dict[str, float], dense: Cost, now: Cost) -> Target | None:
     """The shares of a model's cost now that meet shares of its dense cost; None where it does."""
-    shares = {}
+    shares: dict[str, Any] = {}
     for metric, share in keep.items():
         most, cost = share * getattr(dense, metric), getattr(now, metric)
         if cost > most:

@@ -22,7 +22,7 @@ from depgraph.capture.capturing import quiet
 from depgraph.consumers import Meeting, meetings
 from depgraph.cutting.sides import Side
 from depgraph.errors import DataError, ScoreError
-from depgraph.observing import Met, Observer
+from depgraph.observing import Met
 from importance.accumulators import Statistic, finite
 from importance.calling import check_batches, inputs_of, moved
 from importance.patches import patches
@@ -60,7 +60,7 @@ def consumers_of(graph: DependencyGraph) -> list[Consumer]:
     """All consumers of a graph's axes, in the order in which the model computes."""
     program = graph.capture.program
     found: dict[Key, list[Meeting]] = defaultdict(list)
-    for meeting in meetings(program, graph.capture.exported.graph.nodes):
+    for meeting in meetings(program, graph.nodes):
         found[meeting.key].append(meeting)
     consumers = []
     for key, here in found.items():
@@ -129,7 +129,7 @@ def collect(
     wanted = list(dict.fromkeys(s for one in statistics for s in getattr(one, "needs", (one,))))
     collector = _Collector(graph, wanted, how)
     device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
-    observer, count = Observer(graph), 0
+    observer, count = graph.observer(), 0
     with quiet(graph.model):
         for batch in _shown(batches, how):
             args, kwargs = inputs_of(graph.model, moved(batch, device))
@@ -171,6 +171,10 @@ class _Collector:
                 views[view] = _VIEWS[view](self, met)
             accumulator.add(views[view])
         self._weighed.add(met.meeting.key)
+
+    def wants(self, meeting: Meeting) -> bool:
+        """Is a product looked at?"""
+        return meeting.key in self.consumers
 
     def channels(self, met: Met) -> Rows:
         """What comes in: one column for every channel."""

@@ -12,6 +12,8 @@ from torch.fx.node import map_arg
 from depgraph import DependencyGraph
 from depgraph.cutting.sides import operator_name
 from depgraph.graph import Value
+from depgraph.onnx_door.graph import OnnxGraph
+from depgraph.onnx_door.steps import Step
 
 _LOOKUPS = frozenset(["index", "unsafe_index", "_unsafe_index", "index_select", "gather", "embedding"])
 _COPIES = frozenset(
@@ -79,3 +81,54 @@ class Stored:
         source = node.args[0]
         value = self.values.get(source.name) if isinstance(source, Node) else None
         return value if value is not None and value.kind == "parameter" else None
+
+
+class FileStored:
+    """The same for a file: the steps that no input reaches, and their values, which ONNX Runtime computes where need be."""
+
+    def __init__(self, graph: OnnxGraph) -> None:
+        self.graph, self.values = graph, graph.capture.program.values
+        self.tensors = graph.tensors()
+        self._named = {step.name: step for step in graph.nodes}
+        self.made_of: dict[Step, frozenset[str]] = {}
+        for step in graph.nodes:
+            value = self.values.get(step.name)
+            if step.op == "placeholder" and value is not None and value.kind != "input":
+                self.made_of[step] = frozenset([value.target] if value.kind == "parameter" else [])
+            elif step.op == "call_function" and all(n in self.made_of for n in step.all_input_nodes):
+                self.made_of[step] = frozenset[str]().union(*(self.made_of[n] for n in step.all_input_nodes))
+
+    def node_of(self, value_name: str) -> Step | None:
+        """The step of a value that no input reaches; None for any other."""
+        step = self._named.get(value_name)
+        return step if step in self.made_of else None
+
+    def tensor(self, step: Step) -> Tensor:
+        """The value of a step that no input reaches."""
+        if step.name in self.tensors:
+            return self.tensors[step.name]
+        made: list[Tensor] = []
+        self.graph.observer().run(((), self.graph.inputs), seen={step.name: made.append})
+        return made[0]
+
+    def counts(self, value_name: str) -> bool:
+        """Does a value hold integers?"""
+        kind = self.graph.capture.lowered.kinds.get(value_name)
+        return kind is not None and not kind.is_floating_point
+
+    def looked_up(self, value_name: str) -> Value | None:
+        """The parameter in whose rows a value was looked up, by indices that depend on inputs; None if it wasn't."""
+        step = self._named.get(value_name)
+        node = step.operator if step is not None else None
+        if step is None or node is None or node.op_type not in ("Gather", "GatherElements", "GatherND"):
+            return None
+        value = self.graph.capture.lowered.operand(node, 0)
+        return value if value is not None and value.kind == "parameter" else None
+
+
+AnyStored = Stored | FileStored
+
+
+def stored_in(graph: DependencyGraph) -> AnyStored:
+    """What a graph's program computes from stored tensors alone."""
+    return FileStored(graph) if isinstance(graph, OnnxGraph) else Stored(graph)

@@ -19,7 +19,7 @@ from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
 from importance.activation import with_unread
 from importance.calling import check_batches, inputs_of
-from importance.gradients import backwards, shown
+from importance.gradients import backwards, require_module, shown
 from importance.layout import Layout
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
@@ -93,6 +93,8 @@ class Surgeon:
     comparable: ClassVar[bool] = True
     additive: ClassVar[bool] = True
 
+    gradients: ClassVar[bool] = True
+
     batches: Iterable[Any]
     loss: Loss | None = None
     damping: float = 0.01
@@ -108,6 +110,7 @@ class Surgeon:
         Normalisation.of(self.normalise)
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
+        require_module(graph, type(self).__name__)
         layout = _prunable(graph, Layout.of(graph))
         if not layout.parameters:
             return with_unread(graph, {})

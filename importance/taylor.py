@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from depgraph import DependencyGraph
-from depgraph.errors import ScoreError
 from importance.calling import check_batches
 from importance.choices import pick
-from importance.gradients import GradientSums, backwards, shown
+from importance.gradients import GradientSums, backwards, require_module, shown
 from importance.layout import Layout
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
@@ -68,6 +67,8 @@ class Taylor:
             (made in inference mode); an unknown name, at once.
     """
 
+    gradients: ClassVar[bool] = True
+
     batches: Iterable[Any]
     loss: Loss | None = None
     reduction: ReductionSpec = "sum"
@@ -84,10 +85,7 @@ class Taylor:
         pick(ACCUMULATE, self.accumulate, "way to accumulate gradients")
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
-        if not isinstance(graph.model, nn.Module):
-            raise ScoreError(
-                f"{type(self).__name__} needs gradients, which {graph.name} doesn't give: load the PyTorch model and trace that"
-            )
+        require_module(graph, type(self).__name__)
         layout = Layout.of(graph)
         if not layout.parameters:
             return {}

@@ -34,7 +34,7 @@ def units(graph: DependencyGraph, which: str = "units") -> list[str]:
     roles = describe(Anatomy(graph))
     found = [axis.name for axis in graph.axes if axis.prunable.any() and which in _kinds(roles[axis.name].role)]
     if not found:
-        raise NothingToPrune(f"{type(graph.model).__name__} has no axis of the kind {which!r}: {KINDS[which]}")
+        raise NothingToPrune(f"{graph.name} has no axis of the kind {which!r}: {KINDS[which]}")
     return found
 
 

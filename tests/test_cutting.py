@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -708,3 +709,81 @@ def test_a_part_of_a_packed_weight_makes_up_for_the_scale_of_its_heads() -> None
     report = plan.apply_with_report()
     assert report.form == "module" and report.model.attention.out_proj.in_features == 24
     torch.testing.assert_close(report.model(x), zeroed(model, plan)(x), rtol=1e-4, atol=1e-5)
+
+
+class _Settings:
+    def __init__(self) -> None:
+        self.width, self.inner = 6, _Inner()
+
+
+class _Inner:
+    def __init__(self) -> None:
+        self.width = 8
+
+
+class _Configured(nn.Module):
+    """Reshapes by what a config says that may be another model's too."""
+
+    def __init__(self, config: _Settings) -> None:
+        super().__init__()
+        self.config, self.part = config, nn.Module()
+        self.part.config = config.inner  # type: ignore[assignment]
+        self.up, self.down = nn.Linear(4, 2 * config.inner.width), nn.Linear(2 * config.inner.width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.up(x).reshape(x.shape[0], 2, self.config.inner.width)
+        return self.down(torch.relu(made).reshape(x.shape[0], 2 * self.part.config.width))  # type: ignore[union-attr,operator]
+
+
+def test_a_config_that_another_model_holds_stays_as_it_is(tmp_path: Path) -> None:
+    config, x = _Settings(), torch.randn(3, 4)
+    model, other, third = (_Configured(config).eval() for _ in range(3))
+    before = other(x)
+    graph = depgraph.trace(model, x)
+    axis = next(a for a in graph.axes if a.size == 8 and a.prunable.all())
+    plan = graph.cut_plan({axis.name: [0, 5]})
+    assert plan.apply_() is model
+    assert model.config.inner.width == model.part.config.width == 6  # type: ignore[union-attr]
+    assert model.config.inner is model.part.config and config.inner.width == 8
+    assert other.config is config and torch.equal(other(x), before)
+    depgraph.save(model, tmp_path / "small")
+    loaded = depgraph.load(tmp_path / "small", model=third)
+    assert torch.equal(loaded(x), model(x)) and torch.equal(other(x), before)
+
+
+def test_a_cut_that_fails_gives_the_config_back() -> None:
+    config, x = _Settings(), torch.randn(3, 4)
+    model = _Configured(config).eval()
+    graph = depgraph.trace(model, x)
+    axis = next(a for a in graph.axes if a.size == 8 and a.prunable.all())
+    model.down.register_forward_hook(lambda module, args, output: output * args[0].shape[1])
+    with pytest.raises(CheckError):
+        graph.cut_plan({axis.name: [0]}).apply_()
+    assert model.config is config and model.part.config is config.inner and config.inner.width == 8
+
+
+class _TwoRoles(nn.Module):
+    """`width` is the size of heads, and in code behind a flag the longest sequence, and a place to slice at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.heads, self.clips = 8, 2, False
+        self.up, self.down = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.up(x).shape[-1] == self.heads * self.width
+        made = self.up(x).reshape(*x.shape[:-1], self.heads, self.width)
+        if self.clips and x.shape[1] > self.width:
+            x = x[:, : self.width]
+        return self.down(torch.relu(made).flatten(-2))
+
+
+def test_another_role_of_an_integer_in_code_that_the_example_passes_by_is_noted() -> None:
+    graph = depgraph.trace(_TwoRoles().eval(), torch.randn(2, 5, 4))
+    axis = next(a for a in graph.axes if a.size == 8 and a.prunable.all())
+    report = graph.cut_plan({axis.name: [0, 5]}).apply_with_report(form="module")
+    notes = [note for note in report.notes if "width" in note]
+    assert [note.split(" at ")[0] for note in notes] == ["_TwoRoles compares by width", "_TwoRoles slices by width"]
+    assert all("test_cutting.py:" in note and "it is 6 now" in note for note in notes)
+    neurons = graph.cut_plan({a.name: [0] for a in graph.axes if a.size == 2}).apply_with_report(form="module")
+    assert not any("width" in note for note in neurons.notes)

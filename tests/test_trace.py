@@ -378,6 +378,50 @@ def test_groups_partition_what_an_axis_reaches() -> None:
         graph["nothing"]
 
 
+class Looking(nn.Module):
+    """Looks at the shape of what it picks, or at the numbers."""
+
+    def __init__(self, look: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.look = [look]
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.up(x)
+        return self.down(torch.relu(h) + self.look[0](h))
+
+
+@pytest.mark.parametrize(
+    ("look", "free"),
+    [
+        (lambda h: h[..., -1].shape[0], 8),
+        (lambda h: h[..., 5].shape[0], 8),
+        (lambda h: torch.zeros_like(h.cumsum(-1)), 8),
+        (lambda h: h.sort(-1)[0].shape[0], 8),
+        (lambda h: h[..., -1:], 0),
+        (lambda h: h[..., 5].unsqueeze(-1), 0),
+    ],
+)
+def test_what_is_read_for_its_shape_alone_fixes_nothing(look: Any, free: int) -> None:
+    x = torch.randn(2, 4)
+    graph = depgraph.trace(Looking(look).eval(), x)
+    found = [int(axis.prunable.sum()) for axis in graph.axes if axis.size == 8]
+    assert sum(found) == free
+    if free:
+        axis = next(axis for axis in graph.axes if axis.size == 8)
+        groups = [0, 3]
+        report = graph.cut_plan({axis.name: groups}).apply_with_report(form="module")
+        assert report.check is not None and report.check.error < 1e-6 and not report.check.vacuous
+
+
+def test_what_is_picked_for_its_shape_must_be_there() -> None:
+    graph = depgraph.trace(Looking(lambda h: h[..., 5].shape[0]).eval(), torch.randn(2, 4))
+    axis = next(axis for axis in graph.axes if axis.size == 8)
+    assert graph.widths.least(axis.name) == 6
+    with pytest.raises(PlanError, match="index 5 of it is looked at, for its shape"):
+        graph.cut_plan({axis.name: [0, 1, 2]})
+
+
 class ChannelMax(nn.Module):
     def __init__(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()

@@ -74,6 +74,13 @@ def mark(model: nn.Module) -> None:
         holder[name] = value
 
 
+def held_in(model: nn.Module) -> Iterator[tuple[Any, int | str, Any]]:
+    """What modules, and the lists, dicts and objects in them, hold, each with its container and its key there."""
+    for place in list(_places(model)):
+        for key in place.keys:
+            yield place.container, key, _get(place.container, key)
+
+
 _ABSENT = object()
 
 

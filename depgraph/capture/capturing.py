@@ -127,8 +127,14 @@ def _unsliceable(tensor: torch.Tensor) -> str:
 
 
 @contextlib.contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """Eval mode and, where the model's config has the switch, no key-value cache; everything is put back afterwards."""
+def quiet(model: Any) -> Iterator[None]:
+    """Eval mode and, where the model's config has the switch, no key-value cache; everything is put back afterwards.
+
+    What isn't a module, a file, has no modes.
+    """
+    if not isinstance(model, nn.Module):
+        yield
+        return
     training = [module for module in model.modules() if module.training]
     held: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     configs = {id(config): config for config in held if getattr(config, "use_cache", False) is True}

@@ -110,17 +110,17 @@ class _Recorder(Deciding):
 
     def decide(self, func: Any, operands: Any, compute: Callable[[], Any], along: int | None = None) -> Any:
         """Write down what `compute` gives; tensors are constants of the graph."""
-        for tensor in pytree.tree_leaves(operands):
-            if isinstance(tensor, Tensor) and tensor.ndim:
-                node = self.traced.nodes[id(self.traced.stand_in(tensor))]
-                dim = None if along is None else along % tensor.ndim
-                self.decisions.asked.append(Asked(node.name, dim, str(func), where()))
         result, draws = _with_draws(func, compute)
         inputs = self.follows_from(operands) | draws
         self.decisions.made.append(Decision(str(func), where(), copied(result), inputs))
-        for tensor in pytree.tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self.traced.stand_in(tensor)
+        asked = [t for t in pytree.tree_leaves(operands) if isinstance(t, Tensor) and t.ndim]
+        nodes = [self.traced.nodes[id(self.traced.stand_in(tensor))] for tensor in asked]
+        given = [self.traced.stand_in(t) for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+        gives = self.traced.nodes[id(given[0])].name if len(given) == 1 else ""
+        module = next(reversed(self.traced.stack[-1]), "")
+        for tensor, node in zip(asked, nodes, strict=True):
+            dim = None if along is None else along % tensor.ndim
+            self.decisions.asked.append(Asked(node.name, dim, str(func), where(), gives, module))
         return result
 
     def _node(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.fx.Node:
@@ -155,7 +155,7 @@ def capture_decided(
     run_args, run_kwargs = traced.begin(*copies)
     recorder = _Recorder(traced, decisions)
     recorder.give(run_args, run_kwargs)
-    with decisions.told(), module_paths(model, traced), recorder, Reading(recorder):
+    with decisions.told(), module_paths(model, traced.stack), recorder, Reading(recorder):
         output = model(*run_args, **run_kwargs)
     see_inside(output, f"an output of {type(model).__name__}")
     outputs = traced.leaves_of(output)

@@ -74,12 +74,17 @@ class Decision:
 
 
 class Asked(NamedTuple):
-    """Node `node` of the graph is asked by `operator` for values: along dim `dim`, or whole (None)."""
+    """Node `node` of the graph is asked by `operator` for values: along dim `dim`, or whole (None).
+
+    `gives` names the constant of the graph that holds the answer, where it is one tensor; `module` runs the operator.
+    """
 
     node: str
     dim: int | None
     operator: str
     where: str
+    gives: str = ""
+    module: str = ""
 
 
 @dataclass

@@ -233,7 +233,13 @@ def capture_directly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     without_cudnn = torch.backends.cudnn.flags(
         enabled=False
     )  # as under torch.export: it stands in operators' arguments
-    with _same_tensors(model), proxies.exporting_flags(), without_cudnn, module_paths(model, traced), _Writer(traced):
+    with (
+        _same_tensors(model),
+        proxies.exporting_flags(),
+        without_cudnn,
+        module_paths(model, traced.stack),
+        _Writer(traced),
+    ):
         output = model(*run_args, **run_kwargs)
     see_inside(output, f"an output of {type(model).__name__}")
     outputs = traced.leaves_of(output)

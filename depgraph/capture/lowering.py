@@ -12,12 +12,14 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from depgraph import rules
-from depgraph.capture.exported import CapturedProgram, decisions_of
+from depgraph.capture import asking
+from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.holding import Held
 from depgraph.capture.places import module_path, place
 from depgraph.capture.reading import indices_read
+from depgraph.capture.values_read import values_read
 from depgraph.errors import CaptureError, UnsupportedOperator
-from depgraph.graph import Program, Reason, Value
+from depgraph.graph import Least, Program, Reason, Value
 from depgraph.rules import domains
 
 _KINDS = {
@@ -28,7 +30,6 @@ _KINDS = {
 }
 _LARGEST_INDEX_TABLE = 1 << 20
 INPUT, OUTPUT = "the model's inputs have this size", "the model's outputs have this size"
-ASKED = "the code of the model goes by its indices"
 UNREAD = "nothing that the example runs reads it"
 GIVEN = "the model gives back its indices as numbers"
 LEFT_OUT = "slices leave it out, which may differ with inputs of other sizes"
@@ -73,9 +74,12 @@ class _Lowering:
         self.program = Program(ties=dict(held.ties))
         self.constants: dict[str, np.ndarray] = {}
         self.tuples: dict[str, list[Value | None]] = {}
+        self.chosen: asking.Chosen = {}
+        self.read = values_read(exported.graph.nodes, (asked.node for asked in asking.all_asked(exported)))
 
     def run(self) -> Program:
         specs = {spec.arg.name: spec for spec in self.exported.graph_signature.input_specs}
+        self.chosen = asking.chosen(self.exported, self.program.relations)
         for node in self.exported.graph.nodes:
             if node.op == "placeholder":
                 self._placeholder(node, specs[node.name])
@@ -83,20 +87,11 @@ class _Lowering:
                 self._constant(node)
             elif node.op == "call_function":
                 self._call(node)
-        self._asked()
+        asking.relate(self.exported, self.program, self.chosen)
         self._outputs()
         self._left_out()
         self._unread()
         return self.program
-
-    def _asked(self) -> None:
-        """Fix the dims whose indices, or numbers in their order, the code got hold of."""
-        decisions = decisions_of(self.exported)
-        for asked in () if decisions is None else decisions.asked:
-            value = self.program.values.get(asked.node)
-            for d in () if value is None else (range(len(value.shape)) if asked.dim is None else [asked.dim]):
-                text = f"{asked.operator} at {asked.where or 'an unknown place'} asks for its indices"
-                self.program.relations.fix(value.dim(d), Reason(text, why=ASKED))  # type: ignore[union-attr]
 
     def _left_out(self) -> None:
         """Fix the indices that only slices leave out, of what the model holds: a longer input may read them."""
@@ -152,6 +147,8 @@ class _Lowering:
                 self.program.relations.fix(dim, Reason(f"dimension {d} of the model's input {node.name!r}", why=INPUT))
         elif not tensor.dtype.is_floating_point:
             self._remember(node.name, spec.target)
+        if node.name in self.chosen:
+            value.domain = self.chosen[node.name].domain
 
     def _constant(self, node: Node) -> None:
         tensor = node.meta.get("val")
@@ -201,12 +198,16 @@ class _Lowering:
         if function is None and torch.Tag.pointwise in tags:
             function = rules.lookup("aten.where")
         if function is not None:
+            before = len(self.program.relations.fixed), len(self.program.relations.mixed)
             try:
                 function(op)
             except ValueError as error:
                 op.fix_all(f"its rule doesn't fit this use of it: {error}", NO_RULE)
                 self.program.unknown.setdefault(op.target, []).append(op.where)
+                before = len(self.program.relations.fixed), len(self.program.relations.mixed)
             domains.follow(op)
+            if node not in self.read:
+                self._only_shape(op, before)
             return
         if not op.inputs and not op.outputs:  # it computes with numbers
             return
@@ -218,6 +219,17 @@ class _Lowering:
         self.program.unknown.setdefault(op.target, []).append(op.where)
         op.fix_all(NO_RULE)
         domains.follow(op)
+
+    def _only_shape(self, op: rules.Op, before: tuple[int, int]) -> None:
+        """An operator whose numbers nothing reads fixes and mixes nothing; what it picks by its position must be there."""
+        relations = self.program.relations
+        del relations.fixed[before[0] :]
+        del relations.mixed[before[1] :]
+        index = op.get("index") if op.target.startswith("aten.select.") else None
+        if isinstance(index, int) and index:
+            count = index + 1 if index > 0 else -index
+            reason = op.reason(f"index {index} of it is looked at, for its shape")
+            relations.least.append(Least(op.inputs[0].dim(op["dim"]), count, reason))
 
     def _weighing(self) -> set[Node]:
         """The operators that multiply what is computed from the inputs with what parameters alone give."""

@@ -31,6 +31,9 @@ class Replaced(Unusual):
     """The forward replaces the parameters named, which only module forms do again."""
 
 
+Stack = list[dict[str, tuple[str, str]]]
+
+
 @dataclass
 class Traced(proxies.Tracer):
     """A graph under construction, and whose node every tensor is. All tensors are kept alive, so that ids stay theirs.
@@ -45,7 +48,7 @@ class Traced(proxies.Tracer):
     known: dict[int, Tensor] = field(default_factory=dict)
     stand_ins: dict[int, Tensor] = field(default_factory=dict)
     alive: list[Tensor] = field(default_factory=list)
-    stack: list[dict[str, tuple[str, str]]] = field(default_factory=lambda: [{}])
+    stack: Stack = field(default_factory=lambda: [{}])
     first_input: torch.fx.Node | None = None
     held: set[torch.fx.Node] = field(default_factory=set)
     memory: Memory = field(init=False)
@@ -170,17 +173,17 @@ def _without_data(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def module_paths(model: nn.Module, traced: Traced) -> Iterator[None]:
-    """Keep `traced.stack` at the path of the module whose forward runs."""
+def module_paths(model: nn.Module, stack: Stack) -> Iterator[None]:
+    """Keep the end of `stack` at the path of the module whose forward runs, and at those that it runs in."""
     paths = {id(module): path for path, module in model.named_modules()}
 
     def enter(module: nn.Module, args: Any) -> None:
         path = paths.get(id(module))
-        above = traced.stack[-1]
-        traced.stack.append(above if path is None else {**above, path: (path, type(module).__qualname__)})
+        above = stack[-1]
+        stack.append(above if path is None else {**above, path: (path, type(module).__qualname__)})
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        traced.stack.pop()
+        stack.pop()
 
     handles = [
         nn.modules.module.register_module_forward_pre_hook(enter),

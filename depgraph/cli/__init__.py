@@ -10,7 +10,16 @@ from collections.abc import Sequence
 import typer
 
 from depgraph import interruption
-from depgraph.cli import export, inspect, prune, recipes  # noqa: F401  (they add themselves to the app)
+from depgraph.cli import (  # noqa: F401  (they add themselves to the app)
+    bench,
+    build,
+    export,
+    inspect,
+    profile,
+    prune,
+    recipes,
+    sweep,
+)
 from depgraph.cli.app import app
 from depgraph.cli.output import say, show_error
 
@@ -51,5 +60,5 @@ def _run(given: list[str]) -> int:
 
 
 def _interrupted() -> int:
-    say(interruption.SENTENCE)
+    say(interruption.sentence())
     return interruption.CODE

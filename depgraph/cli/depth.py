@@ -16,13 +16,14 @@ from depgraph.dependency import DependencyGraph
 from depgraph.errors import DataError
 from depgraph.plan import Plan
 from depgraph.storage import check_free
+from depgraph.target import Target
 
 _USUAL = {"both": "loss:branches"}  # the depth score of a scope, where none is named
 
 
 def asked(wish: o.Wish, depth_score: str, plot: Path | None) -> o.Wish:
     """The wish with what is to be left out; raises typer.BadParameter for options that contradict one another."""
-    scope, counted = wish.scope, wish.target.left_out is not None
+    scope, counted = wish.scope, "left_out" in wish.keep.given
     wants = bool(depth_score) or counted or scope in ("depth", "both")
     if wants and (wish.recipe or wish.allocation):
         other = f"--recipe {wish.recipe}" if wish.recipe else f"--allocation {wish.allocation}"
@@ -31,7 +32,7 @@ def asked(wish: o.Wish, depth_score: str, plot: Path | None) -> o.Wish:
         raise typer.BadParameter("--scope both finds out how many blocks go: leave out --depth")
     if plot is not None:
         check_free(plot, "--plot")
-    if counted and not wish.target.shares and scope == "auto":
+    if counted and len(wish.keep.given) == 1 and not wish.keep.timed and scope == "auto":
         wish = replace(wish, options=wish.options | {"scope": "depth"})
     score = depth_score or (_USUAL.get(scope, "shortgpt") if wants else "")
     return replace(wish, depth_score=score, plot=plot)
@@ -52,19 +53,20 @@ def refuse_depth(wish: o.Wish) -> None:
         )
 
 
-def plan_with_depth(wish: o.Wish, graph: DependencyGraph, scorer: Any, batches: Any, loss: Any) -> Plan:
-    """The plan for a wish: groups, blocks and branches, or both."""
+def plan_with_depth(wish: o.Wish, target: Target, graph: DependencyGraph, scorer: Any, data: tuple[Any, Any]) -> Plan:
+    """The plan for a wish: groups, blocks and branches, or both; `data` are batches and the loss."""
+    batches, loss = data
     from importance.depth import InLoss, LossMetric, depth_named
 
     if not wish.depth_score:
-        return graph.plan(scorer, wish.target, **wish.options)
+        return graph.plan(scorer, target, **wish.options)
     depth = depth_named(wish.depth_score, batches, loss, wish.loading.seed)
     if wish.scope == "depth":
-        return graph.plan(depth, wish.target, **wish.options)
+        return graph.plan(depth, target, **wish.options)
     if wish.scope == "both":
         metric = None if loss is None else LossMetric(loss, nonnegative=False)
         scorer = InLoss(scorer, list(batches), metric=metric)
-    return graph.plan(scorer, wish.target, depth=depth, **wish.options)
+    return graph.plan(scorer, target, depth=depth, **wish.options)
 
 
 def depth_json(graph: DependencyGraph) -> dict[str, Any]:

@@ -25,6 +25,8 @@ def inspect(  # noqa: PLR0913  (the options of a command)
     dtype: o.Dtype = "auto",
     seed: o.Seed = 0,
     base: o.Base = "",
+    size: o.Size = None,
+    free: o.Free = None,
     html: o.HtmlFile = None,
     depth: o.ByDepth = False,
     plot: o.Plot = None,
@@ -34,15 +36,15 @@ def inspect(  # noqa: PLR0913  (the options of a command)
     """Show the axes of a model: what can be removed together, what it would save, what is fixed."""
     if html is not None:
         check_free(html, "--html")
+    sizes = o.parse_sizes(size)
     with printing(as_json) as out:
         steps = Steps()
         with steps("loading"):
-            if is_onnx(model):
-                refuse_options(device, dtype, base)
+            refuse_options(model, Loading(device, dtype, seed, base), sizes)
             loaded = None if is_onnx(model) else load_model(model, Loading(device, dtype, seed, base))
         with steps("tracing"):
-            given = (model,) if loaded is None else (loaded.model, loaded.args, loaded.kwargs)
-            graph = depgraph.trace(*given, strict=strict)
+            given = (model, sizes) if loaded is None else (loaded.model, loaded.args, loaded.kwargs)
+            graph = depgraph.trace(*given, strict=strict, free=free or ())
             found = Inspection(graph)
         if plot is not None:
             with steps("drawing"):

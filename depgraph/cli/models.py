@@ -38,7 +38,10 @@ class Loading:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode with example inputs, and what came with it: batches and a loss to score with, a tokenizer."""
+    """A model in eval mode with example inputs, and what came with it: batches and a loss to score with, a tokenizer.
+
+    `held_out` are batches to measure on, `accuracy` a function of the model's output and a batch: the share that is right.
+    """
 
     model: nn.Module
     args: tuple[Any, ...] = ()
@@ -46,6 +49,8 @@ class Loaded:
     batches: Any = None
     loss: Callable[[Any, Any], torch.Tensor] | None = None
     tokenizer: Any = None
+    held_out: Any = None
+    accuracy: Callable[[Any, Any], Any] | None = None
 
 
 def load_model(spec: str, loading: Loading) -> Loaded:
@@ -151,14 +156,15 @@ def _from_function(file: Path, name: str, loading: Loading) -> Loaded:
     model, args, kwargs = parts.get("model"), parts.get("args", ()), parts.get("kwargs") or {}
     if not isinstance(model, nn.Module) or not isinstance(kwargs, Mapping) or not (parts.keys() & {"args", "kwargs"}):
         raise ModelError(f"{file}:{name} must return {_GIVES}; it returned {_described(given)}")
-    if not callable(parts.get("loss", callable)):
-        raise ModelError(
-            f"{file}:{name} gives {_described(parts['loss'])} as 'loss': give a function of output and batch"
-        )
+    for part in ("loss", "accuracy"):
+        if parts.get(part) is not None and not callable(parts[part]):
+            raise ModelError(
+                f"{file}:{name} gives {_described(parts[part])} as {part!r}: give a function of output and batch"
+            )
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
     move = _mover(loading)
     model = _placed(model, loading)
-    rest = {name: parts.get(name) for name in ("batches", "loss", "tokenizer")}
+    rest = {name: parts.get(name) for name in ("batches", "loss", "tokenizer", "held_out", "accuracy")}
     return Loaded(model.eval(), move(args), move(dict(kwargs)), **rest)
 
 

@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import depgraph
-from depgraph.cli.options import Wish
+from depgraph.cli.models import Loading
+from depgraph.cli.options import Wish, check_patterns
 from depgraph.cli.output import Steps, print_json, printing, showing
 from depgraph.cli.tables import plan_json, print_result
-from depgraph.errors import CheckpointError, ModelError, ScoreError
+from depgraph.cli.times import predicted, timed
+from depgraph.cutting.report import CutReport
+from depgraph.errors import CheckpointError, DataError, ModelError, ScoreError
+from depgraph.npz import NpzFolder
+from depgraph.onnx_door.loading import input_names
 from depgraph.onnx_door.saving import write
+from depgraph.options import Options
 from depgraph.plan import Plan
-from depgraph.scoring import Scorer
 from depgraph.storage import check_free
+from depgraph.target import Target
 
 
 def is_onnx(model: str) -> bool:
@@ -22,19 +28,19 @@ def is_onnx(model: str) -> bool:
     return Path(model).suffix == ".onnx"
 
 
-def refuse_options(device: str, dtype: str, base: str) -> None:
-    """Raise ModelError for options that say something of PyTorch models."""
-    for option, given, usual in (("--device", device, "cpu"), ("--dtype", dtype, "auto"), ("--base", base, "")):
+def refuse_options(model: str, loading: Loading, sizes: dict[str, int]) -> None:
+    """Raise ModelError for options that say something of PyTorch models where there is a file, and the other way round."""
+    if not is_onnx(model):
+        if sizes:
+            raise ModelError(f"--size {next(iter(sizes))} is for ONNX files: leave it out for a PyTorch model")
+        return
+    for option, given, usual in (
+        ("--device", loading.device, "cpu"),
+        ("--dtype", loading.dtype, "auto"),
+        ("--base", loading.base, ""),
+    ):
         if given != usual:
             raise ModelError(f"{option} {given} is for PyTorch models: leave it out for an ONNX file")
-
-
-def refuse_score(score: str) -> None:
-    """Raise ScoreError for a score that needs more than the file."""
-    raise ScoreError(
-        f"score {score!r} needs a model that runs in PyTorch, which an ONNX file isn't: load the PyTorch model, or take "
-        "magnitude or random"
-    )
 
 
 def check_out(wish: Wish) -> None:
@@ -46,19 +52,28 @@ def check_out(wish: Wish) -> None:
     check_free(wish.out, "--out")
 
 
-def prune_file(wish: Wish, scorer: Scorer) -> None:
+def prune_file(wish: Wish) -> None:
     """Make a file smaller, check the result, and write it."""
     check_out(wish)
-    refuse_options(wish.loading.device, wish.loading.dtype, wish.loading.base)
+    refuse_gradients(wish)
+    batches = _batches(wish)
     steps = Steps()
     with printing(wish.json) as console:
         with steps("reading"):
-            graph = depgraph.trace(wish.model)
+            graph = depgraph.trace(wish.model, _example(wish, batches), free=wish.free)
+        check_patterns(graph, wish.options)
+        target, latency = wish.keep.target(graph, steps)
         with steps("scoring and planning"):
-            plan = graph.plan(scorer, wish.target, **wish.options)
+            asked = (wish, target, graph, batches)
+            plan, report = _by_recipe(*asked) if wish.recipe else (_planned(*asked), None)
         result, lines = plan_json(plan), ["", *plan.notes, "dry run: nothing was cut or written"]
+        times = latency and predicted(latency, plan)
         if wish.out is not None:
-            result, lines = _cut_and_write(plan, wish.out, steps)
+            result, lines = _cut_and_write(plan, report, wish.out, steps)
+            times = latency and timed(latency, plan, wish.out, steps)
+        if times:
+            result["latency"] = times.data
+            lines.append(times.line)
     with showing():
         if wish.json:
             print_json(result, console)
@@ -66,9 +81,67 @@ def prune_file(wish: Wish, scorer: Scorer) -> None:
         print_result(graph.dense_cost, plan, lines, console)
 
 
-def _cut_and_write(plan: Plan, out: Path, steps: Steps) -> tuple[dict[str, Any], list[str]]:
+def refuse_gradients(wish: Wish) -> None:
+    """Raise ScoreError for a score or a recipe that needs gradients, which a file doesn't give."""
+    from importance import needs_gradients
+    from importance.recipes import for_file
+
+    if wish.recipe:
+        for_file(wish.recipe, [], seed=wish.loading.seed)
+    elif needs_gradients(wish.score):
+        raise ScoreError(
+            f"score {wish.score!r} needs gradients, which an ONNX file doesn't give: load the PyTorch model, or take magnitude, or "
+            "with --data one from activations such as wanda-sp, flap or obs"
+        )
+
+
+def _batches(wish: Wish) -> NpzFolder | None:
+    """Calibration data; raises DataError where they are needed and missing, or no folder of .npz files."""
+    from importance import needs_data
+    from importance.recipes import entry_of
+
+    needed = entry_of(wish.recipe).needs != "nothing" if wish.recipe else needs_data(wish.score)
+    if wish.data is None and needed:
+        what = f"recipe {wish.recipe!r}" if wish.recipe else f"score {wish.score!r}"
+        raise DataError(
+            f"{what} needs data: give a folder of .npz files, one a batch with arrays by input name, with --data"
+        )
+    if wish.data is not None and not wish.data.is_dir():
+        raise DataError(f"--data {wish.data} is no folder: an ONNX file takes one of .npz files, arrays by input name")
+    return NpzFolder(wish.data) if wish.data is not None else None
+
+
+def _example(wish: Wish, batches: NpzFolder | None) -> dict[str, Any]:
+    """What to trace the file on: sizes that were given, else the first batch, else what is made up."""
+    if wish.sizes or batches is None:
+        return dict(wish.sizes)
+    names = input_names(wish.model)
+    return {name: array for name, array in next(iter(batches)).items() if name in names}
+
+
+def _planned(wish: Wish, target: Target, graph: Any, batches: NpzFolder | None) -> Plan:
+    from importance import allocations, named
+
+    scorer = named(wish.score, batches=batches, seed=wish.loading.seed)
+    if wish.allocation:
+        scorer = allocations.Allocated(scorer, allocations.named(wish.allocation))
+    return graph.plan(scorer, target, **wish.options)  # type: ignore[no-any-return]
+
+
+def _by_recipe(wish: Wish, target: Target, graph: Any, batches: NpzFolder | None) -> tuple[Plan, CutReport | None]:
+    """The plan of a recipe, and the report of its cut unless nothing is to be written."""
+    from importance.recipes import for_file
+
+    recipe = for_file(wish.recipe, batches, seed=wish.loading.seed)
+    given = {option: value for option, value in wish.options.items() if value != getattr(Options(), option)}
+    if wish.out is None:
+        return recipe.plan(graph, target, **given), None
+    return recipe.reported(graph, target, **given)
+
+
+def _cut_and_write(plan: Plan, report: CutReport | None, out: Path, steps: Steps) -> tuple[dict[str, Any], list[str]]:
     with steps("cutting and checking"):
-        report = plan.apply_with_report()
+        report = report or plan.apply_with_report()
     with steps("writing"):
         files = write(report.model, out)  # type: ignore[arg-type]
     check = report.check

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from depgraph.cli.data import Amount
+from depgraph.cli.keeping import Keep as Kept
 from depgraph.cli.models import Loading
-from depgraph.errors import PlanError, TargetError
+from depgraph.errors import PlanError
 from depgraph.options import matches
-from depgraph.target import METRICS, Target
+from depgraph.rounding import BLOCKS
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Scopes = Literal["auto", "global", "axis", "uniform", "depth", "both"]
@@ -34,7 +35,19 @@ HtmlFile = Annotated[
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="an operator without a rule is an error")]
 
-Keep = Annotated[str, typer.Option(help="shares to keep: params=0.7, or macs=0.6,bytes=0.5", show_default=False)]
+Keep = Annotated[
+    str,
+    typer.Option(
+        help="what to keep: shares such as params=0.7 or macs=0.6,bytes=0.5; size=30MB; latency=20ms or latency=0.5",
+        show_default=False,
+    ),
+]
+DeviceProfile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile", help="the device that latency is of, as depgraph profile wrote it; this machine by default"
+    ),
+]
 Depth = Annotated[
     int | None, typer.Option(help="blocks or branches to leave out, before groups go (or alone, without --keep)", min=1)
 ]
@@ -55,7 +68,16 @@ Recipe = Annotated[
     str,
     typer.Option(help="a published method with all its parts, in place of --score: flap, obs, best, ...; see recipes"),
 ]
-Data = Annotated[Path | None, typer.Option(help="a text file to score with; its end is held out to measure on")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="a text file to score with, its end held out to measure on; for an ONNX file a folder of .npz"),
+]
+Size = Annotated[
+    list[str] | None, typer.Option(help="a size that an ONNX file leaves open, such as height=320 (repeatable)")
+]
+Free = Annotated[
+    list[str] | None, typer.Option(help="an input (of a file) or output whose size may change: 'output 0' (repeatable)")
+]
 Out = Annotated[
     Path | None, typer.Option(help="a new folder for the pruned model and its plan; a new file for an ONNX model")
 ]
@@ -66,7 +88,12 @@ Scope = Annotated[
         help="one ranking, the same share of each axis or kind of axis, depth alone, both at once; auto: as the score asks"
     ),
 ]
-RoundTo = Annotated[int, typer.Option(help="keep a multiple of this many groups (not of axes that have fewer)", min=1)]
+RoundTo = Annotated[
+    str,
+    typer.Option(
+        help="keep a multiple of this many groups (not of axes that have fewer); or gguf, gguf-k: rows in blocks"
+    ),
+]
 Floor = Annotated[float, typer.Option(help="the least share of every axis that stays", min=0, max=1)]
 Protect = Annotated[list[str] | None, typer.Option(help="leave alone axes of this pattern (repeatable)")]
 Only = Annotated[list[str] | None, typer.Option(help="touch only axes of this pattern (repeatable)")]
@@ -75,7 +102,6 @@ Batches = Annotated[int, typer.Option(help="batches of four windows to score wit
 Length = Annotated[int | None, typer.Option(help="tokens in a window (128, or what the model takes)", min=2)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the plan, cut and write nothing")]
 
-OnnxFile = Annotated[Path | None, typer.Option(help="the file to write; MODEL/model.onnx by default")]
 Opset = Annotated[int, typer.Option(help="version of the ONNX operator set")]
 
 
@@ -84,7 +110,7 @@ class Wish:
     """What `prune` is asked for."""
 
     model: str
-    target: Target
+    keep: Kept
     loading: Loading
     score: str
     allocation: str
@@ -95,6 +121,8 @@ class Wish:
     onnx: bool
     options: dict[str, Any]
     json: bool
+    sizes: dict[str, int]
+    free: tuple[str, ...]
     depth_score: str = ""
     plot: Path | None = None
 
@@ -104,27 +132,26 @@ class Wish:
         return str(self.options["scope"])
 
 
-def parse_keep(text: str, left_out: int | None = None) -> Target:
-    """`params=0.7,macs=0.6` as a target, with how many blocks are left out; raises typer.BadParameter."""
-    shares: dict[str, float] = {}
-    if not text and left_out is None:
-        raise typer.BadParameter(
-            "give the shares to keep, --keep params=0.7, or a number of blocks to leave out, --depth 2"
-        )
-    for part in text.split(",") if text else ():
-        name, equals, value = part.strip().partition("=")
-        if not equals or name not in METRICS:
-            raise typer.BadParameter(f"--keep {text!r}: give shares such as params=0.7 or macs=0.6,bytes=0.5")
-        if name in shares:
-            raise typer.BadParameter(f"--keep {text!r} gives {name} twice: give one share of each")
-        try:
-            shares[name] = float(value)
-        except ValueError:
-            raise typer.BadParameter(f"--keep {text!r}: {value!r} is not a number between 0 and 1") from None
-    try:
-        return Target(**shares, left_out=left_out)
-    except TargetError as error:
-        raise typer.BadParameter(str(error)) from error
+def parse_sizes(given: list[str] | None) -> dict[str, int]:
+    """`height=320` and the like as sizes by name; raises typer.BadParameter."""
+    sizes: dict[str, int] = {}
+    for text in given or ():
+        name, _, value = text.rpartition("=")
+        if not name or not value.isdigit() or not int(value):
+            raise typer.BadParameter(
+                f"--size {text!r}: give the name of an open size and a whole number, as height=320"
+            )
+        sizes[name] = int(value)
+    return sizes
+
+
+def rounding(text: str) -> int | str:
+    """`8` or `gguf` as a rounding; raises typer.BadParameter."""
+    if text in BLOCKS:
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"--round-to {text!r} is no whole number from 1, nor one of {', '.join(BLOCKS)}")
+    return int(text)
 
 
 def check_patterns(graph: Any, options: dict[str, Any]) -> None:

@@ -13,8 +13,9 @@ from depgraph.cli import options as o
 from depgraph.cli.app import app
 from depgraph.cli.data import Amount, TextData, measured, read_text, text_data
 from depgraph.cli.depth import asked, depth_needs, plan_with_depth, refuse_depth
+from depgraph.cli.keeping import parse_keep
 from depgraph.cli.models import Loaded, Loading, load_model
-from depgraph.cli.onnx_files import is_onnx, prune_file, refuse_score
+from depgraph.cli.onnx_files import is_onnx, prune_file, refuse_options
 from depgraph.cli.output import Steps, check_vacant, new_folder, print_json, printing, showing
 from depgraph.cli.tables import (
     cut_json,
@@ -23,6 +24,7 @@ from depgraph.cli.tables import (
     plan_json,
     print_result,
 )
+from depgraph.cli.times import predicted, timed
 from depgraph.cutting.report import CutReport
 from depgraph.errors import DataError
 from depgraph.options import Options
@@ -36,6 +38,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
     depth: o.Depth = None,
     depth_score: o.DepthScore = "",
     plot: o.Plot = None,
+    profile: o.DeviceProfile = None,
     score: o.Score = "magnitude",
     allocation: o.Allocation = "",
     recipe: o.Recipe = "",
@@ -43,7 +46,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
     out: o.Out = None,
     onnx: o.Onnx = False,
     scope: o.Scope = "auto",
-    round_to: o.RoundTo = 1,
+    round_to: o.RoundTo = "1",
     floor: o.Floor = 0.0,
     protect: o.Protect = None,
     only: o.Only = None,
@@ -54,6 +57,8 @@ def prune(  # noqa: PLR0913  (the options of a command)
     dtype: o.Dtype = "auto",
     seed: o.Seed = 0,
     base: o.Base = "",
+    size: o.Size = None,
+    free: o.Free = None,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
     debug: o.Debug = False,
@@ -63,28 +68,37 @@ def prune(  # noqa: PLR0913  (the options of a command)
         out = None
     elif out is None:
         raise typer.BadParameter("--out FOLDER says where the pruned model goes (or give --dry-run)")
-    options: dict[str, Any] = {"scope": scope, "round_to": round_to, "floor": floor, "form": form}
+    options: dict[str, Any] = {"scope": scope, "round_to": o.rounding(round_to), "floor": floor, "form": form}
     options |= {"protect": tuple(protect or ()), "only": tuple(only or ())}
     if allocation and scope not in ("auto", "global"):
         raise typer.BadParameter(f"--allocation {allocation} spreads the budget itself: leave out --scope {scope}")
     if allocation and recipe:
         raise typer.BadParameter(f"--recipe {recipe} spreads the budget itself: leave out --allocation {allocation}")
     loading, amount = Loading(device, dtype, seed, base), Amount(batches, length, seed)
-    target = o.parse_keep(keep, depth)
-    wish = o.Wish(model, target, loading, score, allocation, recipe, data, amount, out, onnx, options, as_json)
-    _prune(asked(wish, depth_score, plot))
+    kept = parse_keep(keep, profile, depth)
+    what = (
+        score,
+        allocation,
+        recipe,
+        data,
+        amount,
+        out,
+        onnx,
+        options,
+        as_json,
+        o.parse_sizes(size),
+        tuple(free or ()),
+    )
+    _prune(asked(o.Wish(model, kept, loading, *what), depth_score, plot))
 
 
 def _prune(wish: o.Wish) -> None:
-    from importance import allocations, named, needs_data
+    from importance import allocations
 
+    refuse_options(wish.model, wish.loading, wish.sizes)
     if is_onnx(wish.model):
-        if wish.recipe:
-            raise DataError(f"recipe {wish.recipe!r} needs a PyTorch model: give a file a --score such as magnitude")
         refuse_depth(wish)
-        if needs_data(wish.score):
-            refuse_score(wish.score)
-        prune_file(wish, named(wish.score, seed=wish.loading.seed))
+        prune_file(wish)
         return
     steps = Steps()
     allocation = allocations.named(wish.allocation) if wish.allocation else None
@@ -99,25 +113,31 @@ def _prune(wish: o.Wish) -> None:
             loaded = load_model(wish.model, wish.loading)
             found = text_data(loaded, wish.data, text, wish.amount) if wish.data is not None else TextData([], [])
         with steps("tracing"):
-            graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs)
+            graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs, free=wish.free)
+        o.check_patterns(graph, wish.options)
+        target, latency = wish.keep.target(graph, steps)
         with steps("scoring and planning"):
-            o.check_patterns(graph, wish.options)
             if wish.recipe:
-                plan, report = _by_recipe(wish, graph, loaded, found)
+                plan, report = _by_recipe(wish, target, graph, loaded, found)
             else:
                 scorer = _scorer(wish, loaded, found, steps)
                 scorer = scorer if allocation is None else allocations.Allocated(scorer, allocation)
-                plan = plan_with_depth(wish, graph, scorer, found.calibration or loaded.batches, loaded.loss)
+                plan = plan_with_depth(wish, target, graph, scorer, (found.calibration or loaded.batches, loaded.loss))
                 report = None
         if wish.plot is not None:
             with steps("drawing"):
                 plan.plot(wish.plot)
         if folder is None:
             result, shown = plan_json(plan), ["", *plan.notes, "dry run: nothing was cut or written"]
+            times = latency and predicted(latency, plan)
         else:
             with steps("cutting and checking"):
                 report = report or plan.apply_with_report(form=wish.options["form"])
             result, shown = _write_all(wish, loaded, found, (plan, report), folder, steps)
+            times = latency and timed(latency, plan, folder / "model.onnx", steps)
+        if times:
+            result["latency"] = times.data
+            shown.append(times.line)
     with showing():
         if wish.json:
             print_json(result, console)
@@ -144,7 +164,7 @@ def _needs_data(wish: o.Wish) -> bool:
 
 
 def _by_recipe(
-    wish: o.Wish, graph: depgraph.DependencyGraph, loaded: Loaded, found: TextData
+    wish: o.Wish, target: depgraph.Target, graph: depgraph.DependencyGraph, loaded: Loaded, found: TextData
 ) -> tuple[Plan, CutReport | None]:
     """The plan of a recipe, and the report of its cut, unless nothing is to be written."""
     from importance.recipes import named
@@ -152,8 +172,8 @@ def _by_recipe(
     recipe = named(wish.recipe, found.calibration or loaded.batches, loaded.loss, wish.loading.seed)
     given = {option: value for option, value in wish.options.items() if value != getattr(Options(), option)}
     if wish.out is None:
-        return recipe.plan(graph, wish.target, **given), None
-    return recipe.reported(graph, wish.target, **given)
+        return recipe.plan(graph, target, **given), None
+    return recipe.reported(graph, target, **given)
 
 
 def _write_all(

@@ -13,23 +13,24 @@ from depgraph.capture.exported import only_as_module
 from depgraph.capture.training import training_forward
 from depgraph.cutting.absorbing import absorb
 from depgraph.cutting.drifting import new_drifts, numbers_of
+from depgraph.cutting.experts import Expected, check_without, expected, leaving, record_without, with_entries
 from depgraph.cutting.expressing import Conflict, Solution
-from depgraph.cutting.module import cut_copy, cut_in_place
+from depgraph.cutting.module import Undo, cut_copy, cut_in_place
 from depgraph.cutting.program import cut_programs
 from depgraph.cutting.record import make_record
 from depgraph.cutting.report import Check, CutReport
 from depgraph.cutting.rerunning import inputs_at
-from depgraph.cutting.shortening import shorten, shortening_of, shorter_copy
+from depgraph.cutting.roles import other_reads
+from depgraph.cutting.shortening import Shortening, shorten, shortening_of, shorter_copy
 from depgraph.cutting.shorter import carried, check_shorter, graph_of, record_of, references, renamed, together
+from depgraph.cutting.surprises import narrower_outputs, surprises
 from depgraph.cutting.varying import fixed_sizes
 from depgraph.cutting.verifying import Verifier, follow_shapes
 from depgraph.errors import CheckError, CutError, PlanError
 from depgraph.finite import require_finite
 
 if TYPE_CHECKING:
-    from depgraph.graph import Program
     from depgraph.plan import Plan
-    from depgraph.widths import Kept
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,18 @@ def apply(plan: Plan, **options: Any) -> CutReport:
     plan.graph.check_unchanged()
     if how.check != "none":
         require_finite(plan.graph.model, CheckError)
+    if with_entries(plan) and not plan.branches:
+        return _without_entries(plan, how)
     why = ""
     if how.form != "graph":
         try:
             return _without_branches(plan, how) if plan.branches else _module(plan, how)
         except (CutError, CheckError) as error:
-            if how.form == "module" or only_as_module(plan.graph.capture.exported):
+            if how.form == "module" or only_as_module(plan.graph.capture.exported) or with_entries(plan):
                 raise
             why = str(error)
+    if with_entries(plan):
+        raise CutError("whole modules leave a list of the module, not a graph: use form='module' or 'auto'")
     return _graph(plan, how, why)
 
 
@@ -88,6 +93,13 @@ def apply_in_place(plan: Plan, **options: Any) -> CutReport:
         require_finite(plan.graph.model, CheckError)
     if plan.branches:
         return _without_branches_in_place(plan, how)
+    if with_entries(plan):
+        return _without_entries_in_place(plan, how)
+    return _in_place(plan, how)[0]
+
+
+def _in_place(plan: Plan, how: How) -> tuple[CutReport, Undo]:
+    """Narrow the graph's own model; also gives what takes it back."""
     graph, verifier = plan.graph, Verifier(plan)
     solution = _expressed(plan)
     dense = numbers_of(graph, graph.model)
@@ -98,10 +110,78 @@ def apply_in_place(plan: Plan, **options: Any) -> CutReport:
         )
         absorb(graph, graph.model, solution.drifts, plan.kept())
         check = _check(verifier, graph.model, how, follow_shapes(graph))
-        return _report(plan, graph.model, "module", check, solution, _in_training(plan, graph.model))
+        return _report(plan, graph.model, "module", check, solution, _in_training(plan, graph.model)), undo
     except BaseException:
         undo()
         raise
+
+
+def _without_entries(plan: Plan, how: How) -> CutReport:
+    """Narrow a copy along all other axes, then let whole modules leave it."""
+    if how.form == "graph":
+        raise CutError("whole modules leave a list of the module, not a graph: use form='module' or 'auto'")
+    removal, rest = with_entries(plan), _of_dims(plan)
+    first = _module(rest, how) if rest.removal else None
+    model = plan.graph.model if first is None else first.model
+    wanted = _expected(plan, model, how)
+    shortening = leaving(plan.graph, removal)
+    if first is None:
+        model = shorter_copy(model, shortening)
+    else:
+        shorten(model, shortening)
+    return _entries_report(plan, model, shortening, wanted, first)
+
+
+def _without_entries_in_place(plan: Plan, how: How) -> CutReport:
+    model, rest, steps = plan.graph.model, _of_dims(plan), list[Undo]()
+    before = getattr(model, "depgraph_record", None)
+    try:
+        first = None
+        if rest.removal:
+            first, undo = _in_place(rest, how)
+            steps.append(undo)
+        wanted = _expected(plan, model, how)
+        shortening = leaving(plan.graph, with_entries(plan))
+        steps.append(shorten(model, shortening))
+        return _entries_report(plan, model, shortening, wanted, first)
+    except BaseException:
+        for step in reversed(steps):
+            step()
+        _put_record(model, before)
+        raise
+
+
+def _of_dims(plan: Plan) -> Plan:
+    """The plan without the axes that take whole modules along."""
+    left = {name: groups for name, groups in plan.removal.items() if not plan.graph[name].entries}
+    return replace(plan, removal=left)
+
+
+def _expected(plan: Plan, model: nn.Module, how: How) -> Expected | None:
+    on_meta = any(t.is_meta for t in plan.graph.tensors().values())
+    return None if how.check == "none" or on_meta else expected(plan.graph, model, with_entries(plan))
+
+
+def _entries_report(
+    plan: Plan, model: nn.Module, shortening: Shortening, wanted: Expected | None, first: CutReport | None
+) -> CutReport:
+    """Check what the modules have left, and say what was done."""
+    removal = with_entries(plan)
+    check = None if wanted is None else replace(check_without(plan.graph, model, wanted), chosen=len(removal))
+    earlier = getattr(model, "depgraph_record", None)
+    model.depgraph_record = record = record_without(plan, removal, shortening, earlier)  # type: ignore[assignment]
+    checked = check if first is None else together(first.check, check)
+    notes = (
+        surprises(plan) if first is None else (*first.notes, *narrower_outputs(plan.graph.capture.program, plan.kept()))
+    )
+    return CutReport(model, "module", plan.graph.dense_cost, plan.cost(), checked, record, tuple(dict.fromkeys(notes)))
+
+
+def _put_record(model: nn.Module, before: Any) -> None:
+    if before is None:
+        vars(model).pop("depgraph_record", None)
+    else:
+        model.depgraph_record = before  # type: ignore[assignment]
 
 
 def _without_branches(plan: Plan, how: How) -> CutReport:
@@ -134,10 +214,7 @@ def _without_branches_in_place(plan: Plan, how: How) -> CutReport:
         return replace(rest, before=dense, after=after, check=together(check, rest.check))
     except BaseException:
         undo()
-        if before is None:
-            vars(model).pop("depgraph_record", None)
-        else:
-            model.depgraph_record = before
+        _put_record(model, before)
         raise
 
 
@@ -243,52 +320,5 @@ def _report(
 ) -> CutReport:
     record = make_record(plan, form, solution)
     model.depgraph_record = record  # type: ignore[assignment]
-    return CutReport(model, form, plan.graph.dense_cost, plan.cost(), check, record, (*notes, *_surprises(plan)))
-
-
-def _surprises(plan: Plan) -> list[str]:
-    """What a user of the cut model might not expect: outputs that are narrower, tensors that nothing was known of."""
-    program, kept = plan.graph.capture.program, plan.kept()
-    notes = [*plan.notes] if plan.graph.words is not None else []
-    notes += narrower_outputs(program, kept)
-    odd = [s for s in program.relations.steps if kept.size(s.dim) % s.size]
-    if odd:
-        notes.append(
-            f"a dimension now has {kept.size(odd[0].dim)} indices, no multiple of {odd[0].size}: {odd[0].reason}"
-        )
-    unread = _unread(program, kept)
-    if unread:
-        more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
-        notes.append(
-            f"left as they were, since the traced forward doesn't read them: {', '.join(unread[:3])}{more}; code that reads "
-            "them with what was cut (in training, say) fails until they are cut by hand"
-        )
-    return [*notes, plan.graph.note] if plan.graph.note else notes
-
-
-def narrower_outputs(program: Program, kept: Kept) -> list[str]:
-    """A note for each output that a cut makes narrower."""
-    return [
-        f"{name} now has shape {kept.shape(value)}, it had {value.shape}"
-        + (f" (keep it with trace(..., fixed=[{name!r}]))" if name in program.by_products else "")
-        for name, value in program.outputs.items()
-        if kept.shape(value) != value.shape
-    ]
-
-
-def _unread(program: Program, kept: Kept) -> list[str]:
-    """Parameters that nothing reads, and buffers that may have to fit a tensor of their module that was cut."""
-    held = [v for v in program.values.values() if v.kind in ("parameter", "buffer")]
-    read = {program.ties.get(v.target, v.target) for v in held if v.used}
-    cut = {
-        (v.target.rpartition(".")[0], before)
-        for v in held
-        for before, after in zip(v.shape, kept.shape(v), strict=True)
-        if before != after
-    }
-    return [
-        v.target
-        for v in held
-        if program.ties.get(v.target, v.target) not in read
-        and (v.kind == "parameter" or any((v.target.rpartition(".")[0], size) in cut for size in v.shape))
-    ]
+    more = (*notes, *surprises(plan), *other_reads(plan.graph, solution.attributes))
+    return CutReport(model, form, plan.graph.dense_cost, plan.cost(), check, record, more)

@@ -72,7 +72,7 @@ def left_out(graph: DependencyGraph, names: Iterable[str]) -> LeftOut:
     gone = left_of(graph, names).gone
     values, ties = graph.capture.program.values, graph.capture.program.ties
     here: dict[str, bool] = {}
-    for node in graph.capture.exported.graph.nodes:
+    for node in graph.nodes:
         value = values.get(node.name) if node.op == "placeholder" else None
         if value is not None and value.kind != "input" and value.target:
             root = ties.get(value.target, value.target)

@@ -28,7 +28,7 @@ def require_same_elsewhere(graph: DependencyGraph) -> None:
     """Raise CutError when the program of `graph` and its model part on inputs that differ a little from the example's."""
     from depgraph.cutting.verifying import TOLERANCE, difference
 
-    inputs, empty = _moved((graph.args, graph.kwargs)), graph.widths.at({})
+    inputs, empty = moved((graph.args, graph.kwargs)), graph.widths.at({})
     with same_draws():
         expected, _ = rerun(graph, graph.model, inputs)
     held = {**graph.capture.exported.constants, **graph.tensors()}
@@ -58,15 +58,15 @@ def require_runs_by_itself(graph: DependencyGraph, model: nn.Module, inputs: Inp
         ) from error
 
 
-def _moved(inputs: Inputs) -> Inputs:
+def moved(inputs: Inputs) -> Inputs:
     """Inputs with a little noise on all that is floating."""
     generator = torch.Generator().manual_seed(0)
 
-    def moved(leaf: Any) -> Any:
+    def noisy(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point() or not leaf.numel():
             return leaf
         noise = torch.randn(leaf.shape, generator=generator).to(leaf)
         return leaf + 0.1 * leaf.abs().mean() * noise
 
-    args, kwargs = pytree.tree_map(moved, inputs)
+    args, kwargs = pytree.tree_map(noisy, inputs)
     return args, kwargs

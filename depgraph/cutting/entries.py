@@ -34,12 +34,18 @@ class Following:
     lists: list[tuple[Attr, int]] = field(default_factory=list)
 
 
-def leave(model: nn.Module, container: str, index: int) -> Undo:
-    """Take an entry out of a container; the others move up. The returned function takes it back."""
+def leave(model: nn.Module, container: str, index: int, keys: str = "own") -> Undo:
+    """Take an entry out of a container; the others move up. The returned function takes it back.
+
+    In a dict of modules they keep their "own" keys, or have the "first" of those before.
+    """
     holder = model.get_submodule(container)
     before = dict(holder._modules)
     kept = [(name, module) for k, (name, module) in enumerate(before.items()) if k != index]
-    names = [name for name, _ in kept] if isinstance(holder, nn.ModuleDict) else [str(k) for k in range(len(kept))]
+    if not isinstance(holder, nn.ModuleDict):
+        names = [str(k) for k in range(len(kept))]
+    else:
+        names = [name for name, _ in kept] if keys == "own" else list(before)[: len(kept)]
     _refill(holder, dict(zip(names, (module for _, module in kept), strict=True)))
     return lambda: _refill(holder, before)
 

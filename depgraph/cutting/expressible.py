@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def is_expressible(graph: DependencyGraph, kept: Kept) -> bool:
     """Whether the module's own Python computes this cut, as far as can be told without making it."""
+    kept = kept.of_dims()
     solution = graph.sizes.solve(kept)
     if solution.conflicts or not can_absorb(graph, solution.drifts):
         return False

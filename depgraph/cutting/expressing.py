@@ -111,7 +111,17 @@ class SizeRules:
         return _within(changed.changes[name], rest, site.value) if name in changed.changes else site.value
 
     def solve(self, kept: Kept) -> Solution:
-        """Find the attributes that make the module compute the cut, and whatever conflicts remain."""
+        """Find the attributes that make the module compute the cut, and whatever conflicts remain.
+
+        Axes with which whole modules go are left to `cutting.experts`.
+        """
+        return self._solve(kept.of_dims())
+
+    def follow(self, kept: Kept) -> dict[Attr, int]:
+        """The attributes that follow from the dims of all axes of a cut, whole modules' too, conflicts or not."""
+        return self._solve(kept).attributes
+
+    def _solve(self, kept: Kept) -> Solution:
         solution = Solution()
         touched = [name for name in self._sized_nodes() if self._touched(name, kept)]
         self._assign(touched, kept, solution)

@@ -12,6 +12,7 @@ from depgraph.capture.recording import assign
 from depgraph.cutting.computed import compute_again, without_history
 from depgraph.cutting.descriptors import flatten, follow
 from depgraph.cutting.expressing import Solution
+from depgraph.cutting.owning import assign_all
 from depgraph.cutting.slicing import sliced_tensor
 from depgraph.errors import CutError
 from depgraph.graph import Value
@@ -87,11 +88,8 @@ def cut_in_place(graph: DependencyGraph, kept: Kept, solution: Solution) -> Undo
     undo: list[Undo] = [lambda: flatten(model), lambda: compute_again(model)]
     by_id = {id(old): new for old, new in _replacements(graph, kept).values()}
     try:
-        for module in model.modules():
-            for holder in (module._parameters, module._buffers, vars(module)):
-                _swap(holder, by_id, undo)
-        for attr, value in solution.attributes.items():
-            undo.append(assign(model, attr, value))
+        replace_tensors(model, by_id, undo)
+        assign_all(model, solution.attributes, undo)
         compute_again(model)
         undo.extend(follow(model))
         flatten(model)
@@ -105,6 +103,19 @@ def take_back(undo: list[Undo]) -> None:
     """Undo in reverse order."""
     while undo:
         undo.pop()()
+
+
+def without_indices(old: torch.Tensor, dim: int, gone: list[int]) -> torch.Tensor:
+    """A copy of `old`, of the same kind, without some indices of a dim."""
+    stays = [k for k in range(old.shape[dim]) if k not in set(gone)]
+    return _alike(old, lambda tensor: tensor.index_select(dim, torch.tensor(stays, device=tensor.device)))
+
+
+def replace_tensors(model: nn.Module, by_id: dict[int, torch.Tensor], undo: list[Undo]) -> None:
+    """Put the successors of tensors, by their identity, in their place; what takes it back is added to `undo`."""
+    for module in model.modules():
+        for holder in (module._parameters, module._buffers, vars(module)):
+            _swap(holder, by_id, undo)
 
 
 def _swap(holder: Any, by_id: dict[int, torch.Tensor], undo: list[Undo]) -> None:

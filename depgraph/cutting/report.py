@@ -17,7 +17,8 @@ class Check:
     `error` is the largest difference of any output and `sensitivity` the largest change that the removal itself made (where
     a vocabulary is trimmed, that other tokens make, as `moved_by` says), both as shares of the largest output. `exact_axes`
     were checked by zeroing, `mixed_axes` by comparing the cut model with the cut program. `calls` counts the torch calls
-    whose shapes were compared with the prediction. `branches` were compared with the captured program without them.
+    whose shapes were compared with the prediction. `branches` were compared with the captured program without them. Axes
+    that take whole modules along, `chosen` of them, were compared with the original in which these can't be chosen.
     """
 
     error: float
@@ -29,6 +30,7 @@ class Check:
     skipped: str = ""
     moved_by: str = "the removal"
     branches: int = 0
+    chosen: int = 0
 
     @property
     def vacuous(self) -> bool:
@@ -46,8 +48,10 @@ class Check:
 
     def _parts(self) -> str:
         left = f"{self.branches} branches against the program without them" if self.branches else ""
+        out = f"{self.chosen} axes against the original that can't choose what goes" if self.chosen else ""
         axes = f"{self.exact_axes} axes against zeros, {self.mixed_axes} mixed axes against the cut program"
-        return ", ".join(part for part in (left, axes if self.exact_axes + self.mixed_axes or not left else "") if part)
+        counted = self.exact_axes + self.mixed_axes or not (left or out)
+        return ", ".join(part for part in (left, axes if counted else "", out) if part)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from depgraph.capture.recording import assign
 from depgraph.capture.sizes import Attr
+from depgraph.cutting.descriptors import follow
 from depgraph.cutting.entries import (
     Following,
     as_json,
@@ -27,6 +29,8 @@ from depgraph.cutting.entries import (
     uncounted,
     without,
 )
+from depgraph.cutting.module import replace_tensors, without_indices
+from depgraph.cutting.owning import own
 from depgraph.cutting.passing import Layout, Passed, layout_of, passed
 from depgraph.cutting.record import attr_of
 from depgraph.cutting.ways import look, put
@@ -48,7 +52,8 @@ class Shortening:
 
     passed: modules that are replaced, with the layout of what they return; of these `counting` keep the count
     in their place of a cache.
-    integers and lists: what follows. entries: those that leave, by container, the last first.
+    integers and lists: what follows. entries: those that leave, by container, the last first. narrowed: tensors, their dims and the
+    indices that go. keyed: containers whose entries have the first of their keys afterwards.
     """
 
     passed: dict[str, Layout] = field(default_factory=dict)
@@ -56,6 +61,8 @@ class Shortening:
     integers: dict[Attr, int] = field(default_factory=dict)
     lists: list[tuple[Attr, int]] = field(default_factory=list)
     entries: list[tuple[str, int]] = field(default_factory=list)
+    narrowed: list[tuple[str, int, list[int]]] = field(default_factory=list)
+    keyed: list[str] = field(default_factory=list)
 
     def to_json(self, model: nn.Module) -> dict[str, Any]:
         """As data; `model` says what integers are before."""
@@ -71,6 +78,8 @@ class Shortening:
                 for a, k in self.lists
             ],
             "entries": [[container, index] for container, index in self.entries],
+            "narrowed": [[target, dim, indices] for target, dim, indices in self.narrowed],
+            "keyed": list(self.keyed),
         }
 
     @classmethod
@@ -82,6 +91,8 @@ class Shortening:
             {attr_of(change): change["after"] for change in data["attributes"]},
             [(attr_of(entry), entry["index"]) for entry in data["lists"]],
             [(container, index) for container, index in data["entries"]],
+            [(target, dim, indices) for target, dim, indices in data.get("narrowed", ())],
+            list(data.get("keyed", ())),
         )
 
 
@@ -271,12 +282,14 @@ def shorten(model: nn.Module, how: Shortening) -> Undo:
             instead = before if isinstance(before, Passed) else passed(before, layout)
             instead.place = how.counting.get(path)
             undo.append(_replace(model, path, instead))
+        own(model, [*how.integers, *(attr for attr, _ in how.lists)], undo)
         for attr, value in how.integers.items():
             undo.append(assign(model, attr, value))
         for attr, index in how.lists:
             undo.append(_drop(model, attr, index))
         for container, index in how.entries:
-            undo.append(leave(model, container, index))
+            undo.append(leave(model, container, index, "first" if container in how.keyed else "own"))
+        undo += _narrowed(model, how)
     except BaseException as error:
         take_back()
         if isinstance(error, (AttributeError, KeyError, IndexError)):
@@ -285,6 +298,24 @@ def shorten(model: nn.Module, how: Shortening) -> Undo:
             ) from error
         raise
     return take_back
+
+
+def _narrowed(model: nn.Module, how: Shortening) -> list[Undo]:
+    """Narrow the tensors, and let what describes them follow."""
+    if not how.narrowed:
+        return []
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    held, successors, names = dict(named), dict[int, torch.Tensor](), dict[int, set[tuple[int, tuple[int, ...]]]]()
+    for target, dim, indices in how.narrowed:
+        if target not in held:
+            raise AttributeError(f"there is no {target!r}")
+        key, what = id(held[target]), (dim, tuple(indices))
+        if what not in names.setdefault(key, set()):
+            names[key].add(what)
+            successors[key] = without_indices(successors.get(key, held[target]), dim, indices)
+    undo: list[Undo] = []
+    replace_tensors(model, successors, undo)
+    return [*undo, *follow(model)]
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> Undo:

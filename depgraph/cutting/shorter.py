@@ -154,5 +154,10 @@ def together(first: Check | None, second: Check | None) -> Check | None:
         second,
         error=max(first.error, second.error),
         sensitivity=max(first.sensitivity, second.sensitivity),
-        branches=first.branches,
+        tolerance=max(first.tolerance, second.tolerance),
+        exact_axes=first.exact_axes + second.exact_axes,
+        mixed_axes=first.mixed_axes + second.mixed_axes,
+        calls=max(first.calls, second.calls),
+        branches=first.branches + second.branches,
+        chosen=first.chosen + second.chosen,
     )

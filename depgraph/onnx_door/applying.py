@@ -8,17 +8,18 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from depgraph.cutting.applying import narrower_outputs
 from depgraph.cutting.report import Check, CutReport
 from depgraph.cutting.sides import Side
 from depgraph.cutting.slicing import positions
+from depgraph.cutting.surprises import narrower_outputs
 from depgraph.cutting.verifying import TOLERANCE, difference
 from depgraph.errors import CheckError, CutError, PlanError
 from depgraph.graph import Value
+from depgraph.onnx_door.bypassing import idle, leave_out
 from depgraph.onnx_door.copies import Cut
 from depgraph.onnx_door.cutting import cut_model
 from depgraph.onnx_door.loading import UNDECLARED
-from depgraph.onnx_door.running import RunError, Running, with_outputs
+from depgraph.onnx_door.running import RunError, run_once, with_outputs
 from depgraph.onnx_door.saving import OUTSIDE, lies_outside
 from depgraph.onnx_door.watching import rounds, watched
 from depgraph.onnx_door.zeroing import comparable, zeroed
@@ -51,12 +52,29 @@ def apply(plan: Plan, form: str = "auto", check: str = "default") -> CutReport:
     graph.check_unchanged()
     if check != "none":
         graph.require_finite(CheckError)
-    made = cut_model(graph, plan.kept())
+    made = cut_model(graph, plan.kept()) if plan.removal or not plan.branches else Cut.copy(graph.model)
+    if plan.branches:
+        leave_out(graph, made, plan.branches)
     checked = None if check == "none" else compare(plan, made)
     made.model.meta[OUTSIDE] = lies_outside(graph.model)
     made.model.meta[UNDECLARED] = graph.model.meta.get(UNDECLARED, [])
-    notes = [*plan.notes, *narrower_outputs(graph.capture.program, plan.kept()), *([graph.note] if graph.note else [])]
+    notes = [
+        *plan.notes,
+        *narrower_outputs(graph.capture.program, plan.kept()),
+        *_narrower_inputs(graph, plan.kept()),
+        *([graph.note] if graph.note else []),
+    ]
     return CutReport(made.model, "file", graph.dense_cost, plan.cost(), checked, {}, tuple(notes))  # type: ignore[arg-type]
+
+
+def _narrower_inputs(graph: OnnxGraph, kept: Kept) -> list[str]:
+    """A note for each input that a cut makes narrower."""
+    values = graph.capture.program.inputs.items()
+    return [
+        f"{lift} ({value.name}) now has shape {kept.shape(value)}, it had {value.shape}"
+        for lift, value in values
+        if kept.shape(value) != value.shape
+    ]
 
 
 def compare(plan: Plan, made: Cut) -> Check:
@@ -68,21 +86,36 @@ def compare(plan: Plan, made: Cut) -> Check:
     mixed = {name: groups for name, groups in plan.removal.items() if name not in exact}
     widths = graph.widths
     side = Side(widths.at(mixed), widths.at(exact))
-    tolerance, names = _tolerance(graph), watched(graph.model)
+    tolerance, names = _tolerance(graph), _present(made.model, watched(graph.model))
     zeros = zeroed(graph, side)
-    got = _run(graph, made.model, names, "the pruned model")
+    if plan.branches:
+        idle(graph, zeros, plan.branches)
+    got = _run(graph, made.model, names, "the pruned model", plan.kept())
     expected = _narrow(
-        graph, names, _run(graph, zeros, names, "the zeroed original"), widths.at(exact), widths.at(mixed)
+        graph,
+        names,
+        _run(graph, zeros.model, names, "the zeroed original", widths.at(mixed)),
+        widths.at(exact),
+        widths.at(mixed),
     )
-    moved = _narrow(graph, names, _run(graph, graph.model, names, "the original"), plan.kept(), widths.at({}))
+    moved = _narrow(
+        graph, names, _run(graph, graph.model, names, "the original", widths.at({})), plan.kept(), widths.at({})
+    )
     error = difference(_torch(got), _torch(expected))
-    check = Check(error, difference(_torch(expected), _torch(moved)), tolerance, len(exact), len(mixed), made.compared)
+    moved_by = difference(_torch(expected), _torch(moved))
+    check = Check(error, moved_by, tolerance, len(exact), len(mixed), made.compared, branches=len(plan.branches))
     if not error <= tolerance:
         raise CheckError(
             f"the pruned {graph.name} differs from the zeroed original by {error:.1e} of the largest output "
             f"(allowed {tolerance:.0e}, the removal itself moved it by {check.sensitivity:.1e})"
         )
     return check
+
+
+def _present(model: ir.Model, names: list[str]) -> list[str]:
+    """Those of the values that the pruned model still has; its outputs where none are left."""
+    there = {str(value.name) for node in model.graph for value in node.outputs}
+    return [name for name in names if name in there] or [str(value.name) for value in model.graph.outputs]
 
 
 def _tolerance(graph: OnnxGraph) -> float:
@@ -93,9 +126,9 @@ def _tolerance(graph: OnnxGraph) -> float:
     return max([1e-4, *found, *([_STEPS] if rounds(graph.model) else [])])
 
 
-def _run(graph: OnnxGraph, model: ir.Model, names: list[str], what: str) -> Arrays:
+def _run(graph: OnnxGraph, model: ir.Model, names: list[str], what: str, kept: Kept) -> Arrays:
     try:
-        return Running(with_outputs(model, names, graph.element_types()))(graph.inputs, names)
+        return run_once(with_outputs(model, names, graph.element_types()), graph.inputs_at(kept), names)
     except RunError as error:
         raise CheckError(f"{what} of {graph.name} can't be run to be checked: {error}") from error
 

@@ -27,7 +27,7 @@ def as_torch(array: np.ndarray) -> torch.Tensor:
         array = array.astype(np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.from_numpy(np.ascontiguousarray(array))
+        return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
 
 
 class Weights(Mapping[str, torch.Tensor]):

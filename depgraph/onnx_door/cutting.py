@@ -37,7 +37,7 @@ def cut_model(graph: OnnxGraph, kept: Kept) -> Cut:
     _slice_stored(graph, made, kept)
     mending = Mending(graph, made, kept)
     try:
-        after = Evaluator(made.model, graph.inputs, mending.measured(), mending.before)
+        after = Evaluator(made.model, graph.inputs_at(kept), mending.measured(), mending.before)
     except CaptureError as error:
         raise CutError(f"{graph.name} can't be cut so: {error}") from error
     made.compared = _compare(graph, made, kept, after)

@@ -120,6 +120,8 @@ class Evaluator:
         if node.op_type == "Constant" and not node.domain:
             self._constant(node.outputs[0], constant_of(node))
         elif node.op_type in BODIES and node.domain in ("", "ai.onnx"):
+            if not all(name in node.attributes for name in BODIES[node.op_type]):
+                raise CaptureError(f"{place(node)} has no body: the file is damaged")
             CONTROL[node.op_type](self, node)
         else:
             self._operator(node)

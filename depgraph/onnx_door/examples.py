@@ -65,7 +65,7 @@ def _fitting(value: ir.Value, given: Any) -> np.ndarray:
         )
         if not fits:
             raise CaptureError(f"input {value.name!r} has shape {array.shape} where the file wants {shape}")
-    return np.ascontiguousarray(array)
+    return np.ascontiguousarray(array).reshape(array.shape)
 
 
 def dtype_of(value: ir.Value) -> np.dtype:
@@ -90,6 +90,7 @@ def made_up(model: ir.Model, sizes: Sizes, seed: int) -> Iterator[Arrays]:
     for value in inputs:
         if value.shape is None:
             raise CaptureError(f"the file doesn't say what shape its input {value.name!r} has: give an example input")
+    _require_open(inputs, sizes)
     tables = {str(v.name): _rows(v) for v in inputs}
     leading = {_symbol(v, 0) for v in inputs if v.shape is not None and len(v.shape) > 1}
     seen = set()
@@ -100,6 +101,16 @@ def made_up(model: ir.Model, sizes: Sizes, seed: int) -> Iterator[Arrays]:
             if key not in seen:
                 seen.add(key)
                 yield {str(v.name): _filled(v, shapes[str(v.name)], tables[str(v.name)], generator) for v in inputs}
+
+
+def _require_open(inputs: Sequence[ir.Value], sizes: Sizes) -> None:
+    """Raise CaptureError for a size that the file doesn't leave open under that name."""
+    dims = [(v, d) for v in inputs for d, size in enumerate(v.shape or ()) if not isinstance(size, int) or size < 1]
+    known = dict.fromkeys(_symbol(v, d) for v, d in dims)
+    for name in sizes:
+        if name not in known and name not in {f"{v.name}:{d}" for v, d in dims}:
+            there = f"it leaves open {', '.join(map(repr, known))}" if known else "it leaves none open"
+            raise CaptureError(f"the file has no open size {name!r}: {there}")
 
 
 def _symbol(value: ir.Value, d: int) -> str:
@@ -122,6 +133,12 @@ def _shape(value: ir.Value, sizes: Sizes, k: int) -> tuple[int, ...]:
         else:
             shape.append(3 if image and d == 1 else guesses[min(k, len(guesses) - 1)])
     return tuple(shape)
+
+
+def tables(model: ir.Model) -> dict[str, int]:
+    """How many rows the smallest table has that the numbers of an input point into, for inputs that point into one."""
+    found = {str(value.name): _rows(value) for value in runtime_inputs(model)}
+    return {name: rows for name, rows in found.items() if rows is not None}
 
 
 _TABLES = {"Gather": 0, "EmbedLayerNormalization": 2}
@@ -158,3 +175,9 @@ def _filled(value: ir.Value, shape: tuple[int, ...], rows: int | None, generator
     if dtype.kind in "iu" and rows is not None:
         return np.asarray(generator.integers(0, rows, shape)).astype(dtype)
     return np.ones(shape, dtype=dtype)
+
+
+def open_dims(inputs: Sequence[ir.Value]) -> dict[str, str]:
+    """The dims that inputs leave open: ``input:dim`` -> the dim's name, which `made_up` takes sizes by too."""
+    dims = [(v, d) for v in inputs for d, size in enumerate(v.shape or ()) if not isinstance(size, int) or size < 1]
+    return {f"{v.name}:{d}": _symbol(v, d) for v, d in dims}

@@ -63,7 +63,7 @@ def schema_of(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
 def _schema(name: str, opset: int, domain: str) -> onnx.defs.OpSchema | None:
     try:
         return onnx.defs.get_schema(name, opset, domain)
-    except onnx.defs.SchemaError:
+    except (onnx.defs.SchemaError, TypeError):  # a version may be no number that fits
         return None
 
 

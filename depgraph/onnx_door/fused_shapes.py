@@ -30,7 +30,7 @@ def _fused(*names: str, like: int = 0) -> Callable[[Callable[[Given, ir.Node], S
                 return [None] * len(node.outputs)
             try:
                 made = function(shapes, node)
-            except (TypeError, IndexError, ValueError):  # an operand that it needs isn't known
+            except (TypeError, IndexError, ValueError, AssertionError):  # an operand that it needs isn't known
                 return [None] * len(node.outputs)
             dtype = first.tensor_type.elem_type
             return [None if shape is None else tensor_type(dtype, shape) for shape in made]
@@ -57,6 +57,16 @@ def _normed(given: Given, node: ir.Node) -> Shapes:
     first = given[0]
     assert first is not None
     return [first, (*first[:-1], 1), (*first[:-1], 1), first][: len(node.outputs)]
+
+
+@_fused("DequantizeLinear", like=1)
+def _scaled(given: Given, node: ir.Node) -> Shapes:
+    return [given[0]]
+
+
+@_fused("QuantizeLinear", like=2)
+def _rounded(given: Given, node: ir.Node) -> Shapes:
+    return [given[0]]
 
 
 @_fused("FusedMatMul", "FusedMatMulActivation", "TransposeMatMul")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,9 +20,12 @@ from depgraph.onnx_door.examples import Arrays, given_inputs, is_dynamic, made_u
 from depgraph.onnx_door.folding import is_closed
 from depgraph.onnx_door.loading import load
 from depgraph.onnx_door.lowering import Lowered, lower
+from depgraph.onnx_door.modules import Modules
 from depgraph.onnx_door.operands import stored
 from depgraph.onnx_door.running import measured_shapes, try_out
 from depgraph.onnx_door.steps import by_products, steps_of
+from depgraph.onnx_door.windows import bias_at
+from depgraph.widths import Kept
 
 if TYPE_CHECKING:
     from depgraph.cutting.report import CutReport
@@ -63,6 +67,16 @@ class OnnxGraph(DependencyGraph):
         """The example inputs by name."""
         return self.args[0]  # type: ignore[no-any-return]
 
+    def inputs_at(self, kept: Kept) -> Arrays:
+        """The example inputs, narrowed as a cut makes them."""
+        found = dict(self.inputs)
+        for value in self.capture.program.inputs.values() if kept.masks else ():
+            for d in range(len(value.shape)):
+                stays = kept.of(value, d)
+                if stays is not None:
+                    found[value.name] = found[value.name].take(stays, axis=d)
+        return found
+
     @property
     def name(self) -> str:
         return self._name
@@ -72,13 +86,48 @@ class OnnxGraph(DependencyGraph):
         failed = len(self.capture.evaluated.failed)
         return f"{failed} branches that the example doesn't take weren't looked into" if failed else ""
 
+    @cached_property
+    def _steps(self) -> list[Any]:
+        return steps_of(self.capture.lowered)
+
     @property
     def nodes(self) -> list[Any]:
-        return steps_of(self.capture.lowered)
+        return self._steps
+
+    def bias_of(self, op: str) -> tuple[str, bool]:
+        """The stored vector that an operator, or an addition after it, adds to what it puts out; and whether there can be one."""
+        found = bias_at(self.capture.lowered, op)
+        if found is None or not found.there or found.node is None:
+            return "", found is not None
+        value = self.capture.lowered.operand(found.node, found.position)
+        known = value is not None and value.name in self.capture.lowered.held
+        return (value.name, True) if known and value is not None else ("", False)
+
+    def observer(self) -> Any:
+        from depgraph.onnx_door.observing import FileObserver
+
+        return FileObserver(self)
+
+    def again(self, model: Any) -> DependencyGraph:
+        return trace_onnx(model, self.inputs, {}, strict=False, free=(), fixed=())
 
     def parameter_ranks(self) -> dict[str, int]:
         values = self.capture.program.values
         return {name: len(values[name].shape) for name in self.capture.lowered.held if values[name].kind == "parameter"}
+
+    @cached_property
+    def _modules(self) -> Modules:
+        return Modules(self.capture.lowered)
+
+    @cached_property
+    def entries(self) -> tuple[str, ...]:
+        return self._modules.entries
+
+    def likeness(self, path: str) -> tuple[object, ...]:
+        return self._modules.likeness(path)
+
+    def owner_of(self, target: str) -> str:
+        return self._modules.owner(target)
 
     def has_parts(self, module: str) -> bool:
         inside = (
@@ -147,9 +196,10 @@ def trace_onnx(
     inputs = None if sizes is not None else given_inputs(model, args, kwargs)
     evaluated, inputs = _evaluated(model, inputs, sizes or {})
     lowered = lower(model, evaluated, strict)
-    for output in (*free, *fixed):
-        if output not in lowered.program.outputs:
-            raise PlanError(f"the model has no {output}; it has {', '.join(lowered.program.outputs)}")
+    known = {**lowered.program.outputs, **lowered.program.inputs}
+    for lift in (*free, *fixed):
+        if lift not in known:
+            raise PlanError(f"the model has no {lift}; it has {', '.join(known)}")
     lowered.program.by_products = by_products(lowered)
     lifted = (frozenset(free) | lowered.program.by_products) - frozenset(fixed)
     return OnnxGraph(model, name, inputs, OnnxCapture(lowered.program, lowered, evaluated), lifted)

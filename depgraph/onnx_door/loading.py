@@ -13,6 +13,7 @@ from onnx_ir.passes.common import InlinePass
 
 from depgraph.errors import CaptureError, CheckpointError
 from depgraph.onnx_door.evaluating import bodies, place
+from depgraph.onnx_door.examples import runtime_inputs
 
 OLDEST = 7
 UNDECLARED = "depgraph.undeclared"
@@ -69,6 +70,11 @@ def _read(path: Path) -> ir.Model:
     declared = {value.name for value in (*proto.graph.value_info, *proto.graph.input)}
     model.meta[UNDECLARED] = [name for name in model.graph.initializers if name not in declared]
     return model
+
+
+def input_names(path: str | os.PathLike[str]) -> list[str]:
+    """The names of the inputs that a file must be given; raises as `load` does."""
+    return [str(value.name) for value in runtime_inputs(load(path)[0])]
 
 
 def check_order(graph: ir.Graph, known: set[ir.Value], name: str) -> None:

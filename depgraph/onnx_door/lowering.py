@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from depgraph import rules
 from depgraph.errors import UnsupportedOperator
@@ -20,6 +21,17 @@ from depgraph.rules import domains
 from depgraph.rules.onnx_own import slices
 
 INPUT, OUTPUT = "the model's inputs have this size", "the model's outputs have this size"
+KINDS = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.DOUBLE: torch.float64,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.INT64: torch.int64,
+    ir.DataType.INT32: torch.int32,
+    ir.DataType.INT8: torch.int8,
+    ir.DataType.UINT8: torch.uint8,
+    ir.DataType.BOOL: torch.bool,
+}
 NO_RULE = "no rule knows what this operator does with it"
 LEFT_OUT = "slices leave it out, which may differ with inputs of other sizes"
 NOT_TAKEN = "a branch that the example doesn't take counts on it"
@@ -30,7 +42,8 @@ class Lowered:
     """A program, which value of the file each of its values is, and the operator of each name.
 
     `held` has the stored tensors by the names that the program gives them: the value of the file, and the operands that
-    this name stands for (a vector that several operators share has a name for each of them).
+    this name stands for (a vector that several operators share has a name for each of them). `entering` says for what enters
+    the body of a loop what that is outside, `kinds` has the types of values that torch knows, by name.
     """
 
     program: Program = field(default_factory=Program)
@@ -40,6 +53,8 @@ class Lowered:
     held: dict[str, ir.Value] = field(default_factory=dict)
     uses: dict[tuple[ir.Node, int], Value] = field(default_factory=dict)
     mixing: dict[str, list[int]] = field(default_factory=dict)
+    entering: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, torch.dtype] = field(default_factory=dict)
 
     def operand(self, node: ir.Node, position: int) -> Value | None:
         """The program's value of an operand; None where it is left out, holds no data, or its shape isn't known."""
@@ -69,15 +84,22 @@ class Lowering:
 
     def run(self) -> None:
         held = set(self.model.graph.initializers)
-        for value in self.model.graph.inputs:
-            made = None if value.name in held else self._add(value, "input")
-            for d, dim in enumerate(made.dims if made is not None else ()):
-                self.program.relations.fix(dim, Reason(f"dimension {d} of the model's input {value.name!r}", why=INPUT))
+        for position, value in enumerate(v for v in self.model.graph.inputs if v.name not in held):
+            self._input(position, value)
         self._body(self.model.graph)
         for position, value in enumerate(self.model.graph.outputs):
             self._output(position, value)
         for name, value in self.made.held.items():
             self._left_out(self.program.values[name], value)
+
+    def _input(self, position: int, value: ir.Value) -> None:
+        made, lift = self._add(value, "input"), f"input {position}"
+        if made is None:
+            return
+        self.program.inputs[lift] = made
+        for d, dim in enumerate(made.dims):
+            text = f"dimension {d} of the model's input {position} ({value.name})"
+            self.program.relations.fix(dim, Reason(text, lift, INPUT))
 
     def _left_out(self, made: Value, value: ir.Value) -> None:
         """Fix the indices that only slices leave out: a longer input may read them."""
@@ -121,6 +143,8 @@ class Lowering:
         width = max(ir.DataType(self.seen.types[value].tensor_type.elem_type).bitwidth // 8, 1)
         made = self.program.add(self._name(str(value.name)), kind, shape, itemsize=width, **more)
         self.made.values.setdefault(value, made)
+        if (kind_here := KINDS.get(ir.DataType(self.seen.types[value].tensor_type.elem_type))) is not None:
+            self.made.kinds[made.name] = kind_here
         return made
 
     def value(self, value: ir.Value | None) -> Value | None:
@@ -244,10 +268,19 @@ class Lowering:
                 self._leave(body)
                 continue
             if node.op_type != "If":
-                for value in body.inputs:
-                    self._add(value, "activation")
+                counters = 2 if node.op_type == "Loop" else 0
+                for k, value in enumerate(body.inputs):
+                    self._enter(value, node.inputs[k] if counters <= k < len(node.inputs) else None)
             self._body(body)
             JOIN[node.op_type](self, node, body, outputs)
+        if (first := next((made for made in outputs if made is not None), None)) is not None:
+            self.made.operators[first.name] = node
+
+    def _enter(self, value: ir.Value, outer: ir.Value | None) -> None:
+        """A value that enters a body, and what it is outside in the first round."""
+        made, given = self._add(value, "activation"), self.value(outer)
+        if made is not None and given is not None:
+            self.made.entering[made.name] = given.name
 
     def _leave(self, body: ir.Graph) -> None:
         """A body that doesn't fit the example: what it reads from outside stays whole, unless any size will do for it."""

@@ -18,5 +18,6 @@ def module_of(node: ir.Node) -> str:
         except (ValueError, SyntaxError):
             listed = []
         return listed[-2] if len(listed) > 1 else ""
-    parts = [part for part in (node.name or "").split("/") if part]
-    return ".".join(parts[:-1])
+    parts = [part for part in (node.name or "").split("/") if part][:-1]
+    inner = [one for one, after in zip(parts, [*parts[1:], ""], strict=False) if not after.startswith(f"{one}.")]
+    return ".".join(inner)

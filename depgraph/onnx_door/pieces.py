@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -14,30 +15,89 @@ from depgraph.onnx_door.evaluating import bodies
 from depgraph.onnx_door.operands import stored
 
 Arrays = dict[str, np.ndarray]
-_PIECE = 64 << 20
+_PIECE = 16 << 20
 """Bytes of weights from which on a new piece begins."""
-_FED = 1 << 20
+_FED = 1 << 16
 """Bytes from which on a weight is handed over as an input, which the runtime takes as it is."""
 
 
-class Pieces:
-    """A model that runs a piece of its main graph after the other."""
+class RunError(Exception):
+    """ONNX Runtime can't load a model, or fails on its inputs."""
 
-    def __init__(self, model: ir.Model) -> None:
+
+def said(error: BaseException) -> str:
+    """The first line of what the runtime says, without its own places."""
+    text = " ".join(str(error).split())
+    return text[:300] or type(error).__name__
+
+
+class Stage(NamedTuple):
+    """Where a run stands: before the operators of a piece are run, or after (`done`), with the values that are there."""
+
+    piece: list[ir.Node]
+    values: Arrays
+    done: bool
+
+
+class Pieces:
+    """A model that runs a piece of its main graph after the other; a new one begins in front of each of the operators `before`.
+
+    With such, what stored tensors alone give is computed in the piece that reads it, from what is stored then.
+    """
+
+    def __init__(self, model: ir.Model, before: frozenset[ir.Node] = frozenset()) -> None:
         self.model = model
-        self.pieces = list(_pieces(model.graph))
+        self.late = {v: node for node in _from_stored(model.graph) for v in node.outputs} if before else {}
+        self.pieces = [[*self._needed(piece), *piece] for piece in _pieces(model.graph, before, self.late)]
+
+    def stored(self, name: str) -> np.ndarray | None:
+        """What stored tensors alone give under a name, as they are now; None for anything else, or without `before`."""
+        found = next((v for v in self.late if v.name == name), None)
+        if found is None:
+            return None
+        chain = self._needed([self.late[found]])
+        return self._one([*chain, self.late[found]], {}, [name])[0]
+
+    def _needed(self, piece: list[ir.Node]) -> list[ir.Node]:
+        """The operators on stored tensors whose results a piece reads, in order."""
+        found: dict[ir.Node, None] = {}
+
+        def see(node: ir.Node) -> None:
+            for value in _read(node):
+                if value in self.late and self.late[value] not in found:
+                    see(self.late[value])
+                    found[self.late[value]] = None
+
+        for node in piece if self.late else ():
+            see(node)
+        return [node for node in found if node not in piece]
 
     def run(self, inputs: Arrays, names: Sequence[str]) -> list[np.ndarray]:
-        """The named values; whatever the runtime raises comes through."""
+        """The named values; raises RunError."""
+        values: Arrays = {}
+        for stage in self.stages(inputs, frozenset(), names):
+            values = stage.values
+        return [values[name] for name in names]
+
+    def stages(self, inputs: Arrays, shown: Container[str], kept: Container[str] = ()) -> Iterator[Stage]:
+        """Before and after every piece; `shown` are names of values to have after the piece that makes them, `kept` to the end.
+
+        Raises RunError.
+        """
         values: Arrays = dict(inputs)
         last = {str(v.name): k for k, piece in enumerate(self.pieces) for node in piece for v in _read(node)}
         for k, piece in enumerate(self.pieces):
+            yield Stage(piece, values, False)
             made = [str(v.name) for node in piece for v in node.outputs if v.name]
-            wanted = [name for name in made if last.get(name, -1) > k or name in names]
+            wanted = [name for name in made if last.get(name, -1) > k or name in shown or name in kept]
             if wanted:
-                values.update(zip(wanted, self._one(piece, values, wanted), strict=True))
-            values = {name: array for name, array in values.items() if last.get(name, -1) > k or name in names}
-        return [values[name] for name in names]
+                try:
+                    found = self._one(piece, values, wanted)
+                except Exception as error:
+                    raise RunError(f"ONNX Runtime fails on the inputs ({said(error)})") from error
+                values.update(zip(wanted, found, strict=True))
+            yield Stage(piece, values, True)
+            values = {name: array for name, array in values.items() if last.get(name, -1) > k or name in kept}
 
     def _one(self, piece: list[ir.Node], values: Arrays, wanted: list[str]) -> list[np.ndarray]:
         graph = onnx.GraphProto(name="piece")
@@ -68,15 +128,28 @@ def _declared(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
 
 
-def _pieces(graph: ir.Graph) -> Iterator[list[ir.Node]]:
-    """Operators in order, a piece at a time; Constants go with what reads them."""
+def _from_stored(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Operators of a graph that stored tensors alone go into, and whose results are no outputs."""
+    known: set[ir.Value] = set()
+    for node in graph:
+        given = [v for v in node.inputs if v is not None]
+        fixed = (
+            given and all(v in known or stored(v) is not None for v in given) and not any(True for _ in bodies(node))
+        )
+        if fixed and not any(v.is_graph_output() for v in node.outputs):
+            known.update(node.outputs)
+            yield node
+
+
+def _pieces(graph: ir.Graph, before: Container[ir.Node], late: Container[ir.Value]) -> Iterator[list[ir.Node]]:
+    """Operators in order, a piece at a time; Constants, and what makes a `late` value, go with what reads them."""
     piece: list[ir.Node] = []
     size = 0
     for node in graph:
-        if node.op_type == "Constant" and not node.domain:
+        if (node.op_type == "Constant" and not node.domain) or any(v in late for v in node.outputs):
             continue
         more = sum(tensor.nbytes for v in node.inputs if v is not None and (tensor := stored(v)) is not None)
-        if piece and size + more > _PIECE:
+        if piece and (size + more > _PIECE or node in before):
             yield piece
             piece, size = [], 0
         piece.append(node)

@@ -138,6 +138,11 @@ def _whole_shape(op: Resized) -> None:
         op.operands[position] = np.array(now, dtype=np.int64)
 
 
+@resizes("RandomNormal", "RandomUniform")
+def _drawn(op: Resized) -> None:
+    op.attributes["shape"] = list(op.kept.shape(op.output))
+
+
 @resizes("Tile")
 def _repeats(op: Resized) -> None:
     before = op.numbers(1)

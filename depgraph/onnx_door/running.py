@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from depgraph.errors import CaptureError, DataError
+from depgraph.errors import CaptureError
 from depgraph.onnx_door.arrays import read_array
 from depgraph.onnx_door.examples import Arrays
-from depgraph.onnx_door.pieces import Pieces
-
-if TYPE_CHECKING:
-    from depgraph.onnx_door.graph import OnnxGraph
+from depgraph.onnx_door.pieces import Pieces, RunError, said
 
 _INLINE = 1 << 29
 """Bytes of weights up to which a model is handed to the runtime in memory."""
-
-
-class RunError(Exception):
-    """ONNX Runtime can't load a model, or fails on its inputs."""
+_PIECEWISE = 1 << 24
+"""Bytes of weights from which on a single run goes piece by piece."""
 
 
 class Running:
@@ -32,7 +24,7 @@ class Running:
 
     def __init__(self, model: ir.Model) -> None:
         self.outputs = [str(output.name) for output in model.graph.outputs]
-        self.pieces = Pieces(model) if weight_bytes(model) > _INLINE else None
+        self.pieces = Pieces(model) if is_large(model) else None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
@@ -51,8 +43,23 @@ class Running:
             if self.pieces is not None:
                 return self.pieces.run(inputs, wanted)
             return list(self.session.run(wanted, inputs))
+        except RunError:
+            raise
         except Exception as error:
             raise RunError(f"ONNX Runtime fails on the inputs ({said(error)})") from error
+
+
+def run_once(model: ir.Model, inputs: Arrays, names: Sequence[str]) -> list[np.ndarray]:
+    """The named values of one run, which isn't worth a copy of many weights: piece by piece, where the model lets itself be.
+
+    Raises RunError.
+    """
+    if _PIECEWISE < weight_bytes(model) <= _INLINE:
+        try:
+            return Pieces(model).run(inputs, names)
+        except RunError:  # what goes from piece to piece may be no arrays
+            pass
+    return Running(model)(inputs, names)
 
 
 def _in_memory(model: ir.Model) -> ir.Model:
@@ -66,16 +73,15 @@ def _in_memory(model: ir.Model) -> ir.Model:
     return copy
 
 
-def said(error: BaseException) -> str:
-    """The first line of what the runtime says, without its own places."""
-    text = " ".join(str(error).split())
-    return text[:300] or type(error).__name__
-
-
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all initializers."""
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     return sum(int(t.nbytes) for t in tensors if t is not None)
+
+
+def is_large(model: ir.Model) -> bool:
+    """Has a model so many weights that it is run piece by piece?"""
+    return weight_bytes(model) > _INLINE
 
 
 def with_outputs(model: ir.Model, names: Iterable[str], types: Mapping[str, int] | None = None) -> ir.Model:
@@ -98,7 +104,7 @@ def measured_shapes(model: ir.Model, inputs: Arrays, types: Mapping[str, int]) -
 
     Empty where the model doesn't run, or is too large to try.
     """
-    if weight_bytes(model) > _INLINE:
+    if is_large(model):
         return {}
     made_here = {str(v.name) for node in model.graph for v in node.outputs}
     names = [name for name in types if name in made_here]
@@ -113,48 +119,9 @@ def measured_shapes(model: ir.Model, inputs: Arrays, types: Mapping[str, int]) -
 
 def try_out(model: ir.Model, inputs: Arrays) -> None:
     """Raise CaptureError where the model doesn't run on the inputs; one that is too large to try is believed to."""
-    if weight_bytes(model) > _INLINE:
+    if is_large(model):
         return
     try:
         Running(model)(inputs)
-    except RunError as error:
-        raise CaptureError(str(error)) from error
-
-
-def batches_of(source: Iterable[Mapping[str, Any]] | str | os.PathLike[str]) -> Iterator[Arrays]:
-    """Input dicts from an iterable of them, or from the .npz files of a folder in the order of their names.
-
-    Raises DataError where a folder has none, or a file can't be read.
-    """
-    if not isinstance(source, (str, os.PathLike)):
-        yield from ({name: np.asarray(array) for name, array in batch.items()} for batch in source)
-        return
-    files = sorted(Path(source).glob("*.npz"))
-    if not files:
-        raise DataError(f"{source} has no .npz files: give a folder with one for each batch, arrays by input name")
-    for file in files:
-        try:
-            with np.load(file) as held:
-                yield {name: held[name] for name in held.files}
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file} can't be read as .npz: {said(error)}") from error
-
-
-def collected(
-    graph: OnnxGraph, names: Sequence[str], source: Iterable[Mapping[str, Any]] | str | os.PathLike[str]
-) -> Iterator[Arrays]:
-    """For each batch of inputs, the arrays of the named values of the main graph (and outputs), by name.
-
-    Raises CaptureError for a name that is no value there, or inputs that the model doesn't run on.
-    """
-    asked = with_outputs(graph.model, names, graph.element_types())
-    known = {str(v.name) for v in asked.graph.outputs}
-    for name in names:
-        if name not in known:
-            raise CaptureError(f"the main graph of the model computes no {name!r}")
-    try:
-        running = Running(asked)
-        for batch in batches_of(source):
-            yield dict(zip(names, running(batch, names), strict=True))
     except RunError as error:
         raise CaptureError(str(error)) from error

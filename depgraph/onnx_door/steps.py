@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
+import torch
 
 from depgraph.capture.lowering import final_outputs
 from depgraph.graph import Value
+from depgraph.onnx_door.evaluating import attribute, bodies
 
 if TYPE_CHECKING:
     from depgraph.onnx_door.lowering import Lowered
@@ -32,7 +34,12 @@ _CALLED = {
     "EmbedLayerNormalization": "embedding",
 }
 """What operators are called in words about axes, where that isn't their name in lower case."""
-_ATTENDS = frozenset(["Attention", "MultiHeadAttention", "GroupQueryAttention"])
+_OPERANDS = {
+    **dict.fromkeys(("Add", "Sub", "Sum"), ("self", "other")),
+    **dict.fromkeys(("Conv", "ConvTranspose", "FusedConv"), ("input", "weight")),
+    **dict.fromkeys(("Attention", "MultiHeadAttention", "GroupQueryAttention"), ("query", "key", "value")),
+}
+"""Operands that are asked for by name."""
 
 
 @dataclass(eq=False)
@@ -46,29 +53,75 @@ class Step:
     users: dict[Step, None] = field(default_factory=dict)
     kwargs: dict[str, Any] = field(default_factory=dict)
     args: tuple[Any, ...] = ()
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        """Every step makes tensors."""
-        return {"val": ()}
+    operator: ir.Node | None = None
+    meta: dict[str, Any] = field(default_factory=lambda: {"val": ()})
+    """"val": an empty tensor of the shape and type of what it makes, a tuple where that are several."""
 
 
 def steps_of(lowered: Lowered) -> list[Step]:
     """All steps in the order of execution."""
-    made: dict[str, Step] = {}
-    found: list[Step] = []
-    for name, value in lowered.program.values.items():
-        if value.kind != "activation":
-            made[name] = Step("placeholder", name)
-            found.append(made[name])
-    for name, node in lowered.operators.items():
-        step = _step(lowered, name, node, made)
-        found.append(step)
-        for output in node.outputs:
-            seen = lowered.values.get(output)
-            if seen is not None:
-                made[seen.name] = step
-    return found
+    return _Steps(lowered).steps
+
+
+class _Steps:
+    """Builds steps; `made` has the one that makes each of the program's values."""
+
+    def __init__(self, lowered: Lowered) -> None:
+        self.lowered = lowered
+        self.made: dict[str, Step] = {}
+        self.steps: list[Step] = []
+        for name, value in lowered.program.values.items():
+            if value.kind != "activation":
+                self.made[name] = Step("placeholder", name, meta={"val": self._empty(value)})
+                self.steps.append(self.made[name])
+        for name, node in lowered.operators.items():
+            step = self._step(name, node)
+            self.steps.append(step)
+            for output in node.outputs:
+                if output in lowered.values:
+                    self.made[lowered.values[output].name] = step
+        self._end()
+
+    def _step(self, name: str, node: ir.Node) -> Step:
+        given = [self._maker(self.lowered.operand(node, k)) for k in range(len(node.inputs))]
+        inner = [self._maker(self.lowered.values.get(v)) for body in bodies(node) for v in body.outputs]
+        step = Step("call_function", name, f"onnx.{_called(node)}", operator=node)
+        step.all_input_nodes = list(dict.fromkeys(one for one in (*given, *inner) if one is not None))
+        for one in step.all_input_nodes:
+            one.users[step] = None
+        step.kwargs = {"groups": _number(node, "group", 1), "dim": _number(node, "axis", -1)}
+        names = _OPERANDS.get(node.op_type, ())
+        step.kwargs |= dict(zip(names, given, strict=False)) if node.op_type != "Sum" or len(given) == 2 else {}
+        outputs = [self.lowered.values.get(v) for v in node.outputs if v.name]
+        if len(outputs) == 1 and outputs[0] is not None:
+            step.meta = {"val": self._transposed(step) if node.op_type == "Transpose" else self._empty(outputs[0])}
+        return step
+
+    def _transposed(self, step: Step) -> Any:
+        """What a transposition makes lies as its operand does: which dim is which can be told by that."""
+        source = step.all_input_nodes[0].meta["val"] if step.all_input_nodes else ()
+        if not isinstance(source, torch.Tensor) or step.operator is None:
+            return ()
+        return source.permute(*attribute(step.operator, "perm", range(source.ndim)[::-1]))
+
+    def _maker(self, value: Value | None) -> Step | None:
+        """What makes a value; a value that enters a loop's body comes from before the loop."""
+        if value is None:
+            return None
+        return self.made.get(self.lowered.entering.get(value.name, value.name))
+
+    def _empty(self, value: Value) -> Any:
+        kind = self.lowered.kinds.get(value.name)
+        return () if kind is None else torch.empty(value.shape, dtype=kind, device="meta")
+
+    def _end(self) -> None:
+        """What reads the outputs."""
+        given = [self._maker(value) for value in self.lowered.program.outputs.values()]
+        end = Step("output", "(outputs)")
+        end.all_input_nodes = list(dict.fromkeys(one for one in given if one is not None))
+        for one in end.all_input_nodes:
+            one.users[end] = None
+        self.steps.append(end)
 
 
 def by_products(lowered: Lowered) -> set[str]:
@@ -101,19 +154,6 @@ def _weighing(lowered: Lowered, steps: list[Step]) -> set[Step]:
         elif step.name in working and any(one in fixed for one in step.all_input_nodes):
             found.add(step)
     return found
-
-
-def _step(lowered: Lowered, name: str, node: ir.Node, made: dict[str, Step]) -> Step:
-    operands = [lowered.operand(node, k) for k in range(len(node.inputs))]
-    given = [None if v is None else made.get(v.name) for v in operands]
-    step = Step("call_function", name, f"onnx.{_called(node)}")
-    step.all_input_nodes = list(dict.fromkeys(one for one in given if one is not None))
-    for one in step.all_input_nodes:
-        one.users[step] = None
-    step.kwargs = {"groups": _number(node, "group", 1), "dim": _number(node, "axis", -1)}
-    if node.op_type in _ATTENDS:
-        step.kwargs |= dict(zip(("query", "key", "value"), given, strict=False))
-    return step
 
 
 def _called(node: ir.Node) -> str:

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from depgraph.onnx_door.graph import OnnxGraph
 
 
-_HAS_WHERE = 9
+HAS_WHERE = 9
 _ZERO_POINTS = {
     **dict.fromkeys(("QLinearConv", "QLinearMatMul"), {0: 2, 3: 5}),
     **dict.fromkeys(("ConvInteger", "MatMulInteger"), {0: 2, 1: 3}),
 }
 
 
-def zeroed(graph: OnnxGraph, side: Side) -> ir.Model:
+def zeroed(graph: OnnxGraph, side: Side) -> Cut:
     """A copy of the model that is cut as `side.sliced` says and holds zeros as `side.zeroed` says."""
     made = cut_model(graph, side.sliced) if side.sliced.masks else Cut.copy(graph.model)
     lowered = graph.capture.lowered
@@ -37,9 +37,9 @@ def zeroed(graph: OnnxGraph, side: Side) -> ir.Model:
             for d, gone in operands.get(value.name, ()) if value is not None else ():
                 dtype = ir.DataType(graph.capture.evaluated.types[given].tensor_type.elem_type)
                 mask = _mask(side.sliced.shape(value), d, gone)
-                _fill(twins[old], k, mask, _zero(graph, old, k, dtype), opset)
+                fill(twins[old], k, mask, zero_of(graph, old, k, dtype), opset)
     _mask_mixing(graph, side, twins)
-    return made.model
+    return made
 
 
 def comparable(graph: OnnxGraph, names: Iterable[str]) -> set[str]:
@@ -79,7 +79,7 @@ def _mask(shape: tuple[int, ...], d: int, gone: np.ndarray) -> np.ndarray:
     return stays.reshape([-1 if k == d else 1 for k in range(len(shape))])
 
 
-def _zero(graph: OnnxGraph, node: ir.Node, position: int, dtype: ir.DataType) -> ir.TensorProtocol:
+def zero_of(graph: OnnxGraph, node: ir.Node, position: int, dtype: ir.DataType) -> ir.TensorProtocol:
     """What stands for zero in an operand: of quantised numbers, their zero point."""
     at = _ZERO_POINTS.get(node.op_type, {}).get(position)
     point = node.inputs[at] if at is not None and at < len(node.inputs) else None
@@ -88,16 +88,16 @@ def _zero(graph: OnnxGraph, node: ir.Node, position: int, dtype: ir.DataType) ->
     return ir.tensor(number, dtype=dtype)
 
 
-def _fill(node: ir.Node, position: int, mask: np.ndarray, zero: ir.TensorProtocol, opset: int) -> None:
+def fill(node: ir.Node, position: int, mask: np.ndarray, zero: ir.TensorProtocol, opset: int) -> None:
     """Zeros in an operand where the mask is false, for this operator only; old versions have no Where, but products."""
     value = node.inputs[position]
     assert value is not None and value.name
     base = f"{value.name}_{node.outputs[0].name}_{position}_stays_{mask.size}"
-    if opset < _HAS_WHERE:
+    if opset < HAS_WHERE:
         factors = ir.tensor(mask.astype(zero.numpy().dtype))
-        filled = ir.node("Mul", [value, _constant(node, f"{base}_mask", factors)], name=base)
+        filled = ir.node("Mul", [value, constant(node, f"{base}_mask", factors)], name=base)
     else:
-        parts = [_constant(node, f"{base}_mask", ir.tensor(mask)), value, _constant(node, f"{base}_zero", zero)]
+        parts = [constant(node, f"{base}_mask", ir.tensor(mask)), value, constant(node, f"{base}_zero", zero)]
         filled = ir.node("Where", parts, name=base)
     filled.outputs[0].name = base
     filled.outputs[0].type = ir.TensorType(zero.dtype)
@@ -105,7 +105,7 @@ def _fill(node: ir.Node, position: int, mask: np.ndarray, zero: ir.TensorProtoco
     node.replace_input_with(position, filled.outputs[0])
 
 
-def _constant(node: ir.Node, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+def constant(node: ir.Node, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     made = ir.node("Constant", [], {"value": tensor}, name=name)
     made.outputs[0].name = name
     node.prepend(made)

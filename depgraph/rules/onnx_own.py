@@ -147,7 +147,7 @@ def pad(op: Op) -> None:
     as_aten(op, target, self=source, pad=flat, mode=op.get("mode", "constant"))
 
 
-@rule("onnx.Resize", "onnx.Upsample", "onnx.CenterCropPad", "onnx.Col2Im", "onnx.AffineGrid", "onnx.MaxUnpool")
+@rule("onnx.Resize", "onnx.Upsample", "onnx.CenterCropPad", "onnx.Col2Im", "onnx.AffineGrid")
 @rule("onnx.RoiAlign", "onnx.MaxRoiPool")
 def resize(op: Op) -> None:
     """Batch and channels stay where the operator leaves their sizes alone; all else is space."""
@@ -160,6 +160,12 @@ def resize(op: Op) -> None:
                 op.relations.align(value.dim(d), op.output.dim(d))
             else:
                 op.fix(value, d, "it is a spatial dimension")
+
+
+@rule("onnx.MaxUnpool")
+def unpool(op: Op) -> None:
+    """The indices count through all channels and samples."""
+    op.fix_all("it is told by numbers that count all places of a tensor where they go")
 
 
 @rule("onnx.DepthToSpace")

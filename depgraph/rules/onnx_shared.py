@@ -66,7 +66,7 @@ _POINTWISE = """
     Clip Cos Cosh Div Dropout Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf
     IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink
     Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor Bernoulli RandomNormalLike
-    RandomUniformLike EyeLike
+    RandomUniformLike
 """
 shared(onnx(_POINTWISE), "aten.where.self", lambda op: {"inputs": op["inputs"]})
 shared(fused("Gelu FastGelu QuickGelu BiasGelu BiasAdd"), "aten.where.self", lambda op: {"inputs": op["inputs"]})
@@ -104,7 +104,7 @@ shared(
     "aten.nonzero",
     lambda op: {"inputs": op["inputs"]},
 )
-shared(onnx("DFT STFT MelWeightMatrix Det"), "aten.cov", lambda op: {"inputs": op["inputs"]})
+shared(onnx("DFT STFT MelWeightMatrix Det EyeLike"), "aten.cov", lambda op: {"inputs": op["inputs"]})
 shared(
     onnx("GatherElements"),
     "aten.gather",

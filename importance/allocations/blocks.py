@@ -8,13 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING
 
 from depgraph import Axis, DependencyGraph
 from depgraph.errors import ScoreError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Given = Mapping[str, float] | Callable[[DependencyGraph], Mapping[str, float]]
 """One number for every block or axis, by its name, or a function of the graph that finds them."""
@@ -28,11 +24,10 @@ def axis_blocks(graph: DependencyGraph) -> dict[str, str]:
     Blocks are modules that stand several times, numbered, in one container, and add what they compute to something else that
     was computed (a residual connection); without such an addition, the outermost module that is repeated so.
     """
-    modules = dict(graph.model.named_modules())
     adding = set(_additions(graph))
-    found = {}
+    alike, found = _repeated(graph), {}
     for axis in graph.axes:
-        repeated = [path for path in _above(_common(axis)) if _is_repeated(path, modules)]
+        repeated = [path for path in _above(_common(graph, axis)) if path in alike]
         if repeated:
             found[axis.name] = next((path for path in reversed(repeated) if _within(adding, path)), repeated[0])
     return found
@@ -117,9 +112,9 @@ def _nearest(name: str, within: Mapping[str, str]) -> str:
     return f"did you mean {near[0]!r}?"
 
 
-def _common(axis: Axis) -> list[str]:
+def _common(graph: DependencyGraph, axis: Axis) -> list[str]:
     """The path, by parts, of the innermost module that holds all parameters of an axis."""
-    paths = [m.target.split(".")[:-1] for m in axis.members if m.kind == "parameter"]
+    paths = [graph.owner_of(m.target).split(".") for m in axis.members if m.kind == "parameter"]
     least, most = min(paths, default=[]), max(paths, default=[])
     same = next((k for k, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(len(least), len(most)))
     return least[:same]
@@ -130,12 +125,15 @@ def _above(parts: list[str]) -> list[str]:
     return [".".join(parts[: k + 1]) for k, part in enumerate(parts) if part.isdigit()]
 
 
-def _is_repeated(path: str, modules: Mapping[str, nn.Module]) -> bool:
-    """Has a module a numbered sibling of its class?"""
-    parent, mine = modules.get(path.rpartition(".")[0]), modules.get(path)
-    if parent is None or mine is None:
-        return False
-    return Counter(type(child) for name, child in parent.named_children() if name.isdigit())[type(mine)] > 1
+def _repeated(graph: DependencyGraph) -> set[str]:
+    """The modules, by path, that have a numbered sibling of their class in one container."""
+    numbered = [
+        (path, path.rpartition(".")[0], graph.likeness(path)[0])
+        for path in graph.entries
+        if path.rpartition(".")[2].isdigit()
+    ]
+    count = Counter((holder, kind) for _, holder, kind in numbered)
+    return {path for path, holder, kind in numbered if count[holder, kind] > 1}
 
 
 def _within(places: set[str], path: str) -> bool:
@@ -145,7 +143,7 @@ def _within(places: set[str], path: str) -> bool:
 def _additions(graph: DependencyGraph) -> Iterator[str]:
     """The modules in which two computed values are added."""
     values = graph.capture.program.values
-    for node in graph.capture.exported.graph.nodes:
+    for node in graph.nodes:
         if node.op != "call_function" or str(node.target).split(".")[1:2] not in (["add"], ["add_"]):
             continue
         read = [values[n.name].kind for n in node.all_input_nodes if n.name in values]

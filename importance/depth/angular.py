@@ -67,7 +67,7 @@ class AngularSpan:
         found = {run[0].name: tuple(b.name for b in run) for run in runs if _in_a_row(graph, run)}  # type: ignore[arg-type]
         if not found:
             raise ScoreError(
-                f"no {self.length} of the {len(blocks)} blocks of {type(graph.model).__name__} follow one another: ask for fewer"
+                f"no {self.length} of the {len(blocks)} blocks of {graph.name} follow one another: ask for fewer"
             )
         return found
 

@@ -15,7 +15,9 @@ from depgraph import DependencyGraph
 from depgraph.capture.exported import decisions_of
 from depgraph.errors import DataError, DepgraphError
 from depgraph.observing import shapes_of
+from depgraph.onnx_door.graph import OnnxGraph
 from importance.calling import check_batches, inputs_of, moved
+from importance.depth.files import FileWay
 from importance.depth.programs import Way
 
 
@@ -24,7 +26,7 @@ class Given(NamedTuple):
 
     batch: Any
     leaves: list[Any]
-    way: Way
+    way: Way | FileWay
 
 
 def given(graph: DependencyGraph, batches: Iterable[Any], names: Iterable[str]) -> list[Given]:
@@ -34,7 +36,19 @@ def given(graph: DependencyGraph, batches: Iterable[Any], names: Iterable[str]) 
     the names can't be left out.
     """
     check_batches(batches)
-    names, device = list(names), next((t.device for t in graph.tensors().values()), torch.device("cpu"))
+    if isinstance(graph, OnnxGraph):
+        file = FileWay(graph, names)
+        found = [Given(moved(batch, torch.device("cpu")), file.given(batch), file) for batch in batches]
+    else:
+        found = _captured(graph, batches, list(names))
+    if not found:
+        raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")
+    return found
+
+
+def _captured(graph: DependencyGraph, batches: Iterable[Any], names: list[str]) -> list[Given]:
+    """All batches, each with a capture for its shapes."""
+    device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
     own = {} if _by_values(graph) else {shapes_of(graph.args, graph.kwargs): Way(graph, names)}
     found = []
     for batch in (moved(batch, device) for batch in batches):
@@ -46,8 +60,6 @@ def given(graph: DependencyGraph, batches: Iterable[Any], names: Iterable[str]) 
         if not _by_values(graph):
             own[key] = way
         found.append(Given(batch, pytree.tree_leaves((args, kwargs)), way))
-    if not found:
-        raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")
     return found
 
 
@@ -82,4 +94,4 @@ def _traced(graph: DependencyGraph, args: tuple[Any, ...], kwargs: dict[str, Any
     try:
         return depgraph.trace(graph.model, args, kwargs)
     except DepgraphError as error:
-        raise DataError(f"a batch doesn't fit {type(graph.model).__name__}: {error}") from error
+        raise DataError(f"a batch doesn't fit {graph.name}: {error}") from error

@@ -20,7 +20,7 @@ def parts_of(graph: DependencyGraph, of: str) -> tuple[Block, ...] | tuple[Branc
     if not found:
         name, why = next(iter(graph.branches_refused.items()), ("", ""))
         reason = f": {name} can't go, {why}" if name else ": no addition joins a stream with what was computed from it"
-        raise ScoreError(f"{type(graph.model).__name__} has no {of} that could be left out{reason}")
+        raise ScoreError(f"{graph.name} has no {of} that could be left out{reason}")
     return found
 
 

@@ -19,12 +19,11 @@ from depgraph import DependencyGraph
 from depgraph.errors import DataError, DepgraphError, ScoreError
 from importance.calling import named_inputs
 from importance.depth.batches import Given, given
+from importance.depth.files import FilePart
 from importance.depth.metrics import Distance, LossMetric, Measured, Metric
 from importance.depth.programs import Cut, Names, Part, State
 from importance.depth.states import States
 from importance.losses import own_loss
-
-_PARTS = 256  # programs that are kept to be run on further batches
 
 Batches = Iterable[Any]
 
@@ -79,7 +78,7 @@ class Engine:
         self.evaluations = 0
         self.states = States(effort.memory)
         self.measured: dict[tuple[Names, int], Measured] = {}
-        self.parts: OrderedDict[tuple[int, Names], Part] = OrderedDict()
+        self.parts: OrderedDict[tuple[int, Names], Part | FilePart] = OrderedDict()
         whole: Names = frozenset()
         self.dense = [self.output(whole, k) for k in range(len(self.data))]
         self.metric = metric or self._own_metric()
@@ -168,7 +167,7 @@ class Engine:
             )
         return Measured(math.inf, found.of)
 
-    def _begin(self, part: Part, batch: int) -> tuple[Cut, State] | None:
+    def _begin(self, part: Part | FilePart, batch: int) -> tuple[Cut, State] | None:
         """The last cut of which the state is held."""
         for cut in reversed(part.cuts):
             state = self.states.get((batch, cut.place, part.way.before(cut.place, part.removed)), cut.needs)
@@ -176,12 +175,12 @@ class Engine:
                 return cut, state
         return None
 
-    def _part(self, data: Given, removed: Names) -> Part:
+    def _part(self, data: Given, removed: Names) -> Part | FilePart:
         key = id(data.way), removed
         if key not in self.parts:
-            self.parts[key] = Part(data.way, removed)
+            self.parts[key] = data.way.part(removed)
         self.parts.move_to_end(key)
-        while len(self.parts) > _PARTS:
+        while len(self.parts) > data.way.held:
             self.parts.popitem(last=False)
         return self.parts[key]
 

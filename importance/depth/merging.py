@@ -18,7 +18,8 @@ from importance.choices import pick
 from importance.depth.batches import Given, given
 from importance.depth.candidates import parts_of
 from importance.depth.engine import Batches
-from importance.depth.programs import Part
+from importance.depth.programs import Way
+from importance.gradients import require_module
 
 State = Mapping[str, Tensor]
 
@@ -107,6 +108,7 @@ class Laco:
             )
 
     def __call__(self, graph: DependencyGraph, /) -> Merging:
+        require_module(graph, type(self).__name__, "the modules of its blocks")
         blocks = _longest(parts_of(graph, "blocks"))  # type: ignore[arg-type]
         high = len(blocks) - 1 if self.high is None else self.high
         if not self.low <= high - self.layers + 1 <= high < len(blocks):
@@ -168,7 +170,8 @@ class _Trial:
         for block in reversed(last):
             if block.name in gone and data.way.graph.residual.flow.original(self._node(data, end)).name == block.output:
                 end = block.input
-        part, made = Part(data.way, frozenset(gone)), list[Tensor]()
+        assert isinstance(data.way, Way)
+        part, made = data.way.part(frozenset(gone)), list[Tensor]()
         part.run(data.leaves, seen={end: made.append}, state=state)
         return made[0].double().flatten(1)
 

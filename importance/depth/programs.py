@@ -56,7 +56,7 @@ class Way:
         missing = next((name for name in wanted if name not in parts), None)
         if missing is not None:
             raise DataError(
-                f"a batch takes another way through {type(graph.model).__name__}, on which {missing!r} can't be left out: give "
+                f"a batch takes another way through {graph.name}, on which {missing!r} can't be left out: give "
                 "batches like the example that it was traced with"
             )
         self.starts = {name: self._start(parts[name].nodes, ends_of(parts[name])[0]) for name in wanted}
@@ -68,6 +68,13 @@ class Way:
         calls = [node for node in graph.residual.flow.nodes if node.op == "call_function"]
         self.drawing = {node for node in calls if may_draw(node)}
         self.flat = {node for node in calls if _is_flat(node)}
+
+    held = 256
+    """Programs that are kept to be run on further batches."""
+
+    def part(self, removed: Names) -> Part:
+        """The program without some."""
+        return Part(self, removed)
 
     def _start(self, nodes: Iterable[str], source: str) -> int:
         """The first of `nodes` that is computed from the stream: what is dropped before that changes nothing."""

@@ -13,7 +13,8 @@ from depgraph import DependencyGraph
 from importance.calling import named_inputs
 from importance.depth.batches import Given, given
 from importance.depth.candidates import ends_of, named_parts
-from importance.depth.programs import Part, Way
+from importance.depth.files import FileWay
+from importance.depth.programs import Way
 
 
 class Stream(NamedTuple):
@@ -46,7 +47,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def _seen(data: Given, nodes: set[str]) -> dict[str, Tensor]:
     """What these nodes make of a batch."""
-    part, made = Part(data.way, frozenset()), dict[str, Tensor]()
+    part, made = data.way.part(frozenset()), dict[str, Tensor]()
     copied = bool(part.written)
 
     def note(name: str, tensor: Tensor) -> None:
@@ -56,7 +57,7 @@ def _seen(data: Given, nodes: set[str]) -> dict[str, Tensor]:
     return made
 
 
-def _features_last(way: Way, node: str, tensor: Tensor) -> Tensor:
+def _features_last(way: Way | FileWay, node: str, tensor: Tensor) -> Tensor:
     """A value in float64, its features last: the only dim that the model's weights have too, else the usual one."""
     value = way.graph.capture.program.values.get(node)
     known = [d for d in range(tensor.ndim) if value is not None and way.graph.widths.axes_of(value.dim(d))]

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
-from depgraph.finite import require_finite
 from importance.calling import check_batches
 from importance.choices import pick
 from importance.depth.candidates import OF, between_ends, names_of, parts_of
 from importance.depth.engine import Batches
-from importance.gradients import backwards, shown
+from importance.gradients import backwards, require_module, shown
 from importance.losses import Loss
 
 
@@ -42,7 +41,7 @@ class DepthMagnitude:
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, float]:
         held = _weights(graph, self.of, self.first, self.last)
-        require_finite(graph.model, ScoreError)
+        graph.require_finite(ScoreError)
         return {
             name: sum(float(_wide(weight).abs().pow(self.p).sum(dtype=torch.float64)) for weight in weights)
             for name, weights in held.items()
@@ -72,6 +71,7 @@ class DepthTaylor:
         DepthMagnitude(self.p, self.of)
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, float]:
+        require_module(graph, type(self).__name__)
         held = _weights(graph, self.of, self.first, self.last)
         alone = {str(k): w for k, w in enumerate(weight for weights in held.values() for weight in weights)}
         with backwards(graph.model, alone, self.loss, None) as backward:

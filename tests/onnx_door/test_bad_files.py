@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -77,6 +78,18 @@ def _without_operators(path: Path) -> Path:
     return _written(path, onnx.ModelProto(ir_version=10).SerializeToString())
 
 
+def _without_body(path: Path) -> Path:
+    nodes = [node("Loop", "n - x", "y")]
+    held = [onnx.numpy_helper.from_array(np.array(2), "n")]
+    return _written(path, model(nodes, [value("x", [2, 3])], [value("y", [2, 3])], held).SerializeToString())
+
+
+def _of_no_version(path: Path) -> Path:
+    made = mlp()
+    made.opset_import[0].version = 1 << 40
+    return _written(path, made.SerializeToString())
+
+
 BAD: list[tuple[Callable[[Path], Path], type[DepgraphError], str]] = [
     (_truncated, CaptureError, "can't be read as an ONNX file"),
     (_text, CaptureError, "can't be read as an ONNX file"),
@@ -87,6 +100,8 @@ BAD: list[tuple[Callable[[Path], Path], type[DepgraphError], str]] = [
     (_of_nothing, CaptureError, "reads 'nowhere', which nothing makes"),
     (_wrong_shapes, CaptureError, "MatMul 'y'"),
     (_wrong_size, CaptureError, "bytes of data, not"),
+    (_without_body, CaptureError, "Loop 'y' has no body"),
+    (_of_no_version, CaptureError, "No Op registered for Gemm"),
     (_without_operators, CaptureError, "holds no operators"),
     (lambda path: path, CheckpointError, "there is no file"),
 ]

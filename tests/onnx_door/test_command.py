@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -43,7 +44,16 @@ def test_a_file_is_inspected(file: Path, capfd: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        (("--score", "taylor"), 2, "score 'taylor' needs a model that runs in PyTorch"),
+        (
+            ("--score", "taylor"),
+            2,
+            "score 'taylor' needs gradients, which an ONNX file doesn't give: load the PyTorch model",
+        ),
+        (("--recipe", "llm_pruner"), 2, "recipe 'llm_pruner' needs gradients, which an ONNX file doesn't give"),
+        (("--recipe", "flap"), 2, "recipe 'flap' needs data: give a folder of .npz files"),
+        (("--score", "flap"), 2, "score 'flap' needs data: give a folder of .npz files"),
+        (("--size", "m=3"), 3, "the file has no open size 'm': it leaves open 'n'"),
+        (("--only", "nothing*"), 2, "--only 'nothing*' names no axis"),
         (("--device", "cuda"), 2, "--device cuda is for PyTorch models"),
         (("--out", "folder"), 7, "names no ONNX file"),
         (("--keep", "macs=0.0001"), 4, "can't be met"),
@@ -56,3 +66,45 @@ def test_what_a_file_can_not_be_asked_for(
     assert main(["prune", str(file), *(part for pair in given.items() for part in pair)]) == code
     assert says in capfd.readouterr().err
     assert [path.name for path in Path().iterdir()] == ["model.onnx"]
+
+
+@pytest.fixture
+def data(file: Path) -> Path:
+    folder = Path("batches")
+    folder.mkdir()
+    for k, batch in enumerate(np.random.default_rng(0).standard_normal((3, 20, 6))):
+        np.savez(folder / f"{k}.npz", x=batch.astype(np.float32), labels=np.zeros(20))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("--score", "wanda-sp"),
+        ("--score", "obs", "--allocation", "uniform"),
+        ("--recipe", "flap"),
+        ("--recipe", "best"),
+    ],
+)
+def test_a_file_is_pruned_by_its_activations(
+    how: tuple[str, ...], file: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = ["prune", str(file), "--keep", "params=0.6", "--data", str(data), "--json"]
+    assert main([*given, *how, "--out", "smaller.onnx"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["kept"]["params"] <= 0.6 and not told["check"]["vacuous"]
+    assert depgraph.trace("smaller.onnx").dense_cost.params == told["after"]["params"]
+    assert any("make up for what went" in note for note in told["notes"]) == (how[0] == "--recipe")
+
+
+def test_open_sizes_are_given_by_name(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for size in (3, 5):
+        assert main(["inspect", str(file), "--size", f"n={size}", "--json"]) == 0
+        assert json.loads(capfd.readouterr().out)["cost"]["macs"] == size * 9 * 16
+    assert main(["inspect", str(file), "--size", "n"]) == 2
+    assert "--size 'n': give the name of an open size" in capfd.readouterr().err
+    assert (
+        main(["prune", str(file), "--keep", "params=0.6", "--score", "flap", "--data", str(file), "--out", "a.onnx"])
+        == 2
+    )
+    assert f"--data {file} is no folder" in capfd.readouterr().err

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import depgraph
 import importance
-from depgraph.onnx_door.running import collected
+from depgraph.errors import NothingToPrune
 from depgraph.onnx_door.saving import write
 from tests.onnx_door.building import loaded, mlp, model, node, value, weights, whole
 
@@ -144,7 +144,7 @@ def test_sizes_that_are_computed_stay_computed() -> None:
     shorter = {"x": np.ones((1, 2, 10), np.float32)}
     again = depgraph.trace(made, shorter)
     assert [v.shape for v in again.capture.program.outputs.values()] == [(1, 2, 3)]
-    (y,) = (batch["y"] for batch in collected(again, ["y"], [shorter]))
+    y = again.observer().call(((), shorter))
     assert y.shape == (1, 2, 3)
 
 
@@ -210,3 +210,25 @@ def test_a_large_file_is_written_beside_its_data_and_replaced_whole(tmp_path: Pa
     assert again.dense_cost.params <= 0.5 * graph.dense_cost.params
     with pytest.raises(depgraph.errors.CheckpointError, match="exists"):
         depgraph.save(made, path)
+
+
+def test_a_state_that_is_input_and_output_is_cut_where_that_is_allowed() -> None:
+    """An LSTM whose state goes in and comes out: its size is a custom, which names of inputs and outputs lift."""
+    nodes = [
+        node("LSTM", "x i k b - h c", "o hn cn", hidden_size=8),
+        node("Squeeze", "o one", "s"),
+        node("MatMul", "s u", "y"),
+    ]
+    held = [*weights(i=(1, 32, 5), k=(1, 32, 8), b=(1, 64), u=(8, 3)), whole("one", 1)]
+    state = [1, 2, 8]
+    inputs = [value("x", [4, 2, 5]), value("h", state), value("c", state)]
+    made = model(nodes, inputs, [value("y", [4, 2, 3]), value("hn", state), value("cn", state)], held)
+    with pytest.raises(NothingToPrune, match=r"free=\['input 0'\] or .* or free=\['input 1', 'input 2'\]"):
+        depgraph.trace(loaded(made)).plan(importance.Random(0), depgraph.Target(params=0.5))
+    graph = depgraph.trace(loaded(made), free=["input 1", "input 2"])
+    report = graph.cut_plan({_axis(graph, "u", 0).name: [1, 2, 6]}).apply_with_report()
+    assert not report.check.vacuous and "input 1 (h) now has shape (1, 2, 5), it had (1, 2, 8)" in report.notes
+    proto = ir.to_proto(report.model)
+    onnx.checker.check_model(proto, full_check=True)
+    assert _attributes(proto, "LSTM")["hidden_size"] == 5
+    assert [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in proto.graph.input[1:]] == [[1, 2, 5]] * 2

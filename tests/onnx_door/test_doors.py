@@ -21,14 +21,8 @@ SAME = """
     gru_encoder_decoder lstm_cell
 """
 ANEW = """
-    resnet_bottleneck mobilenet_v2 convnext vit segformer bert_masked_lm gpt2 llama_8_2 mamba
+    resnet_bottleneck mobilenet_v2 convnext vit segformer bert_masked_lm gpt2 llama_8_2 mamba bart
 """
-SELECTS = pytest.param(
-    "bart",
-    marks=pytest.mark.xfail(
-        reason="the module selects a channel for its shape alone, which keeps the width whole there only"
-    ),
-)
 
 
 def _axes(graph: Any, names: set[str]) -> dict[frozenset[tuple[str, int]], list[tuple[int, int, bool]]]:
@@ -63,7 +57,7 @@ def _cut_equals_zeroed(graph: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*ANEW.split(), SELECTS])
+@pytest.mark.parametrize("name", ANEW.split())
 def test_what_the_present_exporter_writes_is_cut(name: str, tmp_path: Path) -> None:
     example = ZOO[name]()
     through_module = depgraph.trace(example.model, example.args, example.kwargs)

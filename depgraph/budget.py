@@ -1,0 +1,104 @@
+"""A target on one graph: what a removal spends of each measure that the target names, and how far that is above it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from depgraph.errors import TargetError
+from depgraph.target import Target
+from depgraph.widths import Kept, Removal
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
+
+LATENCY = "latency"
+_SMALLEST = 1e-9  # of the dense milliseconds: what counts as a difference of latency
+_MOST_HOLDERS = 3
+Spent = dict[str, float]
+
+
+class Budget:
+    """The limits of a target, by measure, and what the dense model spends: counts, and milliseconds under "latency".
+
+    What `branches` cost isn't spent, as they are left out in any case.
+    `metric` is the measure that a group's cost is told in: latency, where that is limited, else the first one given.
+    """
+
+    def __init__(self, graph: DependencyGraph, target: Target, branches: tuple[str, ...] = ()) -> None:
+        self.graph = graph
+        self.target = target
+        dense = graph.dense_cost
+        self.limits: Spent = {m: share * getattr(dense, m) for m, share in target.shares.items()}
+        if target.most_bytes is not None:
+            self.limits["bytes"] = float(target.most_bytes)
+        if target.latency_ms is not None:
+            self.limits = {LATENCY: target.latency_ms, **self.limits}
+        self.metric = next(iter(self.limits))
+        self.gone: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
+        self.dense = self.spent({})
+        if branches:
+            if target.latency is not None:
+                raise TargetError(
+                    "a latency model says what groups take, not blocks: give shares where blocks are left out"
+                )
+            left_out = graph.left_out(branches)
+            self.gone = left_out.parameters, left_out.nodes
+        if target.latency is not None and not self.dense[LATENCY] > 0:
+            raise TargetError(f"the latency model says {self.dense[LATENCY]} ms for the dense model: measure it again")
+
+    def spent(self, removal: Removal) -> Spent:
+        """What the model spends after a removal (axis name -> group numbers), by measure."""
+        return self.spent_at(self.graph.widths.at(removal))
+
+    def spent_at(self, kept: Kept) -> Spent:
+        """What remains spends, by measure."""
+        found: Spent = {}
+        cost = kept.cost(*self.gone) if set(self.limits) - {LATENCY} else None
+        for measure in self.limits:
+            if measure == LATENCY:
+                assert self.target.latency is not None
+                found[measure] = float(self.target.latency.ms(kept))
+            else:
+                found[measure] = getattr(cost, measure)
+        return found
+
+    def over(self, spent: Spent) -> float:
+        """By which share of the dense model it is above its limit, the most of all measures: at most 0 where it is met."""
+        return max((spent[m] - limit) / max(self.dense[m], self.least(m)) for m, limit in self.limits.items())
+
+    def met(self, spent: Spent) -> bool:
+        return all(spent[m] <= limit for m, limit in self.limits.items())
+
+    def slack(self, spent: Spent) -> float:
+        """How far below its limit the first measure is."""
+        return self.limits[self.metric] - spent[self.metric]
+
+    def gain(self, spent: Spent) -> float:
+        """What was saved, as shares of the dense model, added over all measures."""
+        return sum((self.dense[m] - spent[m]) / max(self.dense[m], self.least(m)) for m in self.limits)
+
+    def least(self, measure: str) -> float:
+        """The smallest difference that counts."""
+        return 1.0 if measure != LATENCY else _SMALLEST * max(self.dense.get(LATENCY, 1.0), 1e-9)
+
+    def told(self, kept: Kept) -> str:
+        """What remains spends, as a refusal says it, with what holds the time."""
+        spent, said = self.spent_at(kept), []
+        for measure, value in spent.items():
+            if measure == LATENCY:
+                said.append(f"latency={value:.3g} ms")
+            elif measure == "bytes" and self.target.most_bytes is not None:
+                said.append(f"bytes={value:,.0f}")
+            else:
+                said.append(f"{measure}={value / max(self.dense[measure], 1):.3f}")
+        return ", ".join(said)
+
+    def held_by(self, kept: Kept) -> str:
+        """Which operators take the time that remains; empty where time isn't limited, or isn't what is lacking."""
+        if self.target.latency is None or self.spent_at(kept)[LATENCY] <= self.limits[LATENCY]:
+            return ""
+        parts = sorted(self.target.latency.parts(kept).items(), key=lambda entry: -entry[1])
+        total = sum(ms for _, ms in parts) or 1.0
+        shown = [f"{name} {ms:.3g} ms" for name, ms in parts[:_MOST_HOLDERS] if ms > 0]
+        share = sum(ms for _, ms in parts[:_MOST_HOLDERS]) / total
+        return f"; what remains is held by {', '.join(shown)} ({share:.0%} of it)" if shown else ""

@@ -1,0 +1,39 @@
+"""Which operators' numbers are read: by an output, a write or a decision. Of others the code reads the shape at most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch.fx import Node
+
+from depgraph.rules.domains import LOOKS_AT_SHAPES
+
+_SHAPE_OF_SECOND = frozenset(
+    f"aten.{name}" for name in ("expand_as", "view_as", "reshape_as", "type_as", "resize_as", "resize_as_")
+)
+
+
+def values_read(nodes: Iterable[Node], asked: Iterable[str]) -> frozenset[Node]:
+    """The nodes whose numbers an output is computed from, a write takes, or a node named in `asked` gives to a decision."""
+    decided = frozenset(asked)
+    queue = [n for n in nodes if n.op == "output" or n.name in decided or _writes(n)]
+    found: set[Node] = set()
+    while queue:
+        node = queue.pop()
+        if node not in found:
+            found.add(node)
+            queue.extend(_operands(node))
+    return frozenset(found)
+
+
+def _writes(node: Node) -> bool:
+    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
+
+
+def _operands(node: Node) -> Iterator[Node]:
+    """What a node takes the numbers of."""
+    name = ".".join(str(node.target).split(".")[:2])
+    if name in LOOKS_AT_SHAPES:
+        return
+    second = node.args[1] if name in _SHAPE_OF_SECOND and len(node.args) > 1 else None
+    yield from (operand for operand in node.all_input_nodes if operand is not second or operand is node.args[0])

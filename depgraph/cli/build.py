@@ -1,0 +1,194 @@
+"""`depgraph build`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from depgraph.cli import options as o
+from depgraph.cli.app import app
+from depgraph.cli.data import Amount, TextData, read_text, text_data
+from depgraph.cli.keeping import parse_keep
+from depgraph.cli.models import Loaded, Loading, load_model
+from depgraph.cli.onnx_files import is_onnx
+from depgraph.cli.output import Steps, check_vacant, print_json, printing, say, showing
+from depgraph.cli.points import check_names
+from depgraph.cli.quality import measure_of, shift_of
+from depgraph.errors import ModelError
+from depgraph.plain import plain
+
+if TYPE_CHECKING:
+    from exporters.building import Built, Candidate, Subject
+
+
+Latency = Annotated[str, typer.Option(help="the longest that one run may take: 20ms")]
+Size = Annotated[str, typer.Option(help="the largest that the file may be, with its weights: 30MB")]
+Folder = Annotated[Path, typer.Option("--out", help="a new folder for all that is made", show_default=False)]
+Recipes = Annotated[
+    str, typer.Option(help="recipes or scores to try, with commas; empty: best with data, magnitude without")
+]
+Quantise = Annotated[
+    str,
+    typer.Option(
+        help="precisions that may be used beside float32, with commas: float16, int8-dynamic, int8-static, int4"
+    ),
+]
+ProfileFile = Annotated[
+    Path | None, typer.Option("--profile", help="of the device it is for, as `depgraph profile` makes it")
+]
+Threads = Annotated[int, typer.Option(help="threads that ONNX Runtime computes with", min=1)]
+
+
+@app.command()
+def build(  # noqa: PLR0913  (the options of a command)
+    model: o.Model,
+    out: Folder,
+    latency: Latency = "",
+    size: Size = "",
+    data: o.Data = None,
+    recipes: Recipes = "",
+    quantise: Quantise = "",
+    profile: ProfileFile = None,
+    threads: Threads = 1,
+    scope: o.Scope = "auto",
+    round_to: o.RoundTo = "1",
+    floor: o.Floor = 0.0,
+    protect: o.Protect = None,
+    only: o.Only = None,
+    batches: o.Batches = 16,
+    length: o.Length = None,
+    seed: o.Seed = 0,
+    base: o.Base = "",
+    opset: o.Opset = 20,
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Make a model keep within milliseconds and megabytes, and leave a folder that runs, with a report."""
+    from exporters.building import Budget, Ways
+    from exporters.building import build as make
+    from exporters.timing.profile import Profile
+
+    if is_onnx(model):
+        raise ModelError(
+            f"build needs a PyTorch model, and {model} is an ONNX file: prune and quantise the file instead"
+        )
+    check_vacant(out)
+    limits = _limits(latency, size)
+    with printing(as_json) as console:
+        steps = Steps()
+        device = Profile.load(profile) if profile is not None else None
+        budget = Budget(*limits, threads, device)
+        names = _listed(recipes) or (["best"] if data is not None or ".py:" in model else ["magnitude"])
+        check_names(names, data=data is not None or ".py:" in model)
+        with steps("loading"):
+            loaded = load_model(model, Loading("cpu", "auto", seed, base))
+            found = TextData([], [])
+            if data is not None:
+                found = text_data(loaded, data, read_text(data), Amount(batches, length, seed))
+        options: dict[str, Any] = {"scope": scope, "round_to": o.rounding(round_to), "floor": floor}
+        options |= {"protect": tuple(protect or ()), "only": tuple(only or ())}
+        ways = Ways(tuple(names), ("float32", *_precisions(quantise)), options, seed, opset=opset)
+        command = shlex.join(["depgraph", *sys.argv[1:]])
+        made = make(_subject(loaded, found, data is None), budget, out, ways, step=steps, command=command)
+    with showing():
+        _show(made, console, as_json)
+
+
+def _subject(loaded: Loaded, found: TextData, own: bool) -> Subject:
+    from exporters.building import Subject
+
+    measure = measure_of(loaded, found) if _measurable(loaded, found) else shift_of(loaded)
+    batches = list(loaded.batches) if own and loaded.batches is not None else found.calibration or None
+    return Subject(
+        loaded.model, loaded.args, loaded.kwargs, measure.of, measure.figure, batches, loaded.loss, loaded.tokenizer
+    )
+
+
+def _measurable(loaded: Loaded, found: TextData) -> bool:
+    """Did a text or batches come with the model?"""
+    return bool(found.held_out or found.calibration or loaded.held_out is not None or loaded.batches is not None)
+
+
+def _limits(latency: str, size: str) -> tuple[float | None, int | None]:
+    """Milliseconds and bytes; raises typer.BadParameter."""
+    asked = {"latency": latency, "size": size}
+    if not latency and not size:
+        raise typer.BadParameter("give a budget: --latency 20ms, --size 30MB, or both")
+    keep = parse_keep(",".join(f"{name}={text}" for name, text in asked.items() if text))
+    most = keep.given.get("bytes")
+    if (latency and keep.milliseconds is None) or (size and not isinstance(most, int)):
+        raise typer.BadParameter("a budget is a time such as --latency 20ms and a size such as --size 30MB, no shares")
+    return keep.milliseconds, most
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _precisions(text: str) -> list[str]:
+    from exporters.building import PRECISIONS
+
+    names = [name for name in _listed(text) if name != "float32"]
+    for name in names:
+        if name not in PRECISIONS:
+            raise typer.BadParameter(f"--quantise {name!r} is no precision: choose among {', '.join(PRECISIONS[1:])}")
+    return names
+
+
+def _show(made: Built, console: Console, as_json: bool) -> None:
+    best = made.best
+    if as_json:
+        tried = [_tried_json(one) for one in made.tried]
+        print_json({"folder": str(made.folder), "tried": tried, "report": plain(made.story)}, console)
+        return
+    console.print(_table(made))
+    story = made.story
+    for timing in story.timings:
+        ms = f"{timing.dense_ms:.3g} -> {timing.pruned_ms:.3g} ms" if timing.dense_ms and timing.pruned_ms else ""
+        console.print(f"{timing.kind}: {ms} ({timing.what})", markup=False, highlight=False, soft_wrap=True)
+    if story.check is not None:
+        console.print(f"check: {story.check}", markup=False, highlight=False, soft_wrap=True)
+    for note in story.notes:
+        say(f"note: {note}")
+    cut = "nothing had to go" if best.plan is None else f"by {best.recipe}, in {best.rounds} rounds"
+    console.print(
+        f"wrote {made.folder} ({best.precision}, {cut}): open report.html, or run python {made.folder}/run.py"
+    )
+
+
+def _table(made: Built) -> Table:
+    figure = made.story.quality[0]
+    table = Table("way", "parameters", "file", "time", f"{figure.name} (dense {figure.before:.4g})", "", box=None)
+    before = made.story.before.params
+    for one in made.tried:
+        params = before if one.report is None else one.report.after.params
+        table.add_row(
+            f"{one.recipe}, {one.precision}",
+            f"{params / before:.1%}",
+            f"{one.bytes:,} B",
+            f"{one.ratio:.1%}",
+            f"{one.quality:.4g}",
+            one.why or ("taken" if one is made.best else "within"),
+        )
+    return table
+
+
+def _tried_json(one: Candidate) -> dict[str, Any]:
+    cost = None if one.report is None else plain(one.report.after)
+    return {
+        "recipe": one.recipe,
+        "precision": one.precision,
+        "cost": cost,
+        "bytes": one.bytes,
+        "measured_share": one.ratio,
+        "predicted_share": one.predicted,
+        "quality": one.quality,
+        "rounds": one.rounds,
+        "why_not": one.why,
+    }

@@ -1,0 +1,105 @@
+"""How good a model is, by what came with it: accuracy, perplexity on the end of a text, or the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from depgraph.capture.capturing import quiet
+from depgraph.cli.data import TextData, perplexity
+from depgraph.cli.models import Loaded
+from depgraph.errors import DataError
+
+if TYPE_CHECKING:
+    from importance.sweeping import Figure
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of quality, and how it is found: in eval mode, without gradients."""
+
+    figure: Figure
+    of: Callable[[nn.Module], float]
+
+
+def measure_of(loaded: Loaded, found: TextData) -> Measure:
+    """What can be measured of a model: the first of accuracy, perplexity, and the loss on batches held out or else given.
+
+    Raises DataError where nothing can.
+    """
+    from importance.losses import own_loss
+    from importance.sweeping import Figure
+
+    if loaded.accuracy is not None and loaded.held_out is not None:
+        return Measure(Figure("accuracy", "held-out batches", True), partial(_accuracy, loaded=loaded))
+    if found.held_out:
+        figure = Figure("perplexity", f"{found.held_out_tokens:,} held-out tokens")
+        return Measure(figure, lambda model: perplexity(model, found.held_out, own_loss))
+    if loaded.held_out is not None:
+        return Measure(Figure("loss", "held-out batches"), partial(_loss, batches=loaded.held_out, loaded=loaded))
+    batches = loaded.batches if loaded.batches is not None else found.calibration
+    if not batches:
+        raise DataError(
+            "there is nothing to measure quality on: give a text with --data, or let file.py:function return a dict with 'batches' and "
+            "'loss' (and 'held_out' and 'accuracy')"
+        )
+    return Measure(Figure("loss", "the batches that scores are from"), partial(_loss, batches=batches, loaded=loaded))
+
+
+def shift_of(loaded: Loaded) -> Measure:
+    """How far the output on the example moves: what can be said of a model that comes without data."""
+    from importance.sweeping import Figure
+
+    with quiet(loaded.model), torch.no_grad():
+        dense = _floats(loaded.model(*loaded.args, **loaded.kwargs))
+
+    def shift(model: nn.Module) -> float:
+        with quiet(model), torch.no_grad():
+            made = _floats(model(*loaded.args, **loaded.kwargs))
+        apart = sum(float((a - b).square().sum()) for a, b in zip(made, dense, strict=True))
+        return math.sqrt(apart / max(sum(float(b.square().sum()) for b in dense), 1e-30))
+
+    return Measure(Figure("output shift", "the example inputs"), shift)
+
+
+def _floats(output: Any) -> list[torch.Tensor]:
+    leaves = pytree.tree_leaves(output)
+    return [leaf.float() for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+
+
+def _loss(model: nn.Module, batches: Any, loaded: Loaded) -> float:
+    """The mean loss over samples."""
+    from importance.calling import loss_after
+
+    return _mean(model, batches, lambda output, batch: loss_after(loaded.model, output, batch, loaded.loss))
+
+
+def _accuracy(model: nn.Module, loaded: Loaded) -> float:
+    assert loaded.accuracy is not None
+    return _mean(model, loaded.held_out, loaded.accuracy)
+
+
+def _mean(model: nn.Module, batches: Any, figure: Callable[[Any, Any], Any]) -> float:
+    """The mean of a figure (output, batch) over batches, each counted by its samples."""
+    from importance.calling import inputs_of, moved, run_model
+    from importance.samples import largest_size
+
+    total = count = 0.0
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with quiet(model), torch.no_grad():
+        for batch in (moved(given, device) for given in batches):
+            size = largest_size(batch)
+            total += float(figure(run_model(model, *inputs_of(model, batch)), batch)) * size
+            count += size
+    if not count:
+        raise DataError(
+            "there are no batches to measure quality on (a generator gives its batches only once: give a list)"
+        )
+    return total / count

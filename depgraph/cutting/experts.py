@@ -1,0 +1,219 @@
+"""Entries of lists of modules leave with the indices that stand for them: experts, with their rows of the router.
+
+The cut model must compute what the original computes when it can't choose them (`barring`), on the example and on inputs
+made from it, where both decide by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from depgraph.capture import proxies
+from depgraph.capture.capturing import quiet
+from depgraph.capture.exported import decisions_of
+from depgraph.capture.keeping import unwritten
+from depgraph.capture.restoring import own_containers
+from depgraph.capture.sizes import Attr
+from depgraph.cutting.barring import Bars, barred, bars_of
+from depgraph.cutting.draws import same_draws
+from depgraph.cutting.elsewhere import moved
+from depgraph.cutting.entries import positions, renumber
+from depgraph.cutting.inputs import describe_inputs
+from depgraph.cutting.report import Check
+from depgraph.cutting.rerunning import Inputs
+from depgraph.cutting.shortening import Shortening
+from depgraph.cutting.slicing import positions as places_of
+from depgraph.cutting.verifying import TOLERANCE, difference
+from depgraph.errors import CheckError
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
+    from depgraph.plan import Plan
+    from depgraph.widths import Kept
+
+FORMAT = 1
+Groups = Mapping[str, tuple[int, ...]]
+
+
+def with_entries(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """The part of a plan's removal that takes whole modules along."""
+    return {name: groups for name, groups in plan.removal.items() if plan.graph[name].entries}
+
+
+def leaving(graph: DependencyGraph, removal: Groups) -> Shortening:
+    """What must be done to the module so that the entries leave, and the indices that stand for them."""
+    kept, going = graph.widths.at(removal), _going(graph, removal)
+    found = Shortening(integers=graph.sizes.follow(kept), narrowed=list(_narrowing(graph, kept)))
+    sized = frozenset(graph.sizes.users)
+    for container, gone in going.items():
+        places = positions(graph.model, container, sized)
+        found.integers |= renumber(graph.model, container, places, gone)
+        found.entries += [(container, k) for k in sorted(gone, reverse=True)]
+    for entries in (entries for name in removal for entries in graph[name].entries):
+        left = len(going[entries.container])
+        found.integers |= {attr: _now(graph.model, attr) - left for attr in entries.counts}
+        if entries.keys == "first" and entries.container not in found.keyed:
+            found.keyed.append(entries.container)
+    return found
+
+
+def _narrowing(graph: DependencyGraph, kept: Kept) -> Iterator[tuple[str, int, list[int]]]:
+    """The parameters and buffers that get narrower, along which dim, and without which indices."""
+    tensors = graph.tensors()
+    for value in kept.smaller().values():
+        for d, size in enumerate(value.shape):
+            stays = kept.of(value, d)
+            if stays is not None and value.kind in ("parameter", "buffer") and value.target in tensors:
+                yield value.target, d, sorted(set(range(size)) - set(stays.tolist()))
+
+
+def _going(graph: DependencyGraph, removal: Groups) -> dict[str, set[int]]:
+    """The positions of all entries that leave, by their container."""
+    found: dict[str, set[int]] = {}
+    for name, groups in removal.items():
+        for entries in graph[name].entries:
+            found.setdefault(entries.container, set()).update(entries.going(groups))
+    return found
+
+
+def _now(model: nn.Module, attr: Attr) -> int:
+    return int(getattr(model.get_submodule(attr.module), attr.name))
+
+
+class Expected(NamedTuple):
+    """What a model computes when it can't choose what goes, narrowed as its outputs will be, and when it can.
+
+    `inputs` are those on which it was run.
+    """
+
+    inputs: list[Inputs]
+    barred: list[list[Tensor]]
+    free: list[list[Tensor]]
+
+
+def expected(graph: DependencyGraph, model: nn.Module, removal: Groups) -> Expected:
+    """Run `model`, the graph's or one cut in its other axes, with what `removal` takes away out of reach, and as it is."""
+    bars, silent = bars_of(graph, removal), _modules(graph, model, removal)
+    kept = graph.widths.at(removal)
+    found = Expected([], [], [])
+    for k, inputs in enumerate(_inputs(graph)):
+        try:
+            free = outputs(graph, model, inputs)
+            within = outputs(graph, model, inputs, bars, silent)
+        except Exception:
+            if k == 0:
+                raise
+            continue  # the original doesn't take these either
+        found.inputs.append(inputs)
+        found.free.append(_narrow(graph, free, kept))
+        found.barred.append(_narrow(graph, within, kept))
+    return found
+
+
+def _modules(graph: DependencyGraph, model: nn.Module, removal: Groups) -> list[nn.Module]:
+    """The modules that leave."""
+    going = _going(graph, removal).items()
+    held = [(list(model.get_submodule(container).children()), gone) for container, gone in going]
+    return [entries[k] for entries, gone in held for k in sorted(gone)]
+
+
+def _inputs(graph: DependencyGraph) -> Iterator[Inputs]:
+    """The example inputs, and such with a little noise and with their whole numbers the other way round."""
+    given = (graph.args, graph.kwargs)
+    yield given
+    args, kwargs = pytree.tree_map(_turned, moved(given))
+    yield args, kwargs
+
+
+def _turned(leaf: Any) -> Any:
+    whole = isinstance(leaf, Tensor) and leaf.dtype in (torch.int64, torch.int32) and leaf.ndim
+    return leaf.flip(-1) if whole else leaf
+
+
+def _narrow(graph: DependencyGraph, made: list[Tensor], kept: Kept) -> list[Tensor]:
+    """Outputs without the indices that go, where they show what is chosen among."""
+    values = list(graph.capture.program.outputs.values())
+    if len(values) != len(made):
+        return made
+    narrow = []
+    for value, tensor in zip(values, made, strict=True):
+        for d in range(len(value.shape)):
+            stays = kept.of(value, d)
+            if stays is not None:
+                tensor = tensor.index_select(d, torch.from_numpy(places_of(None, stays)).to(tensor.device))
+        narrow.append(tensor)
+    return narrow
+
+
+def outputs(
+    graph: DependencyGraph,
+    model: nn.Module,
+    inputs: Inputs,
+    bars: Bars | None = None,
+    silent: list[nn.Module] | None = None,
+) -> list[Tensor]:
+    """The output tensors of a forward that decides by itself; it leaves no trace."""
+    args, kwargs = own_containers(inputs)
+    decisions = decisions_of(graph.capture.exported)
+    told = proxies.exporting_flags() if decisions is None else decisions.told()
+    within = nullcontext() if bars is None else barred(model, bars, silent or [])
+    with quiet(model), torch.no_grad(), unwritten(model, *args, kwargs) as written, same_draws(), told, within:
+        output = model(*args, **kwargs)
+    return [written.own(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def check_without(graph: DependencyGraph, model: nn.Module, wanted: Expected) -> Check:
+    """Compare a model that the entries have left with what was expected of it.
+
+    Raises CheckError when they differ by more than rounding, or the model doesn't run.
+    """
+    error = sensitivity = 0.0
+    tensors = [t for made in wanted.barred for t in made if t.is_floating_point()]
+    tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for t in tensors), default=1e-4)
+    for inputs, within, free in zip(*wanted, strict=True):
+        try:
+            got = outputs(graph, model, inputs)
+        except Exception as failure:
+            text = str(failure).strip().splitlines()
+            raise CheckError(
+                f"{type(model).__name__} doesn't run without the modules that the plan takes out: "
+                f"{type(failure).__name__}: {text[0] if text else ''}"
+            ) from failure
+        error = max(error, difference(got, within))
+        sensitivity = max(sensitivity, difference(within, free))
+    if not error <= tolerance:
+        raise CheckError(
+            f"{type(model).__name__} without the modules that the plan takes out differs by {error:.1e} of the largest output "
+            f"(allowed {tolerance:.0e}) from the original in which they can't be chosen: protect their axis"
+        )
+    return Check(error, sensitivity, tolerance, 0, 0)
+
+
+def record_without(plan: Plan, removal: Groups, how: Shortening, earlier: dict[str, Any] | None) -> dict[str, Any]:
+    """JSON-able: all that is needed to take the same modules out again, as `record.make_record` for other axes."""
+    graph, done = plan.graph, how.to_json(plan.graph.model)
+    before = graph.widths.at({n: g for n, g in plan.removal.items() if n not in removal}).cost()
+    return {
+        "format": FORMAT,
+        "form": "depth",
+        "branches": [],
+        "shortening": done,
+        "removed": [],
+        "attributes": done["attributes"],
+        "axes": {name: [graph[name].size, len(groups)] for name, groups in removal.items()},
+        "groups": {name: [int(g) for g in groups] for name, groups in removal.items()},
+        "config": {},
+        "free": sorted(graph.free),
+        "inputs": describe_inputs(graph.args, graph.kwargs),
+        "vocabulary": {},
+        "cost": {"before": asdict(before), "after": asdict(plan.cost())},
+        "original": {},
+        "earlier": [*earlier["earlier"], {k: v for k, v in earlier.items() if k != "earlier"}] if earlier else [],
+    }

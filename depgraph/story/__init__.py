@@ -1,0 +1,38 @@
+"""What a pruning did, told to people: a story as data (`parts`), made after a cut (`telling`), drawn as a page (`page`)."""
+
+from depgraph.story.page import story_page
+from depgraph.story.parts import (
+    AxisCut,
+    Curve,
+    Dropped,
+    LayerWidths,
+    MadeFile,
+    Making,
+    Quality,
+    Sensitivity,
+    Story,
+    Timing,
+    TradeOff,
+    Trial,
+)
+from depgraph.story.telling import tell, versions
+from depgraph.story.writing import write_story
+
+__all__ = [
+    "AxisCut",
+    "Curve",
+    "Dropped",
+    "LayerWidths",
+    "MadeFile",
+    "Making",
+    "Quality",
+    "Sensitivity",
+    "Story",
+    "Timing",
+    "TradeOff",
+    "Trial",
+    "story_page",
+    "tell",
+    "versions",
+    "write_story",
+]

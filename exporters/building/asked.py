@@ -1,0 +1,91 @@
+"""What a build is asked for: a model with all that is known of it, a budget, and the ways that are open."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from depgraph.errors import TargetError
+from exporters.timing.profile import Profile
+from importance.losses import Loss
+from importance.sweeping import Figure
+
+PRECISIONS = ("float32", "float16", "int8-dynamic", "int8-static", "int4")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model in eval mode with example inputs of the sizes that it will be run with, and what is known of it.
+
+    measure: a figure of quality of any model in its place, which `figure` names. batches: to score, compensate and calibrate
+    with; `loss` of an output and a batch, None for the model's own.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    measure: Callable[[nn.Module], float]
+    figure: Figure
+    batches: Iterable[Any] | None = None
+    loss: Loss | None = None
+    tokenizer: Any = None
+
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a run."""
+        return self.args, self.kwargs
+
+    @property
+    def sizes(self) -> str:
+        """The shapes of the example inputs, such as "input_ids 2x16"."""
+        named = {**{f"input {k}": arg for k, arg in enumerate(self.args)}, **self.kwargs}
+        shapes = {name: "x".join(map(str, t.shape)) for name, t in named.items() if isinstance(t, Tensor)}
+        return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits that all hold: milliseconds of one run on the example's sizes, bytes of the file with its weights.
+
+    `profile` is that of a device; without it this machine is measured, with `threads`. Raises TargetError for limits that
+    are no positive numbers, and when none is given.
+    """
+
+    latency_ms: float | None = None
+    bytes: int | None = None
+    threads: int = 1
+    profile: Profile | None = None
+
+    def __post_init__(self) -> None:
+        given = {"latency_ms": self.latency_ms, "bytes": self.bytes}
+        for name, value in given.items():
+            if value is not None and not 0 < value < math.inf:
+                raise TargetError(f"a budget of {name}={value!r} is none: give a positive number")
+        if all(value is None for value in given.values()):
+            raise TargetError("a budget needs a limit: milliseconds of a run, bytes of the file, or both")
+
+    def __str__(self) -> str:
+        said = [f"{self.latency_ms:g} ms"] if self.latency_ms is not None else []
+        said += [f"{self.bytes:,} bytes"] if self.bytes is not None else []
+        return ", ".join(said)
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What may be tried: recipes or scores by name, and precisions of the file, each with each.
+
+    options: of `graph.plan`. rounds: how often a result that measures above the budget is made anew, smaller. shares: of the
+    parameters, at which the trade-off of the report is measured. probes: how many axes its sensitivity curves are of.
+    """
+
+    recipes: tuple[str, ...] = ("best",)
+    precisions: tuple[str, ...] = ("float32",)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    rounds: int = 3
+    shares: tuple[float, ...] = (0.9, 0.7, 0.5)
+    probes: int = 12
+    opset: int = 20

@@ -1,0 +1,53 @@
+"""From a budget to a target: what a plan may leave so that the file of some precision keeps within it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import depgraph
+from depgraph.dependency import DependencyGraph
+from depgraph.errors import TargetError
+from exporters.building.asked import Budget
+from exporters.building.precisions import Precision
+from exporters.timing.model import MeasuredLatency
+
+_CLOSER = 0.985  # of what would just fit by measure: where rounds end, they should end below
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes of float32 weights and milliseconds of the float32 file that a plan may leave; None without a limit."""
+
+    weights: int | None = None
+    milliseconds: float | None = None
+
+    @classmethod
+    def of(cls, budget: Budget, precision: Precision) -> Limits:
+        """Raises TargetError where the file is too large for any plan, even without weights."""
+        weights = None if budget.bytes is None else precision.weights(budget.bytes)
+        if weights is not None and weights < 2:
+            raise TargetError(
+                f"a file of {budget.bytes:,} bytes is less than the graph alone takes ({precision.rest:,.0f} bytes): ask for more"
+            )
+        ms = None if budget.latency_ms is None else precision.milliseconds(budget.latency_ms)
+        return cls(weights, ms)
+
+    def met(self, graph: DependencyGraph, latency: MeasuredLatency | None) -> bool:
+        """Does the dense model keep within them?"""
+        small = self.weights is None or graph.dense_cost.bytes <= self.weights
+        fast = self.milliseconds is None or latency is None or latency.dense_ms <= self.milliseconds
+        return small and fast
+
+    def target(self, latency: MeasuredLatency | None) -> depgraph.Target:
+        """The same as a target; one that the dense model meets takes nothing away."""
+        timed = {"latency_ms": self.milliseconds, "latency": latency} if self.milliseconds is not None else {}
+        return depgraph.Target(bytes=self.weights, **timed)  # type: ignore[arg-type]
+
+    def tighter(self, size: float, time: float) -> Limits:
+        """The limits for another round, where the file was `size` times the bytes and `time` times the milliseconds allowed."""
+        found = self
+        if size > 1 and self.weights is not None:
+            found = replace(found, weights=int(self.weights / size * _CLOSER))
+        if time > 1 and self.milliseconds is not None:
+            found = replace(found, milliseconds=self.milliseconds / time * _CLOSER)
+        return found

@@ -1,0 +1,255 @@
+"""The search: every recipe in every precision is pruned to what the budget allows, exported, and measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import depgraph
+from depgraph.cutting.report import CutReport
+from depgraph.dependency import DependencyGraph
+from depgraph.errors import DepgraphError, ExportError, NothingToPrune, TargetError
+from depgraph.options import Options
+from depgraph.plan import Plan
+from exporters.building.asked import Budget, Subject, Ways
+from exporters.building.file_model import FileModel
+from exporters.building.limits import Limits
+from exporters.building.precisions import Precision, calibration, file_bytes, made, measured_precision, side_by_side
+from exporters.calls import flatten_call
+from exporters.feeds import Feeds
+from exporters.onnx_export import OnnxOptions, to_onnx
+from exporters.timing.model import MeasuredLatency
+from importance import named, recipes
+
+Step = Callable[[str], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way through, as far as it came: `file` is what was measured, `why` says what stands against it, empty for nothing.
+
+    times: milliseconds of the dense float32 file and of this one, in turns. predicted: their ratio by the latency model.
+    plan: None where the dense model keeps within the budget.
+    """
+
+    recipe: str
+    precision: str
+    model: nn.Module
+    plan: Plan | None
+    report: CutReport | None
+    file: Path
+    bytes: int
+    times: tuple[float, float]
+    predicted: float | None
+    quality: float
+    rounds: int
+    why: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """The share of the dense float32 file's time that it takes."""
+        return self.times[1] / self.times[0]
+
+
+@dataclass
+class Search:
+    """Searches for `subject` within `budget`; files go to `work`, `step` says what is being done."""
+
+    subject: Subject
+    budget: Budget
+    ways: Ways
+    work: Path
+    step: Step = field(default=lambda what: nullcontext())
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def graph(self) -> DependencyGraph:
+        """The traced model."""
+        with self.step("tracing"):
+            return depgraph.trace(self.subject.model, self.subject.args, self.subject.kwargs)
+
+    @cached_property
+    def latency(self) -> MeasuredLatency | None:
+        """How long what widths take, on the device of the profile or here; None where the budget doesn't limit it."""
+        if self.budget.latency_ms is None:
+            return None
+        with self.step("measuring operators"):
+            found = MeasuredLatency.of(self.graph, self.budget.profile, threads=self.budget.threads)
+        self.notes += found.notes
+        return found
+
+    @cached_property
+    def dense(self) -> Path:
+        """The file of the model as it is, in float32."""
+        with self.step("exporting the dense model"):
+            return self._exported(self.subject.model, self.work / "dense" / "model.onnx")
+
+    @cached_property
+    def dense_quality(self) -> float:
+        """The figure of quality of the model as it is."""
+        with self.step("measuring the dense model's quality"):
+            return self.subject.measure(self.subject.model)
+
+    @cached_property
+    def example(self) -> Feeds:
+        """The example inputs by the names of a file's inputs."""
+        call = flatten_call(self.subject.model, self.subject.args, self.subject.kwargs)
+        return {name: tensor.detach().cpu().numpy() for name, tensor in zip(call.names, call.tensors, strict=True)}
+
+    @cached_property
+    def data(self) -> list[Feeds]:
+        """Batches to calibrate and compare quantised files with."""
+        return calibration(self.subject.batches, list(self.example), self.example)
+
+    def candidates(self) -> list[Candidate]:
+        """All that was made, the best within the budget first.
+
+        Raises TargetError where nothing keeps within it, with what came nearest or why nothing came near.
+        """
+        found: list[Candidate] = []
+        refused: list[DepgraphError] = []
+        for precision in self._precisions(refused):
+            for recipe in self.ways.recipes:
+                try:
+                    found.append(self._candidate(recipe, precision))
+                except (TargetError, NothingToPrune, ExportError) as error:
+                    refused.append(error)
+                    self.notes.append(f"{recipe} in {precision.name}: {error}")
+        fitting = [one for one in found if not one.why]
+        if not fitting:
+            raise self._unmet(found, refused)
+        return sorted(found, key=self._order)
+
+    def _order(self, one: Candidate) -> tuple[bool, float, int]:
+        worth = one.quality if self.subject.figure.higher_is_better else -one.quality
+        return bool(one.why), -worth if math.isfinite(worth) else math.inf, one.bytes
+
+    def _precisions(self, refused: list[DepgraphError]) -> list[Precision]:
+        found = []
+        for name in self.ways.precisions:
+            with self.step(f"trying {name}"):
+                try:
+                    weights = self.graph.dense_cost.bytes
+                    found.append(measured_precision(name, self.dense, weights, self.budget, self.data))
+                except ExportError as error:
+                    refused.append(error)
+                    self.notes.append(f"{name} was left out: {error}")
+        return found
+
+    def _candidate(self, recipe: str, precision: Precision) -> Candidate:
+        """What a recipe makes in a precision, made anew while it measures above the budget."""
+        limits = Limits.of(self.budget, precision)
+        for number in range(1, self.ways.rounds + 1):
+            found = self._once(recipe, precision, limits, number)
+            over = self._over(found)
+            if not found.why or found.plan is None or number == self.ways.rounds:
+                return found
+            limits = limits.tighter(*over)
+        raise AssertionError("unreachable")
+
+    def _once(self, recipe: str, precision: Precision, limits: Limits, number: int) -> Candidate:
+        name = f"{recipe}-{precision.name}-{number}"
+        with self.step(f"{recipe}, {precision.name}: pruning"):
+            plan, report = (
+                (None, None)
+                if limits.met(self.graph, self.latency)
+                else self.pruned(recipe, limits.target(self.latency))
+            )
+            model = self.subject.model if report is None else report.model
+        with self.step(f"{recipe}, {precision.name}: exporting"):
+            float32 = (
+                self.dense if report is None else self._exported(model, self.work / name / "float32" / "model.onnx")
+            )
+            file = made(precision.name, float32, self.work / name / "model.onnx", self.data)
+        with self.step(f"{recipe}, {precision.name}: measuring"):
+            times = side_by_side({"dense": self.dense, "made": file}, self.example, self.budget.threads)
+            quality = self._quality(model, file, precision)
+        found = Candidate(
+            recipe if plan is not None else "dense",
+            precision.name,
+            model,
+            plan,
+            report,
+            file,
+            file_bytes(file),
+            (times["dense"], times["made"]),
+            self._predicted(plan, precision),
+            quality,
+            number,
+        )
+        return _with_why(found, self._over(found), self.budget)
+
+    def pruned(self, name: str, target: depgraph.Target) -> tuple[Plan, CutReport]:
+        """What a recipe, or a score, makes of the model; a recipe takes every axis where those that it is for aren't enough."""
+        subject = self.subject
+        if name in recipes.RECIPES:
+            recipe = recipes.named(name, subject.batches, subject.loss, self.ways.seed)
+            given = {k: v for k, v in self.ways.options.items() if v != getattr(Options(), k)}
+            try:
+                return recipe.reported(self.graph, target, **given)
+            except (NothingToPrune, TargetError) as error:
+                if "only" in given:
+                    raise
+                self.notes.append(f"{name} takes axes of all kinds for {target}, since of those that it is for {error}")
+                return replace(recipe, units="all").reported(self.graph, target, **given)
+        scorer = named(name, batches=subject.batches, loss=subject.loss, seed=self.ways.seed)
+        plan = self.graph.plan(scorer, target, **self.ways.options)
+        return plan, plan.apply_with_report(form=self.ways.options.get("form", "auto"))
+
+    def _exported(self, model: nn.Module, path: Path) -> Path:
+        options = OnnxOptions(opset=self.ways.opset, dtype="float32")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_onnx(model, self.subject.args, path, self.subject.kwargs, options=options)
+        return path
+
+    def _quality(self, model: nn.Module, file: Path, precision: Precision) -> float:
+        """Of the file where it computes something else than the model, of the model where the file can't be asked."""
+        if precision.name != "float32":
+            try:
+                return self.subject.measure(FileModel(file, self.subject.model, self.budget.threads))
+            except Exception as error:
+                self.notes.append(
+                    f"quality is that of the float32 model, as the file couldn't be run in its place ({error})"
+                )
+        return self.subject.measure(model)
+
+    def _predicted(self, plan: Plan | None, precision: Precision) -> float | None:
+        if self.latency is None:
+            return None
+        share = 1.0 if plan is None else self.latency.ms(plan.kept()) / self.latency.ms(self.graph.widths.at({}))
+        return share * precision.share
+
+    def _over(self, found: Candidate) -> tuple[float, float]:
+        """How many times the bytes, and the milliseconds, that are allowed; times are as measured, or a profile predicts."""
+        size = found.bytes / self.budget.bytes if self.budget.bytes else 0.0
+        if self.latency is None or self.budget.latency_ms is None:
+            return size, 0.0
+        share = found.ratio if self.budget.profile is None else (found.predicted or 0.0)
+        return size, share * self.latency.dense_ms / self.budget.latency_ms
+
+    def _unmet(self, found: list[Candidate], refused: list[DepgraphError]) -> TargetError:
+        if not found:
+            first = refused[0] if refused else "no precision is left to try"
+            return TargetError(f"nothing keeps within {self.budget}: {first}")
+        nearest = min(found, key=lambda one: max(self._over(one)))
+        return TargetError(
+            f"nothing keeps within {self.budget}; nearest came {nearest.recipe} in {nearest.precision}, which {nearest.why}: ask for "
+            "less, allow --quantise, or lift floors and protections"
+        )
+
+
+def _with_why(found: Candidate, over: tuple[float, float], budget: Budget) -> Candidate:
+    size, time = over
+    said = [f"takes {found.bytes:,} bytes of {budget.bytes:,}"] if size > 1 else []
+    said += [f"takes {time:.2f} times the milliseconds"] if time > 1 else []
+    return Candidate(**{**vars(found), "why": " and ".join(said)})
+
+
+__all__ = ["Candidate", "Search", "Step"]

@@ -1,0 +1,190 @@
+"""Measure the models of a kit on this machine: `python measure.py` in the folder of the kit writes profile.json there.
+
+This file is copied into every kit and runs by itself: it needs Python 3.9 or later, onnxruntime and numpy, nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+FORMAT = 1
+SHORTEST, MOST_SECONDS = 8, 4.0  # runs of a file at least, and seconds after which no more are begun
+LOW = 0.1  # the quantile that counts: what the machine does when nothing else disturbs it
+
+
+def machine(threads):
+    """What this machine is, as far as it decides how fast operators run."""
+    return {
+        "cpu": cpu_name(),
+        "instructions": instructions(),
+        "cores": os.cpu_count() or 1,
+        "threads": threads,
+        "onnxruntime": onnxruntime.__version__,
+        "os": f"{platform.system()} {platform.release()}",
+        "architecture": platform.machine(),
+    }
+
+
+def cpu_name():
+    """The processor's name; on ARM, where Linux has none, its part numbers."""
+    found = re.findall(r"^(model name|Hardware|CPU implementer|CPU part)\s*:\s*(.+)$", cpu_info(), re.MULTILINE)
+    said = dict(reversed(found))
+    if name := said.get("model name") or said.get("Hardware"):
+        return name.strip()
+    if "CPU part" in said:
+        return f"ARM implementer {said.get('CPU implementer', '?')} part {said['CPU part']}"
+    if sys.platform == "darwin":
+        return run("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
+    return platform.processor() or platform.machine()
+
+
+def cpu_info():
+    try:
+        return Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def instructions():
+    """The vector instructions among AVX, AVX2, AVX-512 and NEON."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return ["NEON"]
+    flags = set(re.sub(r"[^a-z0-9_ \n]", " ", cpu_info().lower()).split())
+    if sys.platform == "darwin":
+        flags = set(run("sysctl", "-n", "machdep.cpu.features", "machdep.cpu.leaf7_features").lower().split())
+    if sys.platform == "win32":
+        import ctypes
+
+        present = ctypes.windll.kernel32.IsProcessorFeaturePresent
+        flags = {name for name, number in (("avx", 39), ("avx2", 40), ("avx512f", 41)) if present(number)}
+    known = {"avx": "AVX", "avx1.0": "AVX", "avx2": "AVX2", "avx512f": "AVX-512", "neon": "NEON", "asimd": "NEON"}
+    return sorted({known[flag] for flag in flags if flag in known})
+
+
+def run(*command):
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
+def session(path, threads, profile=""):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def low(times):
+    return sorted(times)[int(len(times) * LOW)]
+
+
+def timed(task, threads):
+    """Milliseconds of a call: of this thread's own time where it is the only one, as other programs may run meanwhile."""
+    clock = time.perf_counter if threads != 1 or sys.platform == "win32" else time.thread_time
+    started = clock()
+    task()
+    return (clock() - started) * 1000
+
+
+def nodes_of(events, runs):
+    """Milliseconds of each operator in one run: {name, op, shape of the first output, ms, how often a run has it}."""
+    times: dict = {}
+    about: dict = {}
+    for event in events:
+        name, args = event.get("name", ""), event.get("args", {})
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            shapes = [list(s.values())[0] for s in args.get("output_type_shape") or []]
+            key = (name[: -len("_kernel_time")], args.get("op_name", ""), tuple(shapes[0]) if shapes else ())
+            times.setdefault(key, []).append(event["dur"] / 1000)
+            about[key] = {"name": key[0], "op": key[1], "shape": list(key[2])}
+    found = []
+    for key, all_times in times.items():
+        often = max(1, round(len(all_times) / runs))
+        found.append({**about[key], "ms": low(all_times) * often, "often": often})
+    return found
+
+
+def profiled(path, feeds, runs, threads, beside=None):
+    """The operators of a file; `beside` is called between the runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        profiling = session(path, threads, str(Path(folder) / "run"))
+        profiling.run(None, feeds)
+        began, made = time.perf_counter(), 0
+        while made < runs and (made < SHORTEST or time.perf_counter() - began < MOST_SECONDS):
+            profiling.run(None, feeds)
+            made += 1
+            if beside is not None:
+                beside()
+        events = json.loads(Path(profiling.end_profiling()).read_text())
+    return nodes_of(events, made + 1)
+
+
+def dense(path, feeds, runs, threads):
+    """The whole model: its time, and that of its operators, taken in turns."""
+    whole, times = session(path, threads), []
+    for _ in range(2):
+        whole.run(None, feeds)
+    found = profiled(path, feeds, runs, threads, lambda: times.append(timed(lambda: whole.run(None, feeds), threads)))
+    return {"ms": low(times), "nodes": found}
+
+
+def micro(path, entry, runs, threads):
+    """Milliseconds of the operators n0, n1, ... of a micro model, in this order."""
+    shape = entry["input"]
+    feeds = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    found = [0.0] * len(entry["points"])
+    for node in profiled(path, feeds, runs, threads):
+        named = re.match(r"n(\d+)(?![0-9])", node["name"])
+        if named:
+            found[int(named[1])] += node["ms"]
+    return {"points": entry["points"], "odd": entry["odd"], "ms": found}
+
+
+def measure(folder, runs=30, threads=1, told=lambda line: None):
+    """The profile of this machine for a kit, as plain data."""
+    folder = Path(folder)
+    kit = json.loads((folder / "kit.json").read_text())
+    with np.load(folder / kit["inputs"]) as arrays:
+        feeds = {name: arrays[name] for name in arrays.files}
+    told(f"{kit['model']}: the whole model")
+    whole = dense(folder / kit["dense"], feeds, runs, threads)
+    found = {}
+    for number, entry in enumerate(kit["micro"], start=1):
+        told(f"{kit['model']}: operators {number} of {len(kit['micro'])}")
+        found[entry["key"]] = micro(folder / entry["file"], entry, runs, threads)
+    about = {"format": FORMAT, "model": kit["model"], "fingerprint": kit["fingerprint"], "machine": machine(threads)}
+    return {**about, "dense": whole, "micro": found}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Measure the operators of a model on this machine.")
+    parser.add_argument("--threads", type=int, default=1, help="threads that ONNX Runtime computes with (1)")
+    parser.add_argument("--runs", type=int, default=30, help="runs of each file, at the most (30)")
+    parser.add_argument("--out", default="profile.json", help="the file to write (profile.json)")
+    given = parser.parse_args()
+    found = measure(Path(__file__).resolve().parent, given.runs, given.threads, print)
+    draft = Path(given.out + ".partial")
+    draft.write_text(json.dumps(found, indent=1) + "\n")
+    os.replace(draft, given.out)
+    print(f"wrote {given.out}: {found['machine']['cpu']}, {found['dense']['ms']:.3g} ms; copy it back")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""A latency model made of measurements: each operator's time in the dense model, scaled by what its widths are worth.
+
+    milliseconds(widths) = sum over operators of  measured(dense) * f(widths) / f(dense widths)
+
+f is a table of the operator measured at other widths (convolutions, products with stored matrices), or else the number of its
+multiply-accumulates or elements, plus what an operator costs at any size. As times are only ever compared within one file and
+run, it makes no difference how busy the machine was from file to file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import depgraph
+from depgraph.dependency import DependencyGraph
+from depgraph.errors import ProfileError, TargetError
+from depgraph.onnx_door.graph import OnnxGraph
+from depgraph.widths import Kept
+from exporters.calls import flatten_call
+from exporters.onnx_export import OnnxOptions, to_onnx
+from exporters.timing.carrying import Carrier
+from exporters.timing.kit import key_of
+from exporters.timing.operators import CONV, PRODUCT, Classes, Operators, Shape
+from exporters.timing.profile import Profile, measured_profile
+
+_FUSED = {
+    "Conv": CONV,
+    "FusedConv": CONV,
+    "MatMul": PRODUCT,
+    "Gemm": PRODUCT,
+    "FusedMatMul": PRODUCT,
+    "FusedGemm": PRODUCT,
+}
+_NUMBER = re.compile(r"n(\d+)(?!\d)")
+_AT_LEAST = 0.003  # milliseconds: an operator that takes less is taken to cost the same at any size
+_BETWEEN = 0.003  # milliseconds from one operator to the next, at the most
+Function = Callable[[tuple[int, ...]], float]
+
+
+@dataclass
+class _Part:
+    """One operator: its dense milliseconds and what they are multiplied by at the sizes of some classes of dims."""
+
+    name: str
+    dense: float
+    classes: Classes = ()
+    share: Function = field(default=lambda sizes: 1.0)
+    known: dict[tuple[int, ...], float] = field(default_factory=dict)
+
+    def ms(self, sizes: list[int]) -> float:
+        at = tuple(sizes[number] for number in self.classes)
+        if at not in self.known:
+            self.known[at] = self.dense * self.share(at)
+        return self.known[at]
+
+
+class MeasuredLatency:
+    """Milliseconds of one run of a model by measured operators; a `depgraph.latency.LatencyModel` for `graph`."""
+
+    def __init__(self, graph: DependencyGraph, file: OnnxGraph, profile: Profile) -> None:
+        profile.check_fits(file)
+        self.graph, self.file, self.profile = graph, file, profile
+        self.carrier = Carrier(graph, file)
+        self._parts = list(_parts(Operators(file), profile))
+        self.dense_ms = profile.dense_ms
+
+    @classmethod
+    def of(
+        cls, graph: DependencyGraph, profile: Profile | None = None, *, runs: int = 30, threads: int = 1
+    ) -> MeasuredLatency:
+        """The latency model of a traced module (which is exported for it) or ONNX file.
+
+        Args:
+            profile: What was measured on a device; without it this machine is measured, with so many runs and threads.
+
+        Raises:
+            ExportError: the module can't be exported, so there is nothing that ONNX Runtime could run.
+            ProfileError: the profile is of another model, or measuring failed.
+        """
+        file = onnx_graph(graph)
+        return cls(graph, file, profile or measured_profile(file, runs, threads))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know before trusting it, a sentence each."""
+        lost = self.carrier.lost() if self.graph is not self.file else []
+        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        found = (
+            [f"axis {lost[0]!r}{more} of the ONNX file has no counterpart in the module: its time stays"]
+            if lost
+            else []
+        )
+        return (*self.profile.warnings, *found)
+
+    def ms(self, kept: Kept, /) -> float:
+        sizes = self._sizes(kept)
+        return sum(part.ms(sizes) for part in self._parts)
+
+    def parts(self, kept: Kept, /) -> Mapping[str, float]:
+        sizes = self._sizes(kept)
+        found: dict[str, float] = {}
+        for part in self._parts:
+            found[part.name] = found.get(part.name, 0.0) + part.ms(sizes)
+        return found
+
+    def _sizes(self, kept: Kept) -> list[int]:
+        if kept.widths is not self.graph.widths:
+            raise TargetError(
+                "the latency model is of another graph than the plan: make one for it with exporters.MeasuredLatency.of(graph)"
+            )
+        return self.carrier.kept(kept).class_sizes().tolist()  # type: ignore[no-any-return]
+
+
+def onnx_graph(graph: DependencyGraph) -> OnnxGraph:
+    """The graph of the ONNX file of a traced model, at the same sizes of its inputs; raises ExportError."""
+    if isinstance(graph, OnnxGraph):
+        return graph
+    call = flatten_call(graph.model, graph.args, graph.kwargs).as_float32()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{graph.name}.onnx"
+        to_onnx(graph.model, graph.args, path, graph.kwargs, options=OnnxOptions(dtype="float32"))
+        inputs = {name: t.detach().cpu().numpy() for name, t in zip(call.names, call.tensors, strict=True)}
+        found = depgraph.trace(_in_memory(path), inputs)
+    assert isinstance(found, OnnxGraph)
+    found._name = graph.name
+    return found
+
+
+def _in_memory(path: Path) -> Any:
+    """An ONNX model with its weights read, as its folder will be gone."""
+    import onnx_ir
+
+    model = onnx_ir.load(path)
+    return onnx_ir.external_data.load_to_model(model)
+
+
+def _parts(operators: Operators, profile: Profile) -> Iterator[_Part]:
+    """The operators that ONNX Runtime ran, each with what its time depends on."""
+    tables, measured = profile.tables(), profile.data["dense"]["nodes"]
+    sizes = operators.graph.widths.classes.size
+    claimed = _claimed(operators, measured)
+    total = sum(node["ms"] for node in measured)
+    between = min(max(profile.dense_ms - total, 0.0), _BETWEEN * sum(node["often"] for node in measured))
+    scale = (profile.dense_ms - between) / total if total else 0.0
+    if between:
+        yield _Part("between operators", between)
+    for node, position in zip(measured, claimed, strict=True):
+        shape = operators.shape(position) if position is not None else Shape(operators.like(tuple(node["shape"])))
+        name = operators.name(position) if position is not None else f"{node['name']} ({node['op']})"
+        part = _Part(name, node["ms"] * scale)
+        table = tables.get(key_of(shape.signature)) if shape.signature is not None else None
+        if shape.signature is not None and table is None:
+            raise ProfileError(
+                f"the profile has no times of {key_of(shape.signature)}: make it again with `depgraph profile`"
+            )
+        if table is not None:
+            part.classes = shape.runs[0]
+            dense = table.ms(*(int(sizes[number]) for number in part.classes))
+            part.share = _looked_up(table, dense)
+        elif shape.runs:
+            part.classes = tuple(number for run in shape.runs for number in run)
+            part.share = _counted(tuple(map(len, shape.runs)), tuple(int(sizes[n]) for n in part.classes), node)
+        yield part
+
+
+def _looked_up(table: Any, dense: float) -> Function:
+    return lambda sizes: table.ms(*sizes) / dense if dense else 1.0
+
+
+def _counted(lengths: tuple[int, ...], dense: tuple[int, ...], node: Mapping[str, Any]) -> Function:
+    """In proportion to the sum of the runs, but for what an operator costs at any size."""
+
+    def total(sizes: tuple[int, ...]) -> int:
+        found, start = 0, 0
+        for length in lengths:
+            found += math.prod(sizes[start : start + length])
+            start += length
+        return found
+
+    whole, fixed = max(total(dense), 1), min(_AT_LEAST * node["often"] / node["ms"], 1.0) if node["ms"] else 1.0
+    return lambda sizes: fixed + (1 - fixed) * total(sizes) / whole
+
+
+def _claimed(operators: Operators, measured: list[Mapping[str, Any]]) -> list[int | None]:
+    """Which operator of the file each measured one is.
+
+    ONNX Runtime names a fused operator after one of its parts. A convolution or product that is named after what follows it
+    is the nearest before that which no other is named after.
+    """
+    found: list[int | None] = [_named(operators, node) for node in measured]
+    taken = {k for k in found if k is not None}
+    for place, node in enumerate(measured):
+        position, wanted = found[place], _FUSED.get(node["op"])
+        if position is None or wanted is None or operators.nodes[position].op_type in wanted:
+            continue
+        for before in operators.upstream(position):
+            if operators.nodes[before].op_type in wanted and before not in taken:
+                found[place] = before
+                taken.add(before)
+                break
+    return found
+
+
+def _named(operators: Operators, node: Mapping[str, Any]) -> int | None:
+    match = _NUMBER.match(node["name"])
+    return int(match[1]) if match and int(match[1]) < len(operators.nodes) else None

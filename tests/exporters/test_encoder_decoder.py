@@ -1,0 +1,98 @@
+"""Encoder-decoders as two files: whoever decodes with them gets the tokens that generate() gives."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin
+
+import depgraph
+from depgraph.errors import CheckpointError, ExportError
+from exporters import OnnxOptions, to_encoder_decoder_onnx
+from tests.zoo import ZOO
+
+from .models import llama
+
+COUNT = 20
+
+
+def built(name: str) -> tuple[Any, dict[str, Tensor]]:
+    """A model and what its encoder takes."""
+    example = ZOO[name]()
+    return copy.deepcopy(example.model), {n: t for n, t in example.kwargs.items() if not n.startswith("decoder_")}
+
+
+def generated(model: Any, inputs: dict[str, Tensor], start: int) -> np.ndarray:
+    model.generation_config = GenerationConfig(decoder_start_token_id=start, pad_token_id=0, bos_token_id=start)
+    settings = {"max_new_tokens": COUNT, "do_sample": False, "eos_token_id": None}
+    return GenerationMixin.generate(model, **inputs, **settings)[:, -COUNT:].numpy()
+
+
+def decoded(folder: Path, inputs: dict[str, Tensor], start: int) -> np.ndarray:
+    """As a user would do it who knows nothing but the names."""
+    encoder, decoder = (onnxruntime.InferenceSession(str(folder / f"{name}.onnx")) for name in ("encoder", "decoder"))
+    made = encoder.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+    cross = dict(zip([o.name.replace("present", "past_key_values") for o in encoder.get_outputs()], made, strict=True))
+    assert cross.pop("last_hidden_state").ndim == 3
+    batch = len(next(iter(inputs.values())))
+    own = {v.name: v.shape for v in decoder.get_inputs() if ".decoder." in v.name}
+    past = {name: np.zeros((batch, shape[1], 0, shape[3]), np.float32) for name, shape in own.items()}
+    mask = {"encoder_attention_mask": inputs["attention_mask"].numpy()} if "attention_mask" in inputs else {}
+    tokens = [np.full((batch, 1), start)]
+    for _ in range(COUNT):
+        outputs = decoder.run(None, {"input_ids": tokens[-1], **mask, **cross, **past})
+        named = dict(zip([o.name for o in decoder.get_outputs()], outputs, strict=True))
+        past = {name: named[name.replace("past_key_values", "present")] for name in past}
+        tokens.append(named["logits"][:, -1].argmax(-1)[:, None])
+    return np.concatenate(tokens[1:], 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "opset"), [("t5", 20), ("bart", 20), ("whisper", 20), ("t5", 23)])
+def test_both_files_generate_the_same_tokens(name: str, opset: int, tmp_path: Path) -> None:
+    model, inputs = built(name)
+    report = to_encoder_decoder_onnx(model, inputs, tmp_path / "files", options=OnnxOptions(opset=opset))
+    assert sorted(p.name for p in (tmp_path / "files").iterdir()) == ["decoder.onnx", "encoder.onnx"]
+    assert report.agreement.tokens + COUNT * report.agreement.ties >= 2 * COUNT and report.encoder.opset == opset
+    tokens = decoded(tmp_path / "files", inputs, report.start)
+    assert len(np.unique(tokens)) > 2
+    assert np.array_equal(tokens, generated(model, inputs, report.start))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["self_attn", "encoder_attn"])
+def test_a_layer_without_one_attention_keeps_its_number(part: str, tmp_path: Path) -> None:
+    example = ZOO["bart"]()
+    graph = depgraph.trace(example.model, example.args, example.kwargs)
+    branch = next(b.name for b in graph.branches if "decoder" in b.name and b.name.endswith(part))
+    model = graph.cut_plan(branches=[branch]).apply()
+    inputs = built("bart")[1]
+    report = to_encoder_decoder_onnx(model, inputs, tmp_path / "files")
+    names = {v.name for v in onnxruntime.InferenceSession(str(tmp_path / "files" / "decoder.onnx")).get_inputs()}
+    assert sum(name.startswith("past_key_values.") for name in names) == 6
+    assert np.array_equal(decoded(tmp_path / "files", inputs, report.start), generated(model, inputs, report.start))
+
+
+def test_what_is_no_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    model, inputs = built("bart")
+    with pytest.raises(ExportError, match="is no encoder-decoder"):
+        to_encoder_decoder_onnx(llama(), {"input_ids": inputs["input_ids"]}, tmp_path / "files")
+    with pytest.raises(ExportError, match="`inputs` is empty"):
+        to_encoder_decoder_onnx(model, {}, tmp_path / "files")
+    with pytest.raises(ExportError, match="BartForConditionalGeneration fails on the prompt"):
+        to_encoder_decoder_onnx(model, {**inputs, "nothing": inputs["input_ids"]}, tmp_path / "files")
+    model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = None
+    model.config.bos_token_id = model.generation_config.bos_token_id = None
+    with pytest.raises(ExportError, match="says no token to start with"):
+        to_encoder_decoder_onnx(model, inputs, tmp_path / "files")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "mine").touch()
+    with pytest.raises(CheckpointError, match="isn't empty"):
+        to_encoder_decoder_onnx(model, inputs, tmp_path / "files")

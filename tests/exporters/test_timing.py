@@ -1,0 +1,258 @@
+"""Device profiles and the latency model made of them: what they find, refuse and predict. No time is asserted."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import depgraph
+import exporters
+import importance
+from depgraph.errors import ExportError, ProfileError, TargetError
+from exporters.timing import measure
+from exporters.timing.operators import Operators
+from exporters.timing.tables import Alone, Grid, Stairs
+
+INPUTS = (torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)
+
+
+def cnn() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 48, 3, padding=1, bias=False),
+        nn.BatchNorm2d(48),
+        nn.ReLU(),
+        nn.Conv2d(48, 48, 3, padding=1, groups=48),
+        nn.SiLU(),
+        nn.Conv2d(48, 64, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 32),
+        nn.GELU(),
+        nn.Linear(32, 5),
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def graph() -> depgraph.DependencyGraph:
+    return depgraph.trace(cnn(), INPUTS)
+
+
+@pytest.fixture(scope="module")
+def file(graph: depgraph.DependencyGraph) -> Any:
+    return exporters.onnx_graph(graph)
+
+
+@pytest.fixture(scope="module")
+def kit(file: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exporters.write_kit(file, tmp_path_factory.mktemp("kit") / "kit")
+
+
+@pytest.fixture(scope="module")
+def measured(kit: Path) -> Iterator[dict[str, Any]]:
+    """The profile that the kit's script writes in a Python that can import nothing but onnxruntime and numpy."""
+    guard = (
+        "import sys, runpy\n"
+        "class Guard:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] not in {*sys.stdlib_module_names, 'numpy', 'onnxruntime'}:\n"
+        "            raise ImportError(f'{name} is not on the device')\n"
+        "sys.meta_path.insert(0, Guard())\n"
+        "sys.argv = ['measure.py', '--runs', '2']\n"
+        "runpy.run_path('measure.py', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", guard], cwd=kit, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    yield json.loads((kit / "profile.json").read_text())
+
+
+def exact(measured: dict[str, Any]) -> dict[str, Any]:
+    """The profile with made-up times: blocks of 16 channels, 1 us for a block in and out, and 100 us for anything else."""
+    made = copy.deepcopy(measured)
+    for key, entry in made["micro"].items():
+        block = 1 if key.startswith("matmul") else 16
+        for k, (a, b) in enumerate(entry["points"]):
+            wide = 1 if "alone" in key or key.startswith("depthwise") else math.ceil(a / block)
+            entry["ms"][k] = 0.001 * wide * math.ceil(b / block) * (2 if a % 4 and not key.startswith("matmul") else 1)
+    for node in made["dense"]["nodes"]:
+        node["ms"] = 0.1 * node["often"]
+    made["dense"]["ms"] = sum(node["ms"] for node in made["dense"]["nodes"])
+    return made
+
+
+def test_the_kit_measures_with_nothing_but_onnxruntime_and_numpy(measured: dict[str, Any], file: Any) -> None:
+    profile = exporters.Profile.of(measured)
+    profile.check_fits(file)
+    profile.check_here()
+    assert profile.dense_ms > 0
+    assert profile.machine["threads"] == 1
+    assert profile.machine["onnxruntime"] == onnxruntime.__version__
+    assert {"cpu", "instructions", "os"} <= profile.machine.keys()
+    assert all(ms > 0 for entry in measured["micro"].values() for ms in entry["ms"])
+
+
+def test_a_kit_is_small_and_says_nothing_of_the_weights(kit: Path) -> None:
+    assert sum(path.stat().st_size for path in kit.iterdir()) < 400_000
+    assert np.float32(0.1).tobytes() not in b"".join(path.read_bytes() for path in kit.glob("micro*.onnx"))
+
+
+def test_profiles_come_back_as_they_were(measured: dict[str, Any], tmp_path: Path) -> None:
+    profile = exporters.Profile.of(measured)
+    profile.save(tmp_path / "p.json")
+    assert exporters.Profile.load(tmp_path / "p.json") == profile
+    assert [path.name for path in tmp_path.iterdir()] == ["p.json"]
+
+
+def test_every_measured_operator_is_found_in_the_model(measured: dict[str, Any], graph: Any, file: Any) -> None:
+    latency = exporters.MeasuredLatency(graph, file, exporters.Profile.of(measured))
+    kept = graph.widths.at({})
+    assert latency.ms(kept) == pytest.approx(measured["dense"]["ms"])
+    assert sum(latency.parts(kept).values()) == pytest.approx(latency.ms(kept))
+    assert not latency.notes
+    kinds = sorted(signature.kind for signature in Operators(file).signatures)
+    assert kinds == ["conv", "conv", "depthwise", "matmul"]
+
+
+def test_time_follows_whole_blocks(measured: dict[str, Any], graph: Any, file: Any) -> None:
+    latency = exporters.MeasuredLatency(graph, file, exporters.Profile.of(exact(measured)))
+    first = graph.axes[0]
+    assert first.size == 48
+
+    def at(left: int) -> float:
+        return latency.ms(graph.widths.at({first.name: range(left, 48)}))
+
+    assert at(44) == pytest.approx(at(36), rel=0.05)
+    assert at(32) < 0.9 * at(36)
+    assert at(47) > at(48), "an odd number of channels goes a slower way"
+
+
+def test_a_plan_by_time_keeps_whole_blocks(measured: dict[str, Any], graph: Any, file: Any) -> None:
+    latency = exporters.MeasuredLatency(graph, file, exporters.Profile.of(exact(measured)))
+    limit = 0.7 * latency.ms(graph.widths.at({}))
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(latency_ms=limit, latency=latency))
+    assert latency.ms(plan.kept()) <= limit
+    model = plan.apply()
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert all(conv.out_channels % 16 == 0 for conv in convs)
+
+
+def test_a_file_and_its_module_agree(measured: dict[str, Any], graph: Any, file: Any) -> None:
+    """The plan of a module leaves of the ONNX file what the plan of the file itself does."""
+    profile = exporters.Profile.of(exact(measured))
+    by_module, by_file = exporters.MeasuredLatency(graph, file, profile), exporters.MeasuredLatency(file, file, profile)
+    for axis, other in zip(graph.axes, file.axes, strict=True):
+        gone = range(axis.size // 3)
+        assert by_module.ms(graph.widths.at({axis.name: gone})) == pytest.approx(
+            by_file.ms(file.widths.at({other.name: gone}))
+        )
+
+
+def test_predicted_and_measured_stand_side_by_side(
+    measured: dict[str, Any], graph: Any, file: Any, tmp_path: Path
+) -> None:
+    latency = exporters.MeasuredLatency(graph, file, exporters.Profile.of(measured))
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.5))
+    exporters.to_onnx(plan.apply(), INPUTS, tmp_path / "small.onnx")
+    found = exporters.predicted_and_measured(latency, plan, tmp_path / "small.onnx", rounds=2)
+    assert found.dense_ms > 0
+    assert found.predicted == pytest.approx(latency.ms(plan.kept()) / measured["dense"]["ms"])
+    assert found.error == pytest.approx(found.predicted / found.measured - 1)
+    with pytest.raises(ExportError, match="can't load"):
+        exporters.predicted_and_measured(latency, plan, tmp_path / "none.onnx", rounds=2)
+
+
+def test_another_graph_is_refused(measured: dict[str, Any], graph: Any, file: Any) -> None:
+    latency = exporters.MeasuredLatency(graph, file, exporters.Profile.of(measured))
+    again = depgraph.trace(cnn(), INPUTS)
+    with pytest.raises(TargetError, match="another graph"):
+        again.plan(importance.Magnitude(), depgraph.Target(latency_ms=1, latency=latency))
+
+
+def test_another_model_machine_or_version_is_refused(measured: dict[str, Any], graph: Any, file: Any) -> None:
+    other = {**measured, "fingerprint": "0"}
+    with pytest.raises(ProfileError, match="one model on one size"):
+        exporters.MeasuredLatency(graph, file, exporters.Profile.of(other))
+    for name, value, match in (
+        ("cpu", "Another CPU", "was measured on Another"),
+        ("onnxruntime", "0.1", "onnxruntime 0.1"),
+    ):
+        elsewhere = exporters.Profile.of({**measured, "machine": {**measured["machine"], name: value}})
+        latency = exporters.MeasuredLatency(graph, file, elsewhere)
+        plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.5))
+        with pytest.raises(ProfileError, match=match):
+            exporters.predicted_and_measured(latency, plan, "small.onnx")
+
+
+def test_a_device_without_avx_is_warned_of(measured: dict[str, Any]) -> None:
+    plain = exporters.Profile.of({**measured, "machine": {**measured["machine"], "instructions": []}})
+    assert any("no AVX" in warning for warning in plain.warnings)
+    neon = exporters.Profile.of({**measured, "machine": {**measured["machine"], "instructions": ["NEON"]}})
+    assert neon.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "damage", [{"format": 99}, {"dense": {}}, {"micro": None}, {"machine": {}}, {"dense": {"ms": -1, "nodes": []}}]
+)
+def test_a_damaged_profile_is_refused(measured: dict[str, Any], damage: dict[str, Any]) -> None:
+    with pytest.raises(ProfileError, match="profile|format"):
+        exporters.Profile.of({**measured, **damage})
+
+
+def test_files_that_are_no_profile_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("{")
+    (tmp_path / "list").write_text("[]")
+    for name in ("text", "list", "none"):
+        with pytest.raises(ProfileError):
+            exporters.Profile.load(tmp_path / name)
+
+
+def test_a_kit_goes_into_a_new_folder(file: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(ExportError, match="isn't empty"):
+        exporters.write_kit(file, tmp_path)
+
+
+def probe(step: int, align: int, slow: float) -> dict[int, float]:
+    sizes = (*range(2, 16, 2), *range(16, 33, 4), *range(33, 65), *range(68, 97, 4))
+    return {c: (0.01 + 0.002 * -(-c // step)) * (1 if c % align == 0 else slow) for c in sizes}
+
+
+@pytest.mark.parametrize(("step", "align"), [(16, 4), (16, 1), (8, 4), (8, 1), (32, 4)])
+def test_the_staircase_is_found(step: int, align: int) -> None:
+    found = Stairs.of(probe(step, align, 1.4))
+    assert (found.step, found.align) == (step, align)
+
+
+def test_a_line_is_no_staircase() -> None:
+    assert Stairs.of({c: 0.01 + 0.001 * c for c in probe(1, 1, 1)}) == Stairs()
+
+
+def test_grids_are_interpolated_on_their_stairs() -> None:
+    stairs = Stairs(16, 4)
+    points = [(a, b) for a in (16, 64) for b in (32, 64)]
+    grid = Grid.of([*points, (63, 64)], [*(a * b / 1000 for a, b in points), 9.0], 1, (stairs, Stairs(16)))
+    assert grid.ms(64, 64) == pytest.approx(4.096)
+    assert grid.ms(36, 33) == grid.ms(48, 48) == pytest.approx(48 * 48 / 1000)
+    assert grid.ms(63, 64) == pytest.approx(9.0)
+    alone = Alone({16: 1.0, 64: 4.0}, stairs, {15: 5.0, 63: 20.0})
+    assert alone.ms(36, 36) == pytest.approx(3.0)
+    assert alone.ms(39, 39) == pytest.approx(12.5)
+
+
+def test_the_machine_says_what_it_is() -> None:
+    found = measure.machine(2)
+    assert found["threads"] == 2
+    assert found["cpu"]
+    assert set(found["instructions"]) <= {"AVX", "AVX2", "AVX-512", "NEON"}

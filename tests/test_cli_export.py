@@ -1,0 +1,123 @@
+"""`depgraph export` from outside: formats, fewer bits, and what it says when it can't."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from depgraph import cli
+
+ROWS, COLUMNS = 48, 20
+
+
+@pytest.fixture
+def matrix(tmp_path: Path) -> Path:
+    """A file with one product by a constant matrix."""
+    helper = onnx.helper
+    weight = np.random.default_rng(0).standard_normal((ROWS, COLUMNS)).astype(np.float32)
+    made = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "graph",
+        [helper.make_tensor_value_info("x", 1, ["batch", ROWS])],
+        [helper.make_tensor_value_info("y", 1, ["batch", COLUMNS])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    file = tmp_path / "matrix.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a language model of one layer and a tokenizer of bytes."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "</s>"]
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(
+        vocab_size=len(alphabet), num_hidden_layers=1, max_position_embeddings=64, eos_token_id=256, **sizes
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def run(*arguments: object) -> int:
+    return cli.main(["export", *map(str, arguments)])
+
+
+def test_a_file_is_quantised_and_becomes_ort(matrix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(1).standard_normal((5, ROWS)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", x=x)
+    out = tmp_path / "small.ort"
+    assert run(matrix, "--quantise", "int8-static", "--data", tmp_path / "a.npz", "--out", out) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("On the way: (int8-static, ") and second.startswith(f"Wrote {out} (")
+    small, large = (onnxruntime.InferenceSession(str(file)).run(None, {"x": x})[0] for file in (out, matrix))
+    assert 0 < np.abs(small - large).max() < 0.1 * np.abs(large).max()
+
+
+def test_the_report_is_json_where_asked(matrix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(matrix, "--quantise", "float16", "--out", tmp_path / "half.onnx", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["kind"] == "float16" and report["path"] == str(tmp_path / "half.onnx")
+    assert 0 < report["distance"]["error"] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "code"),
+    [
+        (("--out", "b.onnx"), "is an ONNX file already: give --quantise KIND, or --out FILE.ort", 2),
+        (("--quantise", "int8-static", "--out", "b.onnx"), "calibrated on real inputs", 6),
+        (("--quantise", "int3", "--out", "b.onnx"), "'int3' is not one of", 2),
+        (("--quantise", "int4", "--tolerance", "0.0001", "--out", "b.onnx"), "where 0.0001 is allowed", 6),
+        (("--quantise", "int4", "--out", "b.onnx", "--data", "none.npz"), "can't be read as .npz", 7),
+        (("--quantise", "int4", "--out", "matrix.onnx"), "exists: name another file", 7),
+        (("--quantise", "int4", "--device", "cuda", "--out", "b.onnx"), "--device cuda is for PyTorch models", 2),
+        (("--format", "genai"), "--out FOLDER says where --format genai goes", 2),
+    ],
+)
+def test_wrong_usage_leaves_nothing(
+    arguments: tuple[str, ...],
+    says: str,
+    code: int,
+    matrix: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(matrix.parent)
+    assert run(matrix, *arguments) == code
+    assert says in capsys.readouterr().err
+    assert [path.name for path in matrix.parent.iterdir()] == ["matrix.onnx"]
+
+
+@pytest.mark.slow
+def test_a_decoder_is_quantised_on_a_text(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    wish = ("--format", "decoder", "--quantise", "int8-dynamic", "--data", text, "--json")
+    assert run(llama, *wish, "--out", tmp_path / "decoder.onnx") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["batches"] == 8 and report["before"][0]["agreement"]["tokens"] == 60
+    names = [value.name for value in onnxruntime.InferenceSession(str(tmp_path / "decoder.onnx")).get_inputs()]
+    assert names[:3] == ["input_ids", "attention_mask", "position_ids"]
+
+
+@pytest.mark.slow
+def test_a_folder_for_genai(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(llama, "--format", "genai", "--quantise", "int4", "--out", tmp_path / "folder") == 0
+    assert capsys.readouterr().out.startswith(f"Wrote {tmp_path / 'folder'} (")
+    settings: Any = json.loads((tmp_path / "folder" / "genai_config.json").read_text())
+    assert settings["model"]["vocab_size"] == 257 and settings["model"]["eos_token_id"] == 256
