@@ -20,10 +20,11 @@ Spent = dict[str, float]
 class Budget:
     """The limits of a target, by measure, and what the dense model spends: counts, and milliseconds under "latency".
 
+    What `branches` cost isn't spent, as they are left out in any case.
     `metric` is the measure that a group's cost is told in: latency, where that is limited, else the first one given.
     """
 
-    def __init__(self, graph: DependencyGraph, target: Target) -> None:
+    def __init__(self, graph: DependencyGraph, target: Target, branches: tuple[str, ...] = ()) -> None:
         self.graph = graph
         self.target = target
         dense = graph.dense_cost
@@ -33,7 +34,15 @@ class Budget:
         if target.latency_ms is not None:
             self.limits = {LATENCY: target.latency_ms, **self.limits}
         self.metric = next(iter(self.limits))
+        self.gone: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
         self.dense = self.spent({})
+        if branches:
+            if target.latency is not None:
+                raise TargetError(
+                    "a latency model says what groups take, not blocks: give shares where blocks are left out"
+                )
+            left_out = graph.left_out(branches)
+            self.gone = left_out.parameters, left_out.nodes
         if target.latency is not None and not self.dense[LATENCY] > 0:
             raise TargetError(f"the latency model says {self.dense[LATENCY]} ms for the dense model: measure it again")
 
@@ -44,7 +53,7 @@ class Budget:
     def spent_at(self, kept: Kept) -> Spent:
         """What remains spends, by measure."""
         found: Spent = {}
-        cost = kept.cost() if set(self.limits) - {LATENCY} else None
+        cost = kept.cost(*self.gone) if set(self.limits) - {LATENCY} else None
         for measure in self.limits:
             if measure == LATENCY:
                 assert self.target.latency is not None

@@ -92,7 +92,7 @@ class Choice:
     ) -> None:
         self.graph = graph
         self.target = target
-        self.budget = Budget(graph, target)
+        self.budget = Budget(graph, target, options.branches)
         self.options = options
         self.rounding = Rounding(graph, options.round_to)
         self.attempt = attempt
@@ -112,7 +112,8 @@ class Choice:
         stays = _never_empty(graph, scores, [a.name for a in open_axes if a.prunable.any()])
         for axis in open_axes:
             self._order(axis, scores, stays.get(axis.name, set()))
-            if axis.name in self.order and (not options.only or matches(axis, options.only)):
+            wanted = not options.only or matches(axis, options.only)
+            if axis.name in self.order and wanted and self._saves(axis.name):
                 self.leading.append(axis.name)
         if not self.leading:
             also = " and what the module's Python can't express" if pinned else ""
@@ -134,6 +135,12 @@ class Choice:
         if cap > 0:
             self.order[axis.name] = free[np.argsort(scores[axis.name][free], kind="stable")]
             self.cap[axis.name] = cap
+
+    def _saves(self, name: str) -> bool:
+        """Does an axis lie in what stays, if some branches are left out?"""
+        return not self.options.branches or self.budget.gain(
+            self.budget.spent({name: self.order[name][: self.cap[name]]})
+        ) > self.budget.gain(self.budget.spent({}))
 
     def _find_stops(self) -> None:
         """At which numbers of removed groups each axis may stop, where time falls in steps; all, where it doesn't.
@@ -172,7 +179,7 @@ class Choice:
     def plan(self) -> Plan | None:
         """The plan that meets the target; None where there is none, or it can't be expressed though that was asked."""
         if self.options.scope == "uniform" and of_library(self.graph.model):
-            freedom = Freedom(self.order, self.cap, self.leading, self.rounding)
+            freedom = Freedom(self.order, self.cap, self.leading, self.rounding, self.options.branches)
             return configured_plan(self.graph, freedom, self.target)
         ranking = RANKINGS[self.options.scope](self)
         length = self._shortest(ranking)
@@ -180,7 +187,7 @@ class Choice:
             return None
         counts = self._trimmed(ranking[:length], self._counts(ranking, length))
         removal = self._removal(counts)
-        plan = Plan.of(self.graph, removal, self._exempt(removal))
+        plan = Plan.of(self.graph, removal, self._exempt(removal), self.options.branches)
         return None if self.attempt.express and not is_expressible(self.graph, plan.kept()) else plan
 
     def refusal(self) -> str:
@@ -212,7 +219,7 @@ class Choice:
         lowest = self.budget.spent_at(kept)
         if not self.attempt.express or is_expressible(self.graph, kept):
             self.lowest, self.least = lowest, kept
-        above, below = self.budget.over(self.budget.dense), self.budget.over(lowest)
+        above, below = self.budget.over(self.budget.spent({})), self.budget.over(lowest)
         if above <= 0 or below > 0:
             return 0 if above <= 0 else None
         ends, first = (len(ranking), above, below), None

@@ -16,6 +16,7 @@ from depgraph.moves import Finder, Move, added
 from depgraph.plan import Plan
 from depgraph.rounding import Rounding
 from depgraph.target import Target
+from depgraph.widths import Cost
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -27,12 +28,16 @@ Steps = dict[int, int]  # how many steps of each move, by its number
 
 @dataclass(frozen=True)
 class Freedom:
-    """Which groups may go, in their order (`order`, at most `cap` of an axis), and the axes that the user wants narrowed."""
+    """Which groups may go, in their order (`order`, at most `cap` of an axis), and the axes that the user wants narrowed.
+
+    `branches` are left out in any case.
+    """
 
     order: Mapping[str, np.ndarray]
     cap: Mapping[str, int]
     leading: list[str]
     rounding: Rounding
+    branches: tuple[str, ...] = ()
 
 
 def configured_plan(graph: DependencyGraph, freedom: Freedom, target: Target) -> Plan:
@@ -44,14 +49,14 @@ def configured_plan(graph: DependencyGraph, freedom: Freedom, target: Target) ->
     """
     search = _Search(graph, freedom, target)
     steps, edits = search.best()
-    plan = Plan.of(graph, search.removal(steps), search.notes())
+    plan = Plan.of(graph, search.removal(steps), search.notes(), freedom.branches)
     return replace(plan, config={".".join(place): value for place, value in sorted(edits.items())})
 
 
 class _Search:
     def __init__(self, graph: DependencyGraph, freedom: Freedom, target: Target) -> None:
         self.graph, self.freedom, self.target = graph, freedom, target
-        self.budget = Budget(graph, target)
+        self.budget = Budget(graph, target, freedom.branches)
         self.explainer = Explainer(graph, freedom.order, freedom.cap)
         self.finder = Finder(graph, Configs(graph.model), self.explainer)
         leading = set(freedom.leading)
@@ -114,6 +119,9 @@ class _Search:
 
     def removal(self, steps: Steps) -> dict[str, np.ndarray]:
         return self.explainer.removal(self._counts(steps))
+
+    def _cost(self, steps: Steps) -> Cost:
+        return self.graph.cost(self.removal(steps), self.freedom.branches)
 
     def notes(self) -> list[str]:
         whole = self._whole()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from depgraph.observing import Observer
     from depgraph.plan import Plan
     from depgraph.residual import Branch, Branches
-    from depgraph.scoring import Scorer, Scores
+    from depgraph.scoring import Depth, Scorer, Scores
     from depgraph.target import Target
     from depgraph.vocabulary import Vocabulary, Words
 
@@ -117,6 +117,10 @@ class DependencyGraph:
     def has_parts(self, module: str) -> bool:
         """Does a module, by its path, hold others?"""
         return any(True for _ in self.model.get_submodule(module).children())
+
+    def entries_of(self, container: str) -> int:
+        """How many entries a container, by its path, holds."""
+        return len(list(self.model.get_submodule(container).children()))
 
     @cached_property
     def entries(self) -> tuple[str, ...]:
@@ -217,9 +221,13 @@ class DependencyGraph:
                         f"{value.shape} and is {now}; trace it again"
                     )
 
-    def cost(self, removal: Removal | None = None) -> Cost:
-        """Exact cost of the model as it is, or after a removal (axis name -> group numbers)."""
-        return self.widths.at(removal or {}).cost()
+    def cost(self, removal: Removal | None = None, branches: Iterable[str] = ()) -> Cost:
+        """Exact cost of the model as it is, or after a removal (axis name -> group numbers), without some branches and blocks."""
+        gone, kept = tuple(branches), self.widths.at(removal or {})
+        if not gone:
+            return kept.cost()
+        left_out = self.left_out(gone)
+        return kept.cost(left_out.parameters, left_out.nodes)
 
     @cached_property
     def residual(self) -> Branches:
@@ -260,12 +268,12 @@ class DependencyGraph:
     def dense_cost(self) -> Cost:
         return self.cost()
 
-    def plan(self, scorer: Scorer | Scores, target: Target, **options: Any) -> Plan:
-        """Choose which groups go; see `depgraph.options.Options` for the options."""
-        from depgraph.planning import make_plan
+    def plan(self, scorer: Scorer | Scores | Depth, target: Target, **options: Any) -> Plan:
+        """Choose which groups go, and which branches and blocks; see `depgraph.options.Options` for the options."""
+        from depgraph.mixing import plan_of
 
         with uncollected():
-            return make_plan(self, scorer, target, **options)
+            return plan_of(self, scorer, target, options)
 
     def cut_plan(self, removal: Removal | None = None, branches: Iterable[str] = ()) -> Plan:
         """A plan that removes just the given groups (axis name -> group numbers), and the named branches and blocks."""

@@ -36,7 +36,7 @@ class Kinds:
     def of(self, nodes: Iterable[Node]) -> str:
         """Either "attention", "convolution", "mlp" (products with weights, and what is computed with each number alone) or "other"."""
         own = list(nodes)
-        if self._attends(own):
+        if self.attends(own):
             return "attention"
         done = self.macs(own)
         spread = [n for n in own if self._spreads(n)]
@@ -46,7 +46,14 @@ class Kinds:
             return "other"
         return "convolution" if spread else "mlp"
 
-    def _attends(self, own: list[Node]) -> bool:
+    def mixes(self, nodes: Iterable[Node]) -> bool:
+        """Does anything attend, recur, spread over several places or multiply data with data?"""
+        own = list(nodes)
+        if any(name_of(n).startswith((*_RECURRENT, "cumsum")) for n in own if n in self.flow.moving):
+            return True
+        return self.attends(own) or any(self._spreads(n) or self._of_data(n) for n in own)
+
+    def attends(self, own: list[Node]) -> bool:
         """Is there a softmax between a product of data and another that sums over it, or one operator that is all that?"""
         if any("scaled_dot_product" in str(n.target) or "attention" in name_of(n) for n in own):
             return True

@@ -24,8 +24,8 @@ class Options:
 
     scope: "global" (one ranking of all groups), "axis" (the same share of every axis), "uniform" (the same number of
         groups in all axes of one kind, so that all layers keep equal widths; of a model of transformers only what some
-        config expresses goes, see `depgraph.moves`, so that it can be saved as a plain directory); "auto" is "axis" for a
-        scorer whose attribute `comparable` is False, else "global".
+        config expresses goes, see `depgraph.moves`, so that it can be saved as a plain directory), "depth" or "both" (see
+        `depth`); "auto" is "axis" for a scorer whose attribute `comparable` is False, else "global".
     rank: "score", or "density" (score per cost, for scores that add up, such as Taylor's); "auto" asks the scorer.
     round_to: keep a multiple of this many groups; axes that have fewer than that to begin with are cut freely, and noted.
         Or the name of a rounding: "gguf" gives the rows of all matrices a multiple of 32, as GGUF's quantised formats want
@@ -34,6 +34,12 @@ class Options:
         that fits an axis counts, and 0 where none does.
     protect, only: axes to leave whole, and the only ones to touch: name patterns, axes or callables.
     form: "module" also leaves whole what the module's Python can't express; "auto" and "graph" don't.
+    branches: blocks and branches that are left out whatever the scorer says; the target counts what they save.
+    depth: scores of blocks or branches, or a search for them (see `importance.depth`). With it some are left out first, then
+        groups are chosen as `scope` says; scope="both" lets branches and groups compete, by what each costs in loss;
+        scope="depth" touches no groups (the scorer is that of depth then).
+    depth_share: how much of what is to go goes with blocks and branches where depth comes first and the target doesn't say
+        how many are left out: of 40% that go, half are 20%.
     """
 
     scope: str = "auto"
@@ -43,6 +49,9 @@ class Options:
     protect: tuple[Pattern, ...] = ()
     only: tuple[Pattern, ...] = ()
     form: str = "auto"
+    branches: tuple[str, ...] = ()
+    depth: Any = None
+    depth_share: float = 0.5
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -51,7 +60,10 @@ class Options:
         for name in given:
             if name not in known:
                 raise PlanError(f"plan has no option {name!r}; it takes {', '.join(sorted(known))}")
-        listed = {n: _listed(given[n]) for n in ("protect", "only") if n in given}
+        listed: dict[str, tuple[Any, ...]] = {n: _listed(given[n]) for n in ("protect", "only") if n in given}
+        if isinstance(given.get("branches", ()), str):
+            raise PlanError(f"branches={given['branches']!r} is a single name: give a list of names")
+        listed |= {"branches": tuple(given.get("branches", ()))}
         options = cls(**{**given, **listed})
         for name, allowed in {"scope": SCOPES, "rank": ("auto", "score", "density"), "form": FORMS}.items():
             if getattr(options, name) not in allowed:
@@ -67,6 +79,8 @@ class Options:
             if not isinstance(share, Real) or not 0 <= share <= 1:
                 of = f" of {pattern!r}" if pattern else ""
                 raise PlanError(f"plan option floor={share!r}{of} must be a share between 0 and 1")
+        if not isinstance(options.depth_share, Real) or not 0 < options.depth_share < 1:
+            raise PlanError(f"plan option depth_share={options.depth_share!r} must be a share between 0 and 1")
         return options
 
     def floor_of(self, axis: Axis) -> float:
@@ -86,7 +100,7 @@ class Options:
                     raise PlanError(f"{option}={name!r} names no axis and no parameter of one: graph.axes lists them")
 
 
-SCOPES = ("auto", "global", "axis", "uniform")
+SCOPES = ("auto", "global", "axis", "uniform", "depth", "both")
 FORMS = ("auto", "module", "graph")
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from depgraph.collecting import uncollected
 from depgraph.errors import CheckpointError, PlanError
+from depgraph.remaining import why_not
 from depgraph.widths import Cost, Kept, Removal
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class Plan:
                 _check(graph, name, numbers)
                 checked[name] = numbers
         plan = cls(graph, checked, tuple(notes), branches=_known(graph, branches))
+        why = why_not(graph, plan.branches) if plan.branches else ""
+        if why:
+            raise PlanError(why)
         plan._check_not_empty()
         plan._check_enough_to_pick()
         return plan
@@ -90,10 +94,7 @@ class Plan:
 
     def cost(self) -> Cost:
         """Exact cost of the pruned model."""
-        if not self.branches:
-            return self.kept().cost()
-        gone = self.graph.left_out(self.branches)
-        return self.kept().cost(gone.parameters, gone.nodes)
+        return self.graph.cost(self.removal, self.branches)
 
     def removed(self) -> list[Removed]:
         """What goes from every parameter and buffer: (name, dim, indices), in the order of the graph.
@@ -208,6 +209,12 @@ class Plan:
         """As `apply`, with the report of what was cut and checked beside the model."""
         with uncollected():
             return self.graph.cut(self, options)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw which attention, MLP and other branches go, by depth; raises DataError without matplotlib (the extra `plot`)."""
+        from depgraph.plotting import plot_depth
+
+        plot_depth(self.graph, self.branches, path)
 
     def __str__(self) -> str:
         from depgraph.report import plan_text

@@ -264,7 +264,7 @@ def _cut_graph(model: nn.Module, cut: Record, device: torch.device | str) -> nn.
     name = type(model).__name__
     try:
         args, kwargs = make_inputs(cut["inputs"], device)
-        plan = Plan.of(trace(model, args, kwargs, free=cut["free"]), cut["groups"])
+        plan = Plan.of(trace(model, args, kwargs, free=cut["free"]), cut["groups"], branches=cut.get("branches", ()))
     except CheckpointError:
         raise
     except DepgraphError as error:

@@ -60,7 +60,8 @@ def plan_text(plan: Plan) -> str:
     head = f"plan for {plan.graph.name}: {touched} of {counted(total, 'axis', 'axes')} lose groups"
     lines = [head, *cost_lines(plan.graph.dense_cost, plan.cost())]
     rows = [(line.names, f"{line.before} -> {line.left}", f"{line.share:.1%}") for line in widths(plan)]
-    return "\n".join([*lines, *aligned(rows), *plan.notes])
+    left_out = [f"left out: {', '.join(folded(plan.branches))}"] if plan.branches else []
+    return "\n".join([*lines, *left_out, *aligned(rows), *plan.notes])
 
 
 def axis_text(graph: DependencyGraph, axis: Axis) -> str:

@@ -1,8 +1,11 @@
-"""What `depgraph` asks of an estimator: one number per group of every axis, the lowest to go first."""
+"""What `depgraph` asks of an estimator: one number per group of every axis, or per block or branch, the lowest to go first."""
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,11 +22,79 @@ Scores = Mapping[str, np.ndarray]
 class Scorer(Protocol):
     """Anything that gives each axis, by name, an array [number of groups]: higher is kept longer.
 
-    Two attributes, which a scorer may have, say how a plan spreads its budget unless told otherwise: `comparable` (True if
-    absent) whether scores compare across axes, `additive` (False if absent) whether those of several groups add up.
+    Attributes, which a scorer may have, say how a plan spreads its budget unless told otherwise: `comparable` (True if
+    absent) whether scores compare across axes, `additive` (False if absent) whether those of several groups add up, and `unit`
+    ("" if absent) what they are changes of, so that those of groups and of branches compare where it is the same.
     """
 
     def __call__(self, graph: DependencyGraph, /) -> Scores: ...
+
+
+class DepthScorer(Protocol):
+    """Gives blocks or branches, by name, a number: the lowest is to go first; what it doesn't name must stay.
+
+    An attribute `unit` says what scores are changes of, as for a `Scorer`.
+    """
+
+    def __call__(self, graph: DependencyGraph, /) -> Mapping[str, float]: ...
+
+
+class Found(Protocol):
+    """What a search found: `names` of the blocks or branches that go."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+
+class DepthSearch(Protocol):
+    """Finds which `count` blocks or branches of a graph go.
+
+    An attribute `nested` (False if absent) says that what is found for fewer is the beginning of what is found for more.
+    """
+
+    def __call__(self, graph: DependencyGraph, count: int, /) -> Found: ...
+
+
+Depth = DepthScorer | DepthSearch | Mapping[str, float]
+
+
+def is_search(depth: Depth) -> bool:
+    """Does it say which so many go, rather than give each a number?"""
+    if isinstance(depth, Mapping):
+        return False
+    if not callable(depth) or isinstance(depth, type):
+        raise ScoreError(
+            f"{depth!r} scores no blocks or branches: pass numbers by name, or one of importance.depth, such as Sleb(batches)"
+        )
+    needed = [p for p in inspect.signature(depth).parameters.values() if p.default is p.empty]
+    return len(needed) > 1
+
+
+def checked_depth(graph: DependencyGraph, depth: Depth) -> dict[str, float]:
+    """The scores of blocks or branches by name.
+
+    Raises ScoreError where there are none, one is of what can't be left out, or is NaN, infinite or no real number.
+    """
+    if not graph.branches:
+        raise ScoreError(_no_branches(graph))
+    given = depth if isinstance(depth, Mapping) else depth(graph)  # type: ignore[call-arg]
+    if not isinstance(given, Mapping):
+        raise ScoreError(
+            f"{type(depth).__name__} gave a {type(given).__name__}: it must return a dict of name to number"
+        )
+    known = {b.name for b in graph.branches} | {b.name for b in graph.blocks}
+    for name, score in given.items():
+        if name not in known:
+            raise ScoreError(f"{name!r} has a score, but the model has no such branch or block that can be left out")
+        if not isinstance(score, Real) or not math.isfinite(score):
+            raise ScoreError(f"the score of {name!r} is {score!r}: it must be a finite number")
+    return {name: float(score) for name, score in given.items()}
+
+
+def _no_branches(graph: DependencyGraph) -> str:
+    name, why = next(iter(graph.branches_refused.items()), ("", ""))
+    reason = f"{name} can't go, {why}" if name else "no addition joins a stream with what was computed from it"
+    return f"{graph.name} has no branches or blocks that could be left out: {reason}"
 
 
 def checked_scores(graph: DependencyGraph, scorer: Scorer | Scores) -> dict[str, np.ndarray]:

@@ -21,7 +21,8 @@ class Target:
     ``Target(params=0.7)`` keeps 70% of the parameters; `macs` counts the multiply-accumulates of the traced call, `bytes`
     parameters and buffers as stored. Each is a share strictly between 0 and 1; `bytes` may also be a whole number of bytes,
     2 or more: ``Target(bytes=30_000_000)`` is 30 MB. ``Target(latency_ms=20, latency=model)`` is 20 milliseconds by a latency
-    model, see `depgraph.latency`. A limit that the dense model meets already takes nothing away.
+    model, see `depgraph.latency`. `left_out` is the number of blocks (or branches,
+    whichever are ranked) to leave out. A limit that the dense model meets already takes nothing away.
 
     Raises TargetError for a value out of range, when none is given, and for milliseconds without a latency model.
     """
@@ -31,8 +32,11 @@ class Target:
     bytes: float | None = None
     latency_ms: float | None = None
     latency: LatencyModel | None = None
+    left_out: float | None = None  # a whole number
 
     def __post_init__(self) -> None:
+        if self.left_out is not None and (type(self.left_out) is not int or self.left_out < 1):
+            raise TargetError(f"target left_out={self.left_out!r} is no number of blocks: give 1 or more, left_out=2")
         if (self.latency_ms is None) != (self.latency is None):
             raise TargetError(
                 "latency_ms and latency go together: Target(latency_ms=20, latency=model), where model says how long a "
@@ -42,7 +46,7 @@ class Target:
             _check_milliseconds(self.latency_ms)
             object.__setattr__(self, "latency_ms", float(self.latency_ms))
         given = [m for m in METRICS if getattr(self, m) is not None]
-        if not given and self.latency is None:
+        if not given and self.latency is None and self.left_out is None:
             raise TargetError(
                 "a target needs at least one of params, macs, bytes and latency_ms, such as Target(params=0.7)"
             )
@@ -76,7 +80,7 @@ class Target:
         if self.most_bytes is None:
             return self
         share = min(self.most_bytes / max(dense.bytes, 1), math.nextafter(1.0, 0.0))
-        return Target(params=self.params, macs=self.macs, bytes=share)
+        return Target(params=self.params, macs=self.macs, bytes=share, left_out=self.left_out)
 
     def met_by(self, cost: Cost, dense: Cost) -> bool:
         """Is every share, and the number of bytes, at or below its target? Milliseconds take more than a cost to tell."""
@@ -86,6 +90,7 @@ class Target:
     def __str__(self) -> str:
         parts = [f"{m}={share:g}" for m, share in self.shares.items()]
         parts += [f"bytes={self.most_bytes:,}"] if self.most_bytes is not None else []
+        parts += [f"left_out={self.left_out}"] if self.left_out is not None else []
         return ", ".join([*parts, *([f"latency={self.latency_ms:g} ms"] if self.latency_ms is not None else [])])
 
 

@@ -692,7 +692,7 @@ def test_what_is_written_past_python_stays_out_of_the_json(given: Path) -> None:
     [
         (("inspect",), "Missing argument 'MODEL' (see depgraph inspect --help)"),
         (("inspekt",), "No such command 'inspekt'"),
-        (("prune", "m", "--out", "x"), "Missing option '--keep'"),
+        (("prune", "m", "--out", "x"), "say what to keep, --keep params=0.7"),
         (("prune", "m", "--keep", "params=0.5"), "--out FOLDER says where"),
         (("prune", "m", "--keep", "params=0.5", "--dry-run", "--scope", "all"), "'all' is not one of"),
         (("prune", "m", "--keep", "params=0.5", "--dry-run", *UNIFORM, "--scope", "axis"), "leave out --scope axis"),

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import depgraph
 import exporters
 import importance
 from depgraph.cutting.bypassing import bypassed
+from depgraph.cutting.entries import seats, uncounted
 from depgraph.cutting.passing import Nothing, Passed, of
 from depgraph.errors import CheckpointError, CutError, PlanError
 from tests.zoo import MODULES, ZOO, Example
@@ -178,17 +179,45 @@ def test_what_cannot_go_is_refused_and_leaves_the_model_whole() -> None:
         graph.cut_plan(branches=["model.layers.7"])
     with pytest.raises(PlanError, match="removes all 2 entries of model.layers"):
         graph.cut_plan(branches=[b.name for b in graph.blocks]).apply_()
-    with pytest.raises(CutError, match="form='module'"):
-        graph.cut_plan(branches=["model.layers.0"]).apply(form="graph")
     with pytest.raises(PlanError, match="is a single name"):
         graph.cut_plan(branches="model.layers.0")
     _, shared = built("t5")
     with pytest.raises(CutError, match="is read by others"):
-        shared.cut_plan(branches=["encoder.block.0"]).apply()
+        shared.cut_plan(branches=["encoder.block.0"]).apply(form="module")
     _, twice = built("used_twice")
     with pytest.raises(CutError, match="its modules do other things too"):
-        twice.cut_plan(branches=[twice.branches[0].name]).apply()
+        twice.cut_plan(branches=[twice.branches[0].name]).apply(form="module")
     assert all(torch.equal(before[name], tensor) for name, tensor in example.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["used_twice", "transformer_layer_norm_first"])
+def test_what_a_module_cannot_express_is_left_out_of_its_graph(name: str, tmp_path: Path) -> None:
+    example, graph = built(name)
+    part = graph.branches[-1].name
+    width = graph.plan(importance.Random(), depgraph.Target(params=0.8), scope="axis", branches=[part])
+    for plan in (graph.cut_plan(branches=[part]), width):
+        report = plan.apply_with_report(form="auto" if name == "used_twice" else "graph")
+        assert report.form == "graph" and report.check is not None and not report.check.vacuous
+        assert elements(report.model) == plan.cost().params and plan.cost().macs < graph.dense_cost.macs
+        shared = {id(p) for p in report.model.parameters()} & {id(p) for p in example.model.parameters()}
+        assert not shared
+        folder = tmp_path / ("both" if plan is width else "depth")
+        depgraph.save(report.model, folder)
+        again = depgraph.load(folder, built(name)[0].model)
+        for a, b in zip(floats(again, example), floats(report.model, example), strict=True):
+            assert torch.equal(a, b)
+    expected = bypassed(graph, [part]).run(graph.args, graph.kwargs)
+    for a, b in zip(floats(graph.cut_plan(branches=[part]).apply(form="graph"), example), expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_block_that_others_read_something_of_goes_in_the_graph() -> None:
+    _, graph = built("t5")
+    report = graph.cut_plan(branches=["encoder.block.0"]).apply_with_report()
+    assert report.form == "graph" and "cut as a graph because" in "\n".join(report.notes)
+    assert elements(report.model) == report.after.params < report.before.params
+    assert not any("encoder.block.0.layer.0.SelfAttention.q" in name for name, _ in report.model.named_parameters())
 
 
 def test_nothing_disappears_in_a_sum_and_keeps_its_shape() -> None:
@@ -285,3 +314,126 @@ def test_names_move_up_with_their_entries(number: int) -> None:
     layers = pruned.model.layers
     assert len(layers) == number - 1 and layers[-1].mlp.up_proj.out_features == 10
     assert layers[1].mlp.up_proj.out_features == 11 and elements(pruned) == plan.cost().params
+
+
+def hybrid(types: list[str]) -> Any:
+    """A decoder of which some layers see a window of 4 tokens only."""
+    config = Gemma2Config(
+        hidden_size=16,
+        intermediate_size=12,
+        num_hidden_layers=len(types),
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=64,
+        sliding_window=4,
+        layer_types=types,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Gemma2ForCausalLM(config).eval()
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+@pytest.mark.parametrize(
+    ("types", "gone"),
+    [
+        ([SLIDING, FULL, SLIDING, FULL], [0]),
+        ([SLIDING, FULL, SLIDING, FULL], [3]),
+        ([SLIDING, FULL, SLIDING, FULL], [0, 2]),  # none that slides is left
+        ([FULL, SLIDING, SLIDING], [0]),
+    ],
+)
+def test_a_cache_of_several_kinds_of_layers_follows(types: list[str], gone: list[int]) -> None:
+    model = hybrid(types)
+    ids = torch.arange(5, 17).reshape(2, 6)
+    graph = depgraph.trace(model, (), {"input_ids": ids})
+    short: Any = graph.cut_plan(branches=[f"model.layers.{k}.self_attn" for k in gone]).apply()
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    options = {"max_new_tokens": 6, "pad_token_id": 0, "eos_token_id": None, "do_sample": False}
+    for given in ({}, {"attention_mask": mask}, {"num_beams": 2}):
+        found = [short.generate(input_ids=ids, use_cache=cache, **options, **given) for cache in (True, False)]
+        assert torch.equal(*found), given
+
+
+def test_a_block_that_goes_too_moves_the_places_of_a_cache() -> None:
+    ids = torch.arange(5, 17).reshape(2, 6)
+    graph = depgraph.trace(hybrid([SLIDING, FULL, SLIDING, FULL]), (), {"input_ids": ids})
+    short: Any = graph.cut_plan(branches=["model.layers.1", "model.layers.2.self_attn"]).apply()
+    options = {"max_new_tokens": 6, "pad_token_id": 0, "eos_token_id": None, "do_sample": False}
+    found = [short.generate(input_ids=ids, use_cache=cache, **options) for cache in (True, False)]
+    assert short.config.layer_types == [SLIDING, SLIDING, FULL] and torch.equal(*found)
+
+
+def test_seats_keep_the_first_and_the_last_of_a_kind_in_use() -> None:
+    assert seats(["a", "b", "a", "a", "b"], [0]) == [2, 1, 0, 3, 4]
+    assert seats(["a", "a", "a", "a"], [3, 1]) == [0, 1, 3, 2]
+    assert uncounted(["a", "b", "a"], [0, 2]) == [0] and uncounted(["a", "b", "a"], [0]) == []
+
+
+def test_a_model_without_sublayers_is_copied_compiled_and_adapted() -> None:
+    import peft
+
+    example, graph = built("llama_8_4")
+    short: Any = graph.cut_plan(branches=["model.layers.0.self_attn", "model.layers.1.mlp"]).apply()
+    expected = floats(short, example)[0]
+    assert torch.equal(floats(copy.deepcopy(short), example)[0], expected)
+    compiled = torch.compile(short, backend="eager", fullgraph=True)
+    assert torch.allclose(floats(compiled, example)[0], expected, atol=1e-5)
+    adapted: Any = peft.get_peft_model(
+        copy.deepcopy(short), peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    )
+    touched = {n.split("base_model.model.")[-1] for n, _ in adapted.named_parameters() if "lora_A" in n}
+    assert {".".join(n.split(".")[:4]) for n in touched} == {"model.layers.0.mlp", "model.layers.1.self_attn"}
+    ids = example.kwargs["input_ids"]
+    adapted.train()
+    adapted(input_ids=ids, labels=ids).loss.backward()
+    assert all(
+        p.grad is not None and bool(p.grad.abs().sum() > 0) for n, p in adapted.named_parameters() if "lora_B" in n
+    )
+    merged = adapted.merge_and_unload().eval()
+    assert isinstance(merged.model.layers[0].self_attn, Passed)
+    assert torch.isfinite(floats(merged, example)[0]).all()
+
+
+class Handing(nn.Module):
+    """Hands something on beside what it computes, as attentions do that share a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tanh(self.up(x) + bias), bias
+
+
+class Handed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(Handing() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = x.mean(dim=-1, keepdim=True)
+        for step in self.steps:
+            y, bias = step(x, bias)
+            x = x + y
+        return x
+
+
+def test_what_a_module_hands_on_is_handed_on_without_it(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, x = Handed(), torch.randn(3, 6)
+    graph = depgraph.trace(model, x)
+    (middle,) = [b.name for b in graph.branches if b.name.startswith("steps.1")]
+    report = graph.cut_plan(branches=[middle]).apply_with_report(form="module")
+    assert report.check is not None and not report.check.vacuous
+    depgraph.save(report.model, tmp_path / "saved")
+    assert torch.equal(depgraph.load(tmp_path / "saved", Handed())(x), report.model(x))

@@ -53,10 +53,12 @@ class Keep:
         return Target(**self.given, latency_ms=limit, latency=latency), latency
 
 
-def parse_keep(text: str, profile: Path | None = None) -> Keep:
-    """`params=0.7,size=30MB,latency=20ms`; raises typer.BadParameter."""
+def parse_keep(text: str, profile: Path | None = None, left_out: int | None = None) -> Keep:
+    """`params=0.7,size=30MB,latency=20ms`, and how many blocks are left out; raises typer.BadParameter."""
     found: dict[str, Any] = {}
-    for part in text.split(","):
+    if not text and left_out is None:
+        raise typer.BadParameter("say what to keep, --keep params=0.7, or how many blocks to leave out, --depth 2")
+    for part in text.split(",") if text else ():
         name, equals, value = part.strip().partition("=")
         name = "bytes" if name == "size" else name
         if not equals or name not in (*METRICS, "latency"):
@@ -65,6 +67,7 @@ def parse_keep(text: str, profile: Path | None = None) -> Keep:
             raise typer.BadParameter(f"--keep {text!r} gives {name} twice: give one of each")
         found[name] = _READ.get(name, _share)(text, value.strip())
     milliseconds, share = found.pop("latency", (None, None))
+    found |= {} if left_out is None else {"left_out": left_out}
     try:
         if found or not (milliseconds or share):
             Target(**found)

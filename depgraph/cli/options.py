@@ -16,7 +16,7 @@ from depgraph.options import matches
 from depgraph.rounding import BLOCKS
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Scopes = Literal["auto", "global", "axis", "uniform"]
+Scopes = Literal["auto", "global", "axis", "uniform", "depth", "both"]
 Forms = Literal["auto", "module", "graph"]
 
 Model = Annotated[
@@ -48,6 +48,17 @@ DeviceProfile = Annotated[
         "--profile", help="the device that latency is of, as depgraph profile wrote it; this machine by default"
     ),
 ]
+Depth = Annotated[
+    int | None, typer.Option(help="blocks or branches to leave out, before groups go (or alone, without --keep)", min=1)
+]
+DepthScore = Annotated[
+    str,
+    typer.Option(help="how they are found: sleb, finercut, shortgpt, pairs, loss, taylor, ...; shortgpt:branches"),
+]
+ByDepth = Annotated[
+    bool, typer.Option("--depth", help="blocks and branches by depth, and why others can't be left out")
+]
+Plot = Annotated[Path | None, typer.Option(help="draw there which branches go, by depth (needs matplotlib)")]
 Score = Annotated[str, typer.Option(help="what a group is worth: taylor, magnitude, random, ...")]
 Allocation = Annotated[
     str,
@@ -72,7 +83,10 @@ Out = Annotated[
 ]
 Onnx = Annotated[bool, typer.Option("--onnx", help="write model.onnx there too, and check it")]
 Scope = Annotated[
-    Scopes, typer.Option(help="one ranking, or the same share of each axis or kind of axis; auto: as the score asks")
+    Scopes,
+    typer.Option(
+        help="one ranking, the same share of each axis or kind of axis, depth alone, both at once; auto: as the score asks"
+    ),
 ]
 RoundTo = Annotated[
     str,
@@ -109,6 +123,13 @@ class Wish:
     json: bool
     sizes: dict[str, int]
     free: tuple[str, ...]
+    depth_score: str = ""
+    plot: Path | None = None
+
+    @property
+    def scope(self) -> str:
+        """How the plan spreads its budget."""
+        return str(self.options["scope"])
 
 
 def parse_sizes(given: list[str] | None) -> dict[str, int]:

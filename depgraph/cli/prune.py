@@ -12,6 +12,7 @@ import depgraph
 from depgraph.cli import options as o
 from depgraph.cli.app import app
 from depgraph.cli.data import Amount, TextData, measured, read_text, text_data
+from depgraph.cli.depth import asked, depth_needs, plan_with_depth, refuse_depth
 from depgraph.cli.keeping import parse_keep
 from depgraph.cli.models import Loaded, Loading, load_model
 from depgraph.cli.onnx_files import is_onnx, prune_file, refuse_options
@@ -33,7 +34,10 @@ from depgraph.plan import Plan
 @app.command()
 def prune(  # noqa: PLR0913  (the options of a command)
     model: o.Model,
-    keep: o.Keep,
+    keep: o.Keep = "",
+    depth: o.Depth = None,
+    depth_score: o.DepthScore = "",
+    plot: o.Plot = None,
     profile: o.DeviceProfile = None,
     score: o.Score = "magnitude",
     allocation: o.Allocation = "",
@@ -71,7 +75,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
     if allocation and recipe:
         raise typer.BadParameter(f"--recipe {recipe} spreads the budget itself: leave out --allocation {allocation}")
     loading, amount = Loading(device, dtype, seed, base), Amount(batches, length, seed)
-    kept = parse_keep(keep, profile)
+    kept = parse_keep(keep, profile, depth)
     what = (
         score,
         allocation,
@@ -85,7 +89,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
         o.parse_sizes(size),
         tuple(free or ()),
     )
-    _prune(o.Wish(model, kept, loading, *what))
+    _prune(asked(o.Wish(model, kept, loading, *what), depth_score, plot))
 
 
 def _prune(wish: o.Wish) -> None:
@@ -93,6 +97,7 @@ def _prune(wish: o.Wish) -> None:
 
     refuse_options(wish.model, wish.loading, wish.sizes)
     if is_onnx(wish.model):
+        refuse_depth(wish)
         prune_file(wish)
         return
     steps = Steps()
@@ -117,8 +122,11 @@ def _prune(wish: o.Wish) -> None:
             else:
                 scorer = _scorer(wish, loaded, found, steps)
                 scorer = scorer if allocation is None else allocations.Allocated(scorer, allocation)
-                plan = graph.plan(scorer, target, **wish.options)
+                plan = plan_with_depth(wish, target, graph, scorer, (found.calibration or loaded.batches, loaded.loss))
                 report = None
+        if wish.plot is not None:
+            with steps("drawing"):
+                plan.plot(wish.plot)
         if folder is None:
             result, shown = plan_json(plan), ["", *plan.notes, "dry run: nothing was cut or written"]
             times = latency and predicted(latency, plan)
@@ -152,7 +160,7 @@ def _needs_data(wish: o.Wish) -> bool:
     from importance import needs_data
     from importance.recipes import entry_of
 
-    return entry_of(wish.recipe).needs != "nothing" if wish.recipe else needs_data(wish.score)
+    return entry_of(wish.recipe).needs != "nothing" if wish.recipe else needs_data(wish.score) or depth_needs(wish)
 
 
 def _by_recipe(

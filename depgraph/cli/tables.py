@@ -16,7 +16,7 @@ from depgraph.dependency import DependencyGraph
 from depgraph.inspecting import Inspection, share_range
 from depgraph.layers import Layer
 from depgraph.plan import Plan
-from depgraph.report import METRICS, counted, ranges, uncovered, widths
+from depgraph.report import METRICS, counted, folded, ranges, uncovered, widths
 from depgraph.widths import Cost
 
 _SHOWN = 5  # names of dims that the table of what is fixed lists for one reason
@@ -186,7 +186,10 @@ def print_result(dense: Cost, plan: Plan, lines: Iterable[str], console: Console
     """The costs before and after, what every axis loses, and lines of text."""
     console.print(cost_table(dense, plan.cost()))
     console.print()
-    console.print(widths_table(plan))
+    if plan.branches:
+        console.print(f"left out: {', '.join(folded(plan.branches))}\n", markup=False, highlight=False, soft_wrap=True)
+    if plan.removal or not plan.branches:
+        console.print(widths_table(plan))
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

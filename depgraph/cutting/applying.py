@@ -62,18 +62,18 @@ def apply(plan: Plan, **options: Any) -> CutReport:
     plan.graph.check_unchanged()
     if how.check != "none":
         require_finite(plan.graph.model, CheckError)
-    if plan.branches:
-        return _without_branches(plan, how, options)
-    if with_entries(plan):
+    if with_entries(plan) and not plan.branches:
         return _without_entries(plan, how)
     why = ""
     if how.form != "graph":
         try:
-            return _module(plan, how)
+            return _without_branches(plan, how) if plan.branches else _module(plan, how)
         except (CutError, CheckError) as error:
-            if how.form == "module" or only_as_module(plan.graph.capture.exported):
+            if how.form == "module" or only_as_module(plan.graph.capture.exported) or with_entries(plan):
                 raise
             why = str(error)
+    if with_entries(plan):
+        raise CutError("whole modules leave a list of the module, not a graph: use form='module' or 'auto'")
     return _graph(plan, how, why)
 
 
@@ -184,17 +184,15 @@ def _put_record(model: nn.Module, before: Any) -> None:
         model.depgraph_record = before  # type: ignore[assignment]
 
 
-def _without_branches(plan: Plan, how: How, options: dict[str, Any]) -> CutReport:
+def _without_branches(plan: Plan, how: How) -> CutReport:
     """Leave the branches out of a copy, check that, then narrow the axes of what remains."""
-    if how.form == "graph" and not plan.removal:
-        raise CutError("branches are left out of the module, not of a graph: use form='module' or 'auto'")
     shortening = shortening_of(plan.graph, plan.branches)
     model = shorter_copy(plan.graph.model, shortening)
-    check = _checked_shorter(plan, model, how, references(plan) if how.check != "none" else ([], []))
+    check = _checked_shorter(plan, model, how)
     model.depgraph_record = record_of(plan, shortening, getattr(plan.graph.model, "depgraph_record", None))  # type: ignore[assignment]
     if not plan.removal:
         return _short_report(plan, model, check)
-    rest = apply(carried(plan, renamed(plan.graph.model, shortening), graph_of(plan, model)), **options)
+    rest = apply(carried(plan, renamed(plan.graph.model, shortening), graph_of(plan, model)), **vars(how))
     return replace(
         rest, before=plan.graph.dense_cost, after=plan.cost(), check=together(check, rest.check), notes=rest.notes
     )
@@ -220,9 +218,11 @@ def _without_branches_in_place(plan: Plan, how: How) -> CutReport:
         raise
 
 
-def _checked_shorter(plan: Plan, model: nn.Module, how: How, expected: Any) -> Check | None:
+def _checked_shorter(plan: Plan, model: nn.Module, how: How, expected: Any = None) -> Check | None:
+    """Compare with what is expected: by default, what the program computes without the branches on the graph's model."""
     if how.check == "none":
         return None
+    expected = expected or references(plan)
     if not expected[0]:
         return Check(0, 0, 0, 0, 0, skipped="the model is on the meta device", branches=len(plan.branches))
     return check_shorter(plan, model, *expected)
@@ -281,7 +281,7 @@ def _graph(plan: Plan, how: How, why: str) -> CutReport:
     failure: CheckError | None = None
     for number, way in enumerate(cut_programs(plan)):
         try:
-            check = _check(Verifier(plan), way.model, how, None)
+            check = _checked_graph(plan, way.model, how)
         except CheckError as error:
             failure = failure or error
             continue
@@ -292,6 +292,13 @@ def _graph(plan: Plan, how: How, why: str) -> CutReport:
         return report
     assert failure is not None
     raise failure
+
+
+def _checked_graph(plan: Plan, model: nn.Module, how: How) -> Check | None:
+    if plan.branches and not plan.removal:
+        return _checked_shorter(plan, model, how)
+    check = _check(Verifier(plan), model, how, None)
+    return check and replace(check, branches=len(plan.branches))
 
 
 def _check(verifier: Verifier, model: nn.Module, how: How, follow: Any) -> Check | None:

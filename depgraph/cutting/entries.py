@@ -95,6 +95,41 @@ def renumber(
     return new
 
 
+def kinds_of_entries(model: nn.Module, container: str) -> list[tuple[str, ...]]:
+    """The kind of each entry: what lists of words say of it that have one for every entry, in the config or beside the container."""
+    number = len(model.get_submodule(container)._modules)
+    held = [*vars(model.get_submodule(container.rpartition(".")[0])).values()]
+    held += [value for _, value in _walk(model.config, ())] if library_class(model) else []
+    lists = [v for v in held if isinstance(v, (list, tuple)) and len(v) == number and all(type(w) is str for w in v)]
+    return [tuple(words[k] for words in lists) for k in range(number)]
+
+
+def seats(kinds: list[Any], out: Iterable[int]) -> list[int]:
+    """A place for each of some entries of these kinds, of which `out` don't use theirs.
+
+    A cache has places of the entries' kinds, and asks the first or the last of a kind what it holds: so those that use theirs
+    have, in their order, the first and the last of their kind and those next to the first.
+    """
+    unused, found = set(out), [0] * len(kinds)
+    for kind in dict.fromkeys(kinds):
+        places = [k for k, other in enumerate(kinds) if other == kind]
+        using = [k for k in places if k not in unused]
+        last = places[-1:] if len(using) > 1 else []
+        taken = places[: len(using) - len(last)] + last
+        left = [k for k in places if k not in taken]
+        for k, place in [*zip(using, taken, strict=True), *zip(sorted(unused & set(places)), left, strict=True)]:
+            found[k] = place
+    return found
+
+
+def uncounted(kinds: list[Any], out: Iterable[int]) -> list[int]:
+    """The first of the entries of each kind of which all are `out`."""
+    unused = set(out)
+    return [
+        kinds.index(kind) for kind in dict.fromkeys(kinds) if all(k in unused for k, o in enumerate(kinds) if o == kind)
+    ]
+
+
 def counts(model: nn.Module, container: str, index: int, sized: frozenset[Attr]) -> Following:
     """What follows when entry `index` leaves `container`; what is in `sized`, or has such in it, are sizes and no counts."""
     number = len(model.get_submodule(container)._modules)

@@ -6,7 +6,7 @@ computed, and a stream plus nothing is the stream itself: no zeros, no product, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 Layout = Any
-"""JSON-able: {"nothing": sizes} with None for a size of the module's input, None for anything else, or {"tuple": [...]},
-{"list": [...]}, {"dict": {...}} of such."""
+"""JSON-able: {"nothing": sizes} with None for a size of the module's input, {"given": name} for an argument by its name or place,
+None for anything else, or {"tuple": [...]}, {"list": [...]}, {"dict": {...}} of such."""
 
 _SUMS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
 _TO_THE_FIRST = frozenset({"sub", "sub_", "__sub__", "__isub__", "addcmul", "addcmul_", "addmm", "baddbmm"})
@@ -138,12 +138,15 @@ def _outlines(given: Any) -> Any:
 class Passed(nn.Module):
     """Stands for a module that was left out with a sublayer: it returns nothing, in the layout of the module's outputs.
 
-    `plain` are the numbers and words that the module had, which code around it may look at; what else it looks for is nothing.
+    `plain` are the numbers and words that the module had, which code around it may look at; what else it `had` is nothing.
+    With a `place`, it puts a number a token there in the cache that it is given, so that the cache knows how many there were.
     """
 
-    def __init__(self, layout: Layout, plain: dict[str, Any]) -> None:
+    def __init__(self, layout: Layout, plain: dict[str, Any], had: Iterable[str]) -> None:
         super().__init__()
+        self.had = frozenset(had)
         self.layout = layout
+        self.place: int | None = None
         for name, value in plain.items():
             self.__dict__.setdefault(name, value)
 
@@ -151,13 +154,15 @@ class Passed(nn.Module):
         """`Nothing`, of a shape like that of the first tensor that it is given."""
         leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, Nothing))
         given = next((leaf for leaf in leaves if isinstance(leaf, (torch.Tensor, Nothing))), Nothing(_unknown))
-        return _filled(self.layout, given)
+        if self.place is not None and isinstance(given, torch.Tensor):
+            _count(leaves, given, self.place)
+        return _filled(self.layout, given, _by_name(args, kwargs))
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name.startswith("_"):
+            if name not in self.__dict__.get("had", ()):
                 raise
             return Nothing(_unknown)
 
@@ -168,21 +173,37 @@ class Passed(nn.Module):
 def passed(module: nn.Module, layout: Layout) -> Passed:
     """What stands for `module`."""
     plain = {n: v for n, v in vars(module).items() if type(v) in (int, float, bool, str) and not n.startswith("__")}
-    return Passed(layout, plain)
+    stores = (module._parameters, module._buffers, module._modules, vars(module))
+    return Passed(layout, plain, (name for store in stores for name in store if not name.startswith("_")))
+
+
+def _count(arguments: list[Any], stream: torch.Tensor, place: int) -> None:
+    """Add the tokens of a stream [batch, tokens, features] to what a cache among the arguments holds at a place."""
+    for cache in (getattr(argument, "self_attention_cache", argument) for argument in arguments):
+        if callable(getattr(cache, "get_seq_length", None)) and callable(getattr(cache, "update", None)):
+            token = stream.new_zeros(len(stream), 1, stream.shape[1], 1)
+            cache.update(token, token, place)
 
 
 _KINDS: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "list": list}
 
 
-def _filled(layout: Layout, given: Any) -> Any:
+def _filled(layout: Layout, given: Any, arguments: Mapping[str, Any]) -> Any:
     if layout is None:
         return None
     ((kind, parts),) = layout.items()
     if kind == "nothing":
         return Nothing(lambda: _outline(parts, given))
+    if kind == "given":
+        return arguments.get(parts)
     if kind == "dict":
-        return {name: _filled(part, given) for name, part in parts.items()}
-    return _KINDS[kind](_filled(part, given) for part in parts)
+        return {name: _filled(part, given, arguments) for name, part in parts.items()}
+    return _KINDS[kind](_filled(part, given, arguments) for part in parts)
+
+
+def _by_name(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by their names, or their places."""
+    return {str(k): value for k, value in enumerate(args)} | dict(kwargs)
 
 
 def _outline(sizes: list[int | None], given: Any) -> torch.Tensor:
@@ -193,15 +214,21 @@ def _outline(sizes: list[int | None], given: Any) -> torch.Tensor:
     return torch.empty(shape, dtype=source.dtype, device="meta")
 
 
-def layout_of(output: Any, given: Any) -> Layout:
-    """The layout of a module's outputs: nothing in the place of the first tensor, None for all else; `given` is its input."""
-    taken = False
+def layout_of(output: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layout:
+    """The layout of a module's outputs on some arguments: nothing in the place of the first tensor, None for all else.
+
+    But arguments that it hands on are handed on.
+    """
+    arguments, taken = _by_name(args, kwargs), False
+    given = next((leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)), None)
 
     def lay(value: Any) -> Layout:
         nonlocal taken
         if isinstance(value, torch.Tensor):
             first, taken = not taken, True
-            return {"nothing": _sizes(value, given)} if first else None
+            if first:
+                return {"nothing": _sizes(value, given)}
+            return next(({"given": name} for name, argument in arguments.items() if argument is value), None)
         if type(value) in (tuple, list):
             return {type(value).__name__: [lay(part) for part in value]}
         if isinstance(value, dict):

@@ -35,6 +35,7 @@ from depgraph.cutting.elsewhere import require_same_elsewhere
 from depgraph.cutting.modes import follow_modes
 from depgraph.cutting.module import new_tensor
 from depgraph.cutting.mutating import write_without_gradients, written_targets
+from depgraph.cutting.omitting import Alike, alike, omit
 from depgraph.cutting.rewriting import Share, call_arguments, rewrite
 from depgraph.cutting.varying import Dims, Taken, TakenInput, wrong_sizes
 from depgraph.errors import CutError
@@ -93,7 +94,8 @@ def cut_programs(plan: Plan) -> Iterator[Way]:
     traced = graph.capture.exported
     if isinstance(traced, DirectProgram):
         captured = _Captured(traced, graph.capture.program, plan.kept())
-        yield Way(_cut(plan, captured, module_of(traced, graph.tensors(), inputs)), None)
+        module = module_of(traced, graph.tensors(), inputs)
+        yield Way(_cut(plan, captured, module, _left_out(plan, module)), None)
     elif not found:
         raise CutError(
             f"torch.export captures {type(graph.model).__name__} in another way than it was traced, so that its graph "
@@ -124,11 +126,19 @@ def _captured_again(plan: Plan, given: Any, dims: Any) -> Way | None:
     if exported is None or captured is None:
         return None
     model = exported.module(check_guards=False)
+    nodes = _left_out(plan, model)
+    if nodes is None:
+        return None
     if not taken:
-        return Way(_cut(plan, captured, model), None)
+        return Way(_cut(plan, captured, model, nodes), None)
     with contextlib.suppress(Exception):  # an argument that is computed from a size, where only a number will do
-        return Way(_cut(plan, captured, model), taken)
+        return Way(_cut(plan, captured, model, nodes), taken)
     return None
+
+
+def _left_out(plan: Plan, module: GraphModule) -> Alike | None:
+    """Which nodes are those of the traced graph, if branches are to be left out; None where they can't be told."""
+    return alike(plan.graph.capture.exported.graph.nodes, module) if plan.branches else {}
 
 
 def _closed(dims: Any, given: Any, wrong: Dims) -> Any:
@@ -145,8 +155,10 @@ def _closed(dims: Any, given: Any, wrong: Dims) -> Any:
     return pytree.tree_unflatten([closed(leaf, which) for leaf, which in zip(leaves, listed, strict=True)], spec)
 
 
-def _cut(plan: Plan, captured: _Captured, module: GraphModule) -> GraphModule:
+def _cut(plan: Plan, captured: _Captured, module: GraphModule, nodes: Alike | None) -> GraphModule:
     _rewrite_calls(module, captured)
+    if plan.branches:
+        omit(plan, module, nodes or {})
     _narrow_tensors(module, plan.graph, captured)
     _forget_devices(module)
     write_without_gradients(module)

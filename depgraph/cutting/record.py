@@ -30,9 +30,9 @@ def make_record(plan: Plan, form: str, solution: Solution) -> Record:
     """JSON-able: all that is needed to make the same cut again, its costs, and the same of earlier cuts.
 
     `removed` holds removed indices by parameter and dim, `groups` the removed groups by axis, `attributes` the changed
-    integers, `inputs` what the example inputs of the result look like, `vocabulary` which tokens stay, `config` the integers
-    of a config that builds the result (uniform plans and trimmed vocabularies only); a graph form also has what its original
-    was built from, and in its `way` which of `cut_programs` it is.
+    integers, `inputs` what the example inputs of the result look like, `vocabulary` which tokens stay, `branches` what a
+    graph form leaves out, `config` the integers of a config that builds the result (uniform plans and trimmed vocabularies
+    only); a graph form also has what its original was built from, and in its `way` which of `cut_programs` it is.
     """
     graph = plan.graph
     earlier = getattr(graph.model, "depgraph_record", None)
@@ -46,6 +46,7 @@ def make_record(plan: Plan, form: str, solution: Solution) -> Record:
         ],
         "axes": {name: [graph[name].size, len(groups)] for name, groups in plan.removal.items()},
         "groups": {name: [int(g) for g in groups] for name, groups in plan.removal.items()},
+        "branches": list(plan.branches),
         "config": dict(plan.config),
         "free": sorted(graph.free),
         "inputs": describe_inputs(*inputs_at(graph, plan.kept())),

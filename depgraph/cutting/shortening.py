@@ -13,12 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from depgraph.capture.recording import assign
 from depgraph.capture.sizes import Attr
 from depgraph.cutting.descriptors import follow
-from depgraph.cutting.entries import Following, as_json, counts, leave, positions, renumber, without
+from depgraph.cutting.entries import (
+    Following,
+    as_json,
+    counts,
+    kinds_of_entries,
+    leave,
+    positions,
+    renumber,
+    seats,
+    uncounted,
+    without,
+)
 from depgraph.cutting.module import replace_tensors, without_indices
 from depgraph.cutting.owning import own
 from depgraph.cutting.passing import Layout, Passed, layout_of, passed
@@ -26,10 +36,12 @@ from depgraph.cutting.record import attr_of
 from depgraph.cutting.ways import look, put
 from depgraph.errors import CutError, PlanError
 from depgraph.offloading import own_copy
+from depgraph.remaining import as_blocks
 
 if TYPE_CHECKING:
     from depgraph.blocks import Block
     from depgraph.dependency import DependencyGraph
+    from depgraph.residual import Branch
 
 Undo = Callable[[], None]
 
@@ -38,12 +50,14 @@ Undo = Callable[[], None]
 class Shortening:
     """What is done to a model, in this order; JSON-able by `to_json`.
 
-    passed: modules that are replaced, with the layout of what they return. integers and lists: what follows. entries: those
-    that leave, by container, the last first. narrowed: tensors, their dims and the indices that go. keyed: containers whose
-    entries have the first of their keys afterwards.
+    passed: modules that are replaced, with the layout of what they return; of these `counting` keep the count
+    in their place of a cache.
+    integers and lists: what follows. entries: those that leave, by container, the last first. narrowed: tensors, their dims and the
+    indices that go. keyed: containers whose entries have the first of their keys afterwards.
     """
 
     passed: dict[str, Layout] = field(default_factory=dict)
+    counting: dict[str, int] = field(default_factory=dict)
     integers: dict[Attr, int] = field(default_factory=dict)
     lists: list[tuple[Attr, int]] = field(default_factory=list)
     entries: list[tuple[str, int]] = field(default_factory=list)
@@ -54,6 +68,7 @@ class Shortening:
         """As data; `model` says what integers are before."""
         return {
             "passed": self.passed,
+            "counting": self.counting,
             "attributes": [
                 {"module": a.module, "name": a.name, "keys": list(a.keys), "before": _now(model, a), "after": value}
                 for a, value in self.integers.items()
@@ -72,6 +87,7 @@ class Shortening:
         """From data that `to_json` made."""
         return cls(
             dict(data["passed"]),
+            dict(data.get("counting", {})),
             {attr_of(change): change["after"] for change in data["attributes"]},
             [(attr_of(entry), entry["index"]) for entry in data["lists"]],
             [(container, index) for container, index in data["entries"]],
@@ -98,7 +114,7 @@ def shortening_of(graph: DependencyGraph, names: Iterable[str]) -> Shortening:
     """
     blocks = {block.name: block for block in graph.blocks}
     branches = {branch.name: branch for branch in graph.branches}
-    wanted = _as_blocks(graph, dict.fromkeys(names))
+    wanted = as_blocks(graph, names)
     found = Shortening()
     gone: dict[str, list[int]] = {}
     for name in wanted:
@@ -117,7 +133,7 @@ def shortening_of(graph: DependencyGraph, names: Iterable[str]) -> Shortening:
     for container, indices in gone.items():
         _leaving(graph, container, sorted(indices), places[container], found)
     for container in places:
-        _renumber_passed(graph.model, container, places[container], gone.get(container, []), found)
+        _seat(graph, container, places[container], gone.get(container, []), found)
     return found
 
 
@@ -134,22 +150,9 @@ def _require_alone(graph: DependencyGraph, going: list[Block]) -> None:
             )
 
 
-def _as_blocks(graph: DependencyGraph, names: dict[str, None]) -> list[str]:
-    """The names, with a block in the place of all its branches."""
-    found = dict(names)
-    for block in graph.blocks:
-        if block.name not in found and block.branches and all(b in found for b in block.branches):
-            found = {n: None for n in found if n not in block.branches} | {block.name: None}
-    return list(found)
-
-
 def _leaving(
     graph: DependencyGraph, container: str, indices: list[int], places: dict[tuple[str, str], int], found: Shortening
 ) -> None:
-    holder = graph.model.get_submodule(container)
-    number = len(list(holder.children()))
-    if len(indices) >= number:
-        raise PlanError(f"the plan removes all {number} entries of {container}: at least one must stay")
     sized = frozenset(graph.sizes.users)
     follows: Following = counts(graph.model, container, indices[0], sized)
     for attr, value in follows.integers.items():
@@ -160,16 +163,53 @@ def _leaving(
     found.entries += [(container, index) for index in reversed(indices)]
 
 
-def _renumber_passed(
-    model: nn.Module, container: str, places: dict[tuple[str, str], int], gone: list[int], found: Shortening
+def _seat(
+    graph: DependencyGraph, container: str, places: dict[tuple[str, str], int], gone: list[int], found: Shortening
 ) -> None:
-    """Number the entries anew whose part with a position is left out: a cache counts those that use it."""
-    keys = [key for key, _ in model.get_submodule(container).named_children()]
+    """Number the entries anew whose part with a position is left out: a cache counts those that use it.
+
+    Where a kind of entry has none left that uses its cache, what stands for the first attention of that kind keeps the count.
+    """
+    model, modules = graph.model, dict(graph.model.named_modules())
+    names = list(modules[container]._modules)
+    kinds = [kind for k, kind in enumerate(kinds_of_entries(model, container)) if k not in gone]
+    stay = [k for k in range(len(names)) if k not in gone]
     for (path, name), constant in places.items():
-        at = {k: f"{container}.{key}.{path}" if path else f"{container}.{key}" for k, key in enumerate(keys)}
-        out = [k for k, whole in at.items() if any(whole == p or whole.startswith(f"{p}.") for p in found.passed)]
-        if out:
-            found.integers |= renumber(model, container, {(path, name): constant}, [*out, *gone])
+        at = [".".join(part for part in (container, names[k], path) if part) for k in stay]
+        instead = {k: p for k, whole in enumerate(at) for p in found.passed if is_at(whole, p)}
+        if not instead:
+            continue
+        seated = [place + constant for place in seats(kinds, instead)]
+        for k, whole in enumerate(at):
+            if k not in instead and name in vars(modules.get(whole, nn.Module())):
+                found.integers[Attr(whole, name, ())] = seated[k]
+        first = uncounted(kinds, instead)
+        found.counting |= {instead[k]: seated[k] for k in first if instead[k] in _attending(graph)}
+
+
+def is_at(path: str, outer: str) -> bool:
+    """Is a module another one, or does it lie in that?"""
+    return path == outer or path.startswith(f"{outer}.")
+
+
+def _attending(graph: DependencyGraph) -> set[str]:
+    """Paths of the modules in which something of an attention is computed that looks at its own stream alone."""
+    nodes = {
+        name for b in graph.branches if b.kind == "attention" and not _looks_elsewhere(graph, b) for name in b.nodes
+    }
+    return {graph.residual.module(node) for node in graph.residual.flow.nodes if node.name in nodes}
+
+
+def _looks_elsewhere(graph: DependencyGraph, branch: Branch) -> bool:
+    """Does a branch multiply its weights with something that isn't computed from its stream?"""
+    residual, values = graph.residual, graph.capture.program.values
+    named = {node.name: node for node in residual.flow.nodes}
+    inner = residual.flow.between(named[branch.source], tuple(named[name] for name in branch.operands))
+    own = (named[name] for name in branch.nodes)
+    reading = (
+        n for n in own if any(values[m.name].target in branch.parameters for m in n.all_input_nodes if m.name in values)
+    )
+    return any(node not in inner and residual.works(node) for node in reading)
 
 
 def _passed(graph: DependencyGraph, names: list[str]) -> dict[str, Layout]:
@@ -214,8 +254,7 @@ def _layouts(graph: DependencyGraph, paths: list[str]) -> dict[str, Layout]:
 
             def noted(module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
                 calls[path] = calls.get(path, 0) + 1
-                given = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
-                found[path] = layout_of(output, next(given, None))
+                found[path] = layout_of(output, args, kwargs)
 
             stack.callback(module.register_forward_hook(noted, with_kwargs=True).remove)
         rerun(graph, graph.model)
@@ -240,7 +279,9 @@ def shorten(model: nn.Module, how: Shortening) -> Undo:
     try:
         for path, layout in how.passed.items():
             before = model.get_submodule(path)
-            undo.append(_replace(model, path, before if isinstance(before, Passed) else passed(before, layout)))
+            instead = before if isinstance(before, Passed) else passed(before, layout)
+            instead.place = how.counting.get(path)
+            undo.append(_replace(model, path, instead))
         own(model, [*how.integers, *(attr for attr, _ in how.lists)], undo)
         for attr, value in how.integers.items():
             undo.append(assign(model, attr, value))

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx
@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 
 from depgraph.capture.exported import decisions_of
 from depgraph.capture.recording import Call
+from depgraph.cutting.bypassing import bypassed
 from depgraph.cutting.choices import Chosen
 from depgraph.cutting.draws import Drawing, may_draw, same_draws
 from depgraph.cutting.elsewhere import require_runs_by_itself
@@ -45,6 +46,9 @@ class Verifier:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.graph: DependencyGraph = plan.graph
+        self.exported: Any = plan.graph.capture.exported
+        if plan.branches:
+            self.exported = bypassed(plan.graph, plan.branches)
         self.tensors = plan.graph.tensors()
         exact = {name: g for name, g in plan.removal.items() if plan.graph[name].exact}
         mixed = {name: g for name, g in plan.removal.items() if name not in exact}
@@ -64,7 +68,7 @@ class Verifier:
         `follow_calls` is given the torch calls of the pruned model and returns how many it compared.
         """
         graph = self.graph
-        chosen, drawing, nodes = Chosen(), Drawing(), graph.capture.exported.graph.nodes
+        chosen, drawing, nodes = Chosen(), Drawing(), self.exported.graph.nodes
         draw = any(map(may_draw, nodes))
         with (
             same_draws(),
@@ -117,7 +121,7 @@ class Verifier:
     def _require_repeatable(self, original: list[tuple[Value, torch.Tensor]], tolerance: float) -> None:
         """Raise CheckError when the original doesn't compute the same twice: then no comparison says anything."""
         empty = self.graph.widths.at({})
-        again = Reference(self.graph.capture.exported, self.graph.capture.program, [Side(empty, empty)])
+        again = Reference(self.exported, self.graph.capture.program, [Side(empty, empty)])
         with torch.no_grad():  # with other random numbers
             (found,) = again.run(self.fetch, *inputs_of_others(self.graph, self.plan.kept()))
         if difference([t for _, t in found], [t for _, t in original]) > tolerance:
@@ -139,7 +143,7 @@ class Verifier:
 
     def _run(self, inputs: Inputs, follow: Following | None, *sides: Side) -> list[Outputs]:
         """The outputs of the captured program on each of `sides`."""
-        reference = Reference(self.graph.capture.exported, self.graph.capture.program, sides, follow)
+        reference = Reference(self.exported, self.graph.capture.program, sides, follow)
         with same_draws():
             return reference.run(self.fetch, *inputs)
 

@@ -7,12 +7,14 @@ here changes the model.
 
 from importance.depth.angular import AngularDrop, AngularSpan, BeforeLast
 from importance.depth.batches import windows
+from importance.depth.comparing import InLoss, LossIncrease
 from importance.depth.engine import Effort, Engine
 from importance.depth.exhaustive import Exhaustive
 from importance.depth.greedy import FinerCut, Sleb
 from importance.depth.influence import BlockInfluence
 from importance.depth.merging import Laco, Merge, Merging, merged
 from importance.depth.metrics import Distance, LossMetric, Measured, Metric
+from importance.depth.names import depth_named, depth_names, depth_needs_data
 from importance.depth.order import DepthScorer, Order, Search, Step
 from importance.depth.pairs import PairSearch
 from importance.depth.ranking import OneShot
@@ -34,7 +36,9 @@ __all__ = [
     "Engine",
     "Exhaustive",
     "FinerCut",
+    "InLoss",
     "Laco",
+    "LossIncrease",
     "LossMetric",
     "Measured",
     "Merge",
@@ -49,6 +53,9 @@ __all__ = [
     "Sleb",
     "Step",
     "Without",
+    "depth_named",
+    "depth_names",
+    "depth_needs_data",
     "merged",
     "windows",
 ]

@@ -54,6 +54,7 @@ class Sleb:
     last: int = 1
     metric: Metric | None = None
     effort: Effort = NORMAL
+    nested: bool = field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_batches(self.batches)
@@ -88,6 +89,7 @@ class FinerCut:
     of: str = "branches"
     kinds: tuple[str, ...] | None = ("attention", "mlp")
     effort: Effort = NORMAL
+    nested: bool = field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_batches(self.batches)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from depgraph import DependencyGraph
+from depgraph.plotting import plot_curve
+from depgraph.scoring import DepthScorer
+from importance.choices import pick
+
+CURVES: dict[str, Callable[[float], float]] = {"value": float, "perplexity": lambda loss: math.exp(min(loss, 700.0))}
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,14 @@ class Order:
         """The value at the end."""
         return self.steps[-1].value if self.steps else self.whole
 
+    def plot(self, path: str | os.PathLike[str], curve: str = "value") -> None:
+        """Draw the value at each step, or what it is as a "perplexity" (its exp, where it is a loss), against what is removed.
+
+        Raises ScoreError for an unknown `curve`, DataError without matplotlib (the extra `plot`).
+        """
+        of = pick(CURVES, curve, "curve")
+        plot_curve([of(self.whole), *(of(step.value) for step in self.steps)], self.names, path, curve)
+
 
 class Counted(dict[str, float]):
     """Scores, and the layer evaluations that they took."""
@@ -42,13 +58,10 @@ class Counted(dict[str, float]):
     evaluations: int = 0
 
 
-class DepthScorer(Protocol):
-    """Gives blocks or branches, by name, a number: the lowest is to go first; what it doesn't name must stay."""
-
-    def __call__(self, graph: DependencyGraph, /) -> dict[str, float]: ...
-
-
 class Search(Protocol):
     """Finds which `count` parts of a graph go."""
 
     def __call__(self, graph: DependencyGraph, count: int, /) -> Order: ...
+
+
+__all__ = ["Counted", "DepthScorer", "Order", "Search", "Step"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
@@ -23,6 +23,7 @@ class OneShot:
 
     scorer: DepthScorer | Mapping[str, float]
     only: Sequence[str] | None = None
+    nested: bool = field(default=True, init=False, repr=False)
 
     def __call__(self, graph: DependencyGraph, count: int, /) -> Order:
         scores = self.scorer if isinstance(self.scorer, Mapping) else self.scorer(graph)
