@@ -72,8 +72,8 @@ SCORERS: dict[str, Entry] = {
     "bonsai": Entry(Bonsai),
     "stun": Entry(ExpertClusters),
     "obs": Entry(_obs),
-    **{name: Entry(_activation, {"criterion": name}) for name in CRITERIA},
 }
+SCORERS |= {name: Entry(_activation, {"criterion": name}) for name in CRITERIA if name not in SCORERS}
 
 
 def names() -> list[str]:
