@@ -17,17 +17,17 @@ from exporters.verifying import FileReport
 
 @dataclass(frozen=True)
 class Cargo:
-    """What is to be written: a model, example inputs, and the folder of its tokenizer, if it has one."""
+    """What is to be written: a model, example inputs, and its tokenizer or the folder of it, if it has one."""
 
     model: nn.Module
     args: Any
     kwargs: Mapping[str, Any] | None = None
-    tokenizer: Path | None = None
+    tokenizer: Any = None
 
 
 @dataclass(frozen=True)
 class Destination:
-    """A format: the suffix of its file, what it is for, the extra to install (`depgraph[...]`), and what writes it.
+    """A format: the suffix of its file, what it is for, the extra to install (`depgraph[...]`) and its package, what writes it.
 
     `write` takes the file's path too, and raises ExportError.
     """
@@ -35,6 +35,7 @@ class Destination:
     suffix: str
     description: str
     extra: str
+    module: str
     write: Callable[[Cargo, Path], FileReport]
 
 
@@ -51,10 +52,10 @@ def _gguf(cargo: Cargo, path: Path) -> FileReport:
 
 
 DESTINATIONS: Mapping[str, Destination] = {
-    "openvino": Destination(".xml", "OpenVINO, for Intel's processors; free batch", "openvino", _openvino),
+    "openvino": Destination(".xml", "OpenVINO, for Intel's processors; free batch", "openvino", "openvino", _openvino),
     "executorch": Destination(
-        ".pte", "ExecuTorch with XNNPACK, for phones; the example's sizes", "executorch", _executorch
+        ".pte", "ExecuTorch with XNNPACK, for phones; the example's sizes", "executorch", "executorch", _executorch
     ),
-    "gguf": Destination(".gguf", "GGUF in float16, for llama.cpp; Llama-like models only", "gguf", _gguf),
+    "gguf": Destination(".gguf", "GGUF in float16, for llama.cpp; Llama-like models only", "gguf", "gguf", _gguf),
 }
 """The formats by name."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,7 @@ def test_the_report_is_json_where_asked(matrix: Path, tmp_path: Path, capsys: py
         (("--quantise", "int4", "--out", "matrix.onnx"), "exists: name another file", 7),
         (("--quantise", "int4", "--device", "cuda", "--out", "b.onnx"), "--device cuda is for PyTorch models", 2),
         (("--format", "genai"), "--out FOLDER says where --format genai goes", 2),
+        (("--format", "gguf", "--out", "b.gguf"), "--format gguf needs a PyTorch model", 2),
     ],
 )
 def test_wrong_usage_leaves_nothing(
@@ -101,6 +104,40 @@ def test_wrong_usage_leaves_nothing(
     assert run(matrix, *arguments) == code
     assert says in capsys.readouterr().err
     assert [path.name for path in matrix.parent.iterdir()] == ["matrix.onnx"]
+
+
+def test_every_destination_is_a_format_with_its_own_file(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from exporters import destinations
+    from exporters.destinations import DESTINATIONS, Cargo
+    from exporters.verifying import FileReport
+
+    cargoes: list[Cargo] = []
+
+    def write(cargo: Cargo, path: Path) -> FileReport:
+        cargoes.append(cargo)
+        path.write_text("written")
+        return FileReport((path,), "a format", "a runtime", 7, 0.0, 0.0, ("1x3",))
+
+    for name, destination in DESTINATIONS.items():
+        made = replace(destination, module="json", write=write)
+        monkeypatch.setattr(destinations, "DESTINATIONS", {**DESTINATIONS, name: made})
+        file = tmp_path / f"m{destination.suffix}"
+        assert run(llama, "--format", name, "--out", file) == 0
+        assert file.read_text() == "written" and capsys.readouterr().out.startswith(f"Wrote {file} (a format, 7 bytes)")
+        assert run(llama, "--format", name, "--quantise", "int4", "--out", tmp_path / "n") == 2
+        assert f"--format {name} writes another" in capsys.readouterr().err
+    assert [set(cargo.kwargs or ()) for cargo in cargoes] == [{"input_ids"}] * 3
+    assert {cargo.tokenizer for cargo in cargoes} == {llama}
+
+
+def test_a_missing_extra_is_said_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert run("nowhere.py:build", "--format", "openvino", "--out", tmp_path / "m.xml") == 6
+    assert "pip install 'depgraph[openvino]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

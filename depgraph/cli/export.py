@@ -9,16 +9,18 @@ import typer
 
 from depgraph.cli import options as o
 from depgraph.cli.app import app
-from depgraph.cli.formats import FOLDERS, Asked, export_file, export_model, reports_json
+from depgraph.cli.formats import FOLDERS, Asked, check_destination, export_file, export_model, file_name, reports_json
 from depgraph.cli.models import Loading, load_model
 from depgraph.cli.onnx_files import is_onnx, refuse_options
 from depgraph.cli.output import Steps, check_vacant, print_json, printing, showing
+from depgraph.errors import ModelError
 from depgraph.storage import check_free
 
 Format = Annotated[
-    Literal["onnx", "decoder", "encoder-decoder", "genai"],
+    Literal["onnx", "decoder", "encoder-decoder", "genai", "openvino", "executorch", "gguf"],
     typer.Option(
-        help="one graph of a forward; of a language model with its cache; two graphs; a folder for onnxruntime-genai"
+        help="one graph of a forward; of a language model with its cache; two graphs; a folder for onnxruntime-genai; or for "
+        "other runtimes, each with an extra: OpenVINO (.xml), ExecuTorch (.pte), llama.cpp (.gguf)"
     ),
 ]
 Quantise = Annotated[
@@ -34,7 +36,9 @@ Data = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(help="the file to write, MODEL/model.onnx by default, .ort for that format; a folder for two of them"),
+    typer.Option(
+        help="the file to write, such as MODEL/model.onnx by default, .ort for that format; a folder for two of them"
+    ),
 ]
 
 
@@ -59,10 +63,15 @@ def export(  # noqa: PLR0913  (the options of a command)
     with printing(as_json) as console:
         steps = Steps()
         if is_onnx(model):
+            if format != "onnx":
+                raise ModelError(
+                    f"--format {format} needs a PyTorch model, and {model} is an ONNX file: give the model"
+                )
             refuse_options(model, Loading(device, dtype, seed, base), {})
             with steps("converting"):
                 reports = export_file(Path(model), asked)
         else:
+            check_destination(format, asked)
             with steps("loading"):
                 loaded = load_model(model, Loading(device, dtype, seed, base))
             with steps("exporting"):
@@ -85,7 +94,7 @@ def _where(model: str, out: Path | None, format: str) -> Path:
         check_vacant(out)
         return out
     if out is None and not Path(model).is_dir():
-        raise typer.BadParameter("--out FILE says where the ONNX file goes")
-    file = out or Path(model) / "model.onnx"
+        raise typer.BadParameter(f"--out FILE says where the file goes, such as {file_name(format)}")
+    file = out or Path(model) / file_name(format)
     check_free(file, "--out")
     return file

@@ -36,7 +36,7 @@ Reports = list[Any]
 
 def export_model(kind: str, loaded: Loaded, asked: Asked) -> Reports:
     """Write a model in the format `kind`; the reports of all steps, the last that of what was written."""
-    return _FORMATS[kind](loaded, asked)
+    return _FORMATS[kind](loaded, asked) if kind in _FORMATS else _elsewhere(kind, loaded, asked)
 
 
 def export_file(source: Path, asked: Asked) -> Reports:
@@ -95,6 +95,35 @@ def _genai(loaded: Loaded, asked: Asked) -> Reports:
         OnnxOptions(opset=asked.opset, dtype="float32"), _quantising(asked), data=_prompts(loaded, asked)
     )
     return [to_genai(loaded.model, loaded.tokenizer, asked.out, loaded.kwargs.get("input_ids"), options=options)]
+
+
+def _elsewhere(kind: str, loaded: Loaded, asked: Asked) -> Reports:
+    from exporters.destinations import DESTINATIONS, Cargo
+
+    folder = getattr(loaded.tokenizer, "name_or_path", "")
+    tokenizer = Path(folder) if folder and Path(folder).is_dir() else loaded.tokenizer
+    return [DESTINATIONS[kind].write(Cargo(loaded.model, loaded.args, loaded.kwargs, tokenizer), asked.out)]
+
+
+def check_destination(kind: str, asked: Asked) -> None:
+    """Raise ModelError for options that a format has no use for, ExportError where the packages it needs aren't there."""
+    if kind in _FORMATS:
+        return
+    from exporters.destinations import DESTINATIONS
+    from exporters.extras import required
+
+    if asked.quantise or asked.data is not None or asked.tolerance is not None:
+        raise ModelError(
+            f"--quantise, --tolerance and --data are for ONNX files, and --format {kind} writes another: leave them out"
+        )
+    required(DESTINATIONS[kind].extra, DESTINATIONS[kind].module)
+
+
+def file_name(kind: str) -> str:
+    """What the file of a format is called where nothing else is said."""
+    from exporters.destinations import DESTINATIONS
+
+    return "model" + (DESTINATIONS[kind].suffix if kind in DESTINATIONS else ".onnx")
 
 
 _FORMATS: dict[str, Callable[[Loaded, Asked], Reports]] = {
