@@ -88,7 +88,7 @@ def sign(model: onnx_ir.Model, record: Mapping[str, Any] | None) -> None:
     if record is None:
         return
     try:
-        model.metadata_props[RECORD_KEY] = json.dumps(record)
+        model.metadata_props[RECORD_KEY] = json.dumps(record, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise ExportError(f"The model's `depgraph_record` is no JSON ({error}); remove it or mend it.") from error
 

@@ -33,6 +33,10 @@ def units(graph: DependencyGraph, which: str = "units") -> list[str]:
     pick(KINDS, which, "kind of units")
     roles = describe(Anatomy(graph))
     found = [axis.name for axis in graph.axes if axis.prunable.any() and which in _kinds(roles[axis.name].role)]
+    if not found and which == "all":
+        raise NothingToPrune(
+            f"{graph.name} has no axis that may lose a group: depgraph inspect, or graph.show(), says what holds each"
+        )
     if not found:
         raise NothingToPrune(f"{graph.name} has no axis of the kind {which!r}: {KINDS[which]}")
     return found

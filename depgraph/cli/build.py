@@ -14,8 +14,8 @@ from rich.table import Table
 from depgraph.cli import options as o
 from depgraph.cli.app import app
 from depgraph.cli.data import Amount, TextData, read_text, text_data
-from depgraph.cli.keeping import parse_keep
-from depgraph.cli.models import Loaded, Loading, load_model
+from depgraph.cli.keeping import milliseconds_of, size_of
+from depgraph.cli.models import Loaded, Loading, in_float32, load_model
 from depgraph.cli.onnx_files import is_onnx
 from depgraph.cli.output import Steps, check_vacant, print_json, printing, say, showing
 from depgraph.cli.points import check_names
@@ -84,18 +84,26 @@ def build(  # noqa: PLR0913  (the options of a command)
         steps = Steps()
         device = Profile.load(profile) if profile is not None else None
         budget = Budget(*limits, threads, device)
-        names = _listed(recipes) or (["best"] if data is not None or ".py:" in model else ["magnitude"])
-        check_names(names, data=data is not None or ".py:" in model)
+        precisions = ("float32", *_precisions(quantise))
+        check_names(_listed(recipes), data=data is not None or ".py:" in model)
         with steps("loading"):
-            loaded = load_model(model, Loading("cpu", "auto", seed, base))
+            stored = load_model(model, Loading("cpu", "auto", seed, base))
+            loaded = in_float32(stored)
             found = TextData([], [])
             if data is not None:
                 found = text_data(loaded, data, read_text(data), Amount(batches, length, seed))
         options: dict[str, Any] = {"scope": scope, "round_to": o.rounding(round_to), "floor": floor}
         options |= {"protect": tuple(protect or ()), "only": tuple(only or ())}
-        ways = Ways(tuple(names), ("float32", *_precisions(quantise)), options, seed, opset=opset)
+        if loaded is not stored:
+            say(
+                "note: the model is built in float32, in which budgets and files are: --quantise float16 allows fewer bits"
+            )
+        subject = _subject(loaded, found, data is None)
+        names = _listed(recipes) or ["magnitude" if subject.batches is None else "best"]
+        check_names(names, data=subject.batches is not None)
+        ways = Ways(tuple(names), precisions, options, seed, opset=opset)
         command = shlex.join(["depgraph", *sys.argv[1:]])
-        made = make(_subject(loaded, found, data is None), budget, out, ways, step=steps, command=command)
+        made = make(subject, budget, out, ways, step=steps, command=command)
     with showing():
         _show(made, console, as_json)
 
@@ -117,14 +125,9 @@ def _measurable(loaded: Loaded, found: TextData) -> bool:
 
 def _limits(latency: str, size: str) -> tuple[float | None, int | None]:
     """Milliseconds and bytes; raises typer.BadParameter."""
-    asked = {"latency": latency, "size": size}
     if not latency and not size:
         raise typer.BadParameter("give a budget: --latency 20ms, --size 30MB, or both")
-    keep = parse_keep(",".join(f"{name}={text}" for name, text in asked.items() if text))
-    most = keep.given.get("bytes")
-    if (latency and keep.milliseconds is None) or (size and not isinstance(most, int)):
-        raise typer.BadParameter("a budget is a time such as --latency 20ms and a size such as --size 30MB, no shares")
-    return keep.milliseconds, most
+    return milliseconds_of("--latency", latency) if latency else None, size_of("--size", size) if size else None
 
 
 def _listed(text: str) -> list[str]:

@@ -104,7 +104,10 @@ def _causal(loaded: Loaded, windows: Tensor, random: torch.Generator) -> Batch:
 def _sequence_to_sequence(loaded: Loaded, windows: Tensor, random: torch.Generator) -> Batch:
     """The second half of every window is to be told from the first."""
     half = windows.shape[1] // 2
-    return {"input_ids": windows[:, :half].contiguous(), "labels": windows[:, half:].contiguous()}
+    labels = windows[:, half:].contiguous()
+    shifted = getattr(loaded.model, "prepare_decoder_input_ids_from_labels", None)
+    begun = {} if shifted is None else {"decoder_input_ids": shifted(labels=labels)}
+    return {"input_ids": windows[:, :half].contiguous(), **begun, "labels": labels}
 
 
 def _masked(loaded: Loaded, windows: Tensor, random: torch.Generator) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,6 +106,32 @@ def _time(text: str, value: str) -> tuple[float | None, float | None]:
             f"--keep {text!r}: {value!r} is neither a time such as 20ms nor a share of the dense model's, such as 0.5"
         )
     return (number * _UNITS[match[2]], None) if match[2] else (None, number)
+
+
+def milliseconds_of(option: str, text: str) -> float:
+    """`20ms` as milliseconds; raises typer.BadParameter."""
+    match = _NUMBER.fullmatch(text.strip())
+    number = _number(match[1]) if match and match[2] in _UNITS else 0.0
+    if match is None or not 0 < number < math.inf:
+        raise typer.BadParameter(f"{option} {text!r} is no time: give a number and a unit, such as {option} 20ms")
+    return number * _UNITS[match[2]]
+
+
+def size_of(option: str, text: str) -> int:
+    """`30MB` as bytes; raises typer.BadParameter."""
+    match = _NUMBER.fullmatch(text.strip())
+    number = _number(match[1]) if match and match[2] in _SIZES else 0.0
+    if match is None or not 1 <= number * _SIZES.get(match[2], 0) < math.inf:
+        raise typer.BadParameter(f"{option} {text!r} is no size: give a number and a unit, such as {option} 30MB")
+    return round(number * _SIZES[match[2]])
+
+
+def _number(text: str) -> float:
+    """0 for what is no number, such as 1.2.3."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 _READ: dict[str, Any] = {"bytes": _size, "latency": _time}

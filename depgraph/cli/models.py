@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -67,6 +67,20 @@ def load_model(spec: str, loading: Loading) -> Loaded:
         return _from_folder(path, loading)
     found = "has no config.json" if path.is_dir() else "isn't a model" if path.exists() else "doesn't exist"
     raise ModelError(f"{spec} {found}: give a transformers folder, a folder saved by depgraph, or file.py:function")
+
+
+def in_float32(loaded: Loaded) -> Loaded:
+    """The same, with all numbers of other floating-point types in float32; itself where there are none."""
+    if all(p.dtype == torch.float32 for p in loaded.model.parameters() if p.is_floating_point()):
+        return loaded
+
+    def wide(tree: Any) -> Any:
+        change = lambda t: t.float() if isinstance(t, torch.Tensor) and t.is_floating_point() else t  # noqa: E731
+        return torch.utils._pytree.tree_map(change, tree)
+
+    batches, held_out = (None if b is None else [wide(batch) for batch in b] for b in (loaded.batches, loaded.held_out))
+    changed = {"batches": batches, "held_out": held_out, "args": wide(loaded.args), "kwargs": wide(loaded.kwargs)}
+    return replace(loaded, model=loaded.model.float(), **changed)
 
 
 def is_saved(folder: Path) -> bool:

@@ -131,7 +131,9 @@ def check_names(names: list[str], *, data: bool) -> None:
         pick(known, name, "recipe or score")
         needs = recipes.RECIPES[name].needs != "nothing" if name in recipes.RECIPES else needs_data(name)
         if needs and not data:
-            raise DataError(f"{name!r} needs data: give a text file with --data, or leave it out of --recipes")
+            raise DataError(
+                f"{name!r} needs data: give a text file with --data, let file.py:function give 'batches', or leave it out of --recipes"
+            )
 
 
 def _content_of_model(given: Path, function: str) -> str:

@@ -43,11 +43,11 @@ class Limits:
         timed = {"latency_ms": self.milliseconds, "latency": latency} if self.milliseconds is not None else {}
         return depgraph.Target(bytes=self.weights, **timed)  # type: ignore[arg-type]
 
-    def tighter(self, size: float, time: float) -> Limits:
-        """The limits for another round, where the file was `size` times the bytes and `time` times the milliseconds allowed."""
+    def tighter(self, time: float, weights: int | None) -> Limits:
+        """The limits for another round, where the file took `time` times the milliseconds allowed and `weights` bytes would fit."""
         found = self
-        if size > 1 and self.weights is not None:
-            found = replace(found, weights=int(self.weights / size * _CLOSER))
+        if weights is not None:
+            found = replace(found, weights=weights)
         if time > 1 and self.milliseconds is not None:
             found = replace(found, milliseconds=self.milliseconds / time * _CLOSER)
         return found

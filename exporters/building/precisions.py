@@ -17,6 +17,7 @@ from exporters.quantising import QuantOptions, quantise
 from exporters.timing.measure import low, session, timed
 
 _CALIBRATION, _ROUNDS, _WARM_UP = 8, 20, 2
+_GROWTH, _LESS = 1.05, 0.999
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,14 @@ class Precision:
     def weights(self, file_bytes: float) -> int:
         """Bytes of float32 weights, of which a file of this precision takes `file_bytes`."""
         return int((file_bytes - self.rest) / self.rate)
+
+    def fewer_weights(self, file_bytes: float, found: float, weights: int) -> int:
+        """As `weights`, by a file that took `found` bytes with so many bytes of float32 weights: fewer than these.
+
+        What a file says of what was pruned grows with what goes, so that a little of its rest is added.
+        """
+        rest = max(found - weights * self.rate, 0) * _GROWTH
+        return max(min(int((file_bytes - rest) / self.rate), int(weights * _LESS)), 2)
 
     def milliseconds(self, ms: float) -> float:
         """How long the float32 file may take, for one of this precision to take `ms`."""

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import torch
+
 import depgraph
-from depgraph.errors import DepgraphError
+from depgraph.errors import DepgraphError, ExportError
 from depgraph.storage import appearing, free_folder
 from depgraph.story import Story, TradeOff, Trial
 from depgraph.story.parts import Sensitivity
@@ -63,6 +65,7 @@ def build(
         ExportError, CaptureError, DataError, ScoreError: as exporting, tracing and scoring do.
     """
     path = free_folder(folder, "never")
+    _require_float32(subject)
     with tempfile.TemporaryDirectory() as work, appearing(path) as draft:
         given = Ways() if ways is None else ways
         search = Search(subject, budget, given, Path(work), step=step or (lambda what: nullcontext()))
@@ -73,6 +76,16 @@ def build(
         told.sensitivity = _sensitivity(search, told)
         story = write_result(search, best, draft, told)
     return Built(path, story, tuple(tried))
+
+
+def _require_float32(subject: Subject) -> None:
+    """Budgets, figures and files are of float32, from which fewer bits are made."""
+    others = {p.dtype for p in subject.model.parameters() if p.is_floating_point()} - {torch.float32}
+    if others:
+        kind = str(min(others, key=str)).removeprefix("torch.")
+        raise ExportError(
+            f"the model has weights in {kind}, and is built from float32: give model.float(), and Ways(precisions=...) for fewer bits"
+        )
 
 
 def _trade_off(search: Search, tried: list[Candidate], told: Told) -> TradeOff:

@@ -122,6 +122,9 @@ class Search:
                 except (TargetError, NothingToPrune, ExportError) as error:
                     refused.append(error)
                     self.notes.append(f"{recipe} in {precision.name}: {error}")
+                    continue
+                if found[-1].plan is None:  # no recipe has anything to do
+                    break
         fitting = [one for one in found if not one.why]
         if not fitting:
             raise self._unmet(found, refused)
@@ -148,10 +151,12 @@ class Search:
         limits = Limits.of(self.budget, precision)
         for number in range(1, self.ways.rounds + 1):
             found = self._once(recipe, precision, limits, number)
-            over = self._over(found)
-            if not found.why or found.plan is None or number == self.ways.rounds:
+            if not found.why or found.report is None or number == self.ways.rounds:
                 return found
-            limits = limits.tighter(*over)
+            size, time = self._over(found)
+            weights = found.report.after.bytes
+            fewer = precision.fewer_weights(self.budget.bytes, found.bytes, weights) if self.budget.bytes else 0
+            limits = limits.tighter(time, fewer if size > 1 else None)
         raise AssertionError("unreachable")
 
     def _once(self, recipe: str, precision: Precision, limits: Limits, number: int) -> Candidate:
@@ -197,7 +202,8 @@ class Search:
             except (NothingToPrune, TargetError) as error:
                 if "only" in given:
                     raise
-                self.notes.append(f"{name} takes axes of all kinds for {target}, since of those that it is for {error}")
+                said = f"{name} takes axes of all kinds, as those that it is for aren't enough"
+                self.notes += [] if any(note.startswith(said) for note in self.notes) else [f"{said}: {error}"]
                 return replace(recipe, units="all").reported(self.graph, target, **given)
         scorer = named(name, batches=subject.batches, loss=subject.loss, seed=self.ways.seed)
         plan = self.graph.plan(scorer, target, **self.ways.options)
@@ -240,8 +246,8 @@ class Search:
             return TargetError(f"nothing keeps within {self.budget}: {first}")
         nearest = min(found, key=lambda one: max(self._over(one)))
         return TargetError(
-            f"nothing keeps within {self.budget}; nearest came {nearest.recipe} in {nearest.precision}, which {nearest.why}: ask for "
-            "less, allow --quantise, or lift floors and protections"
+            f"nothing keeps within {self.budget}; nearest came {nearest.recipe} in {nearest.precision}, which {nearest.why}: raise the "
+            "budget, allow other precisions, or lift floors and protections"
         )
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import depgraph
-from depgraph.errors import CheckpointError, TargetError
+from depgraph.errors import CheckpointError, ExportError, TargetError
 from depgraph.story import Story
 from exporters.building import Budget, Subject, Ways, build
 from exporters.building.file_model import FileModel
@@ -151,6 +151,9 @@ def test_what_nothing_keeps_within_says_what_came_nearest(subject: Subject, tmp_
         TargetError, match=r"nothing keeps within .* ms; nearest came magnitude in float32, which takes .* times"
     ):
         build(subject, Budget(latency_ms=dense * 0.7), tmp_path / "small", replace(QUICK, rounds=1))
+    floor = replace(QUICK, options={"floor": 0.5})
+    with pytest.raises(TargetError, match=r"within 9,000 bytes.*allow bytes=.* at the least"):
+        build(subject, Budget(bytes=9000), tmp_path / "small", floor)
     with pytest.raises(
         TargetError, match="nothing keeps within 100 bytes: a file of 100 bytes is less than the graph alone"
     ):
@@ -163,6 +166,31 @@ def test_a_model_within_the_budget_stays_as_it_is(subject: Subject, tmp_path: Pa
     assert built.best.plan is None and built.best.recipe == "dense"
     assert built.story.after == built.story.before and not (tmp_path / "same" / "plan.json").exists()
     assert (tmp_path / "same" / "model.onnx").is_file() and (tmp_path / "same" / "report.html").is_file()
+
+
+class _Flat(nn.Module):
+    """Says much of what was pruned beside its few weights: every channel is 36 columns of a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 32, 3), nn.Linear(32 * 36, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).relu().flatten(1))  # type: ignore[no-any-return]
+
+
+def test_what_a_file_says_of_what_went_counts_as_well(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = _Flat().eval(), torch.randn(2, 3, 8, 8)
+    subject = Subject(model, (images,), {}, lambda other: float(other(images).norm()), Figure("norm"))
+    most = int(_dense_bytes(subject, tmp_path) * 0.55)
+    build(subject, Budget(bytes=most), tmp_path / "small", replace(QUICK, shares=(), rounds=3))
+    assert 0.8 * most < file_bytes(tmp_path / "small" / "model.onnx") <= most
+
+
+def test_what_fits_already_is_tried_once_in_a_precision(subject: Subject, tmp_path: Path) -> None:
+    ways = replace(QUICK, recipes=("magnitude", "random"), shares=())
+    assert len(build(subject, Budget(bytes=10**9), tmp_path / "same", ways).tried) == 1
 
 
 def test_the_best_precision_within_the_budget_is_taken(subject: Subject, tmp_path: Path) -> None:
@@ -190,11 +218,26 @@ def test_budgets_are_positive() -> None:
             Budget(**given)  # type: ignore[arg-type]
 
 
+def test_other_numbers_than_float32_are_refused(subject: Subject, tmp_path: Path) -> None:
+    other = replace(subject, model=_network().bfloat16())
+    with pytest.raises(ExportError, match="weights in bfloat16.*float32: give model.float()"):
+        build(other, Budget(bytes=10**9), tmp_path / "small", QUICK)
+
+
 def test_limits_go_by_what_a_precision_was_measured_to_save() -> None:
     limits = Limits.of(Budget(latency_ms=10, bytes=1000), Precision("int8-static", rest=200, rate=0.25, share=0.5))
     assert limits == Limits(weights=3200, milliseconds=20)
-    tighter = limits.tighter(1.0, 2.0)
+    tighter = limits.tighter(2.0, None)
     assert tighter.weights == 3200 and tighter.milliseconds is not None and 9.8 < tighter.milliseconds < 10
+    assert limits.tighter(0.9, 3000) == Limits(weights=3000, milliseconds=20)
+
+
+def test_another_round_goes_by_what_the_file_took_beside_its_weights() -> None:
+    precision = Precision("int8-dynamic", rest=200, rate=0.25)
+    fewer = precision.fewer_weights(1000, found=1300, weights=3200)  # 500 bytes beside the weights, not 200
+    assert 1800 < fewer < 2000
+    assert precision.fewer_weights(1000, found=1001, weights=3200) < 3200
+    assert precision.fewer_weights(100, found=1300, weights=3200) == 2
 
 
 def test_a_file_in_the_place_of_a_model_takes_and_gives_the_same(tmp_path: Path) -> None:

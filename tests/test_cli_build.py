@@ -1,0 +1,102 @@
+"""`depgraph build` from outside: what it takes, what it leaves, and what it says when it can't."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from depgraph import cli
+from depgraph.cli.data import Amount, text_data
+from depgraph.cli.models import Loaded, in_float32
+
+MODELS = """
+import torch
+from torch import nn
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(14, 64), nn.ReLU(), nn.Linear(64, 48), nn.GELU(), nn.Linear(48, 5))
+
+def pair(): return mlp(), torch.randn(2, 14)
+def half(): return mlp().bfloat16(), torch.randn(2, 14).bfloat16()
+def fixed(): return nn.Linear(14, 5), torch.randn(2, 14)
+"""
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("models.py").write_text(MODELS)
+    return tmp_path
+
+
+def build(*arguments: str) -> int:
+    return cli.main(["build", *arguments])
+
+
+def test_a_model_without_data_in_bfloat16_is_built_in_float32(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build("models.py:half", "--size", "12kB", "--out", "small", "--json") == 0
+    said = capsys.readouterr()
+    assert "built in float32" in said.err
+    (tried,) = json.loads(said.out)["tried"]
+    assert tried["recipe"] == "magnitude" and tried["precision"] == "float32"
+    assert 9_000 < Path("small/model.onnx").stat().st_size == tried["bytes"] <= 12_000
+    session = onnxruntime.InferenceSession("small/model.onnx")
+    with np.load("small/example.npz") as arrays:
+        (made,) = session.run(None, dict(arrays))
+    assert made.dtype == np.float32 and made.shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("models.py:pair",), 2, "give a budget: --latency 20ms, --size 30MB, or both"),
+        (("models.py:pair", "--latency", "0.5"), 2, "--latency '0.5' is no time: give a number and a unit"),
+        (("models.py:pair", "--latency", "0ms"), 2, "--latency '0ms' is no time"),
+        (("models.py:pair", "--size", "10q"), 2, "--size '10q' is no size: give a number and a unit"),
+        (("models.py:pair", "--size", "1.2.3MB"), 2, "--size '1.2.3MB' is no size"),
+        (("models.py:pair", "--size", "9kB", "--recipes", "taylor"), 2, "'taylor' needs data"),
+        (("models.py:pair", "--size", "9kB", "--quantise", "int3"), 2, "'int3' is no precision"),
+        (("models.py:fixed", "--size", "400B"), 4, "has no axis that may lose a group"),
+    ],
+)
+def test_what_can_not_be_built_leaves_nothing(
+    arguments: tuple[str, ...], code: int, says: str, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build(*arguments, "--out", "small") == code
+    assert says in capsys.readouterr().err
+    assert not Path("small").exists()
+
+
+def test_batches_follow_a_model_to_float32() -> None:
+    model = torch.nn.Linear(2, 2).bfloat16()
+    batch = (torch.ones(1, 2, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.long))
+    found = in_float32(Loaded(model, (batch[0],), batches=[batch], held_out=[{"x": batch[0]}]))
+    assert found.args[0].dtype == found.batches[0][0].dtype == found.held_out[0]["x"].dtype == torch.float32
+    assert found.batches[0][1].dtype == torch.long and found.model(found.args[0]).dtype == torch.float32
+    assert in_float32(found) is found
+
+
+def test_a_text_for_an_encoder_and_decoder_can_be_run_without_its_labels() -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    class Words:
+        mask_token_id = None
+
+        def encode(self, text: str, **_: object) -> list[int]:
+            return [ord(letter) % 30 + 2 for letter in text]
+
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=40, decoder_start_token_id=0, pad_token_id=0, **sizes)
+    ).eval()
+    loaded = Loaded(model, tokenizer=Words())
+    (batch,) = text_data(loaded, Path("text"), "a few words " * 8, Amount(1, 16)).calibration
+    labels = batch.pop("labels")
+    assert torch.equal(batch["decoder_input_ids"][:, 1:], labels[:, :-1])
+    assert model(**batch).logits.shape == (*labels.shape, 40)
