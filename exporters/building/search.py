@@ -83,6 +83,8 @@ class Search:
         with self.step("measuring operators"):
             found = MeasuredLatency.of(self.graph, self.budget.profile, threads=self.budget.threads)
         self.notes += found.notes
+        if self.budget.profile is not None and (other := self.budget.profile.here()):
+            self.notes.append(f"predicted times are those of the profile, measured ones of this machine: the profile {other}")
         return found
 
     @cached_property
@@ -111,15 +113,18 @@ class Search:
     def candidates(self) -> list[Candidate]:
         """All that was made, the best within the budget first.
 
-        Raises TargetError where nothing keeps within it, with what came nearest or why nothing came near.
+        Raises TargetError where nothing keeps within it, with what came nearest or why nothing came near; ExportError where the
+        dense model can't be exported, or a file can't be written.
         """
         found: list[Candidate] = []
         refused: list[DepgraphError] = []
+        _ = self.dense  # what can't be exported as it is can't be built
         for precision in self._precisions(refused):
             for recipe in self.ways.recipes:
                 try:
                     found.append(self._candidate(recipe, precision))
                 except (TargetError, NothingToPrune, ExportError) as error:
+                    _raise_trouble(error)
                     refused.append(error)
                     self.notes.append(f"{recipe} in {precision.name}: {error}")
                     continue
@@ -142,6 +147,7 @@ class Search:
                     weights = self.graph.dense_cost.bytes
                     found.append(measured_precision(name, self.dense, weights, self.budget, self.data))
                 except ExportError as error:
+                    _raise_trouble(error)
                     refused.append(error)
                     self.notes.append(f"{name} was left out: {error}")
         return found
@@ -249,6 +255,12 @@ class Search:
             f"nothing keeps within {self.budget}; nearest came {nearest.recipe} in {nearest.precision}, which {nearest.why}: raise the "
             "budget, allow other precisions, or lift floors and protections"
         )
+
+
+def _raise_trouble(error: DepgraphError) -> None:
+    """Raise an error that files made, such as a full disk: it says nothing of the way that was tried."""
+    if isinstance(error.__cause__, OSError):
+        raise error
 
 
 def _with_why(found: Candidate, over: tuple[float, float], budget: Budget) -> Candidate:

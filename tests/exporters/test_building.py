@@ -204,6 +204,20 @@ def test_the_best_precision_within_the_budget_is_taken(subject: Subject, tmp_pat
         assert float((made - built.best.model(*subject.args)).norm() / made.norm()) < 0.15
 
 
+def test_a_full_disk_is_no_budget_that_nothing_meets(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporters.building import search
+
+    def full(*_: Any, **__: Any) -> None:
+        raise ExportError("no room for model.onnx") from OSError("disk full")
+
+    monkeypatch.setattr(search, "to_onnx", full)
+    with pytest.raises(ExportError, match="no room"):
+        build(subject, Budget(bytes=10_000), tmp_path / "small", QUICK)
+    assert not os.listdir(tmp_path)
+
+
 def test_a_folder_that_is_there_stays(subject: Subject, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine").write_text("x")
