@@ -76,7 +76,17 @@ def _text(search: Search, found: Candidate, folder: Path, told: Told) -> list[Ma
         return []
     shutil.copy(_HERE / "run_text.py", folder / RUN)
     size = file_bytes(folder / GENAI / MODEL)
+    told.notes += _above(size, search.budget.bytes)
     return [MadeFile(f"{GENAI}/{MODEL}", f"with its key-value cache, {found.precision}", size)]
+
+
+def _above(size: int, most: int | None) -> list[str]:
+    """What to say where the file with the cache, which is another than was measured, takes more than the budget."""
+    if most is None or size <= most:
+        return []
+    return [
+        f"{GENAI}/{MODEL}, with its cache, takes {size:,} bytes of {most:,}: the budget holds for {MODEL}; ask for less to fit both"
+    ]
 
 
 def _prompts(subject: Subject) -> list[Any] | None:

@@ -84,7 +84,9 @@ class Search:
             found = MeasuredLatency.of(self.graph, self.budget.profile, threads=self.budget.threads)
         self.notes += found.notes
         if self.budget.profile is not None and (other := self.budget.profile.here()):
-            self.notes.append(f"predicted times are those of the profile, measured ones of this machine: the profile {other}")
+            self.notes.append(
+                f"predicted times are those of the profile, measured ones of this machine: the profile {other}"
+            )
         return found
 
     @cached_property

@@ -226,6 +226,14 @@ def test_a_folder_that_is_there_stays(subject: Subject, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "there") == ["mine"]
 
 
+def test_a_file_with_a_cache_above_the_budget_is_said_so() -> None:
+    from exporters.building.folder import _above
+
+    (said,) = _above(1200, 1000)
+    assert "genai/model.onnx, with its cache, takes 1,200 bytes of 1,000" in said
+    assert not _above(1000, 1000) and not _above(1000, None)
+
+
 def test_budgets_are_positive() -> None:
     for given in ({}, {"latency_ms": 0.0}, {"bytes": -1}, {"latency_ms": float("nan")}):
         with pytest.raises(TargetError, match=r"a budget (needs a limit|of .* is none)"):
