@@ -20,6 +20,7 @@ from importance.blockwise import BlockChange, OutlierRatios
 from importance.bonsai import Bonsai
 from importance.choices import pick
 from importance.compensation import Compensation
+from importance.experts import ExpertClusters
 from importance.losses import Loss
 from importance.magnitude import Magnitude
 from importance.normalisation import Normalisation
@@ -184,6 +185,15 @@ def best(batches: Batches, loss: Loss | None = None, weight: str = "taylor") -> 
     return Rivals("best", ranked.score, **fields)  # type: ignore[arg-type]
 
 
+def stun() -> Recipe:
+    """STUN's first step (2.27): experts in clusters by the rows of the router, of each of which one stays, nearest to the mean.
+
+    The same share of every layer's experts goes; a model without experts has nothing to prune. The paper's second step takes single
+    weights; co-activation is `ExpertClusters(batches, coactivation=...)`.
+    """
+    return Recipe("stun", ExpertClusters(), units="experts", scope="axis")
+
+
 def slicegpt(batches: Batches, how: Rotation | None = None) -> Recipe:
     """SliceGPT (2.11) with one rotation for a whole residual stream, which is cut to its first principal components.
 
@@ -276,6 +286,7 @@ RECIPES: dict[str, Entry] = {
         "one forward pass, X'X of residual streams, one eigendecomposition each",
         "128 x 2048 tokens",
     ),
+    "stun": Entry(stun, "STUN, Lee et al. 2024", "nothing", "distances of the router's rows"),
     "best": Entry(
         best,
         "ours: OBS, Hassibi and Stork 1993, with relative losses and sequential least squares",

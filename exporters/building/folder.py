@@ -119,9 +119,10 @@ def _story(search: Search, found: Candidate, told: Told) -> Story:
 
 
 def _timings(search: Search, found: Candidate) -> list[Timing]:
+    here = "" if search.budget.profile is None else ", on this machine"
     threads, what = search.budget.threads, f"{MODEL} on {search.subject.sizes}"
     measured = found.times
-    said = [Timing(what, "measured", measured[0], measured[1], threads, 1 / found.ratio)]
+    said = [Timing(what + here, "measured", measured[0], measured[1], threads, 1 / found.ratio)]
     if search.latency is not None and found.predicted is not None:
         dense = search.latency.dense_ms
         said.insert(0, Timing(what, "predicted", dense, dense * found.predicted, threads, 1 / found.predicted))
