@@ -68,9 +68,11 @@ def _text(search: Search, found: Candidate, folder: Path, told: Told) -> list[Ma
     if not generates or encoder or subject.tokenizer is None or "input_ids" not in subject.kwargs:
         return []
     fewer = None if found.precision == "float32" else QuantOptions(found.precision)  # type: ignore[arg-type]
-    options = GenaiOptions(OnnxOptions(opset=search.ways.opset, dtype="float32"), fewer, data=_prompts(subject))
+    prompts = _prompts(subject)
+    options = GenaiOptions(OnnxOptions(opset=search.ways.opset, dtype="float32"), fewer, data=prompts)
+    prompt = subject.kwargs["input_ids"] if prompts is None else prompts[0]
     try:
-        to_genai(found.model, subject.tokenizer, folder / GENAI, subject.kwargs["input_ids"], options=options)
+        to_genai(found.model, subject.tokenizer, folder / GENAI, prompt, options=options)
     except ExportError as error:
         told.notes.append(f"no folder for generating text was made: {error}")
         return []
