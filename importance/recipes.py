@@ -20,6 +20,7 @@ from importance.blockwise import BlockChange, OutlierRatios
 from importance.bonsai import Bonsai
 from importance.choices import pick
 from importance.compensation import Compensation
+from importance.experts import ExpertClusters
 from importance.losses import Loss
 from importance.magnitude import Magnitude
 from importance.normalisation import Normalisation
@@ -29,6 +30,7 @@ from importance.recipe import Recipe
 from importance.reduction import Reduction
 from importance.reestimation import Reestimation
 from importance.relative import RelativeLoss
+from importance.rivals import Rivals
 from importance.rotation import Rotation, principal
 from importance.schedule import Pace, Schedule
 from importance.surgeon import Surgeon
@@ -163,18 +165,33 @@ def obs(batches: Batches, rounds: int = 32, scope: str = "axis", norms: Batches 
 
 
 def best(batches: Batches, loss: Loss | None = None, weight: str = "taylor") -> Recipe:
-    """Ours: greedy OBS losses as shares of the outputs they change, an axis counted by its Taylor score per parameter; one
-    ranking of all axes; then every consumer fitted anew, one after the other, on what the pruned model gives it.
+    """Ours: greedy OBS losses, the budget spread in two ways, of which the one with the lower loss on the batches is taken; then
+    every consumer fitted anew, one after the other, on what the pruned model gives it.
 
-    Why so, by perplexity on two small trained Llamas, each part changed with the others fixed (once, apart from the benchmark): OBS
-    scores beat the others before any compensation; solving for the pruned model's own inputs beats solving for the dense ones;
-    created biases add nothing then. Raw losses in one ranking are best on one model and far worse than equal shares on the
-    other; as shares, weighted by Taylor, they are best or near it on both. benchmarks/quality.md has it beside the others, on
-    vision models too: first but on one model, where obs is 2% better. `weight="share"` does without a loss.
+    One way is a single ranking of all axes, of losses as shares of the outputs they change, an axis counted by its Taylor score
+    per parameter; the other is the same share of every axis. Why so, by perplexity on three small trained Llamas, each part
+    changed with the others fixed: OBS scores beat the others before any compensation; solving for the pruned model's own inputs
+    beats solving for the dense ones; created biases add nothing then; raw losses in one ranking are best on one model and far
+    worse than equal shares on another. The ranking by shares and Taylor is far ahead of equal shares on one model (9.1 and 11.5
+    at 60%) and behind on another (29.3 and 27.7), so both are tried. benchmarks/quality.md has it beside the others, on vision
+    models too. `weight="share"` does without a loss, with that ranking alone.
     """
-    score = RelativeLoss(batches, batches, loss, weight)
     how = Compensation(biases="existing", inputs="pruned")
-    return Recipe("best", score, batches, scope="global", compensation=how)
+    ranked = Recipe("best", RelativeLoss(batches, batches, loss, weight), batches, scope="global", compensation=how)
+    if weight != "taylor":
+        return ranked
+    equal = Recipe("best", OptimalBrain(batches, rounds=32), batches, scope="axis", compensation=how)
+    fields = {"batches": batches, "compensation": how, "loss": loss, "rivals": (ranked, equal)}
+    return Rivals("best", ranked.score, **fields)  # type: ignore[arg-type]
+
+
+def stun() -> Recipe:
+    """STUN's first step (2.27): experts in clusters by the rows of the router, of each of which one stays, nearest to the mean.
+
+    The same share of every layer's experts goes; a model without experts has nothing to prune. The paper's second step takes single
+    weights; co-activation is `ExpertClusters(batches, coactivation=...)`.
+    """
+    return Recipe("stun", ExpertClusters(), units="experts", scope="axis")
 
 
 def slicegpt(batches: Batches, how: Rotation | None = None) -> Recipe:
@@ -269,11 +286,12 @@ RECIPES: dict[str, Entry] = {
         "one forward pass, X'X of residual streams, one eigendecomposition each",
         "128 x 2048 tokens",
     ),
+    "stun": Entry(stun, "STUN, Lee et al. 2024", "nothing", "distances of the router's rows"),
     "best": Entry(
         best,
         "ours: OBS, Hassibi and Stork 1993, with relative losses and sequential least squares",
         "batches with a loss",
-        "three forward passes and one backward pass, X'X and its inverse",
+        "eight forward passes and one backward pass, two cuts, X'X and its inverse",
         "any: 64 x 128 tokens measured",
     ),
 }

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from exporters.building import Built, Candidate, Subject
 
 
-Latency = Annotated[str, typer.Option(help="the longest that one run may take: 20ms")]
+Latency = Annotated[
+    str, typer.Option(help="the longest that one run may take (of a text, one window of --length tokens): 20ms")
+]
 Size = Annotated[str, typer.Option(help="the largest that the file may be, with its weights: 30MB")]
 Folder = Annotated[Path, typer.Option("--out", help="a new folder for all that is made", show_default=False)]
 Recipes = Annotated[
@@ -113,9 +115,16 @@ def _subject(loaded: Loaded, found: TextData, own: bool) -> Subject:
 
     measure = measure_of(loaded, found) if _measurable(loaded, found) else shift_of(loaded)
     batches = list(loaded.batches) if own and loaded.batches is not None else found.calibration or None
+    kwargs = loaded.kwargs if own else _one_window(loaded, found)
     return Subject(
-        loaded.model, loaded.args, loaded.kwargs, measure.of, measure.figure, batches, loaded.loss, loaded.tokenizer
+        loaded.model, loaded.args, kwargs, measure.of, measure.figure, batches, loaded.loss, loaded.tokenizer
     )
+
+
+def _one_window(loaded: Loaded, found: TextData) -> dict[str, Any]:
+    """One window of the text: what a run takes whose time is limited."""
+    window = {name: tensor[:1] for name, tensor in found.calibration[0].items() if name != "labels"}
+    return window if loaded.kwargs.keys() == window.keys() else loaded.kwargs
 
 
 def _measurable(loaded: Loaded, found: TextData) -> bool:

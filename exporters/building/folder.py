@@ -68,9 +68,11 @@ def _text(search: Search, found: Candidate, folder: Path, told: Told) -> list[Ma
     if not generates or encoder or subject.tokenizer is None or "input_ids" not in subject.kwargs:
         return []
     fewer = None if found.precision == "float32" else QuantOptions(found.precision)  # type: ignore[arg-type]
-    options = GenaiOptions(OnnxOptions(opset=search.ways.opset, dtype="float32"), fewer, data=_prompts(subject))
+    prompts = _prompts(subject)
+    options = GenaiOptions(OnnxOptions(opset=search.ways.opset, dtype="float32"), fewer, data=prompts)
+    prompt = subject.kwargs["input_ids"] if prompts is None else prompts[0]
     try:
-        to_genai(found.model, subject.tokenizer, folder / GENAI, subject.kwargs["input_ids"], options=options)
+        to_genai(found.model, subject.tokenizer, folder / GENAI, prompt, options=options)
     except ExportError as error:
         told.notes.append(f"no folder for generating text was made: {error}")
         return []
@@ -129,9 +131,10 @@ def _story(search: Search, found: Candidate, told: Told) -> Story:
 
 
 def _timings(search: Search, found: Candidate) -> list[Timing]:
+    here = "" if search.budget.profile is None else ", on this machine"
     threads, what = search.budget.threads, f"{MODEL} on {search.subject.sizes}"
     measured = found.times
-    said = [Timing(what, "measured", measured[0], measured[1], threads, 1 / found.ratio)]
+    said = [Timing(what + here, "measured", measured[0], measured[1], threads, 1 / found.ratio)]
     if search.latency is not None and found.predicted is not None:
         dense = search.latency.dense_ms
         said.insert(0, Timing(what, "predicted", dense, dense * found.predicted, threads, 1 / found.predicted))

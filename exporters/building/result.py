@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from depgraph.story.parts import Sensitivity
 from exporters.building.asked import Budget, Subject, Ways
 from exporters.building.folder import Told, making_of, write_result
 from exporters.building.search import Candidate, Search, Step
+from importance.calling import each_tensor
 from importance.sensitivity import Probing, sensitivity
 from importance.sweeping import on_front
 
@@ -118,7 +120,8 @@ def _point(search: Search, name: str, share: float, told: Told) -> list[tuple[st
 
 def _sensitivity(search: Search, told: Told) -> Sensitivity | None:
     """What single axes do to the loss; None, and a note, where there is no loss to be had."""
-    batches = list(islice(search.subject.batches or (), 4))
+    rows = max((len(array) for array in search.example.values() if array.ndim), default=1)
+    batches = [_rows(batch, rows) for batch in islice(search.subject.batches or (), 4)]
     if not batches or not search.ways.probes:
         return None
     probing = Probing(shares=(0.25, 0.5), most=search.ways.probes)
@@ -128,3 +131,8 @@ def _sensitivity(search: Search, told: Told) -> Sensitivity | None:
     except DepgraphError as error:
         told.notes.append(f"no sensitivities: {error}")
         return None
+
+
+def _rows(batch: Any, count: int) -> Any:
+    """The first rows of a batch, as many as the example has: another number may take another way through the code."""
+    return each_tensor(batch, lambda tensor: tensor[:count] if tensor.ndim else tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from depgraph.errors import DataError, ScoreError
 from importance import Compensation, OptimalBrain, compensate, recipes
 from importance.refitting import refit
 from importance.relative import RelativeLoss
+from importance.rivals import Rivals, mean_loss
 from tests.importance.test_activation import Net
 from tests.zoo import MODULES, ZOO
 
@@ -110,3 +112,27 @@ def test_unknown_names_are_refused() -> None:
         Compensation(inputs="sparse")
     with pytest.raises(ScoreError, match="'best' needs calibration data"):
         recipes.named("best")
+
+
+def test_of_rivals_the_one_with_the_lower_loss_is_taken() -> None:
+    model, batches = _net()
+    graph, target = depgraph.trace(model, batches[0]), depgraph.Target(params=0.7)
+
+    def loss(output: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return (output - model(batch)).square().mean()
+
+    good, bad = recipes.obs(batches), replace(recipes.random(seed=1), units="all")
+    for order in ((good, bad), (bad, good)):
+        found = Rivals("either", None, batches, units="all", loss=loss, rivals=order)
+        alone = replace(good, units="all").prune(graph, target)
+        made = found.prune(graph, target)
+        assert mean_loss(model, made.model, batches, loss) <= mean_loss(model, alone.model, batches, loss) * 1.0001
+        assert found.plan(graph, target).removal == made.plan.removal  # type: ignore[union-attr]
+
+
+def test_rivals_need_something_to_choose_by() -> None:
+    model, batches = _net()
+    found = Rivals("either", None, [], units="all", rivals=(recipes.random(seed=1),))
+    with pytest.raises(ScoreError, match="no batches to choose between recipes by"):
+        found.prune(depgraph.trace(model, batches[0]), depgraph.Target(params=0.7))
