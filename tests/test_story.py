@@ -30,7 +30,7 @@ from depgraph.story import (
     versions,
     write_story,
 )
-from depgraph.story.svg import plot, scale, strip
+from depgraph.story.svg import apart, plot, scale, strip
 
 from .onnx_door.building import loaded, mlp
 from .test_page import Reader, graph_of
@@ -215,6 +215,12 @@ def test_scales_have_round_ticks_within_and_survive_a_single_value() -> None:
         single = scale([value, value], 0, 100)
         assert single(value) == pytest.approx(50) and 1 <= len(single.ticks()) <= 6
     assert Reader(plot([], ("x", "y")).text())
+
+
+def test_numbers_beside_each_other_are_told_apart() -> None:
+    assert apart([401.0, 401.5, 402.0]) == ["401", "401.5", "402"]
+    assert apart([12000.0, 12001.0]) == ["12000", "12001"]
+    assert apart([0.0, 1500.0]) == ["0", "1.5k"]
 
 
 def test_a_strip_joins_equal_cells() -> None:

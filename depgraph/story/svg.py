@@ -97,10 +97,11 @@ class Plot:
         for tick in self.x.ticks():
             at, shown = self.x(tick), f"{100 * tick:g}%" if self.percent_x else short(tick)
             parts.append(f'<text x="{at:.1f}" y="{bottom + 13:.1f}" text-anchor="middle">{shown}</text>')
-        for tick in self.y.ticks():
+        ticks = self.y.ticks()
+        for tick, shown in zip(ticks, apart(ticks), strict=True):
             at = self.y(tick)
             parts.append(f'<path class="grid" d="M{left:.1f} {at:.1f}H{right:.1f}"/>')
-            parts.append(f'<text x="{left - 4:.1f}" y="{at + 3:.1f}" text-anchor="end">{short(tick)}</text>')
+            parts.append(f'<text x="{left - 4:.1f}" y="{at + 3:.1f}" text-anchor="end">{shown}</text>')
         across, up = self.labels
         parts.append(
             f'<text class="label" x="{right:.1f}" y="{bottom + 26:.1f}" text-anchor="end">{escape(across)}</text>'
@@ -150,6 +151,16 @@ def strip(shares: Sequence[float]) -> str:
     lines = "".join(f"M{k} 0v1" for k in range(1, len(shares))) if len(shares) <= 32 else ""
     ruled = f'<path class="cut" d="{lines}"/>' if lines else ""
     return f'<svg class="strip" viewBox="0 0 {len(shares)} 1" preserveAspectRatio="none" aria-hidden="true">{paths}{ruled}</svg>'
+
+
+def apart(values: list[float]) -> list[str]:
+    """Numbers in few characters, in as many as tell them apart."""
+    said = [short(value) for value in values]
+    digits = 4
+    while len(set(said)) < len(values) and digits < 10:
+        said = [f"{value:.{digits}g}" for value in values]
+        digits += 1
+    return said
 
 
 def short(value: float) -> str:
