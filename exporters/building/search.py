@@ -27,6 +27,8 @@ from exporters.feeds import Feeds
 from exporters.onnx_export import OnnxOptions, to_onnx
 from exporters.timing.model import MeasuredLatency
 from importance import named, recipes
+from importance.recipe import Recipe
+from importance.remembered import Remembered, remembering
 
 Step = Callable[[str], AbstractContextManager[Any]]
 
@@ -68,6 +70,8 @@ class Search:
     work: Path
     step: Step = field(default=lambda what: nullcontext())
     notes: list[str] = field(default_factory=list)
+    _recipes: dict[str, Recipe] = field(default_factory=dict)
+    _scorers: dict[str, Remembered] = field(default_factory=dict)
 
     @cached_property
     def graph(self) -> DependencyGraph:
@@ -201,9 +205,8 @@ class Search:
 
     def pruned(self, name: str, target: depgraph.Target) -> tuple[Plan, CutReport]:
         """What a recipe, or a score, makes of the model; a recipe takes every axis where those that it is for aren't enough."""
-        subject = self.subject
         if name in recipes.RECIPES:
-            recipe = recipes.named(name, subject.batches, subject.loss, self.ways.seed)
+            recipe = self._recipe(name)
             given = {k: v for k, v in self.ways.options.items() if v != getattr(Options(), k)}
             try:
                 return recipe.reported(self.graph, target, **given)
@@ -213,9 +216,22 @@ class Search:
                 said = f"{name} takes axes of all kinds, as those that it is for aren't enough"
                 self.notes += [] if any(note.startswith(said) for note in self.notes) else [f"{said}: {error}"]
                 return replace(recipe, units="all").reported(self.graph, target, **given)
-        scorer = named(name, batches=subject.batches, loss=subject.loss, seed=self.ways.seed)
-        plan = self.graph.plan(scorer, target, **self.ways.options)
+        plan = self.graph.plan(self._scorer(name), target, **self.ways.options)
         return plan, plan.apply_with_report(form=self.ways.options.get("form", "auto"))
+
+    def _recipe(self, name: str) -> Recipe:
+        """The recipe of that name, which scores the model once however often it is asked."""
+        if name not in self._recipes:
+            made = recipes.named(name, self.subject.batches, self.subject.loss, self.ways.seed)
+            self._recipes[name] = remembering(made)
+        return self._recipes[name]
+
+    def _scorer(self, name: str) -> Remembered:
+        if name not in self._scorers:
+            subject = self.subject
+            made = named(name, batches=subject.batches, loss=subject.loss, seed=self.ways.seed)
+            self._scorers[name] = Remembered(made)
+        return self._scorers[name]
 
     def _exported(self, model: nn.Module, path: Path) -> Path:
         options = OnnxOptions(opset=self.ways.opset, dtype="float32")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import depgraph
 from depgraph.errors import NothingToPrune, PlanError, ScoreError
 from importance import Compensation, Magnitude, OptimalBrain, Pace, Recipe, Schedule, allocations, recipes
+from importance.remembered import remembering
 from importance.units import units
 from tests.zoo import MODULES, ZOO
 
@@ -146,3 +147,21 @@ def test_names_are_looked_up() -> None:
     assert recipes.named("bonsai", [1], seed=3).score.seed == 3  # type: ignore[attr-defined]
     with pytest.raises(ScoreError, match="unknown recipe 'bonzai': did you mean 'bonsai'"):
         recipes.named("bonzai")
+
+
+def test_a_remembering_recipe_scores_once_and_prunes_the_same(qwen: depgraph.DependencyGraph) -> None:
+    calls: list[int] = []
+
+    class Counted(Magnitude):
+        def __call__(self, graph: Any, /) -> Any:
+            calls.append(1)
+            return super().__call__(graph)
+
+    plain = Recipe("counted", Counted(2.0))
+    once = remembering(plain)
+    for share in (0.9, 0.8):
+        target = depgraph.Target(params=share)
+        assert once.plan(qwen, target).removal == plain.plan(qwen, target).removal
+    assert len(calls) == 3
+    obs = recipes.obs([qwen.kwargs], rounds=2)
+    assert remembering(obs).plan(qwen, TARGET).removal == obs.plan(qwen, TARGET).removal
