@@ -251,6 +251,50 @@ def test_grids_are_interpolated_on_their_stairs() -> None:
     assert alone.ms(39, 39) == pytest.approx(12.5)
 
 
+def test_less_than_a_block_in_is_what_was_measured_there() -> None:
+    """Eight channels in go another way than sixteen, and may take longer."""
+    on, beside = [(16, 64), (32, 64)], [(4, 64), (8, 64), (15, 64), (31, 64)]
+    grid = Grid.of([*on, *beside], [1.0, 2.0, 0.6, 1.2, 2.0, 3.0], 4, (Stairs(16, 4, {8: 0.5, 16: 1.0}), Stairs(16)))
+    assert grid.ms(8, 64) == pytest.approx(1.2)
+    assert grid.ms(6, 64) == pytest.approx(0.9)
+    assert grid.ms(31, 64) == pytest.approx(3.0)
+    assert grid.ms(20, 64) == pytest.approx(2.0)
+
+
+def test_fewer_blocks_never_seem_slower_than_more() -> None:
+    grid = Grid.of([(16, 64), (32, 64), (64, 64)], [1.0, 9.0, 3.0], 0, (Stairs(16), Stairs(16)))
+    assert grid.ms(32, 64) == pytest.approx(3.0)
+    assert Alone.of({16: 1.0, 32: 9.0, 64: 3.0}, {}, Stairs(16)).ms(32, 32) == pytest.approx(3.0)
+
+
+def test_what_other_programs_took_of_a_long_operator_is_not_its_time(
+    measured: dict[str, Any], graph: Any, file: Any
+) -> None:
+    made = exact(measured)
+    for node in made["dense"]["nodes"]:
+        node["ms"] = 0.01
+    slow = next(node for node in made["dense"]["nodes"] if node["op"] == "Conv")
+    calm = exporters.MeasuredLatency(graph, file, exporters.Profile.of(made)).parts(graph.widths.at({}))
+    slow["ms"] = 20.0
+    found = exporters.MeasuredLatency(graph, file, exporters.Profile.of(made)).parts(graph.widths.at({}))
+    assert max(found.values()) < 3 * max(calm.values())
+    assert sum(found.values()) == pytest.approx(made["dense"]["ms"])
+
+
+def test_long_operators_are_measured_by_themselves(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    wide = depgraph.trace(
+        nn.Sequential(nn.Linear(256, 640), nn.ReLU(), nn.Linear(640, 4)).eval(), torch.randn(128, 256)
+    )
+    kit = exporters.write_kit(exporters.onnx_graph(wide), tmp_path / "kit")
+    entries = [entry for entry in json.loads((kit / "kit.json").read_text())["micro"] if entry["alone"]]
+    assert [entry["points"][k] for entry in entries for k in entry["alone"]], "128 x 256 x 640 is more than 20 million"
+    for entry in entries:
+        found = measure.micro(kit / entry["file"], entry, 1, 1)
+        assert len(found["ms"]) == len(entry["points"])
+        assert min(found["ms"]) > 0
+
+
 def test_the_machine_says_what_it_is() -> None:
     found = measure.machine(2)
     assert found["threads"] == 2
