@@ -95,7 +95,7 @@ def skeleton(model: ir.Model) -> ir.Model:
     for position, value in enumerate([*graph.initializers.values()]):
         value.name = f"w{position}"
         if value.const_value is not None and _is_replaceable(value.const_value):
-            _replace(graph, value, first)
+            _replace(graph, value, first, position)
     return made
 
 
@@ -104,14 +104,19 @@ def _is_replaceable(tensor: Any) -> bool:
     return bool(floats and math.prod(tensor.shape.numpy()) > _LARGE)
 
 
-def _replace(graph: ir.Graph, value: ir.Value, first: ir.Node) -> None:
-    """Make a stored tensor by ConstantOfShape."""
+def _replace(graph: ir.Graph, value: ir.Value, first: ir.Node, position: int) -> None:
+    """Make a stored tensor by ConstantOfShape.
+
+    Each has a value of its own, as ONNX Runtime computes only once what several operators make of equal tensors and one input:
+    queries, keys and values would be one product.
+    """
     tensor: Any = value.const_value
     shape = ir.Value(name=f"{value.name}_shape", const_value=ir.tensor(np.array(tensor.shape.numpy(), np.int64)))
     graph.register_initializer(shape)
-    fill = np.array([1 / math.sqrt(max(math.prod(tensor.shape.numpy()[1:]), 1))])
     kind = tensor.dtype.numpy()
-    number = ir.tensor(np.maximum(fill, 1 if kind in (np.int8, np.uint8) else fill).astype(kind), dtype=tensor.dtype)
+    fill = 1 / math.sqrt(max(math.prod(tensor.shape.numpy()[1:]), 1)) / (1 + position / 100)
+    fill = 1 + position % 100 if kind in (np.int8, np.uint8) else fill
+    number = ir.tensor(np.array([fill]).astype(kind), dtype=tensor.dtype)
     node = ir.Node("", "ConstantOfShape", [shape], [ir.AttrTensor("value", number)])
     node.outputs[0].name = f"{value.name}_made"
     node.outputs[0].shape, node.outputs[0].type = value.shape, value.type

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir
 import onnxruntime
 import pytest
 import torch
@@ -22,6 +23,7 @@ import exporters
 import importance
 from depgraph.errors import ExportError, ProfileError, TargetError
 from exporters.timing import measure
+from exporters.timing.kit import skeleton
 from exporters.timing.operators import Operators
 from exporters.timing.tables import Alone, Grid, Stairs
 
@@ -106,6 +108,24 @@ def test_the_kit_measures_with_nothing_but_onnxruntime_and_numpy(measured: dict[
 def test_a_kit_is_small_and_says_nothing_of_the_weights(kit: Path) -> None:
     assert sum(path.stat().st_size for path in kit.iterdir()) < 400_000
     assert np.float32(0.1).tobytes() not in b"".join(path.read_bytes() for path in kit.glob("micro*.onnx"))
+
+
+def test_products_of_one_input_stay_apart_without_their_weights(tmp_path: Path) -> None:
+    """ONNX Runtime computes only once what equal tensors make of one input, and all large tensors of a kit are made up."""
+
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value = (nn.Linear(96, 96, bias=False) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.query(x) * self.key(x)) @ self.value(x).transpose(-1, -2)
+
+    x = torch.randn(1, 4, 96)
+    made = exporters.onnx_graph(depgraph.trace(Apart().eval(), x))
+    onnx_ir.save(skeleton(made.model), tmp_path / "made.onnx")
+    ran = measure.profiled(tmp_path / "made.onnx", {name: np.asarray(a) for name, a in made.inputs.items()}, 1, 1)
+    assert sum(node["op"] in ("MatMul", "Gemm") and node["shape"][-1] == 96 for node in ran) == 3
 
 
 def test_profiles_come_back_as_they_were(measured: dict[str, Any], tmp_path: Path) -> None:
