@@ -3,8 +3,8 @@
     milliseconds(widths) = sum over operators of  measured(dense) * f(widths) / f(dense widths)
 
 f is a table of the operator measured at other widths (convolutions, products with stored matrices), or else the number of its
-multiply-accumulates or elements, plus what an operator costs at any size. As times are only ever compared within one file and
-run, it makes no difference how busy the machine was from file to file.
+multiply-accumulates or elements, plus what an operator costs at any size. Short operators are compared within one file and run, and
+long ones by their thread's own time, so it makes little difference how busy the machine is.
 """
 
 from __future__ import annotations
