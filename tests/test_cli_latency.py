@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+import exporters
 from depgraph import cli
 from depgraph.cli.keeping import parse_keep
 
@@ -19,7 +21,7 @@ from torch import nn
 def net(width):
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 32, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                         nn.Linear(32, 5)), torch.randn(1, 3, 12, 12)
+                         nn.Linear(32, 5)), torch.randn(2, 3, 12, 12)
 
 def one(): return net(64)
 def other(): return net(48)
@@ -34,10 +36,18 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def profile(given: Path) -> Path:
+def file(given: Path) -> Path:
+    """The first model as a file, exported once."""
+    model, x = runpy.run_path(str(given))["one"]()
+    exporters.to_onnx(model.eval(), (x,), given.parent / "one.onnx")
+    return given.parent / "one.onnx"
+
+
+@pytest.fixture(scope="module")
+def profile(file: Path) -> Path:
     """A profile of the first model, with times that hold exactly: 1 ms for whatever takes the most."""
-    path = given.parent / "profile.json"
-    assert cli.main(["profile", f"{given}:one", "--out", str(path), "--runs", "2"]) == 0
+    path = file.parent / "profile.json"
+    assert cli.main(["profile", str(file), "--out", str(path), "--runs", "2"]) == 0
     data = json.loads(path.read_text())
     for node in data["dense"]["nodes"]:
         node["ms"] = 1.0 if node["op"] == "Conv" else 0.01
@@ -71,18 +81,18 @@ def test_time_and_size_are_met_and_told(
     assert "predicted on" in out
 
 
-def test_a_kit_is_written_as_a_new_folder(capsys: pytest.CaptureFixture[str], given: Path, tmp_path: Path) -> None:
-    code, out, _ = said(capsys, "profile", f"{given}:one", "--kit", tmp_path / "kit")
+def test_a_kit_is_written_as_a_new_folder(capsys: pytest.CaptureFixture[str], file: Path, tmp_path: Path) -> None:
+    code, out, _ = said(capsys, "profile", file, "--kit", tmp_path / "kit")
     assert code == 0
     assert "python measure.py" in out
     assert {"measure.py", "kit.json", "dense.onnx"} <= {path.name for path in (tmp_path / "kit").iterdir()}
-    code, _, err = said(capsys, "profile", f"{given}:one", "--kit", tmp_path / "kit")
+    code, _, err = said(capsys, "profile", file, "--kit", tmp_path / "kit")
     assert code == 7
     assert "error:" in err
 
 
-def test_what_holds_the_time_is_said(capsys: pytest.CaptureFixture[str], given: Path, profile: Path) -> None:
-    wish = ("prune", f"{given}:one", "--keep", "latency=1us", "--profile", profile, "--dry-run")
+def test_what_holds_the_time_is_said(capsys: pytest.CaptureFixture[str], file: Path, profile: Path) -> None:
+    wish = ("prune", file, "--keep", "latency=1us", "--profile", profile, "--dry-run")
     code, _, err = said(capsys, *wish)
     assert code == 4
     assert "ms at the least; what remains is held by conv2d" in err
@@ -95,14 +105,14 @@ def test_a_profile_of_another_model_is_refused(capsys: pytest.CaptureFixture[str
 
 
 def test_a_profile_of_another_machine_is_told(
-    capsys: pytest.CaptureFixture[str], given: Path, profile: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], file: Path, profile: Path, tmp_path: Path
 ) -> None:
     data = json.loads(profile.read_text())
     data["machine"] |= {"cpu": "Cortex-A72", "instructions": []}
     (tmp_path / "there.json").write_text(json.dumps(data))
     wish = (
         "prune",
-        f"{given}:one",
+        file,
         "--keep",
         "latency=0.6",
         "--profile",

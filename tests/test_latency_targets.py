@@ -111,6 +111,17 @@ def test_what_takes_no_time_stays(graph: DependencyGraph) -> None:
         graph.plan(scores(graph), timed(model, 5), only=second)
 
 
+@pytest.mark.parametrize(("share", "apart"), [(0.7, True), (0.3, False)])
+def test_turns_favour_the_dear_axis_but_not_in_a_deep_cut(graph: DependencyGraph, share: float, apart: bool) -> None:
+    """Below a third of the time all axes lose the same share; above half, what is dear for its parameters loses more."""
+    first, second = graph.axes
+    model = Synthetic(graph, {first.name: lambda n: 10.0 * n, second.name: lambda n: 0.1 * n})
+    plan = graph.plan(scores(graph), timed(model, share * model.ms(graph.widths.at({}))), scope="axis")
+    lost = [1 - n / axis.size for n, axis in zip(left(plan), graph.axes, strict=True)]
+    assert (lost[0] > lost[1] + 0.05) == apart
+    assert abs(lost[0] - lost[1]) < (0.2 if apart else 0.03)
+
+
 def test_by_density_the_dear_axis_goes_first(graph: DependencyGraph) -> None:
     first, second = graph.axes
     model = Synthetic(graph, {first.name: staircase(16, 10.0), second.name: staircase(16, 1.0)})

@@ -30,15 +30,19 @@ STAIRS = {
     "conv.in": "stairs of channels in",
     "conv.out": "stairs of channels out",
     "depthwise": "stairs of channels alone",
+    "matmul.out": "stairs of columns",
 }
 _BLOCK = 16  # grids lie on multiples of it, which are multiples of every smaller step too
 _SHARES = ((1, 3 / 4, 1 / 2, 1 / 4, 1 / 8), (1, 1 / 2, 1 / 4), (1, 1 / 2))
 _MOST_DENSE = 4  # of the model's own widths in a grid
 _MOST_WEIGHTS = 60_000_000  # in one micro model
+_LONG = 20_000_000  # multiply-accumulates: an operator with more is measured in a model of its own
+_BELOW = (4, 8, 12)  # channels in that are less than a block: another kernel takes them
 _LARGE = 4096  # elements of a stored tensor that isn't kept as it is
 _PROBE = Signature("conv", 1, (14, 14), (("kernel_shape", (3, 3)), ("pads", (1, 1, 1, 1))))
 _PROBED = (*range(2, 16, 2), *range(16, 33, 4), *range(33, 65), *range(68, 97, 4))
 _PROBED_BESIDE = 64
+_MOST_ROWS = 256
 
 
 def write_kit(graph: OnnxGraph, folder: str | os.PathLike[str]) -> Path:
@@ -91,7 +95,7 @@ def skeleton(model: ir.Model) -> ir.Model:
     for position, value in enumerate([*graph.initializers.values()]):
         value.name = f"w{position}"
         if value.const_value is not None and _is_replaceable(value.const_value):
-            _replace(graph, value, first)
+            _replace(graph, value, first, position)
     return made
 
 
@@ -100,14 +104,19 @@ def _is_replaceable(tensor: Any) -> bool:
     return bool(floats and math.prod(tensor.shape.numpy()) > _LARGE)
 
 
-def _replace(graph: ir.Graph, value: ir.Value, first: ir.Node) -> None:
-    """Make a stored tensor by ConstantOfShape."""
+def _replace(graph: ir.Graph, value: ir.Value, first: ir.Node, position: int) -> None:
+    """Make a stored tensor by ConstantOfShape.
+
+    Each has a value of its own, as ONNX Runtime computes only once what several operators make of equal tensors and one input:
+    queries, keys and values would be one product.
+    """
     tensor: Any = value.const_value
     shape = ir.Value(name=f"{value.name}_shape", const_value=ir.tensor(np.array(tensor.shape.numpy(), np.int64)))
     graph.register_initializer(shape)
-    fill = np.array([1 / math.sqrt(max(math.prod(tensor.shape.numpy()[1:]), 1))])
     kind = tensor.dtype.numpy()
-    number = ir.tensor(np.maximum(fill, 1 if kind in (np.int8, np.uint8) else fill).astype(kind), dtype=tensor.dtype)
+    fill = 1 / math.sqrt(max(math.prod(tensor.shape.numpy()[1:]), 1)) / (1 + position / 100)
+    fill = 1 + position % 100 if kind in (np.int8, np.uint8) else fill
+    number = ir.tensor(np.array([fill]).astype(kind), dtype=tensor.dtype)
     node = ir.Node("", "ConstantOfShape", [shape], [ir.AttrTensor("value", number)])
     node.outputs[0].name = f"{value.name}_made"
     node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
@@ -127,6 +136,10 @@ def _planned(operators: Operators) -> list[tuple[str, Signature, list[Point], in
     if kinds & {"conv", "depthwise"}:
         probes.append((STAIRS["conv.in"], _PROBE, [(c, _PROBED_BESIDE) for c in _PROBED], 0))
         probes.append((STAIRS["conv.out"], _PROBE, [(_PROBED_BESIDE, c) for c in _PROBED], 0))
+    rows = max((s.space[0] for s in operators.signatures if s.kind == "matmul"), default=1)
+    if rows >= _BLOCK:
+        columns = Signature("matmul", 1, (min(rows, _MOST_ROWS),))
+        probes.append((STAIRS["matmul.out"], columns, [(_MOST_ROWS, c) for c in _PROBED], 0))
     if "depthwise" in kinds:
         alone = Signature("depthwise", 1, (56, 56), _PROBE.settings)
         probes.append((STAIRS["depthwise"], alone, [(c, c) for c in _PROBED], 0))
@@ -134,20 +147,23 @@ def _planned(operators: Operators) -> list[tuple[str, Signature, list[Point], in
 
 
 def _points(signature: Signature, widths: list[Point]) -> tuple[list[Point], list[Point]]:
-    """A grid of widths, and points beside it with an odd number of channels in, which no kernel of several at once takes."""
-    unit = 1 if signature.kind == "matmul" else _BLOCK
+    """A grid of widths, and points beside it that other kernels take: an odd number of channels in, or less than a block."""
+    units = (1 if signature.kind == "matmul" else _BLOCK, _BLOCK)
+    unit = units[0]
     wide_in, wide_out = ({point[k] for point in widths} for k in (0, 1))
     if signature.kind == "depthwise":
         grid = _grid(wide_in, unit, _SHARES[0])
         return [(c, c) for c in grid], [(c - 1, c - 1) for c in grid if c > unit]
     points: list[Point] = []
     for shares in _SHARES:
-        lines = _grid(wide_in, unit, shares), _grid(wide_out, unit, shares)
+        lines = _grid(wide_in, units[0], shares), _grid(wide_out, units[1], shares)
         points = [(a, b) for a in lines[0] for b in lines[1]]
         if sum(a * b for a, b in points) <= _MOST_WEIGHTS:
             break
-    odd = [(a - 1, max(lines[1])) for a in lines[0] if a > unit] if signature.kind == "conv" else []
-    return points, odd
+    if signature.kind != "conv" or max(wide_in) <= unit:
+        return points, []
+    beside = [*_BELOW, *(a - 1 for a in lines[0] if a >= unit)]
+    return points, [(a, max(lines[1])) for a in beside]
 
 
 def _grid(widths: set[int], unit: int, shares: tuple[float, ...]) -> list[int]:
@@ -162,9 +178,15 @@ def _grid(widths: set[int], unit: int, shares: tuple[float, ...]) -> list[int]:
 def _written(
     folder: Path, number: int, key: str, signature: Signature, points: list[Point], odd: int
 ) -> dict[str, Any]:
-    file = f"micro{number}.onnx"
-    onnx.save(micro_model(signature, points), folder / file)
-    return {"key": key, "file": file, "input": signature.shape, "points": points, "odd": odd}
+    """One micro model of all points that are short, and one of its own for each that isn't, by its place in `alone`."""
+    file, alone = f"micro{number}.onnx", [k for k, point in enumerate(points) if signature.work(point) > _LONG]
+    onnx.save(micro_model(signature, points, [k for k in range(len(points)) if k not in alone]), folder / file)
+    about = {"key": key, "file": file, "input": signature.shape, "points": points, "odd": odd, "alone": alone}
+    if alone:
+        models = {f"n{k}": micro_model(signature, points, [k]).SerializeToString() for k in alone}
+        packed: dict[str, Any] = {name: np.frombuffer(model, np.uint8) for name, model in models.items()}
+        np.savez_compressed(folder / f"micro{number}.npz", **packed)
+    return about
 
 
 def _text(value: Any) -> str:

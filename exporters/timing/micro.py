@@ -40,6 +40,11 @@ class Signature:
             return [*self.space, _FEW]
         return [self.batch, _FEW, *self.space]
 
+    def work(self, point: Point) -> int:
+        """Multiply-accumulates at some widths, but for strides, which make them fewer."""
+        wide = point[1] if self.kind == "depthwise" else math.prod(point)
+        return self.batch * math.prod(self.space) * wide * math.prod(dict(self.settings).get("kernel_shape", ()))
+
 
 @dataclass
 class _Draft:
@@ -63,12 +68,12 @@ class _Draft:
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
 
 
-def micro_model(signature: Signature, points: Sequence[Point]) -> onnx.ModelProto:
-    """All `points` (channels in and out) of one signature side by side, with one input "x" of the shape `signature.shape`."""
+def micro_model(signature: Signature, points: Sequence[Point], places: Sequence[int]) -> onnx.ModelProto:
+    """The `points` (channels in and out) of one signature at some places side by side; its input "x" is of `signature.shape`."""
     draft = _Draft()
     add = _matmul if signature.kind == "matmul" else _conv
-    for k, point in enumerate(points):
-        draft.end(add(draft, signature, k, point))
+    for k in places:
+        draft.end(add(draft, signature, k, points[k]))
     source = helper.make_tensor_value_info("x", TensorProto.FLOAT, signature.shape)
     graph = helper.make_graph(draft.nodes, "micro", [source], draft.outputs, draft.stored)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], producer_name="depgraph")

@@ -3,14 +3,15 @@
     milliseconds(widths) = sum over operators of  measured(dense) * f(widths) / f(dense widths)
 
 f is a table of the operator measured at other widths (convolutions, products with stored matrices), or else the number of its
-multiply-accumulates or elements, plus what an operator costs at any size. As times are only ever compared within one file and
-run, it makes no difference how busy the machine was from file to file.
+multiply-accumulates or elements, plus what an operator costs at any size. Short operators are compared within one file and run, and
+long ones by their thread's own time, so it makes little difference how busy the machine is.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from exporters.timing.carrying import Carrier
 from exporters.timing.kit import key_of
 from exporters.timing.operators import CONV, PRODUCT, Classes, Operators, Shape
 from exporters.timing.profile import Profile, measured_profile
+from exporters.timing.tables import Alone, Grid
 
 _FUSED = {
     "Conv": CONV,
@@ -39,6 +41,7 @@ _FUSED = {
 }
 _NUMBER = re.compile(r"n(\d+)(?!\d)")
 _AT_LEAST = 0.003  # milliseconds: an operator that takes less is taken to cost the same at any size
+_LONG = 1.0  # milliseconds: an operator that takes more may never run without another program's turn within it
 _BETWEEN = 0.003  # milliseconds from one operator to the next, at the most
 Function = Callable[[tuple[int, ...]], float]
 
@@ -50,6 +53,7 @@ class _Part:
     name: str
     dense: float
     classes: Classes = ()
+    alone: float = 0.0  # milliseconds by its table
     share: Function = field(default=lambda sizes: 1.0)
     known: dict[tuple[int, ...], float] = field(default_factory=dict)
 
@@ -141,35 +145,57 @@ def _in_memory(path: Path) -> Any:
 
 
 def _parts(operators: Operators, profile: Profile) -> Iterator[_Part]:
-    """The operators that ONNX Runtime ran, each with what its time depends on."""
-    tables, measured = profile.tables(), profile.data["dense"]["nodes"]
-    sizes = operators.graph.widths.classes.size
-    claimed = _claimed(operators, measured)
-    total = sum(node["ms"] for node in measured)
+    """The operators that ONNX Runtime ran, each with what its time depends on; together they take the dense model's time."""
+    measured = profile.data["dense"]["nodes"]
+    tables = profile.tables()
+    found = [_part(operators, tables, *entry) for entry in zip(measured, _claimed(operators, measured), strict=True)]
+    _undisturbed(found)
+    total = sum(part.dense for part in found)
     between = min(max(profile.dense_ms - total, 0.0), _BETWEEN * sum(node["often"] for node in measured))
-    scale = (profile.dense_ms - between) / total if total else 0.0
     if between:
         yield _Part("between operators", between)
-    for node, position in zip(measured, claimed, strict=True):
-        shape = operators.shape(position) if position is not None else Shape(operators.like(tuple(node["shape"])))
-        name = operators.name(position) if position is not None else f"{node['name']} ({node['op']})"
-        part = _Part(name, node["ms"] * scale)
-        table = tables.get(key_of(shape.signature)) if shape.signature is not None else None
-        if shape.signature is not None and table is None:
-            raise ProfileError(
-                f"the profile has no times of {key_of(shape.signature)}: make it again with `depgraph profile`"
-            )
-        if table is not None:
-            part.classes = shape.runs[0]
-            dense = table.ms(*(int(sizes[number]) for number in part.classes))
-            part.share = _looked_up(table, dense)
-        elif shape.runs:
-            part.classes = tuple(number for run in shape.runs for number in run)
-            part.share = _counted(tuple(map(len, shape.runs)), tuple(int(sizes[n]) for n in part.classes), node)
+    for part in found:
+        part.dense *= (profile.dense_ms - between) / total if total else 0.0
         yield part
 
 
-def _looked_up(table: Any, dense: float) -> Function:
+def _part(
+    operators: Operators, tables: Mapping[str, Grid | Alone], node: Mapping[str, Any], position: int | None
+) -> _Part:
+    """A measured operator, which is that at a position of the file or else not known to be one."""
+    sizes = operators.graph.widths.classes.size
+    shape = operators.shape(position) if position is not None else Shape(operators.like(tuple(node["shape"])))
+    name = operators.name(position) if position is not None else f"{node['name']} ({node['op']})"
+    part = _Part(name, node["ms"])
+    if shape.signature is not None:
+        table = tables.get(key_of(shape.signature))
+        if table is None:
+            raise ProfileError(
+                f"the profile has no times of {key_of(shape.signature)}: make it again with `depgraph profile`"
+            )
+        part.classes = shape.runs[0]
+        part.alone = table.ms(*(int(sizes[number]) for number in part.classes))
+        part.share = _looked_up(table, part.alone)
+    elif shape.runs:
+        part.classes = tuple(number for run in shape.runs for number in run)
+        part.share = _counted(tuple(map(len, shape.runs)), tuple(int(sizes[n]) for n in part.classes), node)
+    return part
+
+
+def _undisturbed(parts: list[_Part]) -> None:
+    """Take from long operators what other programs took of their time.
+
+    Times in the dense model are by the clock, those of tables aren't where they are long (exporters/timing/measure.py). By as much
+    as short operators take longer in the model than alone, long ones do too.
+    """
+    short = [part.dense / part.alone for part in parts if part.alone and part.dense <= _LONG]
+    longer = statistics.median(short) if short else 1.0
+    for part in parts:
+        if part.alone and part.dense > _LONG:
+            part.dense = min(part.dense, part.alone * longer)
+
+
+def _looked_up(table: Grid | Alone, dense: float) -> Function:
     return lambda sizes: table.ms(*sizes) / dense if dense else 1.0
 
 

@@ -41,13 +41,13 @@ class Profile:
 
     @property
     def stairs(self) -> dict[str, Stairs]:
-        """The staircases by side: "conv.in", "conv.out", "depthwise"; those that the model has."""
+        """The staircases by side: "conv.in", "conv.out", "depthwise", "matmul.out"; those that the model has."""
         found: dict[str, Stairs] = {}
         for side, key in STAIRS.items():
             if key in self.data["micro"]:
                 probe = self.data["micro"][key]
                 times = {
-                    (b if side == "conv.out" else a): ms
+                    (b if side.endswith(".out") else a): ms
                     for (a, b), ms in zip(probe["points"], probe["ms"], strict=True)
                 }
                 # one kernel takes channels alone and channels out, and probes of the former are too short to see steps by
@@ -56,18 +56,12 @@ class Profile:
 
     def tables(self) -> dict[str, Grid | Alone]:
         """The grids by the name of their signature."""
-        stairs, found = self.stairs, {}
-        sides = stairs.get("conv.in", Stairs()), stairs.get("conv.out", Stairs())
-        for key, entry in self.data["micro"].items():
-            points, ms, odd = entry["points"], entry["ms"], entry["odd"]
-            table: Grid | Alone = Grid.of(points, ms, odd, (Stairs(), Stairs()) if key.startswith("matmul") else sides)
-            if key.startswith("depthwise"):
-                on = len(points) - odd
-                alone = [(point[0], value) for point, value in zip(points, ms, strict=True)]
-                table = Alone(dict(alone[:on]), stairs.get("depthwise", Stairs()), dict(alone[on:]))
-            if key not in STAIRS.values():
-                found[key] = table
-        return found
+        stairs = self.stairs
+        return {
+            key: _table(key.split(" ")[0], entry, stairs)
+            for key, entry in self.data["micro"].items()
+            if key not in STAIRS.values()
+        }
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -148,6 +142,17 @@ class Profile:
 
 
 _MACHINE = ("cpu", "instructions", "cores", "threads", "onnxruntime", "os", "architecture")
+
+
+def _table(kind: str, entry: Mapping[str, Any], stairs: Mapping[str, Stairs]) -> Grid | Alone:
+    """The times of one signature."""
+    points, ms, odd = entry["points"], entry["ms"], entry["odd"]
+    if kind == "depthwise":
+        on = len(points) - odd
+        alone = [(point[0], value) for point, value in zip(points, ms, strict=True)]
+        return Alone.of(dict(alone[:on]), dict(alone[on:]), stairs.get("depthwise", Stairs()))
+    sides = stairs.get(f"{kind}.in", Stairs()), stairs.get(f"{kind}.out", Stairs())
+    return Grid.of(points, ms, odd, sides)
 
 
 def measured_profile(

@@ -79,11 +79,20 @@ def _line(points: Mapping[int, float], at: float) -> float:
     return max(found, 0.1 * min(points.values()))
 
 
+def _ascending(times: Mapping[int, float]) -> dict[int, float]:
+    """No whole blocks take longer than more of them: where they seem to, something else ran meanwhile."""
+    found, least = {}, math.inf
+    for size, ms in sorted(times.items(), reverse=True):
+        found[size] = least = min(least, ms)
+    return dict(sorted(found.items()))
+
+
 @dataclass(frozen=True)
 class Grid:
     """Milliseconds at widths in and out; between them they are interpolated, on each side by its staircase.
 
-    `odd` are times with a number of channels in that doesn't go by blocks, at the most channels out.
+    `odd` are times with a number of channels in that doesn't go by blocks, at the most channels out: more than a block and no
+    multiple of what a kernel takes at once, or less than a block.
     """
 
     times: Mapping[int, Mapping[int, float]]
@@ -97,20 +106,24 @@ class Grid:
         times: dict[int, dict[int, float]] = {}
         for (wide_in, wide_out), value in sorted(zip(map(tuple, points[:on]), ms[:on], strict=True)):
             times.setdefault(wide_in, {})[wide_out] = value
-        return cls(
-            times, sides, {a: value for (a, _), value in sorted(zip(map(tuple, points[on:]), ms[on:], strict=True))}
-        )
+        rows = {wide_in: _ascending(row) for wide_in, row in times.items()}
+        columns = {b: _ascending({a: row[b] for a, row in rows.items()}) for b in next(iter(rows.values()))}
+        times = {a: {b: columns[b][a] for b in row} for a, row in rows.items()}
+        beside = sorted(zip(map(tuple, points[on:]), ms[on:], strict=True))
+        return cls(times, sides, {a: value for (a, _), value in beside})
 
     def ms(self, wide_in: int, wide_out: int) -> float:
         """Milliseconds at a size."""
-        found = self._on(*(self._settled(k, size) for k, size in enumerate((wide_in, wide_out))))
-        for k, size in enumerate((wide_in, wide_out)):
-            if size not in self._lines(k):
-                found *= self.sides[k].share(size)
-        if self.odd and not self.sides[0].by_blocks(wide_in):
-            most = max(self._lines(1))
-            found *= _line(self.odd, wide_in) / self._on(self._settled(0, wide_in), self._settled(1, most))
-        return found
+        settled = tuple(self._settled(k, size) for k, size in enumerate((wide_in, wide_out)))
+        found, step = self._on(*settled), self.sides[0].step
+        if wide_out not in self._lines(1):
+            found *= self.sides[1].share(wide_out)
+        if wide_in in self.times:
+            return found
+        beside = {a: ms for a, ms in self.odd.items() if (a < step) == (wide_in < step)}
+        if beside and (wide_in < step or not self.sides[0].by_blocks(wide_in)):
+            return found * _line(beside, wide_in) / self._on(settled[0], max(self._lines(1)))
+        return found * self.sides[0].share(wide_in)
 
     def _lines(self, side: int) -> Sequence[int]:
         return list(self.times) if side == 0 else list(next(iter(self.times.values())))
@@ -129,6 +142,11 @@ class Alone:
     times: Mapping[int, float]
     stairs: Stairs = Stairs()
     odd: Mapping[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, times: Mapping[int, float], odd: Mapping[int, float], stairs: Stairs) -> Alone:
+        """From measured times of whole blocks, and of what isn't."""
+        return cls(_ascending(times), stairs, dict(sorted(odd.items())))
 
     def ms(self, wide_in: int, wide_out: int) -> float:
         if wide_in in self.times:

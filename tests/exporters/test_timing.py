@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir
 import onnxruntime
 import pytest
 import torch
@@ -22,6 +23,7 @@ import exporters
 import importance
 from depgraph.errors import ExportError, ProfileError, TargetError
 from exporters.timing import measure
+from exporters.timing.kit import skeleton
 from exporters.timing.operators import Operators
 from exporters.timing.tables import Alone, Grid, Stairs
 
@@ -106,6 +108,24 @@ def test_the_kit_measures_with_nothing_but_onnxruntime_and_numpy(measured: dict[
 def test_a_kit_is_small_and_says_nothing_of_the_weights(kit: Path) -> None:
     assert sum(path.stat().st_size for path in kit.iterdir()) < 400_000
     assert np.float32(0.1).tobytes() not in b"".join(path.read_bytes() for path in kit.glob("micro*.onnx"))
+
+
+def test_products_of_one_input_stay_apart_without_their_weights(tmp_path: Path) -> None:
+    """ONNX Runtime computes only once what equal tensors make of one input, and all large tensors of a kit are made up."""
+
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value = (nn.Linear(96, 96, bias=False) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.query(x) * self.key(x)) @ self.value(x).transpose(-1, -2)
+
+    x = torch.randn(1, 4, 96)
+    made = exporters.onnx_graph(depgraph.trace(Apart().eval(), x))
+    onnx_ir.save(skeleton(made.model), tmp_path / "made.onnx")
+    ran = measure.profiled(tmp_path / "made.onnx", {name: np.asarray(a) for name, a in made.inputs.items()}, 1, 1)
+    assert sum(node["op"] in ("MatMul", "Gemm") and node["shape"][-1] == 96 for node in ran) == 3
 
 
 def test_profiles_come_back_as_they_were(measured: dict[str, Any], tmp_path: Path) -> None:
@@ -249,6 +269,50 @@ def test_grids_are_interpolated_on_their_stairs() -> None:
     alone = Alone({16: 1.0, 64: 4.0}, stairs, {15: 5.0, 63: 20.0})
     assert alone.ms(36, 36) == pytest.approx(3.0)
     assert alone.ms(39, 39) == pytest.approx(12.5)
+
+
+def test_less_than_a_block_in_is_what_was_measured_there() -> None:
+    """Eight channels in go another way than sixteen, and may take longer."""
+    on, beside = [(16, 64), (32, 64)], [(4, 64), (8, 64), (15, 64), (31, 64)]
+    grid = Grid.of([*on, *beside], [1.0, 2.0, 0.6, 1.2, 2.0, 3.0], 4, (Stairs(16, 4, {8: 0.5, 16: 1.0}), Stairs(16)))
+    assert grid.ms(8, 64) == pytest.approx(1.2)
+    assert grid.ms(6, 64) == pytest.approx(0.9)
+    assert grid.ms(31, 64) == pytest.approx(3.0)
+    assert grid.ms(20, 64) == pytest.approx(2.0)
+
+
+def test_fewer_blocks_never_seem_slower_than_more() -> None:
+    grid = Grid.of([(16, 64), (32, 64), (64, 64)], [1.0, 9.0, 3.0], 0, (Stairs(16), Stairs(16)))
+    assert grid.ms(32, 64) == pytest.approx(3.0)
+    assert Alone.of({16: 1.0, 32: 9.0, 64: 3.0}, {}, Stairs(16)).ms(32, 32) == pytest.approx(3.0)
+
+
+def test_what_other_programs_took_of_a_long_operator_is_not_its_time(
+    measured: dict[str, Any], graph: Any, file: Any
+) -> None:
+    made = exact(measured)
+    for node in made["dense"]["nodes"]:
+        node["ms"] = 0.01
+    slow = next(node for node in made["dense"]["nodes"] if node["op"] == "Conv")
+    calm = exporters.MeasuredLatency(graph, file, exporters.Profile.of(made)).parts(graph.widths.at({}))
+    slow["ms"] = 20.0
+    found = exporters.MeasuredLatency(graph, file, exporters.Profile.of(made)).parts(graph.widths.at({}))
+    assert max(found.values()) < 3 * max(calm.values())
+    assert sum(found.values()) == pytest.approx(made["dense"]["ms"])
+
+
+def test_long_operators_are_measured_by_themselves(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    wide = depgraph.trace(
+        nn.Sequential(nn.Linear(256, 640), nn.ReLU(), nn.Linear(640, 4)).eval(), torch.randn(128, 256)
+    )
+    kit = exporters.write_kit(exporters.onnx_graph(wide), tmp_path / "kit")
+    entries = [entry for entry in json.loads((kit / "kit.json").read_text())["micro"] if entry["alone"]]
+    assert [entry["points"][k] for entry in entries for k in entry["alone"]], "128 x 256 x 640 is more than 20 million"
+    for entry in entries:
+        found = measure.micro(kit / entry["file"], entry, 1, 1)
+        assert len(found["ms"]) == len(entry["points"])
+        assert min(found["ms"]) > 0
 
 
 def test_the_machine_says_what_it_is() -> None:
