@@ -21,6 +21,7 @@ from depgraph.onnx_door.cutting import cut_model
 from depgraph.onnx_door.loading import UNDECLARED
 from depgraph.onnx_door.running import RunError, run_once, with_outputs
 from depgraph.onnx_door.saving import OUTSIDE, lies_outside
+from depgraph.onnx_door.skipping import forget_sums
 from depgraph.onnx_door.watching import rounds, watched
 from depgraph.onnx_door.zeroing import comparable, zeroed
 from depgraph.widths import Kept
@@ -57,6 +58,7 @@ def apply(plan: Plan, form: str = "auto", check: str = "default") -> CutReport:
         leave_out(graph, made, plan.branches)
     checked = None if check == "none" else compare(plan, made)
     made.model.meta[OUTSIDE] = lies_outside(graph.model)
+    forget_sums(made.model, graph.model)
     made.model.meta[UNDECLARED] = graph.model.meta.get(UNDECLARED, [])
     notes = [
         *plan.notes,

@@ -123,6 +123,18 @@ class OnnxGraph(DependencyGraph):
     def entries(self) -> tuple[str, ...]:
         return self._modules.entries
 
+    @cached_property
+    def _blocks(self) -> Any:
+        """Entries of containers; stretches of the stream that are alike where the file's names tell of none."""
+        from depgraph.blocks import Blocks
+        from depgraph.onnx_door.stretches import Stretches
+
+        return Blocks(self.residual) if self.entries else Stretches(self.residual)
+
+    def entries_of(self, container: str) -> int:
+        held = sum(path.rpartition(".")[0] == container for path in self.entries)
+        return held or sum(block.container == container for block in self.blocks)
+
     def likeness(self, path: str) -> tuple[object, ...]:
         return self._modules.likeness(path)
 
