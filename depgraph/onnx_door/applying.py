@@ -132,7 +132,18 @@ def _run(graph: OnnxGraph, model: ir.Model, names: list[str], what: str, kept: K
     try:
         return run_once(with_outputs(model, names, graph.element_types()), graph.inputs_at(kept), names)
     except RunError as error:
+        _require_running(graph)
         raise CheckError(f"{what} of {graph.name} can't be run to be checked: {error}") from error
+
+
+def _require_running(graph: OnnxGraph) -> None:
+    """Raise CheckError where the file itself doesn't run, whatever was cut."""
+    try:
+        run_once(graph.model, graph.inputs, [str(value.name) for value in graph.model.graph.outputs])
+    except RunError as error:
+        raise CheckError(
+            f"{graph.name} itself can't be run, so that no cut of it can be checked: {error}; repair the file, or cut with check='none'"
+        ) from error
 
 
 def _narrow(graph: OnnxGraph, names: list[str], arrays: Arrays, kept: Kept, already: Kept) -> Arrays:

@@ -178,13 +178,13 @@ class OnnxGraph(DependencyGraph):
         return np.full(self.capture.program.values[name].shape, fill)
 
     def require_finite(self, error: type[DepgraphError]) -> None:
-        """Raise `error` for the first stored tensor with NaN, or parameter with infinite values."""
+        """Raise `error` for the first stored tensor with NaN, or parameter with infinite values; those of a mask may be so."""
         for name in self.capture.lowered.held:
             array = self.array(name)
             if array.dtype.kind != "f" or np.isfinite(array.sum(dtype=np.float64)):
                 continue
             parameter = self.capture.program.values[name].kind == "parameter"
-            if np.isnan(array).any() or (parameter and not np.isfinite(array).all()):
+            if np.isnan(array).any() or (parameter and not _is_mask(array)):
                 raise error(f"{name!r} holds NaN or infinite values: repair or export the weights anew")
 
     def cut(self, plan: Plan, options: Mapping[str, Any]) -> CutReport:
@@ -247,6 +247,12 @@ def _evaluated(model: ir.Model, inputs: Arrays | None, sizes: dict[str, int]) ->
     raise CaptureError(
         f"no sizes were found that the model runs at ({first}): give example inputs, or sizes, for {', '.join(open_dims)}"
     ) from first
+
+
+def _is_mask(array: np.ndarray) -> bool:
+    """Are all values that aren't infinite the same, as in what is added to scores before a softmax?"""
+    finite = array[np.isfinite(array)]
+    return finite.size == array.size or not finite.size or bool((finite == finite[0]).all())
 
 
 def _measured(model: ir.Model, inputs: Arrays) -> Evaluator:
