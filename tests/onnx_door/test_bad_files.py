@@ -197,6 +197,7 @@ def test_infinite_numbers_that_mask_scores_are_no_damage() -> None:
     held += [
         onnx.numpy_helper.from_array(np.array([z], np.float32), name) for z, name in ((0, "zero"), (-np.inf, "low"))
     ]
-    held.append(onnx.numpy_helper.from_array(np.tril(np.ones((4, 4), bool)), "m"))
-    graph = depgraph.trace(loaded(model(nodes, [value("x", [2, 4, 6])], [value("y", [2, 4, 3])], held)))
+    inputs = [value("x", [2, 4, 6]), value("m", [4, 4], onnx.TensorProto.BOOL)]
+    made = loaded(model(nodes, inputs, [value("y", [2, 4, 3])], held))
+    graph = depgraph.trace(made, {"x": np.ones((2, 4, 6), np.float32), "m": np.tril(np.ones((4, 4), bool))})
     assert not graph.plan(importance.Magnitude(), depgraph.Target(macs=0.9)).apply_with_report().check.vacuous
