@@ -232,3 +232,18 @@ def test_a_state_that_is_input_and_output_is_cut_where_that_is_allowed() -> None
     onnx.checker.check_model(proto, full_check=True)
     assert _attributes(proto, "LSTM")["hidden_size"] == 5
     assert [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in proto.graph.input[1:]] == [[1, 2, 5]] * 2
+
+
+def test_what_comes_into_an_empty_choice_is_compared() -> None:
+    """No score reaches 0.999 here, so that the output is empty, whatever becomes of scores and boxes."""
+    nodes = [
+        node("MatMul", "x a", "h"), node("Relu", "h", "r"), node("MatMul", "r s", "t"), node("Sigmoid", "t", "p"),
+        node("Greater", "p high", "m"), node("NonZero", "m", "z"), node("Slice", "z zero one", "i"), node("Squeeze", "i zero", "j"),
+        node("MatMul", "x b", "g"), node("Tanh", "g", "q"), node("MatMul", "q c", "boxes"), node("Gather", "boxes j", "y"),
+    ]  # fmt: skip
+    held = [*weights(a=(6, 8), s=(8, 1), b=(6, 10), c=(10, 4)), whole("zero", 0), whole("one", 1)]
+    held.append(onnx.numpy_helper.from_array(np.array(0.999, np.float32), "high"))
+    graph = depgraph.trace(loaded(model(nodes, [value("x", [5, 6])], [value("y", ["n", 4])], held)))
+    boxes = next(axis.name for axis in graph.axes if axis.size == 10)
+    check = graph.cut_plan({boxes: [1, 4]}).apply_with_report().check
+    assert check.error < 1e-5 < check.sensitivity
