@@ -247,3 +247,24 @@ def test_what_comes_into_an_empty_choice_is_compared() -> None:
     boxes = next(axis.name for axis in graph.axes if axis.size == 10)
     check = graph.cut_plan({boxes: [1, 4]}).apply_with_report().check
     assert check.error < 1e-5 < check.sensitivity
+
+
+def test_a_file_that_is_written_a_tensor_at_a_time_is_what_protobuf_writes(tmp_path: Path) -> None:
+    held = weights(w=(40, 30), b=(40,), large=(30, 40))
+    held[2].ClearField("raw_data")
+    held[2].float_data.extend(np.arange(1200, dtype=np.float32))
+    held += [
+        helper.make_tensor("words", TensorProto.STRING, [2], ["a", "b"]),
+        helper.make_tensor("packed", TensorProto.INT4, [3000], [k % 7 for k in range(3000)]),
+        numpy_helper.from_array(np.arange(900, dtype=np.float16), "half"),
+        numpy_helper.from_array(np.arange(4000) % 3 == 0, "truth"),
+        numpy_helper.from_array(np.zeros((0, 4), np.float32), "none"),
+    ]
+    held[0].doc_string = "of the first layer"
+    nodes = [node("Gemm", "x w b", "h", transB=1), node("Gemm", "h large", "y", transB=1)]
+    made = loaded(model(nodes, [value("x", ["n", 30])], [value("y", ["n", 30])], held))
+    made.graph.initializers["w"].const_value.metadata_props["note"] = "kept"
+    expected = ir.to_proto(made)
+    write(made, tmp_path / "model.onnx")
+    assert onnx.load(tmp_path / "model.onnx") == expected
+    assert ir.to_proto(made) == expected
