@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Arrays = list[np.ndarray]
 _STEPS = 5e-2
 """What rounding to 8 bits on the way may make of rounding errors, as a share of the largest output."""
+_MOST = 1e-2
+"""The largest difference, as a share of the largest output, that depth is believed to make of rounding errors."""
 
 
 def apply(plan: Plan, form: str = "auto", check: str = "default") -> CutReport:
@@ -104,6 +106,8 @@ def compare(plan: Plan, made: Cut) -> Check:
         graph, names, _run(graph, graph.model, names, "the original", widths.at({})), plan.kept(), widths.at({})
     )
     error = difference(_torch(got), _torch(expected))
+    if not error <= tolerance:
+        tolerance = max(tolerance, _trembling(graph, names))
     moved_by = difference(_torch(expected), _torch(moved))
     check = Check(error, moved_by, tolerance, len(exact), len(mixed), made.compared, branches=len(plan.branches))
     if not error <= tolerance:
@@ -112,6 +116,26 @@ def compare(plan: Plan, made: Cut) -> Check:
             f"(allowed {tolerance:.0e}, the removal itself moved it by {check.sensitivity:.1e})"
         )
     return check
+
+
+def _trembling(graph: OnnxGraph, names: list[str]) -> float:
+    """Four times how far what is compared moves, at most 1%, when the inputs of the original change in their last digits.
+
+    Depth makes much of little: where one more rounding moves a file further than the usual tolerance, no cut can keep to that.
+    """
+    generator, given = np.random.default_rng(0), graph.inputs
+    shaken = {
+        name: np.nextafter(a, np.where(generator.random(a.shape) < 0.5, -1, 1).astype(a.dtype) * a.dtype.type(np.inf))
+        if a.dtype in (np.float32, np.float64)
+        else a
+        for name, a in given.items()
+    }
+    asked = with_outputs(graph.model, names, graph.element_types())
+    try:
+        first, second = (_torch(run_once(asked, inputs, names)) for inputs in (given, shaken))
+    except RunError:
+        return 0.0
+    return min(4 * difference(first, second), _MOST)
 
 
 def _present(model: ir.Model, names: list[str]) -> list[str]:

@@ -18,7 +18,9 @@ _CHOOSES = frozenset(
 )
 _SATURATES = frozenset(["Sigmoid", "Softmax", "LogSoftmax", "HardSigmoid", "Tanh", "Clip", "Erf"])
 _COMPARES = frozenset(["Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "And", "Or", "Xor", "Not"])
-_MOVES = frozenset(["Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"])
+_MOVES = frozenset(
+    ["Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Gather", "Slice", "Split"]
+)
 _ROUNDS = frozenset(["QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"])
 
 
@@ -40,7 +42,7 @@ def rounds(model: ir.Model) -> bool:
 
 
 def _before(value: ir.Value) -> ir.Value:
-    """What goes into the operator that squeezes an output into a range; the output itself where there is none."""
+    """What goes into the operator that squeezes a value into a range; the value itself where there is none."""
     here = value
     while (node := here.producer()) is not None and node.op_type in _MOVES and node.inputs[0] is not None:
         here = node.inputs[0]
@@ -52,7 +54,7 @@ def _compared(value: ir.Value) -> Iterator[ir.Value]:
     """A value, or what it says the outcome of a comparison of."""
     node = value.producer()
     if node is None or node.op_type not in _COMPARES:
-        yield value
+        yield _before(value)
         return
     for given in node.inputs:
         if given is not None:
