@@ -204,17 +204,30 @@ def trace_onnx(
 ) -> OnnxGraph:
     """`depgraph.trace` for an ONNX model."""
     model, name = load(given)
-    sizes = _sizes(args, kwargs)
-    inputs = None if sizes is not None else given_inputs(model, args, kwargs)
-    evaluated, inputs = _evaluated(model, inputs, sizes or {})
-    lowered = lower(model, evaluated, strict)
+    try:
+        inputs, evaluated, lowered = _lowered(model, args, kwargs, strict)
+    except DepgraphError:
+        raise
+    except Exception as error:  # names that aren't text, sizes without end: whatever a damaged file holds
+        raise CaptureError(
+            f"{name} can't be understood ({type(error).__name__}: {str(error)[:120]}): it is damaged, export it again"
+        ) from error
     known = {**lowered.program.outputs, **lowered.program.inputs}
     for lift in (*free, *fixed):
         if lift not in known:
             raise PlanError(f"the model has no {lift}; it has {', '.join(known)}")
-    lowered.program.by_products = by_products(lowered)
     lifted = (frozenset(free) | lowered.program.by_products) - frozenset(fixed)
     return OnnxGraph(model, name, inputs, OnnxCapture(lowered.program, lowered, evaluated), lifted)
+
+
+def _lowered(model: ir.Model, args: Any, kwargs: Mapping[str, Any], strict: bool) -> tuple[Arrays, Evaluator, Lowered]:
+    """The example inputs, shapes at these, and the program."""
+    sizes = _sizes(args, kwargs)
+    given = None if sizes is not None else given_inputs(model, args, kwargs)
+    evaluated, inputs = _evaluated(model, given, sizes or {})
+    lowered = lower(model, evaluated, strict)
+    lowered.program.by_products = by_products(lowered)
+    return inputs, evaluated, lowered
 
 
 def _sizes(args: Any, kwargs: Mapping[str, Any]) -> dict[str, int] | None:

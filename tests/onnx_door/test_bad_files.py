@@ -204,3 +204,14 @@ def test_infinite_numbers_that_mask_scores_are_no_damage() -> None:
         {"x": np.random.default_rng(0).normal(size=(2, 4, 6)).astype(np.float32), "m": np.tril(np.ones((4, 4), bool))},
     )
     assert not graph.plan(importance.Magnitude(), depgraph.Target(macs=0.9)).apply_with_report().check.vacuous
+
+
+def test_numbers_that_are_too_many_for_their_shape_are_no_traceback(tmp_path: Path) -> None:
+    nodes = [node("Reshape", "x to", "r"), node("Relu", "r", "y")]
+    to = onnx.helper.make_tensor("to", onnx.TensorProto.INT64, [2], [2, 6])
+    to.int64_data.append(1)
+    path = _written(
+        tmp_path / "odd.onnx", model(nodes, [value("x", [3, 4])], [value("y", [2, 6])], [to]).SerializeToString()
+    )
+    with pytest.raises(CaptureError, match=r"odd.onnx can't be understood .* export it again"):
+        depgraph.trace(path)
