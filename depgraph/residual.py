@@ -77,7 +77,7 @@ class Branches:
     def module(self, node: Node) -> str:
         """The path of the module in which a node is computed."""
         value = self.program.values.get(node.name) or self.program.values.get(f"{node.name}:0")
-        return value.module if value is not None else ""
+        return value.module if value is not None else str(node.meta.get("module", ""))
 
     def idle(self, node: Node) -> bool:
         """Does a node compute nothing that is read?"""
@@ -229,6 +229,10 @@ class Branches:
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {v.target: v.shape for v in self.program.values.values() if v.kind == "parameter"}
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a parameter."""
+        return self._shapes[name]
 
     def place(self, found: Candidate) -> str:
         """The module that a branch is: the deepest that holds all its nodes or, where that adds it too, all its layers."""

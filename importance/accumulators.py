@@ -137,18 +137,44 @@ class SampleSums:
 
 @dataclass
 class GramSums:
-    """X'X [channels, channels], the sum of rows [channels] and their number."""
+    """X'X [columns, columns], the sum of rows [columns] and their number.
 
+    Where columns of different `groups` (of a convolution) never meet in one output, only what those of one group have with one
+    another is summed: `parts` [groups, columns / groups, columns / groups].
+    """
+
+    groups: int = 1
     rows: int = 0
-    gram: Tensor = field(default_factory=lambda: torch.zeros(()))
+    parts: Tensor = field(default_factory=lambda: torch.zeros(()))
     total: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def add(self, rows: Rows) -> None:
-        """Take in rows [samples, positions, channels]."""
+        """Take in rows [samples, positions, columns]."""
         flat = rows.flat
         self.rows += len(flat)
-        self.gram = flat.T @ flat + self.gram.to(flat)
+        apart = flat.unflatten(1, (self.groups, -1)).transpose(0, 1)
+        self.parts = apart.mT @ apart + self.parts.to(flat)
         self.total = flat.sum(dim=0) + self.total.to(flat)
+
+    @property
+    def columns(self) -> int:
+        """How many columns there are."""
+        return len(self.total)
+
+    @property
+    def gram(self) -> Tensor:
+        """[columns, columns], zero where columns of different groups meet."""
+        return self.parts[0] if self.groups == 1 else torch.block_diag(*self.parts)
+
+    @property
+    def diagonal(self) -> Tensor:
+        """The sum of x^2, [columns]."""
+        return self.parts.diagonal(dim1=1, dim2=2).flatten()
+
+    def between(self, start: int, stop: int) -> Tensor:
+        """The square of the columns [start, stop), which are of one group."""
+        group, first = divmod(start, self.columns // self.groups)
+        return self.parts[group, first : first + stop - start, first : first + stop - start]
 
 
 @dataclass
@@ -235,12 +261,12 @@ class SampleMeans:
 
 @dataclass(frozen=True)
 class Gram:
-    """Asks for `GramSums`, over the columns of the weights: for a convolution, its windows."""
+    """Asks for `GramSums`, over the columns of the weights: for a convolution, its windows, for every group of it alone."""
 
     view: ClassVar[str] = "columns"
 
     def start(self, consumer: Any = None) -> GramSums:
-        return GramSums()
+        return GramSums(getattr(consumer, "groups", 1))
 
 
 def finite(accumulator: Any) -> bool:

@@ -210,7 +210,7 @@ def _part(sums: Any, block: Block) -> _Sums:
     at = slice(block.start, block.stop)
     none = torch.zeros(0, dtype=torch.float64)
     mean = sums.mean[at].double().cpu() if hasattr(sums, "mean") else none
-    gram = sums.gram[at, at].double().cpu() if hasattr(sums, "gram") else none
+    gram = sums.between(block.start, block.stop).double().cpu() if hasattr(sums, "between") else none
     total = sums.total[at].double().cpu() if hasattr(sums, "total") else none
     return _Sums(getattr(sums, "rows", getattr(sums, "count", 0)), mean, gram, total)
 

@@ -6,7 +6,7 @@ tr(W_P [(H^-1)_PP]^-1 W_P') when the other columns are changed in the best way, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -35,9 +35,9 @@ class Problem:
     def __post_init__(self) -> None:
         self.columns = {int(g): torch.from_numpy(np.flatnonzero(self.labels == g)) for g in present_groups(self.labels)}
 
-    def losses(self, groups: Iterable[int]) -> dict[int, float]:
+    def losses(self, groups: Collection[int]) -> dict[int, float]:
         """What removing each of `groups` alone would cost now."""
-        here = [g for g in groups if g in self.columns]
+        here = [g for g in self.columns if g in groups]
         if all(len(self.columns[g]) == 1 for g in here) and here:
             at = torch.cat([self.columns[g] for g in here])
             cost = self.weight[:, at].square().sum(dim=0) / self.inverse.diagonal()[at]
@@ -48,11 +48,12 @@ class Problem:
         weight = self.weight[:, at]
         return float((weight * torch.linalg.solve(self.inverse[at][:, at], weight.T).T).sum())
 
-    def remove(self, groups: Iterable[int]) -> None:
+    def remove(self, groups: Collection[int]) -> None:
         """Take groups out: the weights of the others make up for them, and the inverse is that without them."""
-        at = torch.cat([self.columns.pop(g) for g in groups if g in self.columns] or [torch.zeros(0, dtype=torch.long)])
-        if not len(at):
+        here = [g for g in self.columns if g in groups]
+        if not here:
             return
+        at = torch.cat([self.columns.pop(g) for g in here])
         gain = torch.linalg.solve(self.inverse[at][:, at], self.inverse[at])
         self.weight -= self.weight[:, at] @ gain
         self.inverse -= self.inverse[:, at] @ gain
@@ -125,14 +126,15 @@ class OptimalBrain:
             for group in going:
                 scores[group] = losses[group] if self.rounds == 1 else max(losses[group], spent)
             spent = max(spent, max(scores[g] for g in going))
-            left -= set(going)
+            gone = set(going)
+            left -= gone
             for problem in problems if left else ():
-                problem.remove(going)
+                problem.remove(gone)
         return scores
 
     def _problems(self, axis: str, consumer: Consumer, found: Statistics) -> Iterator[Problem]:
         sums = found.of(consumer, Gram())
-        columns = sums.gram.shape[0]
+        columns = sums.columns
         labels = column_labels(consumer, axis, columns)
         weight = weight_of(consumer, found)
         if weight is None:  # what is multiplied with is computed: only the sizes of its columns are known
@@ -145,9 +147,7 @@ class OptimalBrain:
             yield Problem(block.matrix.double().cpu().clone(), inverse, labels[block.start : block.stop])
 
     def _inverse(self, consumer: Consumer, sums: Any, start: int, stop: int) -> Tensor:
-        return inverse_of(
-            damped(sums.gram[start:stop, start:stop].double().cpu() / max(sums.rows, 1), self.damping), consumer
-        )
+        return inverse_of(damped(sums.between(start, stop).double().cpu() / max(sums.rows, 1), self.damping), consumer)
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:

@@ -88,14 +88,14 @@ class RelativeLoss:
 def _energy(consumer: Consumer, found: Statistics) -> float:
     """tr(W H W'): the mean square of what a consumer puts out, summed over its outputs."""
     sums = found.of(consumer, Gram())
-    gram = sums.gram.double().cpu() / max(sums.rows, 1)
+    rows = max(sums.rows, 1)
     weight = weight_of(consumer, found)
     if weight is None:
-        each = len(gram) // consumer.size
+        each = sums.columns // consumer.size
         sizes = found.of(consumer, Weights()).square_sum.double().cpu() / each
-        return float((gram.diagonal() * sizes.repeat_interleave(each)).sum())
+        return float((sums.diagonal.double().cpu() / rows * sizes.repeat_interleave(each)).sum())
     total = torch.zeros((), dtype=torch.float64)
-    for block in blocks_of(consumer, weight, len(gram)):
+    for block in blocks_of(consumer, weight, sums.columns):
         matrix = block.matrix.double().cpu()
-        total += ((matrix @ gram[block.start : block.stop, block.start : block.stop]) * matrix).sum()
+        total += ((matrix @ (sums.between(block.start, block.stop).double().cpu() / rows)) * matrix).sum()
     return float(total)

@@ -37,12 +37,14 @@ class Consumer:
 
     `size` is the number of channels that come in; `labels` says for each axis which group every channel belongs to, -1 for
     none. `weight` and `weight_dim` are the parameter that the channels are multiplied with; empty where that is no single one.
+    `groups` is how many parts of the channels, one after the other, go into outputs of their own, as a convolution's do.
     """
 
     key: Key
     meetings: tuple[Meeting, ...]
     size: int
     labels: Mapping[str, np.ndarray] = field(repr=False)
+    groups: int = 1
 
     @property
     def weight(self) -> str:
@@ -62,14 +64,22 @@ def consumers_of(graph: DependencyGraph) -> list[Consumer]:
     found: dict[Key, list[Meeting]] = defaultdict(list)
     for meeting in meetings(program, graph.nodes):
         found[meeting.key].append(meeting)
+    shapes = {program.ties.get(v.target, v.target): v.shape for v in program.values.values() if v.kind == "parameter"}
     consumers = []
     for key, here in found.items():
         dim = program.values[here[0].operand].dim(here[0].dim)
         number = graph.widths.class_of(dim)
         labels = {name: graph[name].labels[number] for name in graph.widths.axes_of(dim)}
         if labels:
-            consumers.append(Consumer(key, tuple(here), program.relations.sizes[dim], labels))
+            size = program.relations.sizes[dim]
+            consumers.append(Consumer(key, tuple(here), size, labels, _groups(size, here[0], shapes)))
     return consumers
+
+
+def _groups(size: int, meeting: Meeting, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    shape = shapes.get(meeting.weight, ())
+    own = shape[meeting.weight_dim] if shape else size
+    return size // own if own and size % own == 0 else 1
 
 
 @dataclass(frozen=True)

@@ -220,6 +220,24 @@ def test_a_block_that_others_read_something_of_goes_in_the_graph() -> None:
     assert not any("encoder.block.0.layer.0.SelfAttention.q" in name for name, _ in report.model.named_parameters())
 
 
+@pytest.mark.parametrize("part", ["encoder.block.0.layer.0.SelfAttention", "decoder.block.0.layer.1.EncDecAttention"])
+def test_a_bias_that_later_attentions_share_is_made_without_the_first(part: str) -> None:
+    example, graph = built("t5")
+    report = graph.cut_plan(branches=[part]).apply_with_report(form="module")
+    assert report.check is not None and not report.check.vacuous
+    ids = example.kwargs["input_ids"]
+    given = [
+        report.model.generate(input_ids=ids, max_new_tokens=5, do_sample=False, use_cache=c) for c in (True, False)
+    ]
+    assert torch.equal(*given)
+
+
+def test_what_is_made_where_nothing_lies_is_made_where_its_stream_does() -> None:
+    nothing = of(torch.empty(2, 3, 4, device="meta"), torch.device("cpu"))
+    query, *_ = (nothing * 2).unflatten(-1, (2, 2)).transpose(1, 2).unbind(0)
+    assert query.device == torch.device("cpu") and query.shape == (2, 3, 2)
+
+
 def test_nothing_disappears_in_a_sum_and_keeps_its_shape() -> None:
     stream = torch.randn(2, 3, 4)
     nothing = of(torch.empty(2, 3, 4, device="meta"))

@@ -32,11 +32,13 @@ _SHAPE = frozenset(["shape", "dtype", "device", "ndim", "is_cuda", "requires_gra
 class Nothing:
     """No tensor, in the place of one whose shape `outline` tells: a function that makes a tensor of it on the meta device.
 
-    It is called when code asks for the shape, and raises ValueError where that isn't known.
+    It is called when code asks for the shape, and raises ValueError where that isn't known. `place` is the device that the
+    tensor would be on: code makes others there.
     """
 
-    def __init__(self, outline: Callable[[], torch.Tensor]) -> None:
+    def __init__(self, outline: Callable[[], torch.Tensor], place: torch.device | None = None) -> None:
         self._outline = outline
+        self._place = place
 
     @property
     def outline(self) -> torch.Tensor:
@@ -57,14 +59,17 @@ class Nothing:
         def made() -> Any:
             return func(*_outlines(args), **_outlines(kwargs or {}))
 
+        place = _place_of((args, kwargs))
         if name not in _SEVERAL:
-            return Nothing(made)
+            return Nothing(made, place)
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            return pytree.tree_map(lambda t: of(t) if isinstance(t, torch.Tensor) else t, made())
+            return pytree.tree_map(lambda t: of(t, place) if isinstance(t, torch.Tensor) else t, made())
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if name == "device" and self._place is not None:
+            return self._place
         if name in _SHAPE:
             try:
                 return getattr(self.outline, name)
@@ -84,9 +89,19 @@ class Nothing:
     __rsub__ = __radd__
 
 
-def of(outline: torch.Tensor) -> Nothing:
+def of(outline: torch.Tensor, place: torch.device | None = None) -> Nothing:
     """Nothing of the shape of a tensor on the meta device."""
-    return Nothing(lambda: outline)
+    return Nothing(lambda: outline, place)
+
+
+def _place_of(given: Any) -> torch.device | None:
+    """The device of the first thing that lies on one."""
+    for leaf in pytree.tree_leaves(given, is_leaf=lambda value: isinstance(value, Nothing)):
+        if isinstance(leaf, torch.Tensor):
+            return leaf.device
+        if isinstance(leaf, Nothing) and leaf._place is not None:
+            return leaf._place
+    return None
 
 
 def _unknown() -> torch.Tensor:
@@ -193,7 +208,7 @@ def _filled(layout: Layout, given: Any, arguments: Mapping[str, Any]) -> Any:
         return None
     ((kind, parts),) = layout.items()
     if kind == "nothing":
-        return Nothing(lambda: _outline(parts, given))
+        return Nothing(lambda: _outline(parts, given), _place_of(given))
     if kind == "given":
         return arguments.get(parts)
     if kind == "dict":

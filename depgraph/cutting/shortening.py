@@ -16,6 +16,7 @@ from torch import nn
 
 from depgraph.capture.recording import assign
 from depgraph.capture.sizes import Attr
+from depgraph.cutting.attending import attending
 from depgraph.cutting.descriptors import follow
 from depgraph.cutting.entries import (
     Following,
@@ -41,7 +42,6 @@ from depgraph.remaining import as_blocks
 if TYPE_CHECKING:
     from depgraph.blocks import Block
     from depgraph.dependency import DependencyGraph
-    from depgraph.residual import Branch
 
 Undo = Callable[[], None]
 
@@ -184,32 +184,12 @@ def _seat(
             if k not in instead and name in vars(modules.get(whole, nn.Module())):
                 found.integers[Attr(whole, name, ())] = seated[k]
         first = uncounted(kinds, instead)
-        found.counting |= {instead[k]: seated[k] for k in first if instead[k] in _attending(graph)}
+        found.counting |= {instead[k]: seated[k] for k in first if instead[k] in attending(graph)}
 
 
 def is_at(path: str, outer: str) -> bool:
     """Is a module another one, or does it lie in that?"""
     return path == outer or path.startswith(f"{outer}.")
-
-
-def _attending(graph: DependencyGraph) -> set[str]:
-    """Paths of the modules in which something of an attention is computed that looks at its own stream alone."""
-    nodes = {
-        name for b in graph.branches if b.kind == "attention" and not _looks_elsewhere(graph, b) for name in b.nodes
-    }
-    return {graph.residual.module(node) for node in graph.residual.flow.nodes if node.name in nodes}
-
-
-def _looks_elsewhere(graph: DependencyGraph, branch: Branch) -> bool:
-    """Does a branch multiply its weights with something that isn't computed from its stream?"""
-    residual, values = graph.residual, graph.capture.program.values
-    named = {node.name: node for node in residual.flow.nodes}
-    inner = residual.flow.between(named[branch.source], tuple(named[name] for name in branch.operands))
-    own = (named[name] for name in branch.nodes)
-    reading = (
-        n for n in own if any(values[m.name].target in branch.parameters for m in n.all_input_nodes if m.name in values)
-    )
-    return any(node not in inner and residual.works(node) for node in reading)
 
 
 def _passed(graph: DependencyGraph, names: list[str]) -> dict[str, Layout]:

@@ -10,10 +10,14 @@ import onnx_ir as ir
 
 from depgraph.cutting.bypassing import left_of
 from depgraph.onnx_door.copies import Cut, graphs
+from depgraph.onnx_door.skipping import branch_side, take_apart
 from depgraph.onnx_door.zeroing import HAS_WHERE, constant, fill, zero_of
 
 if TYPE_CHECKING:
     from depgraph.onnx_door.graph import OnnxGraph
+
+_BIASED, _NORM = 0, 2
+"""Parts of a fused operator, see `skipping.take_apart`."""
 
 
 def leave_out(graph: OnnxGraph, made: Cut, names: Iterable[str]) -> None:
@@ -23,6 +27,10 @@ def leave_out(graph: OnnxGraph, made: Cut, names: Iterable[str]) -> None:
     """
     left = left_of(graph, names)
     past = _Past(graph, made)
+    stays = {step.operator for step in left.nodes}  # type: ignore[attr-defined]
+    for step in graph.nodes:
+        if step.part == _NORM and step.name in left.gone and step.operator in stays:
+            past.take_apart(step)
     for step in left.nodes:
         if step in left.instead:
             past.go(step, left.instead[step])
@@ -53,10 +61,34 @@ class _Past:
         self.new = made.new()
         self.values = {value.name: at for at, value in graph.capture.lowered.values.items()}
         self.instead: dict[ir.Value, ir.Value] = {}
+        self.parts: dict[ir.Node, tuple[ir.Node | None, ir.Node, ir.Node]] = {}
+
+    def twin(self, step: Any) -> ir.Node:
+        """The operator of the copy; one that is fused comes apart where only a part of it goes."""
+        node = self.twins[step.operator]
+        if step.part is None or (step.part == _NORM and node not in self.parts):
+            return node
+        if node not in self.parts:
+            self.take_apart(step)
+        found = self.parts[node][step.part]
+        assert found is not None
+        return found
+
+    def take_apart(self, step: Any) -> None:
+        """Put the operators that a fused one stands for in its place."""
+        node = self.twins[step.operator]
+        outputs = [node.outputs[-1], node.outputs[0]]
+        self.parts[node] = take_apart(node)
+        for old, part in zip(outputs, self.parts[node][1:], strict=True):
+            original = self.made.values.pop(old)
+            self.made.values[part.outputs[0]] = original
+            self.new[original] = part.outputs[0]
+            if old in self.instead:
+                self.instead[part.outputs[0]] = self.instead.pop(old)
 
     def go(self, step: Any, instead: Any) -> None:
         """Let what another step made be read in place of what this one made."""
-        node = self.twins[step.operator]
+        node = self.twin(step)
         out, value = node.outputs[0], self._value(step, instead)
         if out.is_graph_output():
             out = self._renamed(node, out, value)
@@ -65,7 +97,7 @@ class _Past:
 
     def choose(self, step: Any, source: Any) -> None:
         """The same, without anything being left out."""
-        node, opset = self.twins[step.operator], self.graph.capture.evaluated.opset()
+        node, opset = self.twin(step), self.graph.capture.evaluated.opset()
         out, value = node.outputs[0], self._value(step, source)
         if opset < HAS_WHERE:
             self.go(step, source)
@@ -83,6 +115,8 @@ class _Past:
 
     def operand(self, step: Any, source: Any) -> int | None:
         """At which position an operator reads what another step makes."""
+        if source.part == _BIASED and source.operator is step.operator:
+            return branch_side(step.operator)
         for k, value in enumerate(step.operator.inputs):
             seen = self.graph.capture.lowered.operand(step.operator, k)
             if seen is not None and (
@@ -92,9 +126,9 @@ class _Past:
         return None
 
     def _value(self, step: Any, source: Any) -> ir.Value:
-        position = self.operand(step, source)
+        position = self.operand(step, source) if step.part != _NORM else None
         if position is not None:
-            found = self.twins[step.operator].inputs[position]
+            found = self.twin(step).inputs[position]
             assert found is not None
             return found
         here = self.new[self.values[source.name]]
@@ -120,7 +154,7 @@ def _silence(graph: OnnxGraph, past: _Past, add: Any, operand: Any) -> None:
     kind = graph.capture.evaluated.types[add.operator.inputs[position]].tensor_type.elem_type
     mask = np.zeros((1,) * len(value.shape), dtype=bool)
     zero = zero_of(graph, add.operator, position, ir.DataType(kind))
-    fill(past.twins[add.operator], position, mask, zero, graph.capture.evaluated.opset())
+    fill(past.twin(add), position, mask, zero, graph.capture.evaluated.opset())
 
 
 def sweep(made: Cut) -> None:

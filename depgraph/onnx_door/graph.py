@@ -123,6 +123,18 @@ class OnnxGraph(DependencyGraph):
     def entries(self) -> tuple[str, ...]:
         return self._modules.entries
 
+    @cached_property
+    def _blocks(self) -> Any:
+        """Entries of containers; stretches of the stream that are alike where the file's names tell of none."""
+        from depgraph.blocks import Blocks
+        from depgraph.onnx_door.stretches import Stretches
+
+        return Blocks(self.residual) if self.entries else Stretches(self.residual)
+
+    def entries_of(self, container: str) -> int:
+        held = sum(path.rpartition(".")[0] == container for path in self.entries)
+        return held or sum(block.container == container for block in self.blocks)
+
     def likeness(self, path: str) -> tuple[object, ...]:
         return self._modules.likeness(path)
 
@@ -166,13 +178,13 @@ class OnnxGraph(DependencyGraph):
         return np.full(self.capture.program.values[name].shape, fill)
 
     def require_finite(self, error: type[DepgraphError]) -> None:
-        """Raise `error` for the first stored tensor with NaN, or parameter with infinite values."""
+        """Raise `error` for the first stored tensor with NaN, or parameter with infinite values; those of a mask may be so."""
         for name in self.capture.lowered.held:
             array = self.array(name)
             if array.dtype.kind != "f" or np.isfinite(array.sum(dtype=np.float64)):
                 continue
             parameter = self.capture.program.values[name].kind == "parameter"
-            if np.isnan(array).any() or (parameter and not np.isfinite(array).all()):
+            if np.isnan(array).any() or (parameter and not _is_mask(array)):
                 raise error(f"{name!r} holds NaN or infinite values: repair or export the weights anew")
 
     def cut(self, plan: Plan, options: Mapping[str, Any]) -> CutReport:
@@ -192,17 +204,30 @@ def trace_onnx(
 ) -> OnnxGraph:
     """`depgraph.trace` for an ONNX model."""
     model, name = load(given)
-    sizes = _sizes(args, kwargs)
-    inputs = None if sizes is not None else given_inputs(model, args, kwargs)
-    evaluated, inputs = _evaluated(model, inputs, sizes or {})
-    lowered = lower(model, evaluated, strict)
+    try:
+        inputs, evaluated, lowered = _lowered(model, args, kwargs, strict)
+    except DepgraphError:
+        raise
+    except Exception as error:  # names that aren't text, sizes without end: whatever a damaged file holds
+        raise CaptureError(
+            f"{name} can't be understood ({type(error).__name__}: {str(error)[:120]}): it is damaged, export it again"
+        ) from error
     known = {**lowered.program.outputs, **lowered.program.inputs}
     for lift in (*free, *fixed):
         if lift not in known:
             raise PlanError(f"the model has no {lift}; it has {', '.join(known)}")
-    lowered.program.by_products = by_products(lowered)
     lifted = (frozenset(free) | lowered.program.by_products) - frozenset(fixed)
     return OnnxGraph(model, name, inputs, OnnxCapture(lowered.program, lowered, evaluated), lifted)
+
+
+def _lowered(model: ir.Model, args: Any, kwargs: Mapping[str, Any], strict: bool) -> tuple[Arrays, Evaluator, Lowered]:
+    """The example inputs, shapes at these, and the program."""
+    sizes = _sizes(args, kwargs)
+    given = None if sizes is not None else given_inputs(model, args, kwargs)
+    evaluated, inputs = _evaluated(model, given, sizes or {})
+    lowered = lower(model, evaluated, strict)
+    lowered.program.by_products = by_products(lowered)
+    return inputs, evaluated, lowered
 
 
 def _sizes(args: Any, kwargs: Mapping[str, Any]) -> dict[str, int] | None:
@@ -235,6 +260,12 @@ def _evaluated(model: ir.Model, inputs: Arrays | None, sizes: dict[str, int]) ->
     raise CaptureError(
         f"no sizes were found that the model runs at ({first}): give example inputs, or sizes, for {', '.join(open_dims)}"
     ) from first
+
+
+def _is_mask(array: np.ndarray) -> bool:
+    """Are all values that aren't infinite the same, as in what is added to scores before a softmax?"""
+    finite = array[np.isfinite(array)]
+    return finite.size == array.size or not finite.size or bool((finite == finite[0]).all())
 
 
 def _measured(model: ir.Model, inputs: Arrays) -> Evaluator:

@@ -14,6 +14,7 @@ from onnx_ir.passes.common import InlinePass
 from depgraph.errors import CaptureError, CheckpointError
 from depgraph.onnx_door.evaluating import bodies, place
 from depgraph.onnx_door.examples import runtime_inputs
+from depgraph.onnx_door.skipping import name_sums
 
 OLDEST = 7
 UNDECLARED = "depgraph.undeclared"
@@ -46,7 +47,7 @@ def load(given: str | os.PathLike[str] | ir.Model) -> tuple[ir.Model, str]:
             f"{name} uses operator set {version}, from before {OLDEST}: convert it with onnx.version_converter"
         )
     _check_data(model, name)
-    return model, name
+    return name_sums(model), name
 
 
 def _read(path: Path) -> ir.Model:

@@ -15,6 +15,7 @@ from depgraph import interruption
 from depgraph.errors import CheckpointError
 from depgraph.onnx_door.loading import UNDECLARED
 from depgraph.onnx_door.running import weight_bytes
+from depgraph.onnx_door.streaming import stream
 
 OUTSIDE = "depgraph.outside"
 """Where a cut model notes that the original's weights lay beside it."""
@@ -35,7 +36,11 @@ def write(model: ir.Model, path: str | os.PathLike[str]) -> list[Path]:
     outside = weight_bytes(model) > _LARGEST_INLINE or lies_outside(model)
     data = f"{target.name}.data" if outside else None
     with _aside(target) as draft:
-        ir.save(_as_declared(model), draft, external_data=data)
+        if data is None:
+            with draft.open("wb") as opened:
+                stream(_as_declared(model), opened)
+        else:
+            ir.save(_as_declared(model), draft, external_data=data)
         interruption.check()
         moved = [target.with_name(file.name) for file in sorted(draft.parent.iterdir(), reverse=True)]
         for file in moved:

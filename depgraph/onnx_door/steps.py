@@ -12,6 +12,7 @@ import torch
 from depgraph.capture.lowering import final_outputs
 from depgraph.graph import Value
 from depgraph.onnx_door.evaluating import attribute, bodies
+from depgraph.onnx_door.skipping import SKIPS, adds_and_norms, bias_of, branch_side
 
 if TYPE_CHECKING:
     from depgraph.onnx_door.lowering import Lowered
@@ -29,8 +30,8 @@ _CALLED = {
     "Cast": "to",
     "Identity": "alias",
     "Sum": "add",
-    "SkipLayerNormalization": "add",
-    "SkipSimplifiedLayerNormalization": "add",
+    "SkipLayerNormalization": "layernormalization",
+    "SkipSimplifiedLayerNormalization": "simplifiedlayernormalization",
     "EmbedLayerNormalization": "embedding",
 }
 """What operators are called in words about axes, where that isn't their name in lower case."""
@@ -56,6 +57,8 @@ class Step:
     operator: ir.Node | None = None
     meta: dict[str, Any] = field(default_factory=lambda: {"val": ()})
     """"val": an empty tensor of the shape and type of what it makes, a tuple where that are several."""
+    part: int | None = None
+    """Of a fused operator: which of the operators that it comes apart into, see `skipping.take_apart`."""
 
 
 def steps_of(lowered: Lowered) -> list[Step]:
@@ -75,6 +78,9 @@ class _Steps:
                 self.made[name] = Step("placeholder", name, meta={"val": self._empty(value)})
                 self.steps.append(self.made[name])
         for name, node in lowered.operators.items():
+            if adds_and_norms(node) and node.outputs[-1] in lowered.values:
+                self._apart(name, node)
+                continue
             step = self._step(name, node)
             self.steps.append(step)
             for output in node.outputs:
@@ -95,6 +101,36 @@ class _Steps:
         outputs = [self.lowered.values.get(v) for v in node.outputs if v.name]
         if len(outputs) == 1 and outputs[0] is not None:
             step.meta = {"val": self._transposed(step) if node.op_type == "Transpose" else self._empty(outputs[0])}
+        return step
+
+    def _apart(self, name: str, node: ir.Node) -> None:
+        """Steps for the addition of the bias, that of the branch, and the norm, in place of one that is all that."""
+        operands = [self.lowered.operand(node, k) for k in range(len(node.inputs))]
+        sides, bias = [self._maker(value) for value in operands[:2]], bias_of(node)
+        module, empty = self.lowered.values[node.outputs[0]].module, self._empty(self.lowered.values[node.outputs[-1]])
+        if bias is not None:
+            side = branch_side(node)
+            vector = self._maker(operands[SKIPS[node.op_type].bias])
+            sides[side] = self._part(f"{name}_biased", "add", [sides[side], vector], (node, 0, module, empty))
+        whole = self.lowered.values[node.outputs[-1]].name
+        added = self._part(whole, "add", sides, (node, 1, module, empty))
+        given = [self._maker(operands[k]) for k in SKIPS[node.op_type].given if k < len(operands)]
+        normed = self._part(name, _called(node), [added, *given], (node, 2, module, empty))
+        self.made[whole], self.made[name] = added, normed
+
+    def _part(self, name: str, kind: str, given: list[Step | None], of: tuple[ir.Node, int, str, Any]) -> Step:
+        node, part, module, empty = of
+        step = Step("call_function", name, f"onnx.{kind}", operator=node, part=part)
+        step.meta = {"val": empty, "module": module}
+        step.all_input_nodes = list(dict.fromkeys(one for one in given if one is not None))
+        for one in step.all_input_nodes:
+            one.users[step] = None
+        step.kwargs = {
+            "groups": 1,
+            "dim": -1,
+            **(dict(zip(("self", "other"), given, strict=False)) if kind == "add" else {}),
+        }
+        self.steps.append(step)
         return step
 
     def _transposed(self, step: Step) -> Any:
@@ -138,7 +174,7 @@ def _made(lowered: Lowered, steps: list[Step]) -> Iterator[tuple[Step, Value]]:
     for step in steps:
         node = lowered.operators.get(step.name)
         for value in node.outputs if node is not None and step.op == "call_function" else ():
-            if value in lowered.values:
+            if value in lowered.values and (step.part is None or step.name == lowered.values[value].name):
                 yield step, lowered.values[value]
 
 

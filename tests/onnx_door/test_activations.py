@@ -32,7 +32,8 @@ def _by_member(graph: Any, scores: dict[str, np.ndarray]) -> dict[tuple[str, int
 
 @pytest.mark.parametrize("criterion", [*CRITERIA, "obs"])
 def test_scores_are_those_of_the_module(doors: Doors, criterion: str) -> None:
-    scorer = importance.named(criterion, batches=doors.batches)
+    data = doors.batches
+    scorer: Any = importance.OptimalBrain(data) if criterion == "obs" else importance.Activation(data, criterion)
     module, file = _by_member(doors.module, scorer(doors.module)), _by_member(doors.file, scorer(doors.file))
     assert module.keys() == file.keys()
     for key, scores in module.items():

@@ -232,3 +232,52 @@ def test_a_state_that_is_input_and_output_is_cut_where_that_is_allowed() -> None
     onnx.checker.check_model(proto, full_check=True)
     assert _attributes(proto, "LSTM")["hidden_size"] == 5
     assert [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in proto.graph.input[1:]] == [[1, 2, 5]] * 2
+
+
+def test_what_comes_into_an_empty_choice_is_compared() -> None:
+    """No score reaches 0.999 here, so that the output is empty, whatever becomes of scores and boxes."""
+    nodes = [
+        node("MatMul", "x a", "h"), node("Relu", "h", "r"), node("MatMul", "r s", "t"), node("Sigmoid", "t", "p"),
+        node("Greater", "p high", "m"), node("NonZero", "m", "z"), node("Slice", "z zero one", "i"), node("Squeeze", "i zero", "j"),
+        node("MatMul", "x b", "g"), node("Tanh", "g", "q"), node("MatMul", "q c", "boxes"), node("Gather", "boxes j", "y"),
+    ]  # fmt: skip
+    held = [*weights(a=(6, 8), s=(8, 1), b=(6, 10), c=(10, 4)), whole("zero", 0), whole("one", 1)]
+    held.append(onnx.numpy_helper.from_array(np.array(0.999, np.float32), "high"))
+    graph = depgraph.trace(loaded(model(nodes, [value("x", [5, 6])], [value("y", ["n", 4])], held)))
+    boxes = next(axis.name for axis in graph.axes if axis.size == 10)
+    check = graph.cut_plan({boxes: [1, 4]}).apply_with_report().check
+    assert check.error < 1e-5 < check.sensitivity
+
+
+def test_a_file_that_is_written_a_tensor_at_a_time_is_what_protobuf_writes(tmp_path: Path) -> None:
+    held = weights(w=(40, 30), b=(40,), large=(30, 40))
+    held[2].ClearField("raw_data")
+    held[2].float_data.extend(np.arange(1200, dtype=np.float32))
+    held += [
+        helper.make_tensor("words", TensorProto.STRING, [2], ["a", "b"]),
+        helper.make_tensor("packed", TensorProto.INT4, [3000], [k % 7 for k in range(3000)]),
+        numpy_helper.from_array(np.arange(900, dtype=np.float16), "half"),
+        numpy_helper.from_array(np.arange(4000) % 3 == 0, "truth"),
+        numpy_helper.from_array(np.zeros((0, 4), np.float32), "none"),
+    ]
+    held[0].doc_string = "of the first layer"
+    nodes = [node("Gemm", "x w b", "h", transB=1), node("Gemm", "h large", "y", transB=1)]
+    made = loaded(model(nodes, [value("x", ["n", 30])], [value("y", ["n", 30])], held))
+    made.graph.initializers["w"].const_value.metadata_props["note"] = "kept"
+    expected = ir.to_proto(made)
+    write(made, tmp_path / "model.onnx")
+    assert onnx.load(tmp_path / "model.onnx") == expected
+    assert ir.to_proto(made) == expected
+
+
+def test_a_file_that_makes_much_of_rounding_is_not_held_to_less_than_that() -> None:
+    """Four sines of nine times their input turn a digit in the seventh place into one in the third."""
+    nodes = [node("MatMul", "x a", "h"), node("Relu", "h", "r"), node("MatMul", "r b", "z0")]
+    for k in range(4):
+        nodes += [node("Mul", f"z{k} much", f"m{k}"), node("Sin", f"m{k}", f"z{k + 1}")]
+    nodes.append(node("MatMul", "z4 c", "y"))
+    held = [*weights(a=(64, 512), b=(512, 8), c=(8, 3)), numpy_helper.from_array(np.array(9, np.float32), "much")]
+    graph = depgraph.trace(loaded(model(nodes, [value("x", [40, 64])], [value("y", [40, 3])], held)))
+    check = graph.plan(importance.Random(0), depgraph.Target(params=0.7)).apply_with_report().check
+    assert 1e-4 < check.error <= check.tolerance <= 1e-2
+    assert not check.vacuous
