@@ -59,7 +59,7 @@ def refit(model: Any, plan: Plan, batches: Iterable[Any], how: Compensation | No
 
 @dataclass
 class _Sums:
-    """Over the rows of all batches: their number, sums of dense inputs x and pruned ones z, x'z and z'z."""
+    """Over the rows of all batches, on the CPU: their number, sums of dense inputs x and pruned ones z, x'z and z'z."""
 
     rows: int
     x: Tensor
@@ -72,7 +72,8 @@ class _Sums:
         """Of rows [rows, columns], dense and pruned."""
         found: _Sums | None = None
         for x, z in pairs:
-            new = cls(len(x), x.sum(0).double(), z.sum(0).double(), (x.T @ z).double(), (z.T @ z).double())
+            made = (x.sum(0), z.sum(0), x.T @ z, z.T @ z)
+            new = cls(len(x), *(tensor.double().cpu() for tensor in made))
             found = new if found is None else found.plus(new)
         if found is None:
             raise DataError("there are no batches to fit with (a generator gives its batches only once: pass a list)")

@@ -751,7 +751,11 @@ class Letters:
 
 @pytest.mark.parametrize(
     ("name", "keys"),
-    [("llama_8_4", {"input_ids"}), ("bert_masked_lm", {"input_ids", "labels"}), ("t5", {"input_ids", "labels"})],
+    [
+        ("llama_8_4", {"input_ids"}),
+        ("bert_masked_lm", {"input_ids", "labels"}),
+        ("t5", {"input_ids", "labels", "decoder_input_ids"}),
+    ],
 )
 def test_text_becomes_batches_that_have_a_loss(name: str, keys: set[str]) -> None:
     loaded = Loaded(ZOO[name]().model, tokenizer=Letters())

@@ -20,7 +20,7 @@ Format = Annotated[
     Literal["onnx", "decoder", "encoder-decoder", "genai", "openvino", "executorch", "gguf"],
     typer.Option(
         help="one graph of a forward; of a language model with its cache; two graphs; a folder for onnxruntime-genai; or for "
-        "other runtimes, each with an extra: OpenVINO (.xml), ExecuTorch (.pte), llama.cpp (.gguf)"
+        "other runtimes, each with an extra: OpenVINO (.xml), ExecuTorch (.pte), GGUF (.gguf)"
     ),
 ]
 Quantise = Annotated[
