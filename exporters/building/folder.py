@@ -111,7 +111,8 @@ def _plain(search: Search, found: Candidate, folder: Path) -> list[MadeFile]:
 def _story(search: Search, found: Candidate, told: Told) -> Story:
     graph, subject = search.graph, search.subject
     plan = found.plan if found.plan is not None else graph.cut_plan({})
-    story = tell(plan, found.report) if found.report is not None else tell(plan).with_(form="as it was")
+    story = tell(plan, found.report, search.scores_of(found))
+    story = story if found.report is not None else story.with_(form="as it was")
     figure = subject.figure
     quality = Quality(
         figure.name,

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 import depgraph
@@ -18,6 +19,7 @@ from depgraph.dependency import DependencyGraph
 from depgraph.errors import DepgraphError, ExportError, NothingToPrune, TargetError
 from depgraph.options import Options
 from depgraph.plan import Plan
+from depgraph.scoring import Scores
 from exporters.building.asked import Budget, Subject, Ways
 from exporters.building.file_model import FileModel
 from exporters.building.limits import Limits
@@ -233,6 +235,17 @@ class Search:
             self._scorers[name] = Remembered(made)
         return self._scorers[name]
 
+    def scores_of(self, found: Candidate) -> Scores | None:
+        """The scores that a candidate's plan was made by; of several that a recipe tried, those that explain it best."""
+        if found.plan is None:
+            return None
+        if found.recipe not in self._recipes:
+            return self._scorer(found.recipe)(self.graph)
+        recipe = self._recipes[found.recipe]
+        tried = [one.score for one in getattr(recipe, "rivals", (recipe,)) if isinstance(one.score, Remembered)]
+        said = [score(self.graph) for score in tried if found.plan.graph is self.graph]
+        return min(said, key=lambda scores: _surprises(scores, found.plan), default=None)  # type: ignore[arg-type]
+
     def _exported(self, model: nn.Module, path: Path) -> Path:
         options = OnnxOptions(opset=self.ways.opset, dtype="float32")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -279,6 +292,16 @@ def _raise_trouble(error: DepgraphError) -> None:
     """Raise an error that files made, such as a full disk: it says nothing of the way that was tried."""
     if isinstance(error.__cause__, OSError):
         raise error
+
+
+def _surprises(scores: Scores, plan: Plan) -> int:
+    """How many groups went though others of their axis, which could go too, score lower and stay."""
+    count = 0
+    for name, gone in plan.removal.items():
+        values = np.asarray(scores[name])
+        stays = np.setdiff1d(np.flatnonzero(plan.graph[name].prunable), gone)
+        count += int((values[list(gone)] > values[stays].min()).sum()) if len(stays) else 0
+    return count
 
 
 def _with_why(found: Candidate, over: tuple[float, float], budget: Budget) -> Candidate:

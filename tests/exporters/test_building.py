@@ -84,6 +84,8 @@ def test_the_report_tells_what_was_done(subject: Subject, tmp_path: Path) -> Non
     assert story.check is not None and story.check.error < 1e-4
     assert [q.name for q in story.quality] == ["distance"] and story.quality[0].before == 0 < story.quality[0].after  # type: ignore[operator]
     assert story.tradeoff is not None and story.tradeoff.chosen == 0 and len(story.tradeoff.trials) == 2
+    cut = [axis for axis in story.axes if axis.removed]
+    assert cut and all(list(axis.scores) == sorted(axis.scores) and axis.gone[0] == 1 > axis.gone[-1] for axis in cut)
     assert story.sensitivity is not None and len(story.sensitivity.curves) == 2
     assert [t.kind for t in story.timings] == ["measured"]
     (file,) = story.files
