@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +21,7 @@ from exporters.extras import required
 from exporters.model_state import alternatives
 from exporters.onnx_check import tolerance_for
 from exporters.onnx_file import staging, writing
+from exporters.quietly import quietly
 from exporters.verifying import FileReport, Run, check_exportable, difference, named_file, on_cpu, published, still
 
 
@@ -71,7 +68,7 @@ def to_executorch(
             no largest one or is fixed by the model's code, or the runtime fails or differs beyond the tolerance. No file is
             left, one that was there stays.
     """
-    with _quiet():
+    with quietly():
         exir = required("executorch", "executorch.exir", "executorch.runtime")
     check_exportable(model, "to_executorch")
     model, (args, kwargs) = on_cpu(model, (args, kwargs))
@@ -86,7 +83,7 @@ def to_executorch(
         subject = Subject(flat, call.names, names, call.tensors, _names(dims))
         cases = [example_case(flat, call.tensors), *_at_bounds(subject, dims)]
         tolerance = tolerance_for(lowest_precision(flat, call), options.rtol, options.atol)
-        with _quiet():
+        with quietly():
             found = difference(_runner(draft), names, cases, tolerance, "ExecuTorch")
         size = published({draft: target})
     return FileReport(
@@ -156,7 +153,7 @@ def _write(exir: Any, program: torch.export.ExportedProgram, draft: Path) -> str
     """Write the file, and say how much of it XNNPACK runs."""
     partitioners = required("executorch", "executorch.backends.xnnpack.partition.xnnpack_partitioner")
     try:
-        with _quiet():
+        with quietly():
             lowered = exir.to_edge_transform_and_lower(program, partitioner=[partitioners.XnnpackPartitioner()])
             made = lowered.to_executorch()
     except Exception as error:
@@ -184,16 +181,3 @@ def _runner(draft: Path) -> Run:
         return [made.clone().numpy() for made in loaded[1].execute(inputs)]
 
     return run
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what imports and lowering have to tell: failures are raised as errors."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,6 +16,7 @@ from exporters.calls import Call, FlatModel, first_line
 from exporters.cases import NamedDims
 from exporters.dynamic import Dims, fixed_dims, for_torch, settled_names, specialised
 from exporters.model_state import alternatives, preserved
+from exporters.quietly import quietly
 
 
 class Refused(ExportError):
@@ -99,7 +95,7 @@ def _export(
 ) -> torch.onnx.ONNXProgram:
     shapes = for_torch(call, dims)
     try:
-        with _quiet():
+        with quietly():
             program = torch.onnx.export(
                 module.eval(),
                 examples,
@@ -135,19 +131,6 @@ def _failure(owner: str, error: Exception) -> ExportError:
             "of torch there."
         )
     return kind(f"torch.onnx.export can't export {owner}{where}: {first_line(cause)}.")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's progress, deprecations and dumps of unfinished graphs: its failures are raised as errors."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def name_dims(program: torch.onnx.ONNXProgram, call: Call, dims: Dims) -> dict[str, dict[int, str]]:

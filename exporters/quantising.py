@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +21,7 @@ from exporters import onnx_file
 from exporters.calls import first_line
 from exporters.feeds import Distance, Feeds, as_feeds, distance
 from exporters.onnx_check import open_session
+from exporters.quietly import quietly
 
 Kind = Literal["float16", "int8-dynamic", "int8-static", "int4"]
 
@@ -123,7 +121,7 @@ def quantise(
     _check(options, data)
     original = open_session(source) if source.is_file() else _missing(source)
     batches = as_feeds(data, original)
-    with onnx_file.staging(target) as draft, _quiet():
+    with onnx_file.staging(target) as draft, quietly():
         model = _loaded(source)
         before = Counter(node.op_type for node in model.graph.node)
         job = _Job(model, batches, draft, options)
@@ -315,16 +313,3 @@ def _require_near(found: Distance, options: QuantOptions, source: Path) -> None:
 def _size(path: Path) -> int:
     data = onnx_file.data_path(path)
     return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the tools' progress: their failures are raised."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -106,11 +106,11 @@ def expected(graph: DependencyGraph, model: nn.Module, removal: Groups) -> Expec
     for k, inputs in enumerate(_inputs(graph)):
         try:
             free = outputs(graph, model, inputs)
-            within = outputs(graph, model, inputs, bars, silent)
         except Exception:
             if k == 0:
                 raise
             continue  # the original doesn't take these either
+        within = outputs(graph, model, inputs, bars, silent)
         found.inputs.append(inputs)
         found.free.append(_narrow(graph, free, kept))
         found.barred.append(_narrow(graph, within, kept))

@@ -119,7 +119,7 @@ def _story(search: Search, found: Candidate, told: Told) -> Story:
         search.dense_quality,
         found.quality,
         figure.higher_is_better,
-        figure.data + ("" if found.precision == "float32" else f", {found.precision} file"),
+        figure.data + (f", {found.precision} file" if found.of_file and found.precision != "float32" else ""),
     )
     return story.with_(
         quality=(quality,),

@@ -40,6 +40,7 @@ class Candidate:
     """One way through, as far as it came: `file` is what was measured, `why` says what stands against it, empty for nothing.
 
     times: milliseconds of the dense float32 file and of this one, in turns. predicted: their ratio by the latency model.
+    quality: of the file; where that couldn't be run in the model's place, of the float32 model, and `of_file` is false.
     plan: None where the dense model keeps within the budget.
     """
 
@@ -54,6 +55,7 @@ class Candidate:
     predicted: float | None
     quality: float
     rounds: int
+    of_file: bool = True
     why: str = ""
 
     @property
@@ -189,7 +191,7 @@ class Search:
             file = made(precision.name, float32, self.work / name / "model.onnx", self.data)
         with self.step(f"{recipe}, {precision.name}: measuring"):
             times = side_by_side({"dense": self.dense, "made": file}, self.example, self.budget.threads)
-            quality = self._quality(model, file, precision)
+            quality, of_file = self._quality(model, file, precision)
         found = Candidate(
             recipe if plan is not None else "dense",
             precision.name,
@@ -202,6 +204,7 @@ class Search:
             self._predicted(plan, precision),
             quality,
             number,
+            of_file,
         )
         return _with_why(found, self._over(found), self.budget)
 
@@ -252,16 +255,16 @@ class Search:
         to_onnx(model, self.subject.args, path, self.subject.kwargs, options=options)
         return path
 
-    def _quality(self, model: nn.Module, file: Path, precision: Precision) -> float:
-        """Of the file where it computes something else than the model, of the model where the file can't be asked."""
+    def _quality(self, model: nn.Module, file: Path, precision: Precision) -> tuple[float, bool]:
+        """Quality, and whether it is the file's: a float32 file computes what the model does, others are asked if they can be."""
         if precision.name != "float32":
             try:
-                return self.subject.measure(FileModel(file, self.subject.model, self.budget.threads))
+                return self.subject.measure(FileModel(file, self.subject.model, self.budget.threads)), True
             except Exception as error:
                 self.notes.append(
-                    f"quality is that of the float32 model, as the file couldn't be run in its place ({error})"
+                    f"quality is that of the float32 model, as the {precision.name} file couldn't be run in its place ({error})"
                 )
-        return self.subject.measure(model)
+        return self.subject.measure(model), precision.name == "float32"
 
     def _predicted(self, plan: Plan | None, precision: Precision) -> float | None:
         if self.latency is None:

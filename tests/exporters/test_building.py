@@ -220,6 +220,19 @@ def test_a_full_disk_is_no_budget_that_nothing_meets(
     assert not os.listdir(tmp_path)
 
 
+def test_a_quality_that_is_not_the_files_is_not_said_to_be(subject: Subject, tmp_path: Path) -> None:
+    def only_modules(model: nn.Module) -> float:
+        if isinstance(model, FileModel):
+            raise RuntimeError("it wants weights to look at")
+        return subject.measure(model)
+
+    ways = replace(QUICK, precisions=("int8-static",), shares=(), probes=0)
+    built = build(replace(subject, measure=only_modules), Budget(bytes=10**9), tmp_path / "same", ways)
+    assert not built.best.of_file and built.best.quality == 0
+    assert built.story.quality[0].data == subject.figure.data
+    assert any("quality is that of the float32 model, as the int8-static file" in note for note in built.story.notes)
+
+
 def test_a_folder_that_is_there_stays(subject: Subject, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine").write_text("x")
