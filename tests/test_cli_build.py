@@ -9,10 +9,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from depgraph import cli
 from depgraph.cli.data import Amount, text_data
 from depgraph.cli.models import Loaded, in_float32
+from depgraph.cli.quality import shift_of
 
 MODELS = """
 import torch
@@ -100,3 +102,19 @@ def test_a_text_for_an_encoder_and_decoder_can_be_run_without_its_labels() -> No
     labels = batch.pop("labels")
     assert torch.equal(batch["decoder_input_ids"][:, 1:], labels[:, :-1])
     assert model(**batch).logits.shape == (*labels.shape, 40)
+
+
+def test_an_output_that_became_narrower_is_left_out_of_the_shift() -> None:
+    class Two(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(4, width), nn.Linear(width, 2)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            states = self.body(x)
+            return states, self.head(states)
+
+    torch.manual_seed(0)
+    wide, narrow = Two(8).eval(), Two(5).eval()
+    measure = shift_of(Loaded(wide, (torch.randn(3, 4),)))
+    assert measure.of(wide) == 0 < measure.of(narrow) < float("inf")

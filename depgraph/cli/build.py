@@ -22,6 +22,7 @@ from depgraph.cli.points import check_names
 from depgraph.cli.quality import measure_of, shift_of
 from depgraph.errors import ModelError
 from depgraph.plain import plain
+from depgraph.report import counted
 
 if TYPE_CHECKING:
     from exporters.building import Built, Candidate, Subject
@@ -168,7 +169,9 @@ def _show(made: Built, console: Console, as_json: bool) -> None:
         console.print(f"check: {story.check}", markup=False, highlight=False, soft_wrap=True)
     for note in story.notes:
         say(f"note: {note}")
-    cut = "nothing had to go" if best.plan is None else f"by {best.recipe}, in {best.rounds} rounds"
+    cut = (
+        "nothing had to go" if best.plan is None else f"by {best.recipe}, in {counted(best.rounds, 'round', 'rounds')}"
+    )
     console.print(
         f"wrote {made.folder} ({best.precision}, {cut}): open report.html, or run python {made.folder}/run.py"
     )

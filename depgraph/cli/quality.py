@@ -63,8 +63,13 @@ def shift_of(loaded: Loaded) -> Measure:
     def shift(model: nn.Module) -> float:
         with quiet(model), torch.no_grad():
             made = _floats(model(*loaded.args, **loaded.kwargs))
-        apart = sum(float((a - b).square().sum()) for a, b in zip(made, dense, strict=True))
-        return math.sqrt(apart / max(sum(float(b.square().sum()) for b in dense), 1e-30))
+        pairs = [(a, b) for a, b in zip(made, dense, strict=True) if a.shape == b.shape]  # by-products may be narrower
+        if not pairs:
+            raise DataError(
+                "no output has kept its width, so that none can be compared: trace with fixed=['output 0'], or give data"
+            )
+        apart = sum(float((a - b).square().sum()) for a, b in pairs)
+        return math.sqrt(apart / max(sum(float(b.square().sum()) for _, b in pairs), 1e-30))
 
     return Measure(Figure("output shift", "the example inputs"), shift)
 
