@@ -165,7 +165,7 @@ def compensate(
         if how.kind == "bias" and target is None:
             refused.append(f"{reader.consumer.weight}: it has no bias")
             continue
-        work.append((reader, target, _changed(reader, how, data, bias=target is not None)))
+        work.append((reader, target, change_of(reader, how, data, bias=target is not None)))
     for reader, target, change in work:  # nothing is written before all is solved
         changed += _write(held, reader, change.weight)
         if target is not None and change.bias is not None:
@@ -177,8 +177,8 @@ def compensate(
     return Compensated(tuple(dict.fromkeys(changed)), tuple(created), tuple(refused))
 
 
-def _changed(reader: Reader, how: Compensation, found: Statistics, *, bias: bool) -> Change:
-    """What a consumer's whole weight and bias become, before they are cut."""
+def change_of(reader: Reader, how: Compensation, found: Statistics, *, bias: bool) -> Change:
+    """What a consumer's whole weight becomes, before it is cut, and what is added to its bias."""
     way = WAYS[how.kind]
     solve = way.with_bias if bias else way.without
     assert solve is not None
@@ -263,6 +263,7 @@ __all__ = [
     "Compensated",
     "Compensation",
     "bias_of",
+    "change_of",
     "compensate",
     "row_scale",
     "write_bias",
