@@ -197,9 +197,7 @@ class Recipe:
         prepared.settle(plan)
         return replace(plan, notes=(*plan.notes, *prepared.notes))
 
-    def _in_sequence(
-        self, graph: DependencyGraph, target: Target, options: dict[str, Any]
-    ) -> tuple[Plan, Statistics]:
+    def _in_sequence(self, graph: DependencyGraph, target: Target, options: dict[str, Any]) -> tuple[Plan, Statistics]:
         """A plan by scores taken one consumer after the other, and the statistics that they are from."""
         spread, given = self._spread(self.score), self._options(graph, options)
         dense = checked_scores(graph, spread)
