@@ -32,6 +32,7 @@ from importance.reestimation import Reestimation
 from importance.relative import RelativeLoss
 from importance.rivals import Rivals
 from importance.rotation import Rotation, principal
+from importance.row_update import RowUpdate
 from importance.schedule import Pace, Schedule
 from importance.surgeon import Surgeon
 from importance.taylor import Taylor
@@ -121,19 +122,20 @@ def bonsai(batches: Batches, loss: Loss | None = None, masks: int = 200, pace: f
     return Recipe("bonsai", Bonsai(batches, loss, masks, pace, seed=seed), scope="global", schedule=Pace(pace))
 
 
-def llm_surgeon(batches: Batches, loss: Loss | None = None, shots: int = 40) -> Recipe:
+def llm_surgeon(batches: Batches, loss: Loss | None = None, shots: int = 40, update: str = "both") -> Recipe:
     """LLM Surgeon (2.14): Kronecker-factored costs, one threshold for all, in shots of equal size; 128 x 2048 tokens.
 
     After each shot the consumers' weights make up for the columns that went, which is the paper's correlated update of columns
     (it doesn't depend on the gradients' factor). Deviations: costs are summed over all that goes with a group, so that
     shapes shrink; rows that go with it are made up for by no other rows; biases that are there take over means; no LoRA.
     """
+    rows = pick({"both": RowUpdate(), "columns": None}, update, "update")
     return Recipe(
         "llm_surgeon",
-        Surgeon(batches, loss),
+        Surgeon(batches, loss, note=rows.note if rows else None),
         batches,
         scope="global",
-        compensation=Compensation(biases="existing"),
+        compensation=Compensation(biases="existing", rows=rows),
         schedule=Schedule(shots, "linear"),
     )
 
