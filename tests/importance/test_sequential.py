@@ -154,8 +154,8 @@ def test_it_works_on_any_architecture(name: str) -> None:
     example = {**ZOO, **MODULES}[name]()
     graph = depgraph.trace(example.model, example.args, example.kwargs)
     batch = example.kwargs or example.args
-    for recipe in (recipes.wanda_sp([batch]), recipes.obs([batch], rounds=2)):
-        made = replace(recipe, propagation="sequential").prune(graph, Target(params=0.85))
+    for recipe in (recipes.wanda_sp([batch], "sequential"), recipes.obs([batch], rounds=2, propagation="sequential")):
+        made = recipe.prune(graph, Target(params=0.85))
         assert made.report is not None and made.plan is not None and made.report.check is not None
         assert made.report.after.params <= 0.85 * graph.dense_cost.params
         with torch.no_grad():
