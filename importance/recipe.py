@@ -68,8 +68,8 @@ class Recipe:
     in steps it follows each cut. schedule: the steps, or a function of the target that gives them, such as
     `importance.Pace(0.05)`; None prunes in one shot. protect: finds the axes of a graph that lose nothing, unless a `protect`
     option says which. afterwards: called with the pruned model in the end, one after the other, such as
-    `importance.Reestimation(batches)`; they may change weights. propagation: a name of `importance.sequential.PROPAGATIONS`, in
-    one shot: "sequential" scores each consumer where all before it is pruned (and has made up for that, if `compensation` is
+    `importance.Reestimation(batches)`; they may change weights. propagation: "dense", or in
+    one shot "sequential", which scores each consumer where all before it is pruned (and has made up for that, if `compensation` is
     set), by scores that need no gradients, such as `Activation` and `OptimalBrain`. How much each axis loses is still spread
     by the scores of the whole model. Steps score what the one before left anew, so they need no such thing.
     """

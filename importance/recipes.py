@@ -126,12 +126,17 @@ def bonsai(batches: Batches, loss: Loss | None = None, masks: int = 200, pace: f
     return Recipe("bonsai", Bonsai(batches, loss, masks, pace, seed=seed), scope="global", schedule=Pace(pace))
 
 
-def llm_surgeon(batches: Batches, loss: Loss | None = None, shots: int = 40, update: str = "both") -> Recipe:
+def llm_surgeon(batches: Batches, loss: Loss | None = None, shots: int = 40, update: str = "columns") -> Recipe:
     """LLM Surgeon (2.14): Kronecker-factored costs, one threshold for all, in shots of equal size; 128 x 2048 tokens.
 
     After each shot the consumers' weights make up for the columns that went, which is the paper's correlated update of columns
-    (it doesn't depend on the gradients' factor). Deviations: costs are summed over all that goes with a group, so that
-    shapes shrink; rows that go with it are made up for by no other rows; biases that are there take over means; no LoRA.
+    (it doesn't depend on the gradients' factor). `update="both"` adds that of rows: what puts out beside what went takes over too
+    (`importance.RowUpdate`). In the paper rows and columns are different things to remove. Here a row goes with the columns that read
+    it, and both make up for the same loss, so that together they overshoot: each alone helps, both are behind the columns
+    (benchmarks/quality.md). Deviations: costs are summed over all that goes with a group, so that shapes shrink; biases that are
+    there take over means; no LoRA.
+
+    Raises ScoreError for an unknown update.
     """
     rows = pick({"both": RowUpdate(), "columns": None}, update, "update")
     return Recipe(

@@ -92,7 +92,7 @@ class Surgeon:
         reduction: over members: a name, a function or a `Reduction`.
         normalise: per axis: a name, a function, a `Normalisation` or a tuple of names and functions.
         progress: show a bar on stderr.
-        note: called with the graph and what was gathered, such as `importance.row_update.RowUpdate().note`.
+        note: called with the graph and what was gathered, such as `importance.RowUpdate().note`.
 
     Raises, when called: DataError and ScoreError as `Taylor`; ScoreError for a singular factor.
     """

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import depgraph
 from depgraph.errors import DataError, ScoreError
-from importance import Compensation, Surgeon, column_costs, compensate, recipes, row_costs, surgeon_update
+from importance import Compensation, RowUpdate, Surgeon, column_costs, compensate, recipes, row_costs, surgeon_update
 from importance.obs import Problem, damped
-from importance.row_update import RowUpdate, row_change
+from importance.row_update import row_change
 from tests.importance.test_activation import NEURONS, _net
 from tests.importance.toys import regression
 from tests.zoo import MODULES, ZOO
