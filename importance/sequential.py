@@ -72,7 +72,7 @@ def sequential(
         plan: how many groups of which axes go. score: an estimator with batches for its `data`.
         how: consumers make up for what they lost in that way before they are run, on a copy of the model (weights that are used
             several times don't); None: they don't.
-        gathering: precision of the sums, a bar on stderr.
+        gathering: precision of the sums.
 
     Raises: as `importance.collect`; ScoreError where a batch takes another way through the model than the others.
     """

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import depgraph
 import exporters
 from depgraph import DependencyGraph, Target
+from depgraph.cutting.sides import Side
 from depgraph.errors import DataError, ScoreError
 from importance import Activation, Compensation, Gathering, OptimalBrain, Recipe, Schedule, collect, recipes
 from importance.allocations.allocated import ascending
@@ -23,6 +24,7 @@ from importance.compensation import compensate
 from importance.remembered import remembering
 from importance.sequential import reordered, sequential
 from importance.units import units
+from tests.importance.stacks import decoder, texts
 from tests.importance.test_recipes import Blocks
 from tests.importance.test_refitting import squares
 from tests.zoo import MODULES, ZOO
@@ -162,15 +164,22 @@ def test_it_works_on_any_architecture(name: str) -> None:
             assert bool(torch.isfinite(squares(made.model(*example.args, **example.kwargs))))
 
 
-def test_what_meets_no_weight_is_taken_out_too() -> None:
-    """Queries and keys meet in a product: pairs of their channels are gone from it, and from nothing before it."""
-    example = MODULES["multihead_attention"]()
-    graph = depgraph.trace(example.model, example.args, example.kwargs)
-    names = [axis.name for axis in graph.axes if axis.prunable.any() and axis.size > 2]
-    score = Activation([example.kwargs or example.args], "activation")
-    found = sequential(graph.cut_plan({name: [0] for name in names}), score)
-    assert set(found.scores) <= set(names) and found.scores
-    assert all(np.isfinite(scores).all() for scores in found.scores.values())
+def test_each_axis_sees_the_model_with_the_axes_before_it_zeroed() -> None:
+    """Channels in which queries and keys meet, where there is no weight to change, are zeroed too."""
+    model, batches = decoder(2), texts()
+    graph = depgraph.trace(model, batches[0])
+    stream = units(graph, "stream")
+    names = [axis.name for axis in graph.axes if axis.prunable.any() and axis.name not in stream]
+    score = Activation(batches, "activation", gathering=DOUBLE)
+    found, dense = sequential(graph.cut_plan({name: [0, 1, 2] for name in names}), score, None, DOUBLE), score(graph)
+    settled, gone = list(found.scores), dict[str, list[int]]()
+    assert len(settled) == 6 and any("queries" in name for name in settled)
+    for axis in settled:
+        side = Side(graph.widths.at({}), graph.widths.at(gone))
+        expected = replace(score, gathering=replace(DOUBLE, side=side))(graph)[axis]
+        assert found.scores[axis] == pytest.approx(expected, rel=1e-8)
+        gone[axis] = ascending(graph[axis], found.scores[axis])[:3].tolist()
+    assert all(np.abs(found.scores[axis] - dense[axis]).max() > 1e-3 * dense[axis].max() for axis in settled[1:])
 
 
 def test_a_file_gives_what_its_model_gives(tmp_path: Path) -> None:
