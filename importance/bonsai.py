@@ -48,10 +48,9 @@ class Bonsai:
 
     Deviations: how many candidates of an axis go is drawn for each sub-model. Published, it is about the same number in all, so
     that coefficients compare only within an axis: in the ranking of all, one of two heads was always the first to go, and a
-    vision transformer had lost two thirds of its heads, and 79% of 98.9% accuracy left, at 80% of its parameters (97% now, both with 40 masks). Ridge
-    regression in closed form for Adam with an L1 or L2 penalty (its strength is chosen likewise, by Kendall's
-    tau in five folds); twice int(share * groups) + 1 candidates, so that complements are as large as masks; axes that can't be
-    filled with zeros exactly are cut instead.
+    vision transformer had lost two thirds of its heads, and 79% of 98.9% accuracy left, at 80% of its parameters (97% now, both
+    with 40 masks). Ridge regression in closed form for Adam with an L1 or L2 penalty (its strength is chosen likewise, by Kendall's
+    tau in five folds); twice int(share * groups) + 1 candidates; axes that can't be filled with zeros exactly are cut instead.
 
     Args:
         batches: tensors, tuples of arguments or dicts of keyword arguments; run once for each sub-model.
