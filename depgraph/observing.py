@@ -187,12 +187,11 @@ class Observer:
         nodes = frozenset(n for n in found.exported.graph.nodes if wanted.get(n.name))
         whole = self.graph.widths.at({})
         reference = Reference(found.exported, found.program, [Side(whole, whole)])
-        with torch.no_grad():
-            running = reference.steps(lambda name: self._fetch(found, name), args, kwargs, nodes)
-            env, before = reference.sides[0].env, dict[Node, Any]()
-            for node in running:
-                env.update({source: made for source, made in before.items() if source in env})
-                before = yield from _exchanging(node, reference.sides[0], wanted[node.name], found.program)
+        running = reference.steps(lambda name: self._fetch(found, name), args, kwargs, nodes)
+        env, before = reference.sides[0].env, dict[Node, Any]()
+        for node in _without_gradients(running):
+            env.update({source: made for source, made in before.items() if source in env})
+            before = yield from _exchanging(node, reference.sides[0], wanted[node.name], found.program)
 
     def _fetch(self, found: Runnable, name: str) -> torch.Tensor:
         constants = found.exported.constants
@@ -262,6 +261,16 @@ def _met(node: Node, side: SideRun, products: Iterable[Meeting], program: Progra
             operand, other = side.cut(made[meeting.operand]), side.cut(made[meeting.other])
             if operand.is_floating_point() or operand.is_complex():
                 yield Met(meeting, operand.detach(), other.detach(), node)
+
+
+def _without_gradients(running: Iterator[Node]) -> Iterator[Node]:
+    """What a run stops at; gradients are off while it runs, and as they were while it stands, as others may run meanwhile."""
+    while True:
+        with torch.no_grad():
+            node = next(running, None)
+        if node is None:
+            return
+        yield node
 
 
 def _exchanging(

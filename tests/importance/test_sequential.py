@@ -21,6 +21,7 @@ from depgraph.errors import DataError, ScoreError
 from importance import Activation, Compensation, Gathering, OptimalBrain, Recipe, Schedule, collect, recipes
 from importance.allocations.allocated import ascending
 from importance.compensation import compensate
+from importance.refitting import refit
 from importance.remembered import remembering
 from importance.sequential import reordered, sequential
 from importance.units import units
@@ -207,6 +208,19 @@ def test_the_best_recipe_passes_it_on() -> None:
     alone = [replace(rival, propagation="sequential").plan(graph, target).removal for rival in best.rivals]  # type: ignore[attr-defined]
     made = best.prune(graph, target)
     assert made.plan is not None and made.plan.removal in alone
+
+
+def test_gradients_are_on_afterwards_as_before() -> None:
+    model, batches = stack(2)
+    graph = depgraph.trace(model, batches[0])
+    plan = graph.cut_plan(counts(graph, 6))
+    sequential(plan, Activation(batches))
+    assert torch.is_grad_enabled()
+    refit(plan.apply(), plan, batches)
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        sequential(plan, Activation(batches))
+        assert not torch.is_grad_enabled()
 
 
 def test_scores_are_handed_out_in_another_order() -> None:
