@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from depgraph import Axis, DependencyGraph
-from depgraph.coupling import NONE
+from depgraph.classes import NONE
 from importance.accumulators import Moments, Norms, SampleMeans, Statistic, Weights
 from importance.calling import check_batches
 from importance.choices import pick
