@@ -59,6 +59,7 @@ from depgraph.storage import (
 from depgraph.uniform import read_plain, write_plain
 
 FORMAT = 1
+_META = torch.device("meta")
 Folder = str | os.PathLike[str]
 
 
@@ -207,7 +208,8 @@ def _load(path: Path, manifest: Mapping[str, Any], model: Any, where: torch.devi
     made = cuts(manifest["record"])
     original = _original(path, manifest, model, where)
     if model is None and made and made[0]["original"].get("modules", {}) != classes_of(original):
-        run_once(original, made)  # it replaces modules when it runs
+        original = _original(path, manifest, model, where, on=where)
+        run_once(original, made)  # it replaces modules when it runs, which tensors without data may not come to
     _initialise(original, made)
     try:
         loaded = _filled(original, (manifest["tensors"], tensors), made, where)
@@ -240,8 +242,10 @@ def _filled(
     return loaded
 
 
-def _original(path: Path, manifest: Mapping[str, Any], model: Any, where: torch.device) -> nn.Module:
-    """The unpruned module to start from."""
+def _original(
+    path: Path, manifest: Mapping[str, Any], model: Any, where: torch.device, on: torch.device = _META
+) -> nn.Module:
+    """The unpruned module to start from; one whose tensors are all saved is built on the device `on`."""
     if model is not None:
         built = model if isinstance(model, nn.Module) else model()
         if not isinstance(built, nn.Module):
@@ -251,7 +255,7 @@ def _original(path: Path, manifest: Mapping[str, Any], model: Any, where: torch.
         if cut["original"].get("class"):
             return original_from_library(cut["original"], with_floats(cut["original"]["config"]), where)
     if manifest["library"]:
-        return original_from_library(manifest["library"], with_floats(read_json(path / CONFIG)), "meta")
+        return original_from_library(manifest["library"], with_floats(read_json(path / CONFIG)), on)
     raise CheckpointError(
         f"{path} holds a {manifest['class']}: pass model=, the unpruned module that was cut or a function that builds it, "
         "as in depgraph.load(folder, model=build)"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._pytree import tree_leaves
@@ -266,6 +267,20 @@ def test_query_and_kv_heads_both_follow_in_a_plain_config(tmp_path: Path) -> Non
     heads = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
     assert [config[name] for name in heads] == [48, 6, 3, 12]
     assert_same(example, pruned, depgraph.load(tmp_path / "saved"))
+
+
+def test_modules_that_a_forward_replaces_are_replaced_before_they_are_filled(tmp_path: Path) -> None:
+    """A short input makes this one take another class of attention, for good."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = transformers.BigBirdConfig(vocab_size=50, max_position_embeddings=64, **sizes)
+    model, x = transformers.BigBirdModel(config, add_pooling_layer=False).eval(), torch.arange(24).reshape(2, 12)
+    model(x)
+    graph = depgraph.trace(model, (x,))
+    pruned = graph.plan(scores(graph), KEEP, scope="axis").apply()
+    depgraph.save(pruned, tmp_path / "saved")
+    loaded = depgraph.load(tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.allclose(loaded(x)[0], pruned(x)[0], atol=1e-6)
 
 
 def test_a_lazy_module_is_initialised_before_it_is_filled(tmp_path: Path) -> None:

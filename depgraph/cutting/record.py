@@ -32,7 +32,8 @@ def make_record(plan: Plan, form: str, solution: Solution) -> Record:
     `removed` holds removed indices by parameter and dim, `groups` the removed groups by axis, `attributes` the changed
     integers, `inputs` what the example inputs of the result look like, `vocabulary` which tokens stay, `branches` what a
     graph form leaves out, `config` the integers of a config that builds the result (uniform plans and trimmed vocabularies
-    only); a graph form also has what its original was built from, and in its `way` which of `cut_programs` it is.
+    only), `original` the classes of the modules that were cut; a graph form also has there what its original was built
+    from, and in its `way` which of `cut_programs` it is.
     """
     graph = plan.graph
     earlier = getattr(graph.model, "depgraph_record", None)
@@ -52,7 +53,7 @@ def make_record(plan: Plan, form: str, solution: Solution) -> Record:
         "inputs": describe_inputs(*inputs_at(graph, plan.kept())),
         "vocabulary": _vocabulary(plan),
         "cost": {"before": asdict(graph.dense_cost), "after": asdict(plan.cost())},
-        "original": _original(graph.model, graph.held()) if form == "graph" else {},
+        "original": _original(graph.model, graph.held()) if form == "graph" else _modules(graph.model),
         "earlier": [*earlier["earlier"], {k: v for k, v in earlier.items() if k != "earlier"}] if earlier else [],
     }
 
@@ -141,6 +142,11 @@ def _original(model: nn.Module, tensors: Mapping[str, Any]) -> Record:
         found["modules"] = classes_of(model)
         found["config"] = json.loads(config.to_json_string(use_diff=False))
     return found
+
+
+def _modules(model: nn.Module) -> Record:
+    """The classes of its modules, which a forward may have replaced; of a model that is built from a config alone."""
+    return {"modules": classes_of(model)} if library_class(model) else {}
 
 
 def _vocabulary(plan: Plan) -> Record:
