@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -40,7 +41,17 @@ def room(shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
     Of what is freed of a heap, it keeps what lies before anything else.
     """
     size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    return np.empty(shape, kind) if size < _OWN else np.frombuffer(mmap.mmap(-1, size), kind).reshape(shape)
+    return np.empty(shape, kind) if size < _OWN else np.frombuffer(_space(size), kind).reshape(shape)
+
+
+def _space(size: int) -> mmap.mmap:
+    """Memory from the system itself, in large pages where it has such."""
+    if not hasattr(mmap, "MAP_ANONYMOUS"):
+        return mmap.mmap(-1, size)
+    made = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError, AttributeError):
+        made.madvise(mmap.MADV_HUGEPAGE)
+    return made
 
 
 def taken(array: np.ndarray, indices: Sequence[np.ndarray | None]) -> np.ndarray:
