@@ -21,7 +21,7 @@ from importance.accumulators import Gram, Moments, Statistic
 from importance.choices import pick
 from importance.columns import Block, as_weight, blocks_of
 from importance.holding import Held, held_by
-from importance.obs import damped
+from importance.problems import damped
 from importance.readers import Reader, readers_of
 from importance.statistics import Gathering, Statistics, collect
 

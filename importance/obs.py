@@ -1,63 +1,25 @@
 """Structured optimal brain surgeon: what it costs the consumers that a group goes, once they have made up for it.
 
-The layer problem (METHODS.md 2.13): with H = X'X / rows + damping, removing the columns P of a consumer's weights costs
-tr(W_P [(H^-1)_PP]^-1 W_P') when the other columns are changed in the best way, W_K += W_P H_PK H_KK^-1.
+Each consumer is a layer problem of its own, see `importance.problems`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
 from importance.accumulators import Gram, Statistic, Weights
 from importance.activation import statistics_of, with_unread
 from importance.calling import check_batches
-from importance.columns import blocks_of, column_labels, present_groups, weight_of
+from importance.columns import Block, blocks_of, column_labels, weight_of
 from importance.normalisation import Normalisation, NormalisationSpec
+from importance.problems import Solvable, problems_of
 from importance.statistics import Consumer, Gathering, Statistics
-
-
-@dataclass
-class Problem:
-    """One matrix of a consumer: `weight` [outputs, columns] float64, `inverse` of H, and the group of each column."""
-
-    weight: Tensor
-    inverse: Tensor
-    labels: np.ndarray
-
-    def __post_init__(self) -> None:
-        self.columns = {int(g): torch.from_numpy(np.flatnonzero(self.labels == g)) for g in present_groups(self.labels)}
-
-    def losses(self, groups: Collection[int]) -> dict[int, float]:
-        """What removing each of `groups` alone would cost now."""
-        here = [g for g in self.columns if g in groups]
-        if all(len(self.columns[g]) == 1 for g in here) and here:
-            at = torch.cat([self.columns[g] for g in here])
-            cost = self.weight[:, at].square().sum(dim=0) / self.inverse.diagonal()[at]
-            return dict(zip(here, cost.tolist(), strict=True))
-        return {g: self._loss(self.columns[g]) for g in here}
-
-    def _loss(self, at: Tensor) -> float:
-        weight = self.weight[:, at]
-        return float((weight * torch.linalg.solve(self.inverse[at][:, at], weight.T).T).sum())
-
-    def remove(self, groups: Collection[int]) -> None:
-        """Take groups out: the weights of the others make up for them, and the inverse is that without them."""
-        here = [g for g in self.columns if g in groups]
-        if not here:
-            return
-        at = torch.cat([self.columns.pop(g) for g in here])
-        gain = torch.linalg.solve(self.inverse[at][:, at], self.inverse[at])
-        self.weight -= self.weight[:, at] @ gain
-        self.inverse -= self.inverse[:, at] @ gain
-        self.weight[:, at] = 0
 
 
 @dataclass(frozen=True)
@@ -132,7 +94,7 @@ class OptimalBrain:
                 problem.remove(gone)
         return scores
 
-    def _problems(self, axis: str, consumer: Consumer, found: Statistics) -> Iterator[Problem]:
+    def _problems(self, axis: str, consumer: Consumer, found: Statistics) -> Iterator[Solvable]:
         sums = found.of(consumer, Gram())
         columns = sums.columns
         labels = column_labels(consumer, axis, columns)
@@ -140,28 +102,8 @@ class OptimalBrain:
         if weight is None:  # what is multiplied with is computed: only the sizes of its columns are known
             each = columns // consumer.size
             sizes = (found.of(consumer, Weights()).square_sum.double().cpu() / each).sqrt().repeat_interleave(each)
-            yield Problem(sizes[None], self._inverse(consumer, sums, 0, columns), labels)
-            return
-        for block in blocks_of(consumer, weight, columns):
-            inverse = self._inverse(consumer, sums, block.start, block.stop)
-            yield Problem(block.matrix.double().cpu().clone(), inverse, labels[block.start : block.stop])
-
-    def _inverse(self, consumer: Consumer, sums: Any, start: int, stop: int) -> Tensor:
-        return inverse_of(damped(sums.between(start, stop).double().cpu() / max(sums.rows, 1), self.damping), consumer)
-
-
-def damped(gram: Tensor, damping: float) -> Tensor:
-    """H with a share of the mean of its diagonal added to it; columns into which nothing ever came get that alone."""
-    diagonal = gram.diagonal()
-    mean = float(diagonal.mean())
-    return gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * (damping * mean if mean > 0 else 1.0)
-
-
-def inverse_of(gram: Tensor, where: object) -> Tensor:
-    """The inverse of a symmetric matrix; raises ScoreError where it is singular."""
-    factor, info = torch.linalg.cholesky_ex(gram)
-    if int(info):
-        raise ScoreError(
-            f"X'X of {where} is singular ({len(gram)} columns that depend on one another): use damping above 0, or more data"
-        )
-    return torch.cholesky_inverse(factor)
+            blocks = [Block(sizes[None], 0)]
+        else:
+            blocks = [*blocks_of(consumer, weight, columns)]
+        for block in blocks:
+            yield from problems_of(sums, block, labels[block.start : block.stop], self.damping, consumer)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import depgraph
 from depgraph.errors import DataError, ScoreError
 from importance import Surgeon, column_costs, row_costs, surgeon_update
-from importance.obs import Problem, damped
+from importance.problems import Problem, damped
 from tests.importance.test_activation import NEURONS, _net
 from tests.importance.toys import regression
 from tests.zoo import MODULES, ZOO
