@@ -78,11 +78,11 @@ class OptimalBrain:
         problems = [p for consumer in readers for p in self._problems(name, consumer, found)]
         scores, left, spent = np.zeros(size), set(range(size)), 0.0
         share = -(-size // self.rounds)
+        costs = [problem.losses(left) for problem in problems]
         while left:
             losses = dict.fromkeys(left, 0.0)
-            for problem in problems:
-                for group, loss in problem.losses(left).items():
-                    losses[group] += loss
+            for group, loss in (entry for one in costs for entry in one.items()):
+                losses[group] += loss
             order = sorted(left, key=lambda g: (losses[g], g))
             going = order if self.rounds == 1 else order[:share]
             for group in going:
@@ -90,8 +90,10 @@ class OptimalBrain:
             spent = max(spent, max(scores[g] for g in going))
             gone = set(going)
             left -= gone
-            for problem in problems if left else ():
-                problem.remove(gone)
+            for k, problem in enumerate(problems if left else ()):
+                if not gone.isdisjoint(costs[k]):  # what loses nothing costs what it did
+                    problem.remove(gone)
+                    costs[k] = problem.losses(left)
         return scores
 
     def _problems(self, axis: str, consumer: Consumer, found: Statistics) -> Iterator[Solvable]:

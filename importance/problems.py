@@ -77,7 +77,10 @@ class Problem:
 
 @dataclass
 class FewRows:
-    """A problem with fewer rows than columns: H = rows' rows + damping, `rows` [rows, columns] over the root of their number."""
+    """A problem with fewer rows than columns: H = rows' rows + damping, `rows` [rows, columns] over the root of their number.
+
+    Removed columns of `weight` are zero; `rows` have those that are left, in order.
+    """
 
     weight: Tensor
     rows: Tensor
@@ -86,11 +89,11 @@ class FewRows:
 
     def __post_init__(self) -> None:
         self.columns = columns_of(self.labels)
-        self._left = torch.ones(len(self.labels), dtype=torch.bool)
+        self.left = torch.arange(len(self.labels))
         self._solve()
 
     def _solve(self) -> None:
-        """With U'U = rows' (damping + rows rows')^-1 rows, H^-1 is (1 - U'U) / damping; removed columns of rows are zero."""
+        """With U'U = rows' (damping + rows rows')^-1 rows, H^-1 is (1 - U'U) / damping."""
         inner = self.rows @ self.rows.T
         inner.diagonal().add_(self.damping)
         self.half = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), self.rows, upper=False)
@@ -105,21 +108,20 @@ class FewRows:
         """What removing each of `groups` alone would cost now."""
         found: dict[int, float] = {}
         for here, at in alike(self.columns, groups):
-            inverse = self._inverse(self.half[:, at].movedim(1, 0))
+            inverse = self._inverse(self.half[:, torch.searchsorted(self.left, at)].movedim(1, 0))
             found |= zip(here, _costs(self.weight[:, at].movedim(1, 0), inverse).tolist(), strict=True)
         return found
 
     def remove(self, groups: Collection[int]) -> None:
         """Take groups out: the weights of the others make up for them."""
-        at = pop(self.columns, groups)
-        if not len(at):
+        gone = torch.isin(self.left, pop(self.columns, groups))
+        if not gone.any():
             return
-        half = self.half[:, at]
-        shares = torch.linalg.solve(self._inverse(half), self.weight[:, at].T).T
-        change = shares @ half.T @ self.half / self.damping
-        self._left[at] = False
-        self.weight[:, self._left] += change[:, self._left]
-        self.weight[:, at], self.rows[:, at] = 0, 0
+        kept, lost, half = self.left[~gone], self.left[gone], self.half[:, gone]
+        shares = torch.linalg.solve(self._inverse(half), self.weight[:, lost].T).T
+        self.weight[:, kept] += shares @ half.T @ self.half[:, ~gone] / self.damping
+        self.weight[:, lost] = 0
+        self.rows, self.left = self.rows[:, ~gone], kept
         self._solve()
 
 

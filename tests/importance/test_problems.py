@@ -10,6 +10,7 @@ from torch import Tensor
 from depgraph.errors import ScoreError
 from importance.accumulators import GramSums
 from importance.columns import Block
+from importance.gains import Few, Matrix
 from importance.problems import FewRows, Idle, Problem, problems_of
 from importance.rows import Rows
 
@@ -112,3 +113,18 @@ def test_sums_don_t_depend_on_how_rows_come(count: int, batches: int) -> None:
     held = sums.few(2, 5)
     assert (held is not None) == (count * 4 <= COLUMNS)
     assert held is None or torch.equal(held, rows[:, 2:5])
+
+
+@pytest.mark.parametrize("damping", [0.0, DAMPING])
+@pytest.mark.parametrize(("count", "idle"), [(60, ()), (60, (1, 5)), (4, ()), (4, (1, 5))])
+def test_what_stays_predicts_what_goes(count: int, idle: tuple[int, ...], damping: float) -> None:
+    if not damping and (count < COLUMNS or idle):
+        pytest.skip("without damping there is no one answer")
+    rows, kept, gone = _rows(count, idle), torch.arange(0, 20), torch.arange(20, COLUMNS)
+    gone = torch.cat([gone, torch.tensor([5])]) if idle else gone
+    kept = kept[~torch.isin(kept, gone)]
+    moments = rows.T @ rows
+    second = moments[kept][:, kept] + damping * moments.diagonal()[kept].mean() * torch.eye(len(kept))
+    expected = torch.linalg.solve(second, moments[kept][:, gone])
+    for spread in (Matrix(moments), Few(rows)):
+        assert torch.allclose(spread.gain(kept, gone, damping), expected)
