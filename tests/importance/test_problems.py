@@ -115,11 +115,17 @@ def test_sums_don_t_depend_on_how_rows_come(count: int, batches: int) -> None:
     assert held is None or torch.equal(held, rows[:, 2:5])
 
 
-@pytest.mark.parametrize("damping", [0.0, DAMPING])
-@pytest.mark.parametrize(("count", "idle"), [(60, ()), (60, (1, 5)), (4, ()), (4, (1, 5))])
+@pytest.mark.parametrize(
+    ("count", "idle", "damping"),
+    [
+        (60, (), 0.0),
+        (60, (), DAMPING),
+        (60, (1, 5), DAMPING),
+        (4, (), DAMPING),
+        (4, (1, 5), DAMPING),
+    ],
+)
 def test_what_stays_predicts_what_goes(count: int, idle: tuple[int, ...], damping: float) -> None:
-    if not damping and (count < COLUMNS or idle):
-        pytest.skip("without damping there is no one answer")
     rows, kept, gone = _rows(count, idle), torch.arange(0, 20), torch.arange(20, COLUMNS)
     gone = torch.cat([gone, torch.tensor([5])]) if idle else gone
     kept = kept[~torch.isin(kept, gone)]
