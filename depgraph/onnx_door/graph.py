@@ -129,7 +129,8 @@ class OnnxGraph(DependencyGraph):
         from depgraph.blocks import Blocks
         from depgraph.onnx_door.stretches import Stretches
 
-        return Blocks(self.residual) if self.entries else Stretches(self.residual)
+        named = Blocks(self.residual) if self.entries else None
+        return named if named is not None and (named.found or named.refused) else Stretches(self.residual)
 
     def entries_of(self, container: str) -> int:
         held = sum(path.rpartition(".")[0] == container for path in self.entries)
