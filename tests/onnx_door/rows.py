@@ -156,6 +156,7 @@ ROWS = [
     row("InstanceNormalization", (2, 4, 3), (4,), (4,), mixed="0.2"),
     row("LayerNormalization", (2, 3, 4), (4,), (4,), mixed="0.2 1.0 2.0"),
     row("LayerNormalization", (2, 3, 4), (3, 4), axis=1, mixed="0.1 0.2 1.0 1.1"),
+    row("LayerNormalization", (2, 3, 4), (3, 4), (3, 4), axis=1, opset=14, mixed="0.1 0.2 1.0 1.1 2.0 2.1"),
     row("GroupNormalization", (2, 6, 5), (6,), (6,), num_groups=3, opset=21, mixed="0.1 0.2 1.0 2.0"),
     row("microsoft.SkipLayerNormalization", (2, 3, 4), (2, 3, 4), (4,), (4,), (4,), mixed="0.2 1.2 2.0 3.0 4.0"),
     row("microsoft.SkipSimplifiedLayerNormalization", (2, 3, 4), (2, 3, 4), (4,), (4,), mixed="0.2 1.2 2.0 3.0"),
