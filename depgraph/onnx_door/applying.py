@@ -176,7 +176,7 @@ def _narrow(graph: OnnxGraph, names: list[str], arrays: Arrays, kept: Kept, alre
     for array, value in zip(arrays, values, strict=True):
         if value is not None and already.shape(value) != np.shape(array):
             raise CheckError(
-                f"{graph.name}: {value.name!r} is of shape {np.shape(array)} in ONNX Runtime, where onnx's inference says "
+                f"{graph.name}: {value.name!r} is of shape {np.shape(array)} in ONNX Runtime, where the file says "
                 f"{already.shape(value)}: repair the attributes of what makes it, or cut with check='none'"
             )
     return [a if value is None else _narrowed(a, value, kept, already) for a, value in zip(arrays, values, strict=True)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -59,19 +58,3 @@ def test_a_fused_file_is_cut_in_width_and_depth(both: Any) -> None:
     for whole in (fused.branches[0], fused.blocks[-1]):
         check = fused.cut_plan(branches=[whole.name]).apply_with_report().check
         assert not check.vacuous and check.error < 1e-5
-
-
-def test_a_file_whose_shapes_the_runtime_sees_otherwise_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    """A flag that is neither 0 nor 1 is a yes to onnx's inference and a no to ONNX Runtime."""
-    from depgraph.errors import CheckError
-    from tests.onnx_door.building import model, node, value, weights
-
-    nodes = [node("MatMul", "x a", "h"), node("ReduceL2", "h", "y", axes=[0], keepdims=2)]
-    proto = model(nodes, [value("x", [3, 4])], [value("y", ["r", 6])], weights(a=(4, 6)), opset=13)
-    proto.graph.output[0].type.tensor_type.ClearField("shape")
-    onnx.save(proto, tmp_path / "model.onnx")
-    graph = depgraph.trace(tmp_path / "model.onnx", free=["output 0"])
-    with pytest.raises(
-        CheckError, match=r"'y' is of shape \(6,\) in ONNX Runtime, where onnx's inference says \(1, 6\)"
-    ):
-        graph.cut_plan({axis.name: [0] for axis in graph.axes if axis.size == 6}).apply()
