@@ -235,6 +235,8 @@ ROWS = [
     row("microsoft.Attention", (2, 3, 8), (8, 36), (36,), num_heads=4, fixed="0.1"),
     row("microsoft.GroupQueryAttention", (2, 3, 32), (2, 3, 16), (2, 3, 16), None, None, np.array([2, 2], np.int32),
         np.array(3, np.int32), num_heads=4, kv_num_heads=2, outputs=3, fixed="0.0 0.1 1.0 1.1 2.0 2.1"),
+    row("microsoft.GroupQueryAttention", (2, 3, 64), None, None, None, None, np.array([2, 2], np.int32), np.array(3, np.int32),
+        num_heads=4, kv_num_heads=2, outputs=3, fixed="0.0 0.1"),
     row("microsoft.EmbedLayerNormalization", np.array([[0, 2, 1]], np.int32), None, (5, 8), (4, 8), None, (8,), (8,), outputs=2,
         mixed="2.1 3.1 5.0 6.0", fixed="2.0 3.0"),
     row("SimplifiedLayerNormalization", (2, 3, 4), (4,), mixed="0.2 1.0"),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 from onnxruntime.transformers.optimizer import optimize_model
 
 import depgraph
 import importance
+from tests.onnx_door.building import loaded, model, node, value, weights, whole
 from tests.onnx_door.exporting import exported
 from tests.zoo import ZOO
 
@@ -55,6 +58,30 @@ def test_a_fused_file_is_cut_in_width_and_depth(both: Any) -> None:
     _, fused = both
     plan = fused.plan(importance.Magnitude(), depgraph.Target(macs=0.7))
     assert not plan.apply_with_report().check.vacuous
-    for whole in (fused.branches[0], fused.blocks[-1]):
-        check = fused.cut_plan(branches=[whole.name]).apply_with_report().check
+    for part in (fused.branches[0], fused.blocks[-1]):
+        check = fused.cut_plan(branches=[part.name]).apply_with_report().check
         assert not check.vacuous and check.error < 1e-5
+
+
+def test_grouped_heads_whose_queries_keys_and_values_lie_in_one_tensor_go_together() -> None:
+    """Two groups of two heads of queries, one of keys and one of values each, all of eight numbers."""
+    nodes = [
+        node("LayerNormalization", "x g", "n"),
+        node("MatMul", "n qkv", "p"),
+        node("GroupQueryAttention", "p - - - - lengths total", "a k v", domain="com.microsoft", num_heads=4, kv_num_heads=2),
+        node("MatMul", "a o", "b"),
+        node("Add", "x b", "r"),
+        node("LayerNormalization", "r g", "m"),
+        node("MatMul", "m head", "y"),
+    ]  # fmt: skip
+    held = [*weights(g=(32,), qkv=(32, 64), o=(32, 32), head=(32, 5)), whole("lengths", 2, 2), whole("total", 3)]
+    held[-2:] = [numpy_helper.from_array(numpy_helper.to_array(t).astype(np.int32), t.name) for t in held[-2:]]
+    graph = depgraph.trace(loaded(model(nodes, [value("x", [2, 3, 32])], [value("y", [2, 3, 5])], held)))
+    assert [branch.kind for branch in graph.branches] == ["attention"]
+    (heads,) = (axis for axis in graph.axes if axis.size == 2 and axis.prunable.any())
+    report = graph.cut_plan({heads.name: [0]}).apply_with_report()
+    assert not report.check.vacuous
+    shapes = {name: list(v.shape) for name, v in report.model.graph.initializers.items()}
+    assert (shapes["qkv"], shapes["o"]) == ([32, 32], [16, 32])
+    check = graph.cut_plan(branches=[graph.branches[0].name]).apply_with_report().check
+    assert not check.vacuous and check.branches == 1
