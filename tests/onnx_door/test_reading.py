@@ -103,6 +103,7 @@ def test_a_file_without_its_end_and_one_with_too_few_numbers_are_refused(tmp_pat
         load(path)
 
 
+@pytest.mark.filterwarnings("ignore:The onnxtxt format is experimental")
 def test_a_text_file_of_a_model_is_read_too(tmp_path: Path) -> None:
     onnx.save(_mlp(), tmp_path / "model.onnxtxt", format="onnxtxt")
     assert len(depgraph.trace(tmp_path / "model.onnxtxt").axes) > 0
