@@ -131,3 +131,17 @@ def _trace_small(folder: Path) -> None:
 def _peak() -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes can't be forked here")
+def test_processes_that_share_a_file_read_what_it_holds(tmp_path: Path) -> None:
+    path, names = tmp_path / "model.onnx", [f"w{k}" for k in range(4)]
+    nodes = [node("MatMul", f"h{k} w{k}", f"h{k + 1}") for k in range(4)]
+    held = [numpy_helper.from_array(np.full((64, 64), k, np.float32), name) for k, name in enumerate(names)]
+    onnx.save(model(nodes, [value("h0", [1, 64])], [value("h4", [1, 64])], held), path)
+    tensors = [v.const_value for v in load(path)[0].graph.initializers.values()]
+    child = os.fork()
+    wrong = sum(not (t.numpy() == k).all() for _ in range(300) for k, t in enumerate(tensors))
+    if not child:
+        os._exit(min(wrong, 1))
+    assert (wrong, os.waitpid(child, 0)[1]) == (0, 0)
