@@ -174,6 +174,8 @@ class Relations:
         """Index ``ia[k]`` of `a` and ``ib[k]`` of `b` go together; indices that aren't named are free."""
         if not len(ia):
             return
+        if np.max(ia) >= self.sizes[a] or np.max(ib) >= self.sizes[b]:
+            raise ValueError(f"dims of sizes {self.sizes[a]} and {self.sizes[b]} have no such indices")
         if self.sizes[a] == self.sizes[b] == len(ia) and _is_identity(ia) and _is_identity(ib):
             self.align(a, b)
             return
@@ -181,6 +183,9 @@ class Relations:
 
     def fold(self, flat: int, parts: list[int]) -> None:
         """Dim `flat` is the row-major product of `parts`; parts of size 1 are left out."""
+        if math.prod(self.sizes[p] for p in parts) != self.sizes[flat] or self.sizes[flat] < 0:
+            sizes = " x ".join(str(self.sizes[p]) for p in parts)
+            raise ValueError(f"a dim of size {self.sizes[flat]} isn't {sizes}")
         parts = [p for p in parts if self.sizes[p] != 1]
         if len(parts) > 1:
             self.folds.append(Fold(flat, tuple(parts)))

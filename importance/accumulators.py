@@ -135,26 +135,40 @@ class SampleSums:
         return found
 
 
+_FEW = 4
+"""Rows are few where there are at least so many times as many columns."""
+
+
 @dataclass
 class GramSums:
-    """X'X [columns, columns], the sum of rows [columns] and their number.
+    """X'X [columns, columns], the sums of rows and of their squares [columns] and their number.
 
     Where columns of different `groups` (of a convolution) never meet in one output, only what those of one group have with one
-    another is summed: `parts` [groups, columns / groups, columns / groups].
+    another is summed: `parts` [groups, columns / groups, columns / groups]. Rows wait in `held` until they are no longer few, so
+    that many are multiplied at once; where there never are more, they say all by themselves.
     """
 
     groups: int = 1
     rows: int = 0
-    parts: Tensor = field(default_factory=lambda: torch.zeros(()))
     total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
+    summed: Tensor | None = None
+    held: list[Tensor] = field(default_factory=list)
 
     def add(self, rows: Rows) -> None:
         """Take in rows [samples, positions, columns]."""
         flat = rows.flat
         self.rows += len(flat)
-        apart = flat.unflatten(1, (self.groups, -1)).transpose(0, 1)
-        self.parts = apart.mT @ apart + self.parts.to(flat)
         self.total = flat.sum(dim=0) + self.total.to(flat)
+        self.squares = flat.square().sum(dim=0) + self.squares.to(flat)
+        apart = flat.unflatten(1, (self.groups, -1)).transpose(0, 1)
+        waiting = len(flat) + sum(one.shape[1] for one in self.held)
+        if waiting * _FEW <= apart.shape[2]:
+            self.held.append(apart.clone(memory_format=torch.contiguous_format))
+            return
+        every = torch.cat([*self.held, apart], dim=1) if self.held else apart
+        start = every.new_zeros(()) if self.summed is None else self.summed.to(every)
+        self.summed, self.held = torch.baddbmm(start, every.mT, every, out=None if start.ndim == 0 else start), []
 
     @property
     def columns(self) -> int:
@@ -162,19 +176,43 @@ class GramSums:
         return len(self.total)
 
     @property
+    def parts(self) -> Tensor:
+        """X'X of the columns of each group."""
+        return torch.stack([self._of(group, slice(None)) for group in range(self.groups)])
+
+    @property
     def gram(self) -> Tensor:
         """[columns, columns], zero where columns of different groups meet."""
-        return self.parts[0] if self.groups == 1 else torch.block_diag(*self.parts)
+        return torch.block_diag(*(self._of(group, slice(None)) for group in range(self.groups)))
 
     @property
     def diagonal(self) -> Tensor:
         """The sum of x^2, [columns]."""
-        return self.parts.diagonal(dim1=1, dim2=2).flatten()
+        return self.squares
 
     def between(self, start: int, stop: int) -> Tensor:
         """The square of the columns [start, stop), which are of one group."""
+        return self._of(*self._place(start, stop))
+
+    def few(self, start: int, stop: int) -> Tensor | None:
+        """All rows [rows, stop - start] of these columns, which are of one group; None where rows aren't few."""
+        group, at = self._place(start, stop)
+        return None if self.summed is not None or not self.held else self._held(group, at)
+
+    def _place(self, start: int, stop: int) -> tuple[int, slice]:
         group, first = divmod(start, self.columns // self.groups)
-        return self.parts[group, first : first + stop - start, first : first + stop - start]
+        return group, slice(first, first + stop - start)
+
+    def _held(self, group: int, at: slice) -> Tensor:
+        return torch.cat([apart[group, :, at] for apart in self.held])
+
+    def _of(self, group: int, at: slice) -> Tensor:
+        """X'X of some columns of one group."""
+        if not self.held:
+            return self.total.new_zeros(()) if self.summed is None else self.summed[group, at, at]
+        waiting = self._held(group, at)
+        found = waiting.T @ waiting
+        return found if self.summed is None else found + self.summed[group, at, at]
 
 
 @dataclass

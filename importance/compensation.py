@@ -20,8 +20,8 @@ from depgraph.plan import Plan
 from importance.accumulators import Gram, Moments, Statistic
 from importance.choices import pick
 from importance.columns import Block, as_weight, blocks_of
+from importance.gains import Few, Matrix, Spread
 from importance.holding import Held, held_by
-from importance.obs import damped
 from importance.readers import Reader, readers_of
 from importance.statistics import Gathering, Statistics, collect
 
@@ -51,26 +51,20 @@ def _means(block: Block, gone: Tensor, sums: Any, damping: float) -> Change:
 
 
 def _least_squares(block: Block, gone: Tensor, sums: Any, damping: float) -> Change:
-    gram, mean = _moments(sums, block.matrix)
-    return _solved(block, gone, gram - torch.outer(mean, mean), mean, damping)
+    return _solved(block, gone, sums, sums.total / max(sums.rows, 1), damping)
 
 
 def _least_squares_alone(block: Block, gone: Tensor, sums: Any, damping: float) -> Change:
-    gram, mean = _moments(sums, block.matrix)
-    return _solved(block, gone, gram, torch.zeros_like(mean), damping)
+    return _solved(block, gone, sums, torch.zeros_like(sums.total), damping)
 
 
-def _moments(sums: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-    return sums.gram.to(like) / max(sums.rows, 1), sums.total.to(like) / max(sums.rows, 1)
-
-
-def _solved(block: Block, gone: Tensor, spread: Tensor, mean: Tensor, damping: float) -> Change:
+def _solved(block: Block, gone: Tensor, sums: Any, mean: Tensor, damping: float) -> Change:
     stays = torch.ones(len(mean), dtype=torch.bool)
     stays[gone] = False
     kept = torch.nonzero(stays).flatten()
     if not len(kept):
         return Change(None, block.matrix[:, gone] @ mean[gone])
-    gain = torch.linalg.solve(damped(spread[kept][:, kept], damping), spread[kept][:, gone])
+    gain = sums.spread(mean).gain(kept, gone, damping)
     weight = block.matrix.clone()
     weight[:, kept] += block.matrix[:, gone] @ gain.T
     return Change(weight, block.matrix[:, gone] @ (mean[gone] - gain.T @ mean[kept]))
@@ -206,21 +200,32 @@ def change_of(reader: Reader, how: Compensation, found: Statistics, *, bias: boo
 
 @dataclass(frozen=True)
 class _Sums:
-    """The part of some sums that belongs to one matrix."""
+    """The part of some sums that belongs to one matrix: float64, on the CPU; of second moments, the rows where these are few."""
 
     rows: int
     mean: Tensor
     gram: Tensor
+    few: Tensor | None
     total: Tensor
+
+    def spread(self, mean: Tensor) -> Spread:
+        """The second moments about a point [columns]."""
+        rows = max(self.rows, 1)
+        if self.few is not None:
+            return Few((self.few - mean) / rows**0.5)
+        return Matrix(self.gram / rows - torch.outer(mean, mean))
 
 
 def _part(sums: Any, block: Block) -> _Sums:
     at = slice(block.start, block.stop)
     none = torch.zeros(0, dtype=torch.float64)
     mean = sums.mean[at].double().cpu() if hasattr(sums, "mean") else none
-    gram = sums.between(block.start, block.stop).double().cpu() if hasattr(sums, "between") else none
     total = sums.total[at].double().cpu() if hasattr(sums, "total") else none
-    return _Sums(getattr(sums, "rows", getattr(sums, "count", 0)), mean, gram, total)
+    few = sums.few(block.start, block.stop) if hasattr(sums, "few") else None
+    square = few is None and hasattr(sums, "between")
+    gram = sums.between(block.start, block.stop).double().cpu() if square else none
+    few = None if few is None else few.double().cpu()
+    return _Sums(getattr(sums, "rows", getattr(sums, "count", 0)), mean, gram, few, total)
 
 
 def bias_of(held: Held, reader: Reader, how: Compensation) -> str | None:

@@ -1,63 +1,25 @@
 """Structured optimal brain surgeon: what it costs the consumers that a group goes, once they have made up for it.
 
-The layer problem (METHODS.md 2.13): with H = X'X / rows + damping, removing the columns P of a consumer's weights costs
-tr(W_P [(H^-1)_PP]^-1 W_P') when the other columns are changed in the best way, W_K += W_P H_PK H_KK^-1.
+Each consumer is a layer problem of its own, see `importance.problems`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from depgraph import Axis, DependencyGraph
 from depgraph.errors import ScoreError
 from importance.accumulators import Gram, Statistic, Weights
 from importance.activation import statistics_of, with_unread
 from importance.calling import check_batches
-from importance.columns import blocks_of, column_labels, present_groups, weight_of
+from importance.columns import Block, blocks_of, column_labels, weight_of
 from importance.normalisation import Normalisation, NormalisationSpec
+from importance.problems import Solvable, problems_of
 from importance.statistics import Consumer, Gathering, Statistics
-
-
-@dataclass
-class Problem:
-    """One matrix of a consumer: `weight` [outputs, columns] float64, `inverse` of H, and the group of each column."""
-
-    weight: Tensor
-    inverse: Tensor
-    labels: np.ndarray
-
-    def __post_init__(self) -> None:
-        self.columns = {int(g): torch.from_numpy(np.flatnonzero(self.labels == g)) for g in present_groups(self.labels)}
-
-    def losses(self, groups: Collection[int]) -> dict[int, float]:
-        """What removing each of `groups` alone would cost now."""
-        here = [g for g in self.columns if g in groups]
-        if all(len(self.columns[g]) == 1 for g in here) and here:
-            at = torch.cat([self.columns[g] for g in here])
-            cost = self.weight[:, at].square().sum(dim=0) / self.inverse.diagonal()[at]
-            return dict(zip(here, cost.tolist(), strict=True))
-        return {g: self._loss(self.columns[g]) for g in here}
-
-    def _loss(self, at: Tensor) -> float:
-        weight = self.weight[:, at]
-        return float((weight * torch.linalg.solve(self.inverse[at][:, at], weight.T).T).sum())
-
-    def remove(self, groups: Collection[int]) -> None:
-        """Take groups out: the weights of the others make up for them, and the inverse is that without them."""
-        here = [g for g in self.columns if g in groups]
-        if not here:
-            return
-        at = torch.cat([self.columns.pop(g) for g in here])
-        gain = torch.linalg.solve(self.inverse[at][:, at], self.inverse[at])
-        self.weight -= self.weight[:, at] @ gain
-        self.inverse -= self.inverse[:, at] @ gain
-        self.weight[:, at] = 0
 
 
 @dataclass(frozen=True)
@@ -111,11 +73,11 @@ class OptimalBrain:
         problems = [p for consumer in found.readers(name) for p in self._problems(name, consumer, found)]
         scores, left, spent = np.zeros(size), set(range(size)), 0.0
         share = -(-size // self.rounds)
+        costs = [problem.losses(left) for problem in problems]
         while left:
             losses = dict.fromkeys(left, 0.0)
-            for problem in problems:
-                for group, loss in problem.losses(left).items():
-                    losses[group] += loss
+            for group, loss in (entry for one in costs for entry in one.items()):
+                losses[group] += loss
             order = sorted(left, key=lambda g: (losses[g], g))
             going = order if self.rounds == 1 else order[:share]
             for group in going:
@@ -123,11 +85,13 @@ class OptimalBrain:
             spent = max(spent, max(scores[g] for g in going))
             gone = set(going)
             left -= gone
-            for problem in problems if left else ():
-                problem.remove(gone)
+            for k, problem in enumerate(problems if left else ()):
+                if not gone.isdisjoint(costs[k]):  # what loses nothing costs what it did
+                    problem.remove(gone)
+                    costs[k] = problem.losses(left)
         return scores
 
-    def _problems(self, axis: str, consumer: Consumer, found: Statistics) -> Iterator[Problem]:
+    def _problems(self, axis: str, consumer: Consumer, found: Statistics) -> Iterator[Solvable]:
         sums = found.of(consumer, Gram())
         columns = sums.columns
         labels = column_labels(consumer, axis, columns)
@@ -135,28 +99,8 @@ class OptimalBrain:
         if weight is None:  # what is multiplied with is computed: only the sizes of its columns are known
             each = columns // consumer.size
             sizes = (found.of(consumer, Weights()).square_sum.double().cpu() / each).sqrt().repeat_interleave(each)
-            yield Problem(sizes[None], self._inverse(consumer, sums, 0, columns), labels)
-            return
-        for block in blocks_of(consumer, weight, columns):
-            inverse = self._inverse(consumer, sums, block.start, block.stop)
-            yield Problem(block.matrix.double().cpu().clone(), inverse, labels[block.start : block.stop])
-
-    def _inverse(self, consumer: Consumer, sums: Any, start: int, stop: int) -> Tensor:
-        return inverse_of(damped(sums.between(start, stop).double().cpu() / max(sums.rows, 1), self.damping), consumer)
-
-
-def damped(gram: Tensor, damping: float) -> Tensor:
-    """H with a share of the mean of its diagonal added to it; columns into which nothing ever came get that alone."""
-    diagonal = gram.diagonal()
-    mean = float(diagonal.mean())
-    return gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * (damping * mean if mean > 0 else 1.0)
-
-
-def inverse_of(gram: Tensor, where: object) -> Tensor:
-    """The inverse of a symmetric matrix; raises ScoreError where it is singular."""
-    factor, info = torch.linalg.cholesky_ex(gram)
-    if int(info):
-        raise ScoreError(
-            f"X'X of {where} is singular ({len(gram)} columns that depend on one another): use damping above 0, or more data"
-        )
-    return torch.cholesky_inverse(factor)
+            blocks = [Block(sizes[None], 0)]
+        else:
+            blocks = [*blocks_of(consumer, weight, columns)]
+        for block in blocks:
+            yield from problems_of(sums, block, labels[block.start : block.stop], self.damping, consumer)

@@ -24,8 +24,8 @@ from importance.calling import check_batches, inputs_of, moved
 from importance.columns import blocks_of
 from importance.compensation import Compensated, Compensation, bias_of, row_scale, write_bias
 from importance.holding import Held, held_by
-from importance.obs import damped
 from importance.patches import patches
+from importance.problems import damped
 from importance.readers import Reader, readers_among
 from importance.rows import Samples
 from importance.statistics import Key, consumers_of

@@ -33,7 +33,7 @@ from importance.calling import check_batches, inputs_of, moved
 from importance.choices import pick
 from importance.folding import TIES, Folded, computed, fold, put, solved
 from importance.gradients import require_module
-from importance.obs import damped
+from importance.problems import damped
 from importance.rows import Samples
 from importance.stream_parts import Key, Stream
 from importance.streams import stream_of

@@ -23,7 +23,7 @@ from importance.gradients import backwards, require_module, shown
 from importance.layout import Layout
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
-from importance.obs import damped, inverse_of
+from importance.problems import damped, inverse_of
 from importance.products import Product, Rows, products
 from importance.reduction import Reduction, ReductionSpec
 from importance.rows import Samples

@@ -173,6 +173,12 @@ def _require_running(graph: OnnxGraph) -> None:
 def _narrow(graph: OnnxGraph, names: list[str], arrays: Arrays, kept: Kept, already: Kept) -> Arrays:
     """Values narrowed to `kept`, where they have been narrowed to `already` before."""
     values = [graph.capture.program.values.get(name) for name in names]
+    for array, value in zip(arrays, values, strict=True):
+        if value is not None and already.shape(value) != np.shape(array):
+            raise CheckError(
+                f"{graph.name}: {value.name!r} is of shape {np.shape(array)} in ONNX Runtime, where the file says "
+                f"{already.shape(value)}: repair the attributes of what makes it, or cut with check='none'"
+            )
     return [a if value is None else _narrowed(a, value, kept, already) for a, value in zip(arrays, values, strict=True)]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
@@ -11,14 +14,53 @@ import torch
 
 from depgraph.onnx_door.folding import sizes_of
 
+_OWN = 1 << 18
+"""Bytes from which on numbers get memory of their own."""
+
 
 def read_array(tensor: ir.TensorProtocol) -> np.ndarray:
     """The numbers of a tensor. What lies beside the file is read from there, and gone when nobody holds the array."""
     if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8:
-        shape = sizes_of(tensor)
-        kind, count = np.dtype(tensor.dtype.numpy()), int(np.prod(shape, dtype=np.int64))
-        return np.fromfile(tensor.path, dtype=kind, count=count, offset=tensor.offset or 0).reshape(shape)
+        with open(tensor.path, "rb") as opened:
+            return numbers(opened, tensor.offset or 0, sizes_of(tensor), np.dtype(tensor.dtype.numpy()))
     return tensor.numpy()
+
+
+def numbers(opened: BinaryIO, offset: int, shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
+    """The numbers of a file from a place on; raises ValueError where it ends before they do."""
+    made = room(shape, kind)
+    opened.seek(offset)
+    if opened.readinto(made.reshape(-1).view(np.uint8)) != made.nbytes:  # type: ignore[attr-defined]
+        raise ValueError("the file ends before its data does")
+    return made
+
+
+def room(shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
+    """An array to be filled. Many numbers lie in memory of their own, which the process gives back when the array goes.
+
+    Of what is freed of a heap, it keeps what lies before anything else.
+    """
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    return np.empty(shape, kind) if size < _OWN else np.frombuffer(_space(size), kind).reshape(shape)
+
+
+def _space(size: int) -> mmap.mmap:
+    """Memory from the system itself, in large pages where it has such."""
+    if not hasattr(mmap, "MAP_ANONYMOUS"):
+        return mmap.mmap(-1, size)
+    made = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError, AttributeError):
+        made.madvise(mmap.MADV_HUGEPAGE)
+    return made
+
+
+def taken(array: np.ndarray, indices: Sequence[np.ndarray | None]) -> np.ndarray:
+    """Some indices of each dim, None for all: the array itself, or one in the order of its dims."""
+    for d, kept in enumerate(indices):
+        if kept is not None:
+            made = room((*array.shape[:d], len(kept), *array.shape[d + 1 :]), array.dtype)
+            array = array.take(kept, axis=d, out=made, mode="clip")
+    return array
 
 
 def as_torch(array: np.ndarray) -> torch.Tensor:

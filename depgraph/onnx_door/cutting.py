@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from depgraph.errors import CaptureError, CutError
 from depgraph.graph import Value
-from depgraph.onnx_door.arrays import read_array
+from depgraph.onnx_door.arrays import read_array, taken
 from depgraph.onnx_door.copies import Cut, hold, home, register
 from depgraph.onnx_door.evaluating import Evaluator, place
 from depgraph.onnx_door.folding import sizes_of
@@ -85,11 +85,8 @@ def sliced(tensor: ir.TensorProtocol, indices: Indices, name: str | None = None)
     shape = [d if i is None else len(i) for d, i in zip(sizes_of(tensor), indices, strict=True)]
 
     def read() -> ir.TensorProtocol:
-        array = read_array(tensor)
-        for d, i in enumerate(indices):
-            if i is not None:
-                array = array.take(i, axis=d)
-        return ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype, name=name or tensor.name)
+        array = np.ascontiguousarray(taken(read_array(tensor), indices))
+        return ir.Tensor(array, dtype=tensor.dtype, name=name or tensor.name)
 
     return ir.LazyTensor(
         read, dtype=tensor.dtype, shape=ir.Shape(shape), name=name or tensor.name, doc_string=tensor.doc_string

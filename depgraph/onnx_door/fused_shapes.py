@@ -59,6 +59,16 @@ def _normed(given: Given, node: ir.Node) -> Shapes:
     return [first, (*first[:-1], 1), (*first[:-1], 1), first][: len(node.outputs)]
 
 
+@_fused("LayerNormalization")
+def _normed_early(given: Given, node: ir.Node) -> Shapes:
+    """As the operator set has it from 17 on: runtimes know it in files of older ones too, where a fusion has put it."""
+    first = given[0]
+    assert first is not None
+    axis = _number(node, "axis", -1) % len(first)
+    statistics = (*first[:axis], *[1] * (len(first) - axis))
+    return [first, statistics, statistics][: len(node.outputs)]
+
+
 @_fused("DequantizeLinear", like=1)
 def _scaled(given: Given, node: ir.Node) -> Shapes:
     return [given[0]]

@@ -129,7 +129,8 @@ class OnnxGraph(DependencyGraph):
         from depgraph.blocks import Blocks
         from depgraph.onnx_door.stretches import Stretches
 
-        return Blocks(self.residual) if self.entries else Stretches(self.residual)
+        named = Blocks(self.residual) if self.entries else None
+        return named if named is not None and (named.found or named.refused) else Stretches(self.residual)
 
     def entries_of(self, container: str) -> int:
         held = sum(path.rpartition(".")[0] == container for path in self.entries)
@@ -206,18 +207,18 @@ def trace_onnx(
     model, name = load(given)
     try:
         inputs, evaluated, lowered = _lowered(model, args, kwargs, strict)
+        known = {**lowered.program.outputs, **lowered.program.inputs}
+        for lift in (*free, *fixed):
+            if lift not in known:
+                raise PlanError(f"the model has no {lift}; it has {', '.join(known)}")
+        lifted = (frozenset(free) | lowered.program.by_products) - frozenset(fixed)
+        return OnnxGraph(model, name, inputs, OnnxCapture(lowered.program, lowered, evaluated), lifted)
     except DepgraphError:
         raise
     except Exception as error:  # names that aren't text, sizes without end: whatever a damaged file holds
         raise CaptureError(
             f"{name} can't be understood ({type(error).__name__}: {str(error)[:120]}): it is damaged, export it again"
         ) from error
-    known = {**lowered.program.outputs, **lowered.program.inputs}
-    for lift in (*free, *fixed):
-        if lift not in known:
-            raise PlanError(f"the model has no {lift}; it has {', '.join(known)}")
-    lifted = (frozenset(free) | lowered.program.by_products) - frozenset(fixed)
-    return OnnxGraph(model, name, inputs, OnnxCapture(lowered.program, lowered, evaluated), lifted)
 
 
 def _lowered(model: ir.Model, args: Any, kwargs: Mapping[str, Any], strict: bool) -> tuple[Arrays, Evaluator, Lowered]:

@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 from onnx_ir.external_data import set_base_dir
 from onnx_ir.passes.common import InlinePass
 
-from depgraph.errors import CaptureError, CheckpointError
+from depgraph.errors import CaptureError, CheckpointError, DepgraphError
 from depgraph.onnx_door.evaluating import bodies, place
 from depgraph.onnx_door.examples import runtime_inputs
+from depgraph.onnx_door.reading import read
 from depgraph.onnx_door.skipping import name_sums
 
 OLDEST = 7
@@ -58,8 +58,9 @@ def _read(path: Path) -> ir.Model:
     if not path.stat().st_size:
         raise CaptureError(f"{path} is empty: give a whole ONNX file")
     try:
-        proto = onnx.load(path, load_external_data=False)
-        model = ir.from_proto(proto)
+        proto, model = read(path)
+    except DepgraphError:
+        raise
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
     except Exception as error:

@@ -185,7 +185,7 @@ class Lowering:
             return
         op = self._op(node)
         for value in node.outputs:
-            made = self._add(value, "activation", module=module_of(node))
+            made = self._add(value, "activation", module=module_of(node, value))
             if made is not None:
                 op.outputs.append(made)
         if op.outputs:

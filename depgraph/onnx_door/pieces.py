@@ -15,7 +15,7 @@ from depgraph.onnx_door.evaluating import bodies
 from depgraph.onnx_door.operands import stored
 
 Arrays = dict[str, np.ndarray]
-_PIECE = 16 << 20
+_PIECE = 4 << 20
 """Bytes of weights from which on a new piece begins."""
 _FED = 1 << 16
 """Bytes from which on a weight is handed over as an input, which the runtime takes as it is."""
@@ -120,6 +120,7 @@ class Pieces:
         proto = onnx.helper.make_model(graph, opset_imports=sets, ir_version=max(self.model.ir_version, 4))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 4
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return list(session.run(wanted, feeds))
 

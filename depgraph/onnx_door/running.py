@@ -57,7 +57,7 @@ def run_once(model: ir.Model, inputs: Arrays, names: Sequence[str]) -> list[np.n
     if _PIECEWISE < weight_bytes(model) <= _INLINE:
         try:
             return Pieces(model).run(inputs, names)
-        except RunError:  # what goes from piece to piece may be no arrays
+        except (RunError, KeyError):  # what goes from piece to piece may be no arrays, and an output a stored tensor
             pass
     return Running(model)(inputs, names)
 
@@ -110,8 +110,8 @@ def measured_shapes(model: ir.Model, inputs: Arrays, types: Mapping[str, int]) -
     names = [name for name in types if name in made_here]
     asked = with_outputs(model, names, types)
     try:
-        running = Running(asked)
-        made = dict(zip(running.outputs, running(inputs), strict=True))
+        outputs = [str(value.name) for value in asked.graph.outputs]
+        made = dict(zip(outputs, run_once(asked, inputs, outputs), strict=True))
     except (RunError, ValueError):
         return {}
     return {name: tuple(made[name].shape) for name in names if isinstance(made.get(name), np.ndarray)}
@@ -122,6 +122,6 @@ def try_out(model: ir.Model, inputs: Arrays) -> None:
     if is_large(model):
         return
     try:
-        Running(model)(inputs)
+        run_once(model, inputs, [str(value.name) for value in model.graph.outputs])
     except RunError as error:
         raise CaptureError(str(error)) from error

@@ -12,6 +12,7 @@ import torch
 from depgraph.capture.lowering import final_outputs
 from depgraph.graph import Value
 from depgraph.onnx_door.evaluating import attribute, bodies
+from depgraph.onnx_door.naming import path_of
 from depgraph.onnx_door.skipping import SKIPS, adds_and_norms, bias_of, branch_side
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class _Steps:
         step.kwargs = {"groups": _number(node, "group", 1), "dim": _number(node, "axis", -1)}
         names = _OPERANDS.get(node.op_type, ())
         step.kwargs |= dict(zip(names, given, strict=False)) if node.op_type != "Sum" or len(given) == 2 else {}
-        outputs = [self.lowered.values.get(v) for v in node.outputs if v.name]
+        outputs = [self.lowered.values.get(v) for v in node.outputs if v.name and (v.uses() or v.is_graph_output())]
         if len(outputs) == 1 and outputs[0] is not None:
             step.meta = {"val": self._transposed(step) if node.op_type == "Transpose" else self._empty(outputs[0])}
         return step
@@ -108,12 +109,13 @@ class _Steps:
         operands = [self.lowered.operand(node, k) for k in range(len(node.inputs))]
         sides, bias = [self._maker(value) for value in operands[:2]], bias_of(node)
         module, empty = self.lowered.values[node.outputs[0]].module, self._empty(self.lowered.values[node.outputs[-1]])
+        inside = path_of(str(node.outputs[-1].name)) or module
         if bias is not None:
             side = branch_side(node)
             vector = self._maker(operands[SKIPS[node.op_type].bias])
-            sides[side] = self._part(f"{name}_biased", "add", [sides[side], vector], (node, 0, module, empty))
+            sides[side] = self._part(f"{name}_biased", "add", [sides[side], vector], (node, 0, inside, empty))
         whole = self.lowered.values[node.outputs[-1]].name
-        added = self._part(whole, "add", sides, (node, 1, module, empty))
+        added = self._part(whole, "add", sides, (node, 1, inside, empty))
         given = [self._maker(operands[k]) for k in SKIPS[node.op_type].given if k < len(operands)]
         normed = self._part(name, _called(node), [added, *given], (node, 2, module, empty))
         self.made[whole], self.made[name] = added, normed

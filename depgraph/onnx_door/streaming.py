@@ -14,6 +14,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.serde import serialize_tensor
 
+from depgraph.onnx_door.reading import varint
+
 _BYTES = 2  # the wire type of what has a length
 _SMALL = 1024
 
@@ -51,9 +53,17 @@ def stream(model: ir.Model, file: BinaryIO) -> None:
     for tag, part in zip(tags, parts, strict=True):
         file.write(tag + part.head + part.prefix)
         if part.tensor is not None:
-            data = part.tensor.tobytes()
-            assert len(data) == part.tensor.nbytes
-            file.write(data)
+            start = file.tell()
+            _write(part.tensor, file)
+            assert file.tell() - start == part.tensor.nbytes
+
+
+def _write(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
+    """Write the bytes of a tensor, not put together before where it can do that itself."""
+    if isinstance(tensor, (ir.Tensor, ir.LazyTensor)):
+        tensor.tofile(file)
+    else:
+        file.write(tensor.tobytes())
 
 
 def _part(value: ir.Value) -> _Part:
@@ -74,13 +84,4 @@ def _part(value: ir.Value) -> _Part:
 
 def _field(number: int, length: int) -> bytes:
     """The tag and the length of a field."""
-    return _varint(number << 3 | _BYTES) + _varint(length)
-
-
-def _varint(number: int) -> bytes:
-    """Seven bits a byte, the lowest first; all but the last have the highest bit set."""
-    found = bytearray()
-    while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*found, number])
+    return varint(number << 3 | _BYTES) + varint(length)

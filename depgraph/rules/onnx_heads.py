@@ -71,18 +71,22 @@ def attention(op: Op) -> None:
 
 @rule(*fused("MultiHeadAttention GroupQueryAttention"))
 def heads(op: Op) -> None:
-    """q [n, s, h·d], k and v [n, t, h·d]; packed operands are left alone."""
+    """q [n, s, h·d], k and v [n, t, g·d]; or all three in one, [n, s, (h + 2g)·d]. Operands packed in other ways are left alone."""
     query, key, value = (operand(op, k) for k in range(3))
-    if query is None or key is None or value is None or {len(v.shape) for v in (query, key, value)} != {3}:
+    grouped = op.target.endswith("GroupQueryAttention")
+    if query is not None and key is None and value is None and grouped and len(query.shape) == 3:
+        _attend_in_one(op, query)
+    elif query is None or key is None or value is None or {len(v.shape) for v in (query, key, value)} != {3}:
         op.fix_all("queries, keys and values are packed into one tensor")
         return
-    count = int(op["num_heads"])
-    _attend(op, (query, key, value), count, int(op.get("kv_num_heads") or count))
-    if op.target.endswith("MultiHeadAttention"):
+    else:
+        count = int(op["num_heads"])
+        _attend(op, (query, key, value), count, int(op.get("kv_num_heads") or count))
+    if not grouped:
         bias, past = operand(op, 3), [operand(op, 6), operand(op, 7)]
         others = [operand(op, k) for k in (4, 5, 8, 9)]
-        if bias is not None:
-            _beside(op, bias, [query.dim(-1), key.dim(-1), value.dim(-1)])
+        if bias is not None and key is not None and value is not None:
+            _beside(op, bias.dim(0), [query.dim(-1), key.dim(-1), value.dim(-1)])
     else:
         op.fix(query, 0, "each sample has a length of its own")
         for width in op["lead"][2:]:
@@ -96,12 +100,33 @@ def heads(op: Op) -> None:
         op.relations.fix(op["width"], op.reason("pairs of it are turned together"))
 
 
-def _beside(op: Op, value: Value, dims: list[int]) -> None:
-    """A vector made of several one after the other."""
+def _attend_in_one(op: Op, packed: Value) -> None:
+    """Relations of queries, keys and values that lie one after the other in the last dim."""
+    relations, heads, groups = op.relations, int(op["num_heads"]), int(op["kv_num_heads"])
+    group, ratio = relations.new_dim(groups), relations.new_dim(heads // groups)
+    width, across = (relations.new_dim(packed.shape[2] // (heads + 2 * groups)) for _ in range(2))
+    size = relations.sizes[width]
+    parts = [relations.new_dim(count * size) for count in (heads, groups, groups)]
+    for part, inner in zip(parts, ([group, ratio, width], [group, width], [group, across]), strict=True):
+        relations.fold(part, inner)
+    _beside(op, packed.dim(2), parts)
+    relations.fold(op.output.dim(2), [group, ratio, across])
+    for d in (0, 1):
+        relations.align(packed.dim(d), op.output.dim(d))
+    if relations.sizes[ratio] > 1:
+        relations.fix(ratio, op.reason("every head of keys serves as many heads of queries"))
+    op.fix(packed, 1, "attention may count along it")
+    op.arguments["width"], op.arguments["lead"] = width, (group, ratio, width, across)
+    for each in (width, across):
+        relations.work.append(Work(op.name, (packed.dim(0), group, ratio, packed.dim(1), each, packed.dim(1))))
+
+
+def _beside(op: Op, whole: int, dims: list[int]) -> None:
+    """A dim made of several one after the other."""
     offset = 0
     for dim in dims:
         size = op.relations.sizes[dim]
-        op.relations.align_at(dim, np.arange(size), value.dim(0), np.arange(offset, offset + size))
+        op.relations.align_at(dim, np.arange(size), whole, np.arange(offset, offset + size))
         offset += size
 
 

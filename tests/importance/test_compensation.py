@@ -14,7 +14,7 @@ import depgraph
 import exporters
 from depgraph.errors import ScoreError
 from importance import Compensation, Gathering, Gram, Moments, OptimalBrain, Weights, collect, compensate
-from importance.obs import Problem
+from importance.problems import Problem
 from tests.importance.test_activation import TWO_SEQUENCES, Net, TwoHeads
 from tests.zoo import MODULES, ZOO
 

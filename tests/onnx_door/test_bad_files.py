@@ -215,3 +215,23 @@ def test_numbers_that_are_too_many_for_their_shape_are_no_traceback(tmp_path: Pa
     )
     with pytest.raises(CaptureError, match=r"odd.onnx can't be understood .* export it again"):
         depgraph.trace(path)
+
+
+def test_a_shape_that_the_runtime_sees_otherwise_is_said_in_one_sentence() -> None:
+    """A flag that is neither 0 nor 1 is a yes to onnx's own evaluation and a no to ONNX Runtime."""
+    nodes = [node("ReduceL2", "w", "y", axes=[0], keepdims=2)]
+    graph = depgraph.trace(
+        loaded(model(nodes, [], [value("y", [1, 6])], weights(w=(4, 6)), opset=13)), free=["output 0"]
+    )
+    plan = graph.cut_plan({axis.name: [0] for axis in graph.axes if axis.size == 6})
+    with pytest.raises(CheckError, match=r"'y' is of shape \(6,\) in ONNX Runtime, where the file says \(1, 6\)"):
+        plan.apply()
+
+
+def test_an_operator_that_does_not_fit_its_operands_is_refused() -> None:
+    nodes = [node("GRU", "x w r", "y", hidden_size=4)]
+    held = weights(w=(1, 9, 3), r=(1, 12, 4))
+    broken = loaded(model(nodes, [value("x", [5, 2, 3])], [value("y", [5, 1, 2, 4])], held))
+    with pytest.raises(DepgraphError):
+        graph = depgraph.trace(broken)
+        graph.plan(importance.Magnitude(), depgraph.Target(macs=0.7)).apply()
