@@ -273,7 +273,7 @@ def test_modules_that_a_forward_replaces_are_replaced_before_they_are_filled(tmp
     """A short input makes this one take another class of attention, for good."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     config = transformers.BigBirdConfig(vocab_size=50, max_position_embeddings=64, **sizes)
-    model, x = transformers.BigBirdModel(config, add_pooling_layer=False).eval(), torch.arange(24).reshape(2, 12)
+    model, x = transformers.BigBirdModel(config).eval(), torch.arange(24).reshape(2, 12)
     model(x)
     graph = depgraph.trace(model, (x,))
     pruned = graph.plan(scores(graph), KEEP, scope="axis").apply()

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import depgraph
 from depgraph.errors import DataError, ScoreError
 from importance import Compensation, RowUpdate, Surgeon, column_costs, compensate, recipes, row_costs, surgeon_update
-from importance.obs import Problem, damped
 from importance.problems import Problem, damped
 from importance.row_update import row_change
 from tests.importance.test_activation import NEURONS, _net
