@@ -10,28 +10,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 import depgraph
 from depgraph.cutting.report import CutReport
 from depgraph.dependency import DependencyGraph
 from depgraph.errors import DepgraphError, ExportError, NothingToPrune, TargetError
-from depgraph.options import Options
 from depgraph.plan import Plan
-from depgraph.scoring import Scores
 from exporters.building.asked import Budget, Subject, Ways
 from exporters.building.file_model import FileModel
+from exporters.building.generating import generating_bytes
 from exporters.building.limits import Limits
 from exporters.building.precisions import Precision, calibration, file_bytes, made, measured_precision, side_by_side
+from exporters.building.pruning import Pruner, Way
 from exporters.calls import flatten_call
 from exporters.feeds import Feeds
 from exporters.onnx_export import OnnxOptions, to_onnx
-from exporters.timing.model import MeasuredLatency
-from importance import named, recipes
-from importance.recipe import Recipe
-from importance.remembered import Remembered, remembering
+from exporters.timing.measure import session, timed
+from exporters.timing.model import MeasuredLatency, graph_of_file
 
+_RUNS = {True: 30, False: 10}  # of each operator, where time is limited and where it is but told
+_SLOW = 1.0  # seconds of a run of the dense model, above which operators are measured only where time is limited
 Step = Callable[[str], AbstractContextManager[Any]]
 
 
@@ -44,7 +43,7 @@ class Candidate:
     plan: None where the dense model keeps within the budget.
     """
 
-    recipe: str
+    way: Way
     precision: str
     model: nn.Module
     plan: Plan | None
@@ -57,6 +56,11 @@ class Candidate:
     rounds: int
     of_file: bool = True
     why: str = ""
+
+    @property
+    def recipe(self) -> str:
+        """What made it, in a word or three."""
+        return "dense" if self.plan is None else str(self.way)
 
     @property
     def ratio(self) -> float:
@@ -74,8 +78,6 @@ class Search:
     work: Path
     step: Step = field(default=lambda what: nullcontext())
     notes: list[str] = field(default_factory=list)
-    _recipes: dict[str, Recipe] = field(default_factory=dict)
-    _scorers: dict[str, Remembered] = field(default_factory=dict)
 
     @cached_property
     def graph(self) -> DependencyGraph:
@@ -84,18 +86,59 @@ class Search:
             return depgraph.trace(self.subject.model, self.subject.args, self.subject.kwargs)
 
     @cached_property
+    def pruner(self) -> Pruner:
+        """What prunes it."""
+        return Pruner(self.graph, self.subject, self.ways, self.notes)
+
+    @cached_property
     def latency(self) -> MeasuredLatency | None:
-        """How long what widths take, on the device of the profile or here; None where the budget doesn't limit it."""
-        if self.budget.latency_ms is None:
+        """How long what widths take, on the device of the profile or here.
+
+        Where the budget doesn't limit it, None for a model that is slow to measure, or that it can't be measured of.
+        """
+        limited = self.budget.latency_ms is not None
+        if not limited and self.budget.profile is None and self._dense_seconds > _SLOW:
+            self.notes.append(f"times aren't predicted, as a run takes more than {_SLOW:g} s and --latency isn't given")
             return None
-        with self.step("measuring operators"):
-            found = MeasuredLatency.of(self.graph, self.budget.profile, threads=self.budget.threads)
+        try:
+            with self.step("measuring operators"):
+                found = self._measured_latency()
+        except DepgraphError as error:
+            if limited:
+                raise
+            self.notes.append(f"times aren't predicted: {error}")
+            return None
         self.notes += found.notes
         if self.budget.profile is not None and (other := self.budget.profile.here()):
             self.notes.append(
                 f"predicted times are those of the profile, measured ones of this machine: the profile {other}"
             )
         return found
+
+    def _measured_latency(self) -> MeasuredLatency:
+        """A device's profile is of the file as it is exported for that; here, the dense file is looked at."""
+        threads = self.budget.threads
+        if self.budget.profile is not None:
+            return MeasuredLatency.of(self.graph, self.budget.profile, threads=threads)
+        file, runs = graph_of_file(self.dense, self.example, self.graph.name), _RUNS[self.budget.latency_ms is not None]
+        return MeasuredLatency.of(self.graph, runs=runs, threads=threads, file=file)
+
+    @cached_property
+    def _dense_seconds(self) -> float:
+        """How long the dense file runs for once."""
+        opened = session(self.dense, self.budget.threads)
+        given = {value.name: self.example[value.name] for value in opened.get_inputs()}
+        return timed(lambda: opened.run(None, given), self.budget.threads) / 1000
+
+    @cached_property
+    def beside(self) -> int:
+        """Bytes that the dense model's files that generate take beyond those of one run; 0 without a limit or such files."""
+        if self.budget.bytes is None:
+            return 0
+        with self.step("exporting what generates"):
+            found, why = generating_bytes(self.subject, self.work / "generates", self.ways.opset)
+        self.notes += [why] if why else []
+        return max(found - file_bytes(self.dense), 0)
 
     @cached_property
     def dense(self) -> Path:
@@ -130,24 +173,26 @@ class Search:
         refused: list[DepgraphError] = []
         _ = self.dense  # what can't be exported as it is can't be built
         for precision in self._precisions(refused):
-            for recipe in self.ways.recipes:
+            made = list[Candidate]()
+            for way in self.pruner.all():
+                if _is_done(way, made):
+                    break
                 try:
-                    found.append(self._candidate(recipe, precision))
+                    made.append(self._candidate(way, precision))
                 except (TargetError, NothingToPrune, ExportError) as error:
                     _raise_trouble(error)
                     refused.append(error)
-                    self.notes.append(f"{recipe} in {precision.name}: {error}")
-                    continue
-                if found[-1].plan is None:  # no recipe has anything to do
-                    break
+                    self.notes.append(f"{way} in {precision.name}: {error}")
+            found += made
         fitting = [one for one in found if not one.why]
         if not fitting:
             raise self._unmet(found, refused)
         return sorted(found, key=self._order)
 
-    def _order(self, one: Candidate) -> tuple[bool, float, int]:
+    def _order(self, one: Candidate) -> tuple[bool, bool, float, int]:
+        """What keeps within the budget comes first, of these what was measured itself, of these the best."""
         worth = one.quality if self.subject.figure.higher_is_better else -one.quality
-        return bool(one.why), -worth if math.isfinite(worth) else math.inf, one.bytes
+        return bool(one.why), not one.of_file, -worth if math.isfinite(worth) else math.inf, one.bytes
 
     def _precisions(self, refused: list[DepgraphError]) -> list[Precision]:
         found = []
@@ -155,18 +200,19 @@ class Search:
             with self.step(f"trying {name}"):
                 try:
                     weights = self.graph.dense_cost.bytes
-                    found.append(measured_precision(name, self.dense, weights, self.budget, self.data))
+                    one = measured_precision(name, self.dense, weights, self.budget, self.data)
+                    found.append(replace(one, beside=self.beside))
                 except ExportError as error:
                     _raise_trouble(error)
                     refused.append(error)
                     self.notes.append(f"{name} was left out: {error}")
         return found
 
-    def _candidate(self, recipe: str, precision: Precision) -> Candidate:
-        """What a recipe makes in a precision, made anew while it measures above the budget."""
+    def _candidate(self, way: Way, precision: Precision) -> Candidate:
+        """What a way makes in a precision, made anew while it measures above the budget."""
         limits = Limits.of(self.budget, precision)
         for number in range(1, self.ways.rounds + 1):
-            found = self._once(recipe, precision, limits, number)
+            found = self._once(way, precision, limits, number)
             if not found.why or found.report is None or number == self.ways.rounds:
                 return found
             size, time = self._over(found)
@@ -175,25 +221,25 @@ class Search:
             limits = limits.tighter(time, fewer if size > 1 else None)
         raise AssertionError("unreachable")
 
-    def _once(self, recipe: str, precision: Precision, limits: Limits, number: int) -> Candidate:
-        name = f"{recipe}-{precision.name}-{number}"
-        with self.step(f"{recipe}, {precision.name}: pruning"):
+    def _once(self, way: Way, precision: Precision, limits: Limits, number: int) -> Candidate:
+        name = f"{way}-{precision.name}-{number}".replace(" ", "-")
+        with self.step(f"{way}, {precision.name}: pruning"):
             plan, report = (
                 (None, None)
                 if limits.met(self.graph, self.latency)
-                else self.pruned(recipe, limits.target(self.latency))
+                else self.pruner.pruned(way, limits.target(self.latency))
             )
             model = self.subject.model if report is None else report.model
-        with self.step(f"{recipe}, {precision.name}: exporting"):
+        with self.step(f"{way}, {precision.name}: exporting"):
             float32 = (
                 self.dense if report is None else self._exported(model, self.work / name / "float32" / "model.onnx")
             )
             file = made(precision.name, float32, self.work / name / "model.onnx", self.data)
-        with self.step(f"{recipe}, {precision.name}: measuring"):
+        with self.step(f"{way}, {precision.name}: measuring"):
             times = side_by_side({"dense": self.dense, "made": file}, self.example, self.budget.threads)
             quality, of_file = self._quality(model, file, precision)
         found = Candidate(
-            recipe if plan is not None else "dense",
+            way,
             precision.name,
             model,
             plan,
@@ -206,48 +252,7 @@ class Search:
             number,
             of_file,
         )
-        return _with_why(found, self._over(found), self.budget)
-
-    def pruned(self, name: str, target: depgraph.Target) -> tuple[Plan, CutReport]:
-        """What a recipe, or a score, makes of the model; a recipe takes every axis where those that it is for aren't enough."""
-        if name in recipes.RECIPES:
-            recipe = self._recipe(name)
-            given = {k: v for k, v in self.ways.options.items() if v != getattr(Options(), k)}
-            try:
-                return recipe.reported(self.graph, target, **given)
-            except (NothingToPrune, TargetError) as error:
-                if "only" in given:
-                    raise
-                said = f"{name} takes axes of all kinds, as those that it is for aren't enough"
-                self.notes += [] if any(note.startswith(said) for note in self.notes) else [f"{said}: {error}"]
-                return replace(recipe, units="all").reported(self.graph, target, **given)
-        plan = self.graph.plan(self._scorer(name), target, **self.ways.options)
-        return plan, plan.apply_with_report(form=self.ways.options.get("form", "auto"))
-
-    def _recipe(self, name: str) -> Recipe:
-        """The recipe of that name, which scores the model once however often it is asked."""
-        if name not in self._recipes:
-            made = recipes.named(name, self.subject.batches, self.subject.loss, self.ways.seed)
-            self._recipes[name] = remembering(made)
-        return self._recipes[name]
-
-    def _scorer(self, name: str) -> Remembered:
-        if name not in self._scorers:
-            subject = self.subject
-            made = named(name, batches=subject.batches, loss=subject.loss, seed=self.ways.seed)
-            self._scorers[name] = Remembered(made)
-        return self._scorers[name]
-
-    def scores_of(self, found: Candidate) -> Scores | None:
-        """The scores that a candidate's plan was made by; of several that a recipe tried, those that explain it best."""
-        if found.plan is None:
-            return None
-        if found.recipe not in self._recipes:
-            return self._scorer(found.recipe)(self.graph)
-        recipe = self._recipes[found.recipe]
-        tried = [one.score for one in getattr(recipe, "rivals", (recipe,)) if isinstance(one.score, Remembered)]
-        said = [score(self.graph) for score in tried if found.plan.graph is self.graph]
-        return min(said, key=lambda scores: _surprises(scores, found.plan), default=None)  # type: ignore[arg-type]
+        return self._judged(found)
 
     def _exported(self, model: nn.Module, path: Path) -> Path:
         options = OnnxOptions(opset=self.ways.opset, dtype="float32")
@@ -274,11 +279,19 @@ class Search:
 
     def _over(self, found: Candidate) -> tuple[float, float]:
         """How many times the bytes, and the milliseconds, that are allowed; times are as measured, or a profile predicts."""
-        size = found.bytes / self.budget.bytes if self.budget.bytes else 0.0
+        size = (found.bytes + self.beside) / self.budget.bytes if self.budget.bytes else 0.0
         if self.latency is None or self.budget.latency_ms is None:
             return size, 0.0
         share = found.ratio if self.budget.profile is None else (found.predicted or 0.0)
         return size, share * self.latency.dense_ms / self.budget.latency_ms
+
+    def _judged(self, found: Candidate) -> Candidate:
+        """The same, with what stands against it."""
+        size, time = self._over(found)
+        beside = f", or {found.bytes + self.beside:,} with its cache," if self.beside else ""
+        said = [f"takes {found.bytes:,} bytes{beside} of {self.budget.bytes:,}"] if size > 1 else []
+        said += [f"takes {time:.2f} times the milliseconds"] if time > 1 else []
+        return replace(found, why=" and ".join(said))
 
     def _unmet(self, found: list[Candidate], refused: list[DepgraphError]) -> TargetError:
         if not found:
@@ -291,27 +304,17 @@ class Search:
         )
 
 
+def _is_done(way: Way, made: list[Candidate]) -> bool:
+    """Is there nothing left to do for a way: the dense model keeps within the budget, or blocks alone were enough before?"""
+    if made and made[-1].plan is None:
+        return True
+    return way.depth == 1 and any(one.plan is not None and not one.plan.removal for one in made)
+
+
 def _raise_trouble(error: DepgraphError) -> None:
     """Raise an error that files made, such as a full disk: it says nothing of the way that was tried."""
     if isinstance(error.__cause__, OSError):
         raise error
-
-
-def _surprises(scores: Scores, plan: Plan) -> int:
-    """How many groups went though others of their axis, which could go too, score lower and stay."""
-    count = 0
-    for name, gone in plan.removal.items():
-        values = np.asarray(scores[name])
-        stays = np.setdiff1d(np.flatnonzero(plan.graph[name].prunable), gone)
-        count += int((values[list(gone)] > values[stays].min()).sum()) if len(stays) else 0
-    return count
-
-
-def _with_why(found: Candidate, over: tuple[float, float], budget: Budget) -> Candidate:
-    size, time = over
-    said = [f"takes {found.bytes:,} bytes of {budget.bytes:,}"] if size > 1 else []
-    said += [f"takes {time:.2f} times the milliseconds"] if time > 1 else []
-    return Candidate(**{**vars(found), "why": " and ".join(said)})
 
 
 __all__ = ["Candidate", "Search", "Step"]

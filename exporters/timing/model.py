@@ -79,18 +79,25 @@ class MeasuredLatency:
 
     @classmethod
     def of(
-        cls, graph: DependencyGraph, profile: Profile | None = None, *, runs: int = 30, threads: int = 1
+        cls,
+        graph: DependencyGraph,
+        profile: Profile | None = None,
+        *,
+        runs: int = 30,
+        threads: int = 1,
+        file: OnnxGraph | None = None,
     ) -> MeasuredLatency:
-        """The latency model of a traced module (which is exported for it) or ONNX file.
+        """The latency model of a traced module or ONNX file.
 
         Args:
             profile: What was measured on a device; without it this machine is measured, with so many runs and threads.
+            file: The graph of the module's file, at the same sizes; None: the module is exported for it.
 
         Raises:
             ExportError: the module can't be exported, so there is nothing that ONNX Runtime could run.
             ProfileError: the profile is of another model, or measuring failed.
         """
-        file = onnx_graph(graph)
+        file = file or onnx_graph(graph)
         return cls(graph, file, profile or measured_profile(file, runs, threads))
 
     @property
@@ -140,9 +147,14 @@ def onnx_graph(graph: DependencyGraph) -> OnnxGraph:
         path = Path(folder) / f"{graph.name}.onnx"
         to_onnx(graph.model, graph.args, path, graph.kwargs, options=OnnxOptions(dtype="float32"))
         inputs = {name: t.detach().cpu().numpy() for name, t in zip(call.names, call.tensors, strict=True)}
-        found = depgraph.trace(_in_memory(path), inputs)
+        return graph_of_file(path, inputs, graph.name)
+
+
+def graph_of_file(path: Path, inputs: Mapping[str, Any], name: str) -> OnnxGraph:
+    """The graph of an ONNX file that may go away, at the sizes of inputs by name; `name` is what it is called in sentences."""
+    found = depgraph.trace(_in_memory(path), inputs)
     assert isinstance(found, OnnxGraph)
-    found._name = graph.name
+    found._name = name
     return found
 
 
