@@ -93,6 +93,7 @@ class _Searched:
     def __init__(self, graph: DependencyGraph, search: DepthSearch, target: Target, base: Names) -> None:
         self.graph, self.search, self.target, self.base = graph, search, target, base
         self.nested = bool(getattr(search, "nested", False))
+        self.name = getattr(search, "name", type(search).__name__)
 
     def chosen(self) -> Names:
         """The names that go."""
@@ -111,7 +112,7 @@ class _Searched:
             if met:
                 return names[: met[0]]
         raise TargetError(
-            f"a target of {self.target} can't be met by leaving out what {type(self.search).__name__} finds"
+            f"a target of {self.target} can't be met by leaving out what {self.name} finds"
             + (f": {failure}" if failure else "")
         )
 
@@ -142,5 +143,5 @@ class _Searched:
         names = tuple(self.search(self.graph, count).names)
         why = why_not(self.graph, (*self.base, *names))
         if why:
-            raise TargetError(f"{type(self.search).__name__} found what can't go together: {why}")
+            raise TargetError(f"{self.name} found what can't go together: {why}")
         return names

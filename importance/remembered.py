@@ -39,6 +39,7 @@ class RememberedSearch:
     def __init__(self, search: DepthSearch) -> None:
         self._search = search
         self.nested = bool(getattr(search, "nested", False))
+        self.name = type(search).__name__
         self._found: WeakKeyDictionary[DependencyGraph, dict[int, Names]] = WeakKeyDictionary()
 
     def __call__(self, graph: DependencyGraph, count: int, /) -> Names:

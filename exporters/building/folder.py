@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 import depgraph
-from depgraph.errors import ExportError
 from depgraph.story import (
     MadeFile,
     Making,
@@ -60,15 +59,16 @@ def write_result(search: Search, found: Candidate, folder: Path, told: Told) -> 
 
 def _generating(search: Search, found: Candidate, folder: Path, told: Told) -> tuple[list[MadeFile], list[Quality]]:
     """The files that generate, of a model that does, with their quality; a note where they can't be made."""
-    subject, kind = search.subject, kind_of(found.model, search.subject)
-    if kind is None:
+    subject, made = search.subject, search.generated(found)
+    if made is None:
+        lost = kind_of(subject.model, subject) is not None
+        told.notes += ["no files that generate were made, as the model was cut as a graph"] if lost else []
         return [], []
-    place = folder / kind.folder
-    try:
-        kind.write(found.model, subject, place, found.precision, search.ways.opset)
-    except ExportError as error:
-        told.notes.append(f"no folder for generating text was made: {error}")
+    if made.why:
+        told.notes.append(made.why)
         return [], []
+    kind, place = made.kind, folder / made.kind.folder
+    shutil.copytree(made.folder, place)
     if (place / "tokenizer.json").exists():
         shutil.copy(_HERE / kind.script, folder / RUN)
     told.notes += _above(kind.named, kind.bytes(place), search.budget.bytes)

@@ -56,16 +56,26 @@ def kind_of(model: nn.Module, subject: Subject) -> Kind | None:
     return _ONE if subject.tokenizer is not None and "input_ids" in subject.kwargs else None
 
 
-def generating_bytes(subject: Subject, folder: Path, opset: int) -> tuple[int, str]:
-    """Bytes of the dense model's files that generate, in float32, and why there are none."""
-    kind = kind_of(subject.model, subject)
+@dataclass(frozen=True)
+class Generated:
+    """Files that were made: their kind and folder, and all their bytes; `why` there are none, and 0 bytes then."""
+
+    kind: Kind
+    folder: Path
+    bytes: int = 0
+    why: str = ""
+
+
+def generated(model: nn.Module, subject: Subject, folder: Path, how: tuple[str, int]) -> Generated | None:
+    """Write the files with which a model generates into a new folder, in a precision and at an opset; None for one that doesn't."""
+    kind = kind_of(model, subject)
     if kind is None:
-        return 0, ""
+        return None
     try:
-        kind.write(subject.model, subject, folder / kind.folder, "float32", opset)
+        kind.write(model, subject, folder, *how)
     except ExportError as error:
-        return 0, f"{kind.named} of the dense model can't be made, so that their size isn't known: {error}"
-    return kind.bytes(folder / kind.folder), ""
+        return Generated(kind, folder, why=f"no folder for generating text was made: {error}")
+    return Generated(kind, folder, kind.bytes(folder))
 
 
 def quality_of(kind: Kind, folder: Path, model: nn.Module, subject: Subject) -> tuple[float | None, str]:
@@ -108,4 +118,4 @@ _ONE = Kind(GENAI, (MODEL,), "run_text.py", _decoder, lambda folder, model: Deco
 _TWO = Kind(TWO, (ENCODER, DECODER), "run_pairs.py", _encoder_decoder, EncoderDecoderFiles)
 
 
-__all__ = ["GENAI", "TWO", "Kind", "encoder_inputs", "generating_bytes", "kind_of", "quality_of"]
+__all__ = ["Generated", "Kind", "encoder_inputs", "generated", "kind_of", "quality_of"]

@@ -12,8 +12,9 @@ import numpy as np
 
 import depgraph
 from depgraph.cutting.report import CutReport
+from depgraph.cutting.shortening import shortening_of
 from depgraph.dependency import DependencyGraph
-from depgraph.errors import DataError, NothingToPrune, ScoreError, TargetError
+from depgraph.errors import CutError, DataError, NothingToPrune, PlanError, ScoreError, TargetError
 from depgraph.options import Options
 from depgraph.plan import Plan
 from depgraph.scoring import Depth, Scores, checked_depth, is_search
@@ -64,7 +65,8 @@ class Pruner:
         batches = None if self.subject.batches is None else list(islice(self.subject.batches, _FEW))
         name = self._usual(data=batches is not None) if named == "auto" else named
         try:
-            return self._asked_once(depth_named(name, batches, self.subject.loss, self.ways.seed))
+            found = self._asked_once(depth_named(name, batches, self.subject.loss, self.ways.seed))
+            return found if named != "auto" or is_search(found) else self._leaving(dict(found))  # type: ignore[arg-type, call-overload]
         except (ScoreError, DataError) as error:
             if named != "auto":
                 raise
@@ -75,7 +77,22 @@ class Pruner:
         of = "blocks" if self.graph.blocks else "branches"
         if not data:
             return f"magnitude:{of}"
-        return "sleb" if len(self.graph.blocks) >= _SLEB_NEEDS else f"loss:{of}"
+        enough = len(self.graph.blocks) >= _SLEB_NEEDS
+        return "sleb" if enough and all(self._can_leave(block.name) for block in self.graph.blocks) else f"loss:{of}"
+
+    def _leaving(self, scores: dict[str, float]) -> dict[str, float]:
+        """Those that can leave the module: a graph in its place has no `generate`, nor other sizes of inputs."""
+        found = {name: score for name, score in scores.items() if self._can_leave(name)}
+        if not found:
+            raise ScoreError(f"nothing can leave {self.graph.name} as a module")
+        return found
+
+    def _can_leave(self, name: str) -> bool:
+        try:
+            shortening_of(self.graph, [name])
+        except (CutError, PlanError):
+            return False
+        return True
 
     def _asked_once(self, depth: Depth) -> Depth:
         if not is_search(depth):

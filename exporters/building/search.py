@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from depgraph.errors import DepgraphError, ExportError, NothingToPrune, TargetEr
 from depgraph.plan import Plan
 from exporters.building.asked import Budget, Subject, Ways
 from exporters.building.file_model import FileModel
-from exporters.building.generating import generating_bytes
+from exporters.building.generating import Generated, generated
 from exporters.building.limits import Limits
 from exporters.building.precisions import Precision, calibration, file_bytes, made, measured_precision, side_by_side
 from exporters.building.pruning import Pruner, Way
@@ -30,6 +31,7 @@ from exporters.timing.measure import session, timed
 from exporters.timing.model import MeasuredLatency, graph_of_file
 
 _RUNS = {True: 30, False: 10}  # of each operator, where time is limited and where it is but told
+_MORE = 1.01  # of what files that generate took more than that of one run, so that another round ends below
 _SLOW = 1.0  # seconds of a run of the dense model, above which operators are measured only where time is limited
 Step = Callable[[str], AbstractContextManager[Any]]
 
@@ -39,7 +41,8 @@ class Candidate:
     """One way through, as far as it came: `file` is what was measured, `why` says what stands against it, empty for nothing.
 
     times: milliseconds of the dense float32 file and of this one, in turns. predicted: their ratio by the latency model.
-    quality: of the file; where that couldn't be run in the model's place, of the float32 model, and `of_file` is false.
+    beside: bytes that files which generate are taken to have more. quality: of the file; where that couldn't be run in the model's
+    place, of the float32 model, and `of_file` is false.
     plan: None where the dense model keeps within the budget.
     """
 
@@ -55,6 +58,7 @@ class Candidate:
     quality: float
     rounds: int
     of_file: bool = True
+    beside: int = 0
     why: str = ""
 
     @property
@@ -78,6 +82,8 @@ class Search:
     work: Path
     step: Step = field(default=lambda what: nullcontext())
     notes: list[str] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=count)
+    _generated: dict[Path, Generated | None] = field(default_factory=dict)
 
     @cached_property
     def graph(self) -> DependencyGraph:
@@ -136,9 +142,8 @@ class Search:
         if self.budget.bytes is None:
             return 0
         with self.step("exporting what generates"):
-            found, why = generating_bytes(self.subject, self.work / "generates", self.ways.opset)
-        self.notes += [why] if why else []
-        return max(found - file_bytes(self.dense), 0)
+            made = generated(self.subject.model, self.subject, self.work / "generates", ("float32", self.ways.opset))
+        return max(made.bytes - file_bytes(self.dense), 0) if made is not None else 0
 
     @cached_property
     def dense(self) -> Path:
@@ -172,7 +177,8 @@ class Search:
         found: list[Candidate] = []
         refused: list[DepgraphError] = []
         _ = self.dense  # what can't be exported as it is can't be built
-        for precision in self._precisions(refused):
+        precisions = {one.name: one for one in self._precisions(refused)}
+        for precision in precisions.values():
             made = list[Candidate]()
             for way in self.pruner.all():
                 if _is_done(way, made):
@@ -187,7 +193,31 @@ class Search:
         fitting = [one for one in found if not one.why]
         if not fitting:
             raise self._unmet(found, refused)
-        return sorted(found, key=self._order)
+        return self._settled(sorted(found, key=self._order), precisions)
+
+    def _settled(self, tried: list[Candidate], precisions: Mapping[str, Precision]) -> list[Candidate]:
+        """The same where the best's files that generate keep within the bytes; else it is made anew, smaller, and ranked again."""
+        most = self.budget.bytes
+        for _ in range(self.ways.rounds if most is not None else 0):
+            best, made = tried[0], self.generated(tried[0])
+            if most is None or made is None or made.bytes <= most or best.plan is None:
+                break
+            more = math.ceil((made.bytes - best.bytes) * _MORE)
+            again = self._candidate(best.way, replace(precisions[best.precision], beside=more))
+            if again.why or again.bytes >= best.bytes:
+                break
+            tried = sorted([again, *tried[1:]], key=self._order)
+        return tried
+
+    def generated(self, found: Candidate) -> Generated | None:
+        """The files of a candidate that generate, made once; None where the model doesn't."""
+        if found.file not in self._generated:
+            with self.step("exporting what generates"):
+                folder = self.work / f"generates-{len(self._generated)}"
+                self._generated[found.file] = generated(
+                    found.model, self.subject, folder, (found.precision, self.ways.opset)
+                )
+        return self._generated[found.file]
 
     def _order(self, one: Candidate) -> tuple[bool, bool, float, int]:
         """What keeps within the budget comes first, of these what was measured itself, of these the best."""
@@ -222,7 +252,7 @@ class Search:
         raise AssertionError("unreachable")
 
     def _once(self, way: Way, precision: Precision, limits: Limits, number: int) -> Candidate:
-        name = f"{way}-{precision.name}-{number}".replace(" ", "-")
+        name = f"{next(self._numbers)}-{precision.name}"
         with self.step(f"{way}, {precision.name}: pruning"):
             plan, report = (
                 (None, None)
@@ -251,6 +281,7 @@ class Search:
             quality,
             number,
             of_file,
+            int(precision.beside),
         )
         return self._judged(found)
 
@@ -279,7 +310,7 @@ class Search:
 
     def _over(self, found: Candidate) -> tuple[float, float]:
         """How many times the bytes, and the milliseconds, that are allowed; times are as measured, or a profile predicts."""
-        size = (found.bytes + self.beside) / self.budget.bytes if self.budget.bytes else 0.0
+        size = (found.bytes + found.beside) / self.budget.bytes if self.budget.bytes else 0.0
         if self.latency is None or self.budget.latency_ms is None:
             return size, 0.0
         share = found.ratio if self.budget.profile is None else (found.predicted or 0.0)
@@ -288,7 +319,7 @@ class Search:
     def _judged(self, found: Candidate) -> Candidate:
         """The same, with what stands against it."""
         size, time = self._over(found)
-        beside = f", or {found.bytes + self.beside:,} with its cache," if self.beside else ""
+        beside = f", or {found.bytes + found.beside:,} with its cache," if found.beside else ""
         said = [f"takes {found.bytes:,} bytes{beside} of {self.budget.bytes:,}"] if size > 1 else []
         said += [f"takes {time:.2f} times the milliseconds"] if time > 1 else []
         return replace(found, why=" and ".join(said))
