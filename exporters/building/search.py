@@ -14,62 +14,24 @@ from typing import Any
 from torch import nn
 
 import depgraph
-from depgraph.cutting.report import CutReport
 from depgraph.dependency import DependencyGraph
 from depgraph.errors import DepgraphError, ExportError, NothingToPrune, TargetError
 from depgraph.plan import Plan
 from exporters.building.asked import Budget, Subject, Ways
+from exporters.building.candidate import Candidate, is_done
 from exporters.building.file_model import FileModel
 from exporters.building.generating import Generated, generated
 from exporters.building.limits import Limits
 from exporters.building.precisions import Precision, calibration, file_bytes, made, measured_precision, side_by_side
+from exporters.building.predicting import Told, predicting
 from exporters.building.pruning import Pruner, Way
 from exporters.calls import flatten_call
 from exporters.feeds import Feeds
 from exporters.onnx_export import OnnxOptions, to_onnx
-from exporters.timing.measure import session, timed
-from exporters.timing.model import MeasuredLatency, graph_of_file
+from exporters.timing.model import MeasuredLatency
 
-_RUNS = {True: 30, False: 10}  # of each operator, where time is limited and where it is but told
 _MORE = 1.01  # of what files that generate took more than that of one run, so that another round ends below
-_SLOW = 1.0  # seconds of a run of the dense model, above which operators are measured only where time is limited
 Step = Callable[[str], AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way through, as far as it came: `file` is what was measured, `why` says what stands against it, empty for nothing.
-
-    times: milliseconds of the dense float32 file and of this one, in turns. predicted: their ratio by the latency model.
-    beside: bytes that files which generate are taken to have more. quality: of the file; where that couldn't be run in the model's
-    place, of the float32 model, and `of_file` is false.
-    plan: None where the dense model keeps within the budget.
-    """
-
-    way: Way
-    precision: str
-    model: nn.Module
-    plan: Plan | None
-    report: CutReport | None
-    file: Path
-    bytes: int
-    times: tuple[float, float]
-    predicted: float | None
-    quality: float
-    rounds: int
-    of_file: bool = True
-    beside: int = 0
-    why: str = ""
-
-    @property
-    def recipe(self) -> str:
-        """What made it, in a word or three."""
-        return "dense" if self.plan is None else str(self.way)
-
-    @property
-    def ratio(self) -> float:
-        """The share of the dense float32 file's time that it takes."""
-        return self.times[1] / self.times[0]
 
 
 @dataclass
@@ -98,43 +60,8 @@ class Search:
 
     @cached_property
     def latency(self) -> MeasuredLatency | None:
-        """How long what widths take, on the device of the profile or here.
-
-        Where the budget doesn't limit it, None for a model that is slow to measure, or that it can't be measured of.
-        """
-        limited = self.budget.latency_ms is not None
-        if not limited and self.budget.profile is None and self._dense_seconds > _SLOW:
-            self.notes.append(f"times aren't predicted, as a run takes more than {_SLOW:g} s and --latency isn't given")
-            return None
-        try:
-            with self.step("measuring operators"):
-                found = self._measured_latency()
-        except DepgraphError as error:
-            if limited:
-                raise
-            self.notes.append(f"times aren't predicted: {error}")
-            return None
-        self.notes += found.notes
-        if self.budget.profile is not None and (other := self.budget.profile.here()):
-            self.notes.append(
-                f"predicted times are those of the profile, measured ones of this machine: the profile {other}"
-            )
-        return found
-
-    def _measured_latency(self) -> MeasuredLatency:
-        """A device's profile is of the file as it is exported for that; here, the dense file is looked at."""
-        threads = self.budget.threads
-        if self.budget.profile is not None:
-            return MeasuredLatency.of(self.graph, self.budget.profile, threads=threads)
-        file, runs = graph_of_file(self.dense, self.example, self.graph.name), _RUNS[self.budget.latency_ms is not None]
-        return MeasuredLatency.of(self.graph, runs=runs, threads=threads, file=file)
-
-    @cached_property
-    def _dense_seconds(self) -> float:
-        """How long the dense file runs for once."""
-        opened = session(self.dense, self.budget.threads)
-        given = {value.name: self.example[value.name] for value in opened.get_inputs()}
-        return timed(lambda: opened.run(None, given), self.budget.threads) / 1000
+        """How long what widths take, on the device of the profile or here; None where that isn't limited, and slow to find out."""
+        return predicting(self.graph, self.dense, self.example, self.budget, Told(self.step, self.notes))
 
     @cached_property
     def beside(self) -> int:
@@ -181,7 +108,7 @@ class Search:
         for precision in precisions.values():
             made = list[Candidate]()
             for way in self.pruner.all():
-                if _is_done(way, made):
+                if is_done(way, made):
                     break
                 try:
                     made.append(self._candidate(way, precision))
@@ -333,13 +260,6 @@ class Search:
             f"nothing keeps within {self.budget}; nearest came {nearest.recipe} in {nearest.precision}, which {nearest.why}: raise the "
             "budget, allow other precisions, or lift floors and protections"
         )
-
-
-def _is_done(way: Way, made: list[Candidate]) -> bool:
-    """Is there nothing left to do for a way: the dense model keeps within the budget, or blocks alone were enough before?"""
-    if made and made[-1].plan is None:
-        return True
-    return way.depth == 1 and any(one.plan is not None and not one.plan.removal for one in made)
 
 
 def _raise_trouble(error: DepgraphError) -> None:

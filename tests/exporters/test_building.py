@@ -126,10 +126,10 @@ class _Clock:
 @pytest.fixture(autouse=True)
 def _no_measuring(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operators are measured in the tests that ask for it."""
-    from exporters.building import search
+    from exporters.building import predicting
 
     if "measured" not in request.fixturenames:
-        monkeypatch.setattr(search, "MeasuredLatency", _Clock)
+        monkeypatch.setattr(predicting, "MeasuredLatency", _Clock)
 
 
 @pytest.fixture
@@ -309,6 +309,10 @@ def test_a_quality_that_is_not_the_files_is_not_said_to_be(subject: Subject, tmp
     assert not built.best.of_file and built.best.quality == 0
     assert built.story.quality[0].data == subject.figure.data
     assert any("quality is that of the float32 model, as the int8-static file" in note for note in built.story.notes)
+    both = replace(ways, precisions=("float32", "int8-static"))
+    again = build(replace(subject, measure=only_modules), Budget(bytes=10**9), tmp_path / "both", both)
+    first, second = again.tried  # the other takes fewer bytes, but its quality isn't known
+    assert first.precision == "float32" and second.bytes < first.bytes and second.quality == first.quality
 
 
 def test_a_folder_that_is_there_stays(subject: Subject, tmp_path: Path) -> None:
