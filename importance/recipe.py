@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from depgraph import DependencyGraph, Plan, Target
+from depgraph import Cost, DependencyGraph, Plan, Target
 from depgraph.cutting.report import CutReport
 from depgraph.errors import PlanError, ScoreError
 from depgraph.scoring import Scorer, Scores
@@ -32,6 +32,20 @@ class Pruned:
     report: CutReport | None
     compensated: Compensated | None = None
     scheduled: Scheduled | None = None
+
+    @property
+    def after(self) -> Cost:
+        """What the pruned model costs."""
+        if self.report is not None:
+            return self.report.after
+        assert self.scheduled is not None
+        return self.scheduled.after
+
+    @property
+    def error(self) -> float | None:
+        """The error of the check, in steps the largest; None where nothing was checked."""
+        checks = [self.report.check] if self.report is not None else [s.check for s in self.scheduled.steps]  # type: ignore[union-attr]
+        return max((check.error for check in checks if check is not None), default=None)
 
 
 class Prepared(Protocol):
