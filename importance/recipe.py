@@ -126,7 +126,10 @@ class Recipe:
         Raises PlanError where the recipe prunes in steps, which have a report each.
         """
         if self.schedule is not None:
-            raise PlanError(f"recipe {self.name!r} prunes in steps: call importance.recipes.{self.name} from Python")
+            raise PlanError(
+                f"recipe {self.name!r} prunes in steps, which have no plan in common: take `depgraph prune --recipe {self.name}` on the "
+                f"PyTorch model, or importance.recipes.{self.name}(...).prune from Python"
+            )
         done = self.prune(graph, target, **options)
         assert done.plan is not None and done.report is not None
         made = () if done.compensated is None else (str(done.compensated),)
