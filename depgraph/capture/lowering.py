@@ -221,9 +221,13 @@ class _Lowering:
         domains.follow(op)
 
     def _only_shape(self, op: rules.Op, before: tuple[int, int]) -> None:
-        """An operator whose numbers nothing reads fixes and mixes nothing; what it picks by its position must be there."""
+        """An operator whose numbers nothing reads fixes and mixes nothing; what it picks by its position must be there.
+
+        What it fixes of weights stays: the shape of its result may come from it, as from the kernel of a convolution.
+        """
         relations = self.program.relations
-        del relations.fixed[before[0] :]
+        held = {dim for value in op.inputs if value.kind != "activation" for dim in value.dims}
+        relations.fixed[before[0] :] = [fixed for fixed in relations.fixed[before[0] :] if fixed[0] in held]
         del relations.mixed[before[1] :]
         index = op.get("index") if op.target.startswith("aten.select.") else None
         if isinstance(index, int) and index:
