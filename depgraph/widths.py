@@ -217,7 +217,8 @@ class Kept:
 
     def without(self, names: Iterable[str]) -> Kept:
         """The same, with branches and blocks of these names left out too."""
-        return Kept(self.widths, self.masks, self.left_out | frozenset(names))
+        more = self.left_out.union(names)
+        return self if more == self.left_out else Kept(self.widths, self.masks, more)
 
     def smaller(self) -> dict[str, Value]:
         """The values of the program, by all names that they have in the graph, that the removal makes smaller."""
