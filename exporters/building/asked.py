@@ -48,8 +48,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits that all hold: milliseconds of one run on the example's sizes, bytes of the file with its weights.
+    """Limits that all hold: milliseconds of one run on the example's sizes, bytes of each file that runs alone, with its weights.
 
+    The file with a cache, of a model that generates, is such a file; an encoder and a decoder are one together.
     `profile` is that of a device; without it this machine is measured, with `threads`. Raises TargetError for limits that
     are no positive numbers, and when none is given.
     """

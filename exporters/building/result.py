@@ -55,7 +55,7 @@ def build(
 
     Every recipe in every precision is pruned until what was measured (or, with the profile of a device, what that predicts) keeps
     within the budget; of these the one with the best quality is written: `model.onnx` with `run.py`, for language models a folder
-    for onnxruntime-genai, the model for PyTorch, the plan, `report.html` and `report.json`.
+    for onnxruntime-genai or one of an encoder and a decoder, the model for PyTorch, the plan, `report.html` and `report.json`.
 
     Args:
         folder: must not exist, or be empty; it appears whole or not at all.
