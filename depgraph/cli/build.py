@@ -117,6 +117,7 @@ def build(  # noqa: PLR0913  (the options of a command)
         subject = _subject(loaded, found, data is None)
         names = _listed(recipes) or ["magnitude" if subject.batches is None else "best"]
         check_names(names, data=subject.batches is not None)
+        check_depth(depth_score, data=subject.batches is not None)
         ways = Ways(tuple(names), precisions, options, seed, opset=opset, **deep)
         command = shlex.join(["depgraph", *sys.argv[1:]])
         made = make(subject, budget, out, ways, step=steps, command=command)
@@ -147,10 +148,7 @@ def _measurable(loaded: Loaded, found: TextData) -> bool:
 
 
 def _depth(named: str, scope: str, recipes: str, *, data: bool) -> dict[str, Any]:
-    """How blocks are left out, as `Ways` takes it; raises typer.BadParameter for what contradicts, ScoreError for no score's name."""
-    from importance.choices import pick
-    from importance.depth import depth_names, depth_needs_data
-
+    """How blocks are left out, as `Ways` takes it; raises typer.BadParameter for what contradicts, and as `check_depth` does."""
     if scope == "both":
         raise typer.BadParameter(
             "--scope both isn't tried by build, which leaves blocks out first and then narrows: leave it out"
@@ -158,11 +156,22 @@ def _depth(named: str, scope: str, recipes: str, *, data: bool) -> dict[str, Any
     if scope == "depth" and (named == "none" or recipes):
         other = "--depth-score none" if named == "none" else f"--recipes {recipes}"
         raise typer.BadParameter(f"--scope depth leaves blocks out and nothing else: leave out {other}")
-    if named not in ("auto", "none"):
-        pick(dict.fromkeys(depth_names()), named.partition(":")[0], "depth score")
-        if depth_needs_data(named) and not data:
-            raise DataError(f"--depth-score {named} needs data: give a text file with --data, or take magnitude")
+    check_depth(named, data=data)
     return {"depth": named, **({"depth_shares": (1.0,)} if scope == "depth" else {})}
+
+
+def check_depth(named: str, *, data: bool) -> None:
+    """Raise ScoreError for a name that is no depth score's, DataError where it needs data and there are none."""
+    from importance.choices import pick
+    from importance.depth import depth_names, depth_needs_data
+
+    if named in ("auto", "none"):
+        return
+    pick(dict.fromkeys(depth_names()), named.partition(":")[0], "depth score")
+    if depth_needs_data(named) and not data:
+        raise DataError(
+            f"--depth-score {named} needs data: give a text file with --data, let file.py:function give 'batches', or take magnitude"
+        )
 
 
 def _limits(latency: str, size: str) -> tuple[float | None, int | None]:

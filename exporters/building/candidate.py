@@ -40,7 +40,9 @@ class Candidate:
     @property
     def recipe(self) -> str:
         """What made it, in a word or three."""
-        return "dense" if self.plan is None else str(self.way)
+        if self.plan is None:
+            return "dense"
+        return str(self.way) if self.plan.removal or not self.plan.branches else "depth"
 
     @property
     def ratio(self) -> float:

@@ -50,17 +50,27 @@ class Pruner:
     _scorers: dict[str, Remembered] = field(default_factory=dict)
 
     def all(self) -> list[Way]:
-        """All ways: those that leave blocks out come last, and only where some can go."""
+        """All ways: those that leave blocks out come last, and only where some can go; raises NothingToPrune for none."""
         shares = sorted({share for share in self.ways.depth_shares if not share or self.depth is not None})
         found = [Way(name, share) for share in shares if share < 1 for name in self.ways.recipes]
-        return [*found, *(Way(self.ways.recipes[0], 1.0) for share in shares if share == 1)]
+        found += [Way(self.ways.recipes[0], 1.0) for share in shares if share == 1]
+        if not found:
+            raise NothingToPrune(
+                f"{self.graph.name} has no blocks that could be left out, and nothing else was asked for"
+            )
+        return found
 
     @cached_property
     def depth(self) -> Depth | None:
         """What says which blocks go (branches, in a model without blocks); None where none can or may."""
         named, options = self.ways.depth, self.ways.options
         kept = named == "auto" and (options.get("only") or options.get("protect"))
-        if named == "none" or kept or not self.graph.branches or not any(self.ways.depth_shares):
+        if named == "none" or kept or not any(self.ways.depth_shares):
+            return None
+        if not self.graph.branches:
+            self.notes += (
+                [] if named == "auto" else [f"{self.graph.name} has no blocks that could be left out by {named}"]
+            )
             return None
         batches = None if self.subject.batches is None else list(islice(self.subject.batches, _FEW))
         name = self._usual(data=batches is not None) if named == "auto" else named
