@@ -68,7 +68,7 @@ def test_a_model_without_data_in_bfloat16_is_built_in_float32(models: Path, caps
         (("models.py:pair", "--size", "9kB", "--scope", "depth", "--recipes", "obs"), 2, "leave out --recipes obs"),
         (("models.py:pair", "--size", "9kB", "--depth-score", "sleb"), 2, "--depth-score sleb needs data"),
         (("models.py:pair", "--size", "9kB", "--depth-score", "slep"), 2, "sleb"),
-        (("models.py:pair", "--size", "9kB", "--scope", "depth"), 4, "has no blocks that could be left out"),
+        (("models.py:pair", "--size", "9kB", "--scope", "depth"), 3, "has no blocks that could be left out"),
         (("models.py:fixed", "--size", "400B"), 4, "has no axis that may lose a group"),
     ],
 )
