@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import depgraph
@@ -433,6 +434,13 @@ def test_the_kernel_of_what_is_read_for_its_shape_stays() -> None:
     assert not [axis.name for axis in graph.axes if axis.size == 3 and axis.prunable.any()]
     report = graph.plan(importance.Magnitude(), depgraph.Target(params=0.6)).apply_with_report(form="module")
     assert report.model.extra.kernel_size == (3, 3) and report.model.extra.weight.shape[2:] == (3, 3)
+
+
+def test_the_windows_of_what_is_read_for_its_shape_stay() -> None:
+    """How many there are follows from the channels in a way that no relation says."""
+    look = Looking(lambda h: F.avg_pool1d(h.unsqueeze(0), 2).shape[-1])
+    graph = depgraph.trace(look.eval(), torch.randn(2, 4))
+    assert not any(axis.prunable.any() for axis in graph.axes if axis.size == 8)
 
 
 def test_what_is_picked_for_its_shape_must_be_there() -> None:

@@ -223,11 +223,13 @@ class _Lowering:
     def _only_shape(self, op: rules.Op, before: tuple[int, int]) -> None:
         """An operator whose numbers nothing reads fixes and mixes nothing; what it picks by its position must be there.
 
-        What it fixes of weights stays: the shape of its result may come from it, as from the kernel of a convolution.
+        That is where each dim of its result is one of its operands': others are computed from what it fixes, as by a kernel.
         """
         relations = self.program.relations
-        held = {dim for value in op.inputs if value.kind != "activation" for dim in value.dims}
-        relations.fixed[before[0] :] = [fixed for fixed in relations.fixed[before[0] :] if fixed[0] in held]
+        given = {relations.find(dim) for value in op.inputs for dim in value.dims}
+        if any(relations.find(dim) not in given for value in op.outputs for dim in value.dims):
+            return
+        del relations.fixed[before[0] :]
         del relations.mixed[before[1] :]
         index = op.get("index") if op.target.startswith("aten.select.") else None
         if isinstance(index, int) and index:
