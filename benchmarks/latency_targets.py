@@ -2,6 +2,7 @@
 
 python benchmarks/latency_targets.py                            all four models (a quarter of an hour)
 python benchmarks/latency_targets.py --models vit --shares 0.5  one of them, at one size
+python benchmarks/latency_targets.py --accuracy                 what tilted axes are worth in accuracy (needs scikit-learn)
 
 By hand is what one does without a latency model: the same share of every axis, in multiples of 16. Ours is `graph.plan` with the
 milliseconds that the latency model says of that, and, for equal parameters, with both its parameters and its milliseconds. Scores are
@@ -132,9 +133,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--shares", nargs="+", type=float, default=[0.7, 0.5, 0.35])
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--accuracy", action="store_true", help="the table of accuracies instead")
     given = parser.parse_args()
     logging.set_verbosity_error()
     torch.set_num_threads(1)
+    if given.accuracy:
+        import latency_accuracy
+
+        for line in latency_accuracy.table():
+            print(line, flush=True)
+        return
     print(HEAD)
     for name in given.models:
         torch.manual_seed(0)

@@ -34,15 +34,12 @@ class Budget:
         if target.latency_ms is not None:
             self.limits = {LATENCY: target.latency_ms, **self.limits}
         self.metric = next(iter(self.limits))
+        self.branches: tuple[str, ...] = ()
         self.gone: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
         self.dense = self.spent({})
         if branches:
-            if target.latency is not None:
-                raise TargetError(
-                    "a latency model says what groups take, not blocks: give shares where blocks are left out"
-                )
             left_out = graph.left_out(branches)
-            self.gone = left_out.parameters, left_out.nodes
+            self.branches, self.gone = branches, (left_out.parameters, left_out.nodes)
         if target.latency is not None and not self.dense[LATENCY] > 0:
             raise TargetError(f"the latency model says {self.dense[LATENCY]} ms for the dense model: measure it again")
 
@@ -57,7 +54,7 @@ class Budget:
         for measure in self.limits:
             if measure == LATENCY:
                 assert self.target.latency is not None
-                found[measure] = float(self.target.latency.ms(kept))
+                found[measure] = float(self.target.latency.ms(kept.without(self.branches)))
             else:
                 found[measure] = getattr(cost, measure)
         return found
@@ -97,7 +94,7 @@ class Budget:
         """Which operators take the time that remains; empty where time isn't limited, or isn't what is lacking."""
         if self.target.latency is None or self.spent_at(kept)[LATENCY] <= self.limits[LATENCY]:
             return ""
-        parts = sorted(self.target.latency.parts(kept).items(), key=lambda entry: -entry[1])
+        parts = sorted(self.target.latency.parts(kept.without(self.branches)).items(), key=lambda entry: -entry[1])
         total = sum(ms for _, ms in parts) or 1.0
         shown = [f"{name} {ms:.3g} ms" for name, ms in parts[:_MOST_HOLDERS] if ms > 0]
         share = sum(ms for _, ms in parts[:_MOST_HOLDERS]) / total

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, cast
 
+from depgraph.budget import LATENCY, Spent
 from depgraph.errors import ScoreError, TargetError
 from depgraph.remaining import why_not
 from depgraph.scoring import Depth, DepthSearch, checked_depth, is_search
@@ -26,7 +27,7 @@ def chosen(graph: DependencyGraph, depth: Depth, target: Target, base: Names = (
         TargetError: so many can't go, or all that may go don't make the model that small.
         ScoreError: scores aren't numbers of what can be left out, or there is nothing.
     """
-    target = target.in_shares(graph.dense_cost)
+    target = target.with_byte_share(graph.dense_cost)
     if is_search(depth):
         return _Searched(graph, cast(DepthSearch, depth), target, base).chosen()
     ranking = ranked(graph, checked_depth(graph, depth), base)
@@ -45,13 +46,23 @@ def ranked(graph: DependencyGraph, scores: dict[str, float], base: Names = ()) -
 
 
 def is_met(graph: DependencyGraph, names: Sequence[str], target: Target) -> bool:
-    """Are the shares of the target met once these are left out?"""
-    return target.met_by(graph.cost(branches=names), graph.dense_cost)
+    """Are the limits of the target met once these are left out?"""
+    fast = target.latency_ms is None or spent(graph, names, target)[LATENCY] <= target.latency_ms
+    return fast and target.met_by(graph.cost(branches=names), graph.dense_cost)
 
 
-def saved(graph: DependencyGraph, name: str, metric: str) -> int:
-    """What a block or branch costs, in a metric of costs."""
-    return int(getattr(graph.dense_cost, metric) - getattr(graph.cost(branches=[name]), metric))
+def spent(graph: DependencyGraph, names: Sequence[str], target: Target) -> Spent:
+    """What the model spends without some blocks and branches, by measure of the target; milliseconds first."""
+    cost, found = graph.cost(branches=names), Spent()
+    if target.latency is not None:
+        found[LATENCY] = float(target.latency.ms(graph.widths.at({}).without(names)))
+    return found | {metric: float(getattr(cost, metric)) for metric in target.shares}
+
+
+def most(graph: DependencyGraph, target: Target) -> Spent:
+    """What the model may spend, by measure of a target that says no number of bytes."""
+    found = {metric: share * getattr(graph.dense_cost, metric) for metric, share in target.shares.items()}
+    return found if target.latency_ms is None else {LATENCY: target.latency_ms, **found}
 
 
 def _shortest(graph: DependencyGraph, ranking: Names, target: Target, base: Names) -> Names:
@@ -70,8 +81,9 @@ def _shortest(graph: DependencyGraph, ranking: Names, target: Target, base: Name
 def _refusal(graph: DependencyGraph, target: Target, names: Names, number: int) -> str:
     if target.left_out is not None and target.left_out > number:
         return f"{target.left_out} blocks or branches of {graph.name} can't be left out: {number} of those with scores can go together"
-    shares = graph.cost(branches=names).share_of(graph.dense_cost)
-    least = ", ".join(f"{m}={shares[m]:.3f}" for m in target.shares)
+    left, dense = spent(graph, names, target), graph.dense_cost
+    said = {m: f"{v:.3g} ms" if m == LATENCY else f"{v / max(getattr(dense, m), 1):.3f}" for m, v in left.items()}
+    least = ", ".join(f"{measure}={value}" for measure, value in said.items())
     return f"a target of {target} can't be met by leaving out blocks or branches: without all {number} that may go it is {least}"
 
 
@@ -81,6 +93,7 @@ class _Searched:
     def __init__(self, graph: DependencyGraph, search: DepthSearch, target: Target, base: Names) -> None:
         self.graph, self.search, self.target, self.base = graph, search, target, base
         self.nested = bool(getattr(search, "nested", False))
+        self.name = getattr(search, "name", type(search).__name__)
 
     def chosen(self) -> Names:
         """The names that go."""
@@ -99,7 +112,7 @@ class _Searched:
             if met:
                 return names[: met[0]]
         raise TargetError(
-            f"a target of {self.target} can't be met by leaving out what {type(self.search).__name__} finds"
+            f"a target of {self.target} can't be met by leaving out what {self.name} finds"
             + (f": {failure}" if failure else "")
         )
 
@@ -115,15 +128,20 @@ class _Searched:
 
     def _enough(self, parts: list[str], *, dearest: bool) -> int:
         """As many as must go if they are the dearest, or the cheapest."""
-        cost, dense = self.graph.cost(branches=self.base), self.graph.dense_cost
-        over = {m: getattr(cost, m) - share * getattr(dense, m) for m, share in self.target.shares.items()}
-        each = {m: sorted((saved(self.graph, part, m) for part in parts), reverse=dearest) for m in over}
-        needed = max(bisect_left(list(accumulate(each[m])), math.ceil(over[m])) for m in over)
+        now, limits, whole = (
+            spent(self.graph, self.base, self.target),
+            most(self.graph, self.target),
+            spent(self.graph, (), self.target),
+        )
+        without = [spent(self.graph, [part], self.target) for part in parts]
+        each = {m: sorted((whole[m] - one[m] for one in without), reverse=dearest) for m in limits}
+        over = {m: now[m] - limit if m == LATENCY else math.ceil(now[m] - limit) for m, limit in limits.items()}
+        needed = max(bisect_left(list(accumulate(each[m])), over[m]) for m in over)
         return 1 + min(needed, len(parts) - 1)
 
     def _found(self, count: int) -> Names:
         names = tuple(self.search(self.graph, count).names)
         why = why_not(self.graph, (*self.base, *names))
         if why:
-            raise TargetError(f"{type(self.search).__name__} found what can't go together: {why}")
+            raise TargetError(f"{self.name} found what can't go together: {why}")
         return names

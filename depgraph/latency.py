@@ -12,7 +12,8 @@ class LatencyModel(Protocol):
     """Anything that says milliseconds for what remains of the dims of one graph.
 
     It may be any function of the sizes: a staircase, or one that falls at some sizes and rises at others. It is asked often
-    while a plan is made, so it should answer within a millisecond or so. `exporters.MeasuredLatency` is made of measurements.
+    while a plan is made, so it should answer within a millisecond or so. Where blocks or branches are left out, `kept.left_out` has
+    their names. `exporters.MeasuredLatency` is made of measurements.
     """
 
     def ms(self, kept: Kept, /) -> float:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from depgraph.depth import Names, chosen, is_met, ranked, saved
+from depgraph.depth import Names, chosen, is_met, ranked, spent
 from depgraph.errors import NothingToPrune, PlanError, ScoreError, TargetError
 from depgraph.options import Options
 from depgraph.plan import Plan
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
 
 _PATIENCE = 3  # branches that make the sum of scores no lower, before the search for the best number of them ends
+_TINY = 1e-9  # of the dense cost: a branch that saves nothing goes last
 
 
 def plan_of(graph: DependencyGraph, scorer: Scorer | Scores | Depth, target: Target, given: Mapping[str, Any]) -> Plan:
@@ -34,7 +35,7 @@ def plan_of(graph: DependencyGraph, scorer: Scorer | Scores | Depth, target: Tar
         raise TargetError(f"expected a Target such as depgraph.Target(params=0.7), got {target!r}")
     width = {name: value for name, value in given.items() if name not in ("scope", "depth", "depth_share")}
     if options.depth is not None or options.scope in ("depth", "both"):
-        target = target.in_shares(graph.dense_cost)
+        target = target.with_byte_share(graph.dense_cost)
     if options.scope == "depth":
         if options.depth is not None:
             raise PlanError("scope='depth' takes the scores of blocks or branches as the scorer: leave depth= out")
@@ -56,18 +57,26 @@ def _depth_first(
     graph: DependencyGraph, scorer: Scorer | Scores, target: Target, width: dict[str, Any], options: Options
 ) -> Plan:
     """Leave out what the target, or the share of it that is meant for depth, asks for; then choose groups of what is left."""
-    if not target.shares:
+    if not target.shares and target.latency is None:
         raise TargetError(
             f"target {target} leaves nothing for the groups to do: use scope='depth', or give a share too"
         )
     graph.check_unchanged()
-    kept: dict[str, Any] = dict(target.shares)
-    shares: dict[str, Any] = {m: 1 - options.depth_share * (1 - share) for m, share in target.shares.items()}
-    first = Target(**shares) if target.left_out is None else Target(left_out=target.left_out)
+    first = Target(left_out=target.left_out) if target.left_out is not None else _part(graph, target, options)
     names = (*options.branches, *chosen(graph, options.depth, first, options.branches))
     if is_met(graph, names, target):
         return Plan.of(graph, {}, branches=names)
-    return make_plan(graph, scorer, Target(**kept), **width | {"branches": names})
+    return make_plan(graph, scorer, replace(target, left_out=None), **width | {"branches": names})
+
+
+def _part(graph: DependencyGraph, target: Target, options: Options) -> Target:
+    """The part of a target that is meant for depth: so much of what is to go, of every measure."""
+    share = options.depth_share
+    found: dict[str, Any] = {m: 1 - share * (1 - kept) for m, kept in target.shares.items()}
+    if target.latency_ms is not None and target.latency is not None:
+        dense = target.latency.ms(graph.widths.at({}))
+        found["latency_ms"] = max(dense - share * (dense - target.latency_ms), target.latency_ms)
+    return replace(target, **found)
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class _Both:
     def __init__(
         self, graph: DependencyGraph, scorer: Scorer | Scores, target: Target, width: dict[str, Any], options: Options
     ) -> None:
-        if target.left_out is not None or not target.shares:
+        if target.left_out is not None:
             raise TargetError(f"scope='both' finds out how many are left out: give shares alone, not {target}")
         if options.depth is None:
             raise PlanError("scope='both' needs depth=, the scores of blocks or branches, beside the scorer of groups")
@@ -98,8 +107,8 @@ class _Both:
         self.width = {"rank": "density"} | width | {"scope": "global"}
         self.depth = checked_depth(graph, options.depth)
         self.scores = checked_scores(graph, scorer)
-        metric = next(iter(target.shares))
-        density = {n: score / max(saved(graph, n, metric), 1) for n, score in self.depth.items()}
+        self.dense = spent(graph, (), target)
+        density = {n: score / self._saved(n) for n, score in self.depth.items()}
         self.ranking = ranked(graph, density, self.base)
 
     def best(self) -> Plan:
@@ -119,6 +128,11 @@ class _Both:
         if not found:
             raise refusal or TargetError(f"a target of {self.target} can't be met")
         return found[best].plan
+
+    def _saved(self, name: str) -> float:
+        """What a block or branch costs, in the first measure of the target."""
+        measure, dense = next(iter(self.dense.items()))
+        return max(dense - spent(self.graph, [name], self.target)[measure], dense * _TINY)
 
     def _with(self, names: Names) -> _Scored:
         """Groups chosen beside some branches, if the target isn't met without these alone."""

@@ -89,8 +89,8 @@ class Plan:
                 )
 
     def kept(self) -> Kept:
-        """Kept indices and sizes of every dim under this plan."""
-        return self.graph.widths.at(self.removal)
+        """Kept indices and sizes of every dim under this plan, with the names of what is left out."""
+        return self.graph.widths.at(self.removal).without(self.branches)
 
     def cost(self) -> Cost:
         """Exact cost of the pruned model."""

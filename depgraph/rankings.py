@@ -70,8 +70,8 @@ def _tilt(choice: Choice) -> dict[str, float]:
 
     Milliseconds are bought with parameters, and how many a group has for its time differs a hundredfold between the first and
     the last convolutions: this keeps 10 to 20% more parameters at equal time where equal shares of every axis keep 1 to 5%. More
-    parameters aren't more quality, though. The digits CNN is as accurate with and without it down to half of its time, and 3 to 4
-    points worse below a third, so the bounds close between these (benchmarks/latency_targets.md).
+    parameters aren't more quality, though. The digits CNN of 64 channels is within a point of as accurate down to half of its time, and
+    14 points worse at a quarter, so the bounds close between these (benchmarks/latency_targets.md).
     """
     if LATENCY not in choice.budget.limits:
         return dict.fromkeys(choice.leading, 1.0)

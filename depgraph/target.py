@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -77,10 +77,13 @@ class Target:
                 "milliseconds are met in one shot: in steps, or on a model that was changed first, each plan is of another "
                 "graph than the latency model's; give shares there, or plan at once"
             )
+        return self.with_byte_share(dense)
+
+    def with_byte_share(self, dense: Cost) -> Target:
+        """The same with the number of bytes, where one was given, as a share of a dense cost; milliseconds stay what they are."""
         if self.most_bytes is None:
             return self
-        share = min(self.most_bytes / max(dense.bytes, 1), math.nextafter(1.0, 0.0))
-        return Target(params=self.params, macs=self.macs, bytes=share, left_out=self.left_out)
+        return replace(self, bytes=min(self.most_bytes / max(dense.bytes, 1), math.nextafter(1.0, 0.0)))
 
     def met_by(self, cost: Cost, dense: Cost) -> bool:
         """Is every share, and the number of bytes, at or below its target? Milliseconds take more than a cost to tell."""

@@ -155,11 +155,15 @@ class Gone(NamedTuple):
 
 
 class Kept:
-    """The dims of a program after a removal; kept indices are found when asked for."""
+    """The dims of a program after a removal; kept indices are found when asked for.
 
-    def __init__(self, widths: Widths, masks: dict[str, np.ndarray]) -> None:
+    `left_out` are names of branches and blocks that go besides: sizes are those of the dims as if these stayed.
+    """
+
+    def __init__(self, widths: Widths, masks: dict[str, np.ndarray], left_out: frozenset[str] = frozenset()) -> None:
         self.widths = widths
         self.masks = masks
+        self.left_out = left_out
         self._kept: dict[int, np.ndarray | None] = {}
 
     def of_class(self, number: int) -> np.ndarray | None:
@@ -208,7 +212,13 @@ class Kept:
 
     def of_dims(self) -> Kept:
         """The same without the axes with which whole modules go."""
-        return Kept(self.widths, {n: m for n, m in self.masks.items() if not self.widths.axes[n].entries})
+        masks = {n: m for n, m in self.masks.items() if not self.widths.axes[n].entries}
+        return Kept(self.widths, masks, self.left_out)
+
+    def without(self, names: Iterable[str]) -> Kept:
+        """The same, with branches and blocks of these names left out too."""
+        more = self.left_out.union(names)
+        return self if more == self.left_out else Kept(self.widths, self.masks, more)
 
     def smaller(self) -> dict[str, Value]:
         """The values of the program, by all names that they have in the graph, that the removal makes smaller."""

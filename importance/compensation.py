@@ -158,6 +158,8 @@ def compensate(
     changed, created, refused = [], [], []
     work = []
     for reader in readers_of(data, plan):
+        if held.here(reader.consumer.weight) is None:
+            continue
         if reader.refused:
             refused.append(reader.refused)
             continue

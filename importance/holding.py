@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from depgraph.cutting.renaming import names_after
 from depgraph.onnx_door.arrays import as_torch
 from depgraph.onnx_door.editing import Editing
 from depgraph.plan import Plan
@@ -17,6 +18,10 @@ from importance.readers import Reader
 
 class Held(Protocol):
     """Reads and writes the parameters of a pruned model under their names in the dense one."""
+
+    def here(self, name: str) -> str | None:
+        """What a parameter is called in the pruned model; None where it is gone with what was left out."""
+        ...
 
     def get(self, name: str) -> Tensor:
         """A parameter."""
@@ -45,38 +50,55 @@ class Held(Protocol):
 
 def held_by(model: Any, plan: Plan) -> Held:
     """The parameters of `model`, which `plan.apply()` gave."""
-    return HeldByModule(model) if isinstance(model, nn.Module) else HeldByFile(Editing(model, plan.graph))  # type: ignore[arg-type]
+    if isinstance(model, nn.Module):
+        return HeldByModule(model, names_after(plan, model))
+    return HeldByFile(Editing(model, plan.graph), _left_out(plan))  # type: ignore[arg-type]
+
+
+def _left_out(plan: Plan) -> frozenset[str]:
+    return plan.graph.left_out(plan.branches).parameters if plan.branches else frozenset()
 
 
 class HeldByModule:
     """The parameters of a module."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, names: dict[str, str]) -> None:
         self.model = model
+        self.names = names
         self.before: dict[str, Tensor] = {}
         self.created: list[str] = []
 
+    def here(self, name: str) -> str | None:
+        return self.names.get(name)
+
     def get(self, name: str) -> Tensor:
-        return self.model.get_parameter(name).detach()
+        return self._parameter(name).detach()
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        return self.model.get_parameter(self.names[name])
 
     def put(self, name: str, tensor: Tensor) -> None:
-        here = self.model.get_parameter(name)
+        here = self._parameter(name)
         self.before.setdefault(name, here.detach().clone())
         with torch.no_grad():
             here.copy_(tensor)
 
     def new_bias(self, reader: Reader) -> str | None:
-        prefix, _, _ = reader.consumer.weight.rpartition(".")
+        weight = reader.consumer.weight
+        prefix, now = weight.rpartition(".")[0], self.names[weight].rpartition(".")[0]
         try:
-            owner = self.model.get_submodule(prefix)
+            owner = self.model.get_submodule(now)
         except AttributeError:
             return None
         fits = isinstance(owner, (nn.Linear, nn.Conv1d, nn.Conv2d)) and owner._parameters.get("bias", 0) is None
-        return f"{prefix}.bias" if fits and prefix else None
+        if not fits or not prefix:
+            return None
+        self.names[f"{prefix}.bias"] = f"{now}.bias"
+        return f"{prefix}.bias"
 
     def add_bias(self, reader: Reader, name: str, tensor: Tensor) -> None:
-        owner = self.model.get_submodule(name.rpartition(".")[0])
-        weight = self.model.get_parameter(reader.consumer.weight)
+        owner = self.model.get_submodule(self.names[name].rpartition(".")[0])
+        weight = self._parameter(reader.consumer.weight)
         owner.register_parameter("bias", nn.Parameter(tensor.to(weight.detach()), requires_grad=weight.requires_grad))
         self.created.append(name)
 
@@ -84,14 +106,14 @@ class HeldByModule:
         with torch.no_grad():
             for name, tensor in self.before.items():
                 if name not in self.created:
-                    self.model.get_parameter(name).copy_(tensor)
+                    self._parameter(name).copy_(tensor)
         for name in self.created:
-            owner, _, last = name.rpartition(".")
+            owner, _, last = self.names[name].rpartition(".")
             self.model.get_submodule(owner)._parameters[last] = None
 
     def note(self, created: Iterable[str]) -> None:
         record: Any = getattr(self.model, "depgraph_record", None)
-        made = [{"target": n, "shape": list(self.model.get_parameter(n).shape)} for n in created]
+        made = [{"target": self.names[n], "shape": list(self._parameter(n).shape)} for n in created]
         if record is not None and made:
             self.model.depgraph_record = {**record, "added": [*record.get("added", ()), *made]}  # type: ignore[assignment]
 
@@ -99,9 +121,12 @@ class HeldByModule:
 class HeldByFile:
     """The stored tensors of a file."""
 
-    def __init__(self, editing: Editing) -> None:
-        self.editing = editing
+    def __init__(self, editing: Editing, gone: frozenset[str]) -> None:
+        self.editing, self.gone = editing, gone
         self.ops: dict[str, str] = {}
+
+    def here(self, name: str) -> str | None:
+        return None if name in self.gone else name
 
     def get(self, name: str) -> Tensor:
         return as_torch(self.editing.read_bias(self.ops[name]) if name in self.ops else self.editing.read(name))

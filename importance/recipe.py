@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from depgraph import DependencyGraph, Plan, Target
+from depgraph import Cost, DependencyGraph, Plan, Target
 from depgraph.cutting.report import CutReport
 from depgraph.errors import PlanError, ScoreError
 from depgraph.scoring import Scorer, Scores, checked_scores
@@ -34,6 +34,20 @@ class Pruned:
     report: CutReport | None
     compensated: Compensated | None = None
     scheduled: Scheduled | None = None
+
+    @property
+    def after(self) -> Cost:
+        """What the pruned model costs."""
+        if self.report is not None:
+            return self.report.after
+        assert self.scheduled is not None
+        return self.scheduled.after
+
+    @property
+    def error(self) -> float | None:
+        """The error of the check, in steps the largest; None where nothing was checked."""
+        checks = [self.report.check] if self.report is not None else [s.check for s in self.scheduled.steps]  # type: ignore[union-attr]
+        return max((check.error for check in checks if check is not None), default=None)
 
 
 class Prepared(Protocol):
@@ -130,7 +144,10 @@ class Recipe:
         Raises PlanError where the recipe prunes in steps, which have a report each.
         """
         if self.schedule is not None:
-            raise PlanError(f"recipe {self.name!r} prunes in steps: call importance.recipes.{self.name} from Python")
+            raise PlanError(
+                f"recipe {self.name!r} prunes in steps, which have no plan in common: take `depgraph prune --recipe {self.name}` on the "
+                f"PyTorch model, or importance.recipes.{self.name}(...).prune from Python"
+            )
         done = self.prune(graph, target, **options)
         assert done.plan is not None and done.report is not None
         made = () if done.compensated is None else (str(done.compensated),)

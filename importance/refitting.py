@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from depgraph.capture.capturing import quiet
+from depgraph.consumers import Meeting
 from depgraph.errors import DataError, ScoreError
 from depgraph.observing import Met
 from depgraph.plan import Plan
@@ -108,7 +109,10 @@ class _Work:
         self.readers: dict[Key, Reader] = {}
         self.biases: dict[Key, str] = {}
         fits = [(r, r.refused or _refusal(r)) for r in readers_among(consumers_of(plan.graph), plan)]
+        self.names = {held.here(reader.consumer.weight): reader.consumer.weight for reader, _ in fits}
         for reader, why in fits:
+            if held.here(reader.consumer.weight) is None:  # gone with a block
+                continue
             if why:
                 self.left.append(why)
                 continue
@@ -118,9 +122,14 @@ class _Work:
                 self.created += [] if reader.bias else write_bias(held, reader, target, torch.zeros(reader.outputs))
                 self.biases[reader.consumer.key] = target
         self.pruned = plan.graph.again(model)
-        theirs = {m.key for m in self.pruned.observer().pausable}
+        theirs = {self._key(m) for m in self.pruned.observer().pausable}
         for key in [key for key in self.readers if key not in theirs]:
             self.left.append(f"{self.readers.pop(key).consumer.weight}: the pruned model has no such weight")
+
+    def _key(self, meeting: Meeting) -> Key:
+        """The key in the dense model of a meeting in the pruned one."""
+        name, place = meeting.key
+        return self.names.get(name, name), place
 
     def steps(self, batches: list[Any]) -> Iterator[_Step]:
         """Stop both models, on all batches, before each consumer in turn."""
@@ -129,10 +138,13 @@ class _Work:
         calls = [inputs_of(self.plan.graph.model, moved(batch, device)) for batch in batches]
         samples = [Samples.of(args, kwargs) for args, kwargs in calls]
 
-        def wanted(meeting: Any) -> bool:
+        def wanted(meeting: Meeting) -> bool:
             return meeting.key in self.readers
 
-        runs = [(dense.steps(call, wanted), pruned.steps(call, wanted)) for call in calls]
+        def wanted_there(meeting: Meeting) -> bool:
+            return self._key(meeting) in self.readers
+
+        runs = [(dense.steps(call, wanted), pruned.steps(call, wanted_there)) for call in calls]
         if not runs:
             raise DataError("there are no batches to fit with (a generator gives its batches only once: pass a list)")
         for _ in self.readers:
@@ -140,7 +152,9 @@ class _Work:
             yield _Step(*self._sums(stands, samples))
 
     def _sums(self, stands: list[tuple[Met | None, Met | None]], samples: list[Samples]) -> tuple[Reader, _Sums]:
-        keys = {met.meeting.key if met is not None else None for pair in stands for met in pair}
+        keys = {a.meeting.key if a else None for a, _ in stands} | {
+            self._key(b.meeting) if b else None for _, b in stands
+        }
         key = next(iter(keys))
         if len(keys) != 1 or key is None:
             raise ScoreError(

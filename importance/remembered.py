@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from depgraph import DependencyGraph
-from depgraph.scoring import Scorer, Scores
+from depgraph.scoring import DepthSearch, Scorer, Scores
 from importance.recipe import Recipe
 from importance.rivals import Rivals
 
@@ -31,6 +31,31 @@ class Remembered:
         if name in _OWN or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._score, name)
+
+
+class RememberedSearch:
+    """A search for blocks that finds for a graph and a number again what it found first."""
+
+    def __init__(self, search: DepthSearch) -> None:
+        self._search = search
+        self.nested = bool(getattr(search, "nested", False))
+        self.name = type(search).__name__
+        self._found: WeakKeyDictionary[DependencyGraph, dict[int, Names]] = WeakKeyDictionary()
+
+    def __call__(self, graph: DependencyGraph, count: int, /) -> Names:
+        known = self._found.setdefault(graph, {})
+        longer = next((n for n in known if n >= count), None) if self.nested else None
+        if count not in known and longer is not None:
+            known[count] = Names(known[longer].names[:count])
+        if count not in known:
+            known[count] = Names(tuple(self._search(graph, count).names))
+        return known[count]
+
+
+class Names(NamedTuple):
+    """What a search found."""
+
+    names: tuple[str, ...]
 
 
 def remembering(recipe: Recipe) -> Recipe:

@@ -17,7 +17,7 @@ from torch import Tensor
 from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
 from depgraph.plan import Plan
-from importance.obs import damped
+from importance.problems import damped
 from importance.surgeon import Factors, FactorSums
 
 

@@ -51,6 +51,7 @@ class Figure:
 class Outcome:
     """A point that was made: its cost, its quality (None where it isn't finite), the error of the check, what it took.
 
+    Of a file, `dense_ms` and `ms` are milliseconds of a run of the dense file and of this one, in turns.
     `refused` says why nothing could be made, if so; where `again` is set the reason may pass, and the point is tried anew in
     the next run.
     """
@@ -64,6 +65,8 @@ class Outcome:
     peak_bytes: int = 0
     refused: str = ""
     again: bool = False
+    dense_ms: float | None = None
+    ms: float | None = None
 
 
 class Log:

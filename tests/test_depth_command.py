@@ -135,3 +135,43 @@ def test_what_contradicts_is_refused(model: Path, words: tuple[str, ...], text: 
 def test_a_model_without_branches_is_refused(model: Path) -> None:
     done = run("prune", f"{model}:plain", "--depth", "1", "--depth-score", "magnitude", "--dry-run")
     assert done.exit_code != 0 and "no branches or blocks that could be left out" in f"{done.output} {done.exception}"
+
+
+def test_a_recipe_in_steps_has_a_report_with_its_steps(model: Path, tmp_path: Path) -> None:
+    given = ["prune", f"{model}:deep", "--recipe", "adapt_pruner", "--keep", "params=0.88", "--report"]
+    done = run(*given, "--out", str(tmp_path / "out"), "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    before, after = told["before"]["params"], told["after"]["params"]
+    assert [step["number"] for step in told["steps"]] == [1, 2, 3] and told["making"]["recipe"] == "adapt_pruner"
+    shares = [step["left"]["params"] for step in told["steps"]]
+    assert sorted(shares, reverse=True) == shares and shares[-1] == after / before <= 0.88
+    assert all(step["left"]["params"] <= step["keep"]["params"] for step in told["steps"])
+    assert all(step["error"] < 1e-4 for step in told["steps"])
+    narrowed = [layer for layer in told["layers"] if layer["out"][1] < layer["out"][0]]
+    assert narrowed and sum(layer["params"][1] for layer in told["layers"]) < sum(
+        layer["params"][0] for layer in told["layers"]
+    )
+    assert sum(axis["removed"] for axis in told["axes"]) == sum(o[0] - o[1] for o in (y["out"] for y in narrowed))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<h2>Steps</h2>" in page and page.count("to keep at most") == 1
+    assert run(*given[:-1], "--dry-run").exit_code == 2
+
+
+def test_the_report_of_one_shot_says_what_was_left_out(model: Path, tmp_path: Path) -> None:
+    given = [
+        "prune",
+        f"{model}:deep",
+        "--keep",
+        "params=0.6",
+        "--depth",
+        "1",
+        "--report",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert run(*given).exit_code == 0
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert not told["steps"] and len([part for part in told["dropped"] if part["gone"]]) == 1
+    assert told["making"]["target"] == "params=0.6, left_out=1"
+    assert "left out" in (tmp_path / "out" / "report.html").read_text()

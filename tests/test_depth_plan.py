@@ -233,3 +233,60 @@ def test_all_attentions_or_all_blocks_of_a_decoder_cannot_go(llama: depgraph.Dep
 def test_a_text_shorter_than_one_window_is_refused() -> None:
     with pytest.raises(DepgraphError, match="less than one window of 64"):
         depth.windows(torch.arange(10), 64, 4)
+
+
+class Clock:
+    """A latency model that takes a millisecond for every thousand multiply-accumulates that are left."""
+
+    def __init__(self, graph: depgraph.DependencyGraph) -> None:
+        self.graph = graph
+
+    def ms(self, kept: Any, /) -> float:
+        gone = self.graph.left_out(kept.left_out)
+        return float(kept.cost(gone.parameters, gone.nodes).macs) / 1e3
+
+    def parts(self, kept: Any, /) -> dict[str, float]:
+        return {"all": self.ms(kept)}
+
+
+SCORES = {"1.mlp": 3.0, "2.mlp": 1.0, "3.mlp": 2.0, "4.mlp": 4.0}
+
+
+def timed(graph: depgraph.DependencyGraph, share: float, **more: Any) -> Target:
+    clock = Clock(graph)
+    return Target(latency_ms=share * clock.ms(graph.widths.at({})), latency=clock, **more)
+
+
+def taken(plan: depgraph.Plan) -> float:
+    """The time that a plan leaves, as a share."""
+    clock = Clock(plan.graph)
+    return clock.ms(plan.kept()) / clock.ms(plan.graph.widths.at({}))
+
+
+@pytest.mark.parametrize("search", [SCORES, depth.PairSearch])
+def test_milliseconds_are_met_by_leaving_out_as_little_as_does(graph: depgraph.DependencyGraph, search: Any) -> None:
+    plan = graph.plan(search if search is SCORES else search(batches(), "branches"), timed(graph, 0.6), scope="depth")
+    assert plan.branches and not plan.removal and taken(plan) <= 0.6
+    for name in plan.branches:
+        assert taken(plan.without(name)) > 0.6
+    with pytest.raises(TargetError, match=r"without all 4 that may go it is latency=.* ms"):
+        graph.plan(SCORES, timed(graph, 0.01), scope="depth")
+
+
+def test_milliseconds_are_met_by_depth_and_then_by_widths(graph: depgraph.DependencyGraph) -> None:
+    plan = graph.plan(importance.Magnitude(), timed(graph, 0.5), depth=SCORES, depth_share=0.4)
+    assert plan.branches == ("2.mlp",) and plan.removal and 0.45 < taken(plan) <= 0.5
+    report = plan.apply_with_report()
+    assert report.after.macs == plan.cost().macs and report.check is not None and report.check.error < 1e-4
+    both = graph.plan(importance.Magnitude(), timed(graph, 0.7, params=0.4), depth=SCORES)
+    assert taken(both) <= 0.7 and both.cost().params <= 0.4 * graph.dense_cost.params
+    counted = graph.plan(importance.Magnitude(), timed(graph, 0.5, left_out=1), depth=SCORES)
+    assert counted.branches == ("2.mlp",) and taken(counted) <= 0.5
+
+
+def test_branches_and_groups_compete_for_milliseconds(graph: depgraph.DependencyGraph) -> None:
+    scores = {axis.name: [1.0] * axis.size for axis in graph.axes}
+    cheap = graph.plan(scores, timed(graph, 0.6), depth=dict.fromkeys(SCORES, 0.1), scope="both")
+    dear = graph.plan(scores, timed(graph, 0.6), depth=dict.fromkeys(SCORES, 1e6), scope="both")
+    assert len(cheap.branches) >= 2 and not dear.branches and dear.removal
+    assert taken(cheap) <= 0.6 and taken(dear) <= 0.6

@@ -6,12 +6,15 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from depgraph import cli, interruption
 from depgraph.cli.points import Maker
 from depgraph.plain import rebuilt
 from depgraph.story import TradeOff
+from tests.onnx_door.building import mlp
 
 from .test_page import Reader
 
@@ -132,7 +135,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         ("nets.py:bare", "there is nothing to measure quality on"),
         ("nets.py:odd", "gives a float as 'accuracy'"),
         ("nets.py:nothing", "has no function 'nothing'"),
-        ("model.onnx", "an ONNX file"),
+        ("nowhere.onnx", "nowhere.onnx"),
         ("nowhere", "nowhere"),
     ],
 )
@@ -140,7 +143,7 @@ def test_models_that_cannot_be_swept_are_refused(
     model_of: str, says: str, model: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, shown, said = run(capfd, model_of, "--out", "out", "--keep", "params=0.5")
-    assert code == 2 and says in said and not shown and not Path("out").exists()
+    assert code == (7 if model_of == "nowhere.onnx" else 2) and says in said and not shown and not Path("out").exists()
 
 
 def test_an_interruption_says_what_is_kept(
@@ -172,3 +175,62 @@ def test_processes_give_what_one_gives(model: str, capfd: pytest.CaptureFixture[
         (t["name"], t["share"]) for t in found[1]["trials"]
     ]
     assert [t["quality"] for t in found[0]["trials"]] == pytest.approx([t["quality"] for t in found[1]["trials"]])
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file, and a folder of batches for it."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(mlp(), "model.onnx")
+    Path("batches").mkdir()
+    (given,) = onnx.load("model.onnx").graph.input
+    width = given.type.tensor_type.shape.dim[1].dim_value
+    for seed in range(2):
+        x = np.random.default_rng(seed).standard_normal((4, width), np.float32)
+        np.savez(f"batches/{seed}.npz", **{given.name: x})  # type: ignore[arg-type]
+    return "model.onnx"
+
+
+def test_a_file_is_swept_too(file: str, capfd: pytest.CaptureFixture[str]) -> None:
+    given = (
+        file,
+        "--keep",
+        "macs=0.8,0.5",
+        "--recipes",
+        "magnitude,obs",
+        "--data",
+        "batches",
+        "--out",
+        "out",
+        "--json",
+    )
+    code, shown, _ = run(capfd, *given)
+    assert code == 0
+    dense, *points = json.loads(shown)["points"]
+    assert (
+        dense["quality"] == 0 and dense["figure"]["name"] == "output shift" and "2 batches" in dense["figure"]["data"]
+    )
+    assert [p["point"]["name"] for p in points] == ["magnitude", "magnitude", "obs", "obs"]
+    for one in points:
+        assert one["cost"]["macs"] <= one["point"]["share"] * dense["cost"]["macs"]
+        assert one["quality"] > 0 and one["error"] < 1e-4 and one["ms"] > 0 and one["dense_ms"] > 0
+    assert points[1]["quality"] > points[0]["quality"] > points[2]["quality"]  # more goes; least squares makes up
+    code, shown, said = run(capfd, *given[:-1])
+    assert code == 0 and "5 of 5 points are there already" in said
+    assert "time" in shown.splitlines()[0] and (Path("out") / "front.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("--recipes", "taylor", "--data", "batches"), "'taylor' needs gradients, which an ONNX file doesn't give"),
+        (("--recipes", "obs"), "'obs' needs data"),
+        (("--data", "model.onnx"), "is no folder: an ONNX file takes one of .npz files"),
+        (("--device", "cuda"), "--device cuda is for PyTorch models"),
+    ],
+)
+def test_what_a_file_can_not_be_swept_by_is_refused(
+    given: tuple[str, ...], says: str, file: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, shown, said = run(capfd, file, "--keep", "params=0.5", "--out", "out", *given)
+    assert code == 2 and says in said and not shown and not Path("out").exists()

@@ -20,7 +20,7 @@ from depgraph.cli.onnx_files import is_onnx
 from depgraph.cli.output import Steps, check_vacant, print_json, printing, say, showing
 from depgraph.cli.points import check_names
 from depgraph.cli.quality import measure_of, shift_of
-from depgraph.errors import ModelError
+from depgraph.errors import DataError, ModelError
 from depgraph.plain import plain
 from depgraph.report import counted
 
@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 Latency = Annotated[
     str, typer.Option(help="the longest that one run may take (of a text, one window of --length tokens): 20ms")
 ]
-Size = Annotated[str, typer.Option(help="the largest that the file may be, with its weights: 30MB")]
+Size = Annotated[
+    str,
+    typer.Option(
+        help="the largest that a file which runs alone may be, with its weights (encoder and decoder are one): 30MB"
+    ),
+]
 Folder = Annotated[Path, typer.Option("--out", help="a new folder for all that is made", show_default=False)]
 Recipes = Annotated[
     str, typer.Option(help="recipes or scores to try, with commas; empty: best with data, magnitude without")
@@ -45,6 +50,12 @@ Quantise = Annotated[
 ProfileFile = Annotated[
     Path | None, typer.Option("--profile", help="of the device it is for, as `depgraph profile` makes it")
 ]
+DepthScore = Annotated[
+    str,
+    typer.Option(
+        help="how blocks that may be left out are found, as for prune; auto: by the loss, or without data by magnitude; none: all stay"
+    ),
+]
 Threads = Annotated[int, typer.Option(help="threads that ONNX Runtime computes with", min=1)]
 
 
@@ -57,6 +68,7 @@ def build(  # noqa: PLR0913  (the options of a command)
     data: o.Data = None,
     recipes: Recipes = "",
     quantise: Quantise = "",
+    depth_score: DepthScore = "auto",
     profile: ProfileFile = None,
     threads: Threads = 1,
     scope: o.Scope = "auto",
@@ -82,7 +94,8 @@ def build(  # noqa: PLR0913  (the options of a command)
             f"build needs a PyTorch model, and {model} is an ONNX file: prune and quantise the file instead"
         )
     check_vacant(out)
-    limits = _limits(latency, size)
+    limits, deep = _limits(latency, size), _depth(depth_score, scope, recipes, data=data is not None or ".py:" in model)
+    scope = "auto" if scope == "depth" else scope
     with printing(as_json) as console:
         steps = Steps()
         device = Profile.load(profile) if profile is not None else None
@@ -104,7 +117,8 @@ def build(  # noqa: PLR0913  (the options of a command)
         subject = _subject(loaded, found, data is None)
         names = _listed(recipes) or ["magnitude" if subject.batches is None else "best"]
         check_names(names, data=subject.batches is not None)
-        ways = Ways(tuple(names), precisions, options, seed, opset=opset)
+        check_depth(depth_score, data=subject.batches is not None)
+        ways = Ways(tuple(names), precisions, options, seed, opset=opset, **deep)
         command = shlex.join(["depgraph", *sys.argv[1:]])
         made = make(subject, budget, out, ways, step=steps, command=command)
     with showing():
@@ -131,6 +145,33 @@ def _one_window(loaded: Loaded, found: TextData) -> dict[str, Any]:
 def _measurable(loaded: Loaded, found: TextData) -> bool:
     """Did a text or batches come with the model?"""
     return bool(found.held_out or found.calibration or loaded.held_out is not None or loaded.batches is not None)
+
+
+def _depth(named: str, scope: str, recipes: str, *, data: bool) -> dict[str, Any]:
+    """How blocks are left out, as `Ways` takes it; raises typer.BadParameter for what contradicts, and as `check_depth` does."""
+    if scope == "both":
+        raise typer.BadParameter(
+            "--scope both isn't tried by build, which leaves blocks out first and then narrows: leave it out"
+        )
+    if scope == "depth" and (named == "none" or recipes):
+        other = "--depth-score none" if named == "none" else f"--recipes {recipes}"
+        raise typer.BadParameter(f"--scope depth leaves blocks out and nothing else: leave out {other}")
+    check_depth(named, data=data)
+    return {"depth": named, **({"depth_shares": (1.0,)} if scope == "depth" else {})}
+
+
+def check_depth(named: str, *, data: bool) -> None:
+    """Raise ScoreError for a name that is no depth score's, DataError where it needs data and there are none."""
+    from importance.choices import pick
+    from importance.depth import depth_names, depth_needs_data
+
+    if named in ("auto", "none"):
+        return
+    pick(dict.fromkeys(depth_names()), named.partition(":")[0], "depth score")
+    if depth_needs_data(named) and not data:
+        raise DataError(
+            f"--depth-score {named} needs data: give a text file with --data, let file.py:function give 'batches', or take magnitude"
+        )
 
 
 def _limits(latency: str, size: str) -> tuple[float | None, int | None]:
@@ -179,16 +220,19 @@ def _show(made: Built, console: Console, as_json: bool) -> None:
 
 def _table(made: Built) -> Table:
     figure = made.story.quality[0]
-    table = Table("way", "parameters", "file", "time", f"{figure.name} (dense {figure.before:.4g})", "", box=None)
+    table = Table(
+        "way", "parameters", "blocks", "file", "time", f"{figure.name} (dense {figure.before:.4g})", "", box=None
+    )
     before = made.story.before.params
     for one in made.tried:
         params = before if one.report is None else one.report.after.params
         table.add_row(
             f"{one.recipe}, {one.precision}",
             f"{params / before:.1%}",
+            f"-{len(one.plan.branches)}" if one.plan is not None and one.plan.branches else "",
             f"{one.bytes:,} B",
             f"{one.ratio:.1%}",
-            f"{one.quality:.4g}",
+            f"{one.quality:.4g}{'' if one.of_file else ' (of float32)'}",
             one.why or ("taken" if one is made.best else "within"),
         )
     return table
@@ -199,6 +243,7 @@ def _tried_json(one: Candidate) -> dict[str, Any]:
     return {
         "recipe": one.recipe,
         "precision": one.precision,
+        "left_out": [] if one.plan is None else list(one.plan.branches),
         "cost": cost,
         "bytes": one.bytes,
         "measured_share": one.ratio,

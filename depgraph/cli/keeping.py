@@ -33,6 +33,11 @@ class Keep:
     share: float | None = None
     profile: Path | None = None
 
+    def __str__(self) -> str:
+        said = [f"{name}={value}" for name, value in self.given.items()]
+        said += [f"latency={self.milliseconds:g}ms"] if self.milliseconds is not None else []
+        return ", ".join([*said, *([f"latency={self.share:g}"] if self.share is not None else [])])
+
     @property
     def timed(self) -> bool:
         """Is time limited?"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def prune_file(wish: Wish) -> None:
     steps = Steps()
     with printing(wish.json) as console:
         with steps("reading"):
-            graph = depgraph.trace(wish.model, _example(wish, batches), free=wish.free)
+            graph = depgraph.trace(wish.model, example_of(wish.model, wish.sizes, batches), free=wish.free)
         check_patterns(graph, wish.options)
         target, latency = wish.keep.target(graph, steps)
         with steps("scoring and planning"):
@@ -106,16 +107,21 @@ def _batches(wish: Wish) -> NpzFolder | None:
         raise DataError(
             f"{what} needs data: give a folder of .npz files, one a batch with arrays by input name, with --data"
         )
-    if wish.data is not None and not wish.data.is_dir():
-        raise DataError(f"--data {wish.data} is no folder: an ONNX file takes one of .npz files, arrays by input name")
-    return NpzFolder(wish.data) if wish.data is not None else None
+    return folder_of(wish.data) if wish.data is not None else None
 
 
-def _example(wish: Wish, batches: NpzFolder | None) -> dict[str, Any]:
-    """What to trace the file on: sizes that were given, else the first batch, else what is made up."""
-    if wish.sizes or batches is None:
-        return dict(wish.sizes)
-    names = input_names(wish.model)
+def folder_of(data: Path) -> NpzFolder:
+    """The batches that --data names; raises DataError where it is no folder of .npz files."""
+    if not data.is_dir():
+        raise DataError(f"--data {data} is no folder: an ONNX file takes one of .npz files, arrays by input name")
+    return NpzFolder(data)
+
+
+def example_of(model: str, sizes: Mapping[str, int], batches: NpzFolder | None) -> dict[str, Any]:
+    """What to trace a file on: sizes that were given, else the first batch, else what is made up."""
+    if sizes or batches is None:
+        return dict(sizes)
+    names = input_names(model)
     return {name: array for name, array in next(iter(batches)).items() if name in names}
 
 

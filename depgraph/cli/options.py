@@ -82,6 +82,10 @@ Out = Annotated[
     Path | None, typer.Option(help="a new folder for the pruned model and its plan; a new file for an ONNX model")
 ]
 Onnx = Annotated[bool, typer.Option("--onnx", help="write model.onnx there too, and check it")]
+Report = Annotated[
+    bool,
+    typer.Option("--report", help="write report.html and report.json there too: what went, where, and how it was made"),
+]
 Scope = Annotated[
     Scopes,
     typer.Option(
@@ -125,6 +129,7 @@ class Wish:
     free: tuple[str, ...]
     depth_score: str = ""
     plot: Path | None = None
+    report: bool = False
 
     @property
     def scope(self) -> str:

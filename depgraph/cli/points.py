@@ -37,6 +37,11 @@ class Maker:
     amount: Amount = Amount()
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return self.loading.device
+
     def __call__(self, point: Point) -> Outcome:
         """The outcome; only the dense model's errors are raised, others are an outcome too."""
         from importance.sweeping import DENSE, Outcome
@@ -80,9 +85,7 @@ class Maker:
             recipe = recipes.named(point.name, batches, subject.loaded.loss, seed)
             given = {name: value for name, value in self.options.items() if value != getattr(Options(), name)}
             pruned = recipe.prune(subject.graph, target, **given)
-            checks = [pruned.report.check] if pruned.report else [step.check for step in pruned.scheduled.steps]  # type: ignore[union-attr]
-            cost = pruned.report.after if pruned.report else pruned.scheduled.after  # type: ignore[union-attr]
-            return pruned.model, cost, max((check.error for check in checks if check is not None), default=None)
+            return pruned.model, pruned.after, pruned.error
         scorer = named(point.name, batches=batches, loss=subject.loaded.loss, seed=seed)
         report = subject.graph.plan(scorer, target, **self.options).apply_with_report()
         return report.model, report.after, report.check.error if report.check is not None else None
@@ -92,7 +95,7 @@ class Maker:
         file, colon, function = self.model.rpartition(":")
         given = Path(file) if colon and file.endswith(".py") else Path(self.model)
         return {
-            "a model of content": _content_of_model(given, function),
+            "a model of content": content_of_model(given, function),
             "data of content": content_of(self.data) if self.data is not None else "none",
             "--base": self.loading.base or "none",
             "--batches": str(self.amount.batches),
@@ -136,7 +139,7 @@ def check_names(names: list[str], *, data: bool) -> None:
             )
 
 
-def _content_of_model(given: Path, function: str) -> str:
+def content_of_model(given: Path, function: str) -> str:
     """What is there, of which loading says best what is wrong with it."""
     if not given.exists():
         return "nothing"

@@ -13,10 +13,12 @@ from depgraph.cli import options as o
 from depgraph.cli.app import app
 from depgraph.cli.data import Amount, TextData, measured, read_text, text_data
 from depgraph.cli.depth import asked, depth_needs, plan_with_depth, refuse_depth
+from depgraph.cli.in_steps import Given, is_in_steps, print_in_steps, prune_in_steps
 from depgraph.cli.keeping import parse_keep
 from depgraph.cli.models import Loaded, Loading, load_model
 from depgraph.cli.onnx_files import is_onnx, prune_file, refuse_options
 from depgraph.cli.output import Steps, check_vacant, new_folder, print_json, printing, showing
+from depgraph.cli.reporting import write_report
 from depgraph.cli.tables import (
     cut_json,
     cut_lines,
@@ -26,9 +28,10 @@ from depgraph.cli.tables import (
 )
 from depgraph.cli.times import predicted, timed
 from depgraph.cutting.report import CutReport
-from depgraph.errors import DataError
+from depgraph.errors import DataError, ModelError
 from depgraph.options import Options
 from depgraph.plan import Plan
+from depgraph.story import tell
 
 
 @app.command()
@@ -45,6 +48,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
     data: o.Data = None,
     out: o.Out = None,
     onnx: o.Onnx = False,
+    report: o.Report = False,
     scope: o.Scope = "auto",
     round_to: o.RoundTo = "1",
     floor: o.Floor = 0.0,
@@ -89,7 +93,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
         o.parse_sizes(size),
         tuple(free or ()),
     )
-    _prune(asked(o.Wish(model, kept, loading, *what), depth_score, plot))
+    _prune(asked(o.Wish(model, kept, loading, *what, report=report), depth_score, plot))
 
 
 def _prune(wish: o.Wish) -> None:
@@ -97,6 +101,8 @@ def _prune(wish: o.Wish) -> None:
 
     refuse_options(wish.model, wish.loading, wish.sizes)
     if is_onnx(wish.model):
+        if wish.report:
+            raise ModelError("--report writes into the folder of a PyTorch model: leave it out for an ONNX file")
         refuse_depth(wish)
         prune_file(wish)
         return
@@ -116,6 +122,11 @@ def _prune(wish: o.Wish) -> None:
             graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs, free=wish.free)
         o.check_patterns(graph, wish.options)
         target, latency = wish.keep.target(graph, steps)
+        if is_in_steps(wish.recipe):
+            made = prune_in_steps(wish, Given(loaded, found, graph, target), folder, steps)
+            with showing():
+                print_json(made.data, console) if wish.json else print_in_steps(graph, made, console)
+            return
         with steps("scoring and planning"):
             if wish.recipe:
                 plan, report = _by_recipe(wish, target, graph, loaded, found)
@@ -187,6 +198,8 @@ def _write_all(
         figures = measured(loaded.model, found, report, own_loss)
     with steps("writing"):
         saved = _write(loaded, plan, report, folder)
+    if wish.report:
+        write_report(wish, tell(plan, report), figures, folder)
     exported = None
     if wish.onnx:
         with steps("exporting to ONNX"):

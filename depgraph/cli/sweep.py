@@ -15,11 +15,12 @@ from depgraph import interruption
 from depgraph.cli import options as o
 from depgraph.cli.app import app
 from depgraph.cli.data import Amount
+from depgraph.cli.file_points import FileMaker, refuse_gradients
 from depgraph.cli.models import Loading
-from depgraph.cli.onnx_files import is_onnx
+from depgraph.cli.onnx_files import is_onnx, refuse_options
 from depgraph.cli.output import Steps, print_json, printing, say, showing
 from depgraph.cli.points import Maker, check_names
-from depgraph.errors import ModelError, TargetError
+from depgraph.errors import TargetError
 from depgraph.plain import plain
 from depgraph.storage import written
 from depgraph.story.figures import tradeoff_svg
@@ -63,6 +64,7 @@ def sweep(  # noqa: PLR0913  (the options of a command)
     dtype: o.Dtype = "auto",
     seed: o.Seed = 0,
     base: o.Base = "",
+    size: o.Size = None,
     jobs: Jobs = 0,
     as_json: o.Json = False,
     debug: o.Debug = False,
@@ -70,14 +72,15 @@ def sweep(  # noqa: PLR0913  (the options of a command)
     """Prune at several budgets in several ways, measure each, and show which are worth having; goes on where it was stopped."""
     names = parse_names(recipes)
     shares = parse_shares(keep)
-    if is_onnx(model):
-        raise ModelError(
-            f"a sweep needs a PyTorch model, and {model} is an ONNX file: sweep the model, or prune the file"
-        )
+    loading, sizes = Loading(device, dtype, seed, base), o.parse_sizes(size)
+    refuse_options(model, loading, sizes)
     check_names(names, data=data is not None or ".py:" in model)
     options: dict[str, Any] = {"scope": scope, "round_to": o.rounding(round_to), "floor": floor}
     options |= {"protect": tuple(protect or ()), "only": tuple(only or ())}
-    maker = Maker(model, Loading(device, dtype, seed, base), data, Amount(batches, length, seed), options)
+    maker: Maker | FileMaker = Maker(model, loading, data, Amount(batches, length, seed), options)
+    if is_onnx(model):
+        refuse_gradients(names)
+        maker = FileMaker(model, sizes, data, seed, options)
     with printing(as_json) as console:
         made, trade = _swept(maker, (names, *shares), out, jobs)
     with showing():
@@ -112,7 +115,7 @@ def parse_shares(text: str) -> tuple[str, list[float]]:
 
 
 def _swept(
-    maker: Maker, what: tuple[list[str], str, list[float]], out: Path, jobs: int
+    maker: Maker | FileMaker, what: tuple[list[str], str, list[float]], out: Path, jobs: int
 ) -> tuple[list[Outcome], TradeOff]:
     """The outcomes of names at shares of a metric and the trade-off, both written to `out`."""
     from importance.side_by_side import processors
@@ -128,7 +131,7 @@ def _swept(
         interruption.keeping(f"what was made is kept in {out / LOG}, and the same command goes on"),
         Steps()("sweeping"),
     ):
-        made = sweep(points, maker, log, jobs or (processors() if maker.loading.device == "cpu" else 1), _tell)
+        made = sweep(points, maker, log, jobs or (processors() if maker.device == "cpu" else 1), _tell)
     trade = trade_off(made, metric)
     written(out / TABLE, json.dumps(_data(made, trade), indent=1) + "\n")
     written(out / PICTURE, tradeoff_svg(trade))
@@ -150,12 +153,15 @@ def print_sweep(made: list[Outcome], trade: TradeOff, out: Path, console: Consol
     """A line for each point, what was refused, and where the files are."""
     dense = made[0]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    heads = ("", "asked", *METRICS, trade.quality, "check", "seconds", "front")
+    timed = ("time",) if any(outcome.ms for outcome in made) else ()
+    heads = ("", "asked", *METRICS, *timed, trade.quality, "check", "seconds", "front")
     for name in heads:
         table.add_column(name, justify="left" if name in ("", "front") else "right", overflow="fold")
     for outcome in made:
         if outcome.cost is not None and dense.cost is not None:
-            table.add_row(*_cells(outcome, outcome.cost.share_of(dense.cost), trade))
+            cells = _cells(outcome, outcome.cost.share_of(dense.cost), trade)
+            place = heads.index("time") if timed else 0
+            table.add_row(*cells[:place], *(_time(outcome) for _ in timed), *cells[place:])
     console.print(table)
     better = "higher" if trade.higher_is_better else "lower"
     on = f" on {dense.figure.data}" if dense.figure else ""
@@ -167,6 +173,11 @@ def print_sweep(made: list[Outcome], trade: TradeOff, out: Path, console: Consol
             again = " (tried again the next time)" if outcome.again else ""
             console.print(f"{outcome.point}: {outcome.refused}{again}", **plain_text)
     console.print(f"wrote {out}: {', '.join((LOG, TABLE, PICTURE))}", **plain_text)
+
+
+def _time(outcome: Outcome) -> str:
+    """The share of the dense file's time."""
+    return f"{outcome.ms / outcome.dense_ms:.1%}" if outcome.ms and outcome.dense_ms else ""
 
 
 def _cells(outcome: Outcome, shares: dict[str, float], trade: TradeOff) -> list[str]:

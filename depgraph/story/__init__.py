@@ -1,5 +1,6 @@
 """What a pruning did, told to people: a story as data (`parts`), made after a cut (`telling`), drawn as a page (`page`)."""
 
+from depgraph.story.in_steps import tell_steps
 from depgraph.story.page import story_page
 from depgraph.story.parts import (
     AxisCut,
@@ -10,6 +11,7 @@ from depgraph.story.parts import (
     Making,
     Quality,
     Sensitivity,
+    Stage,
     Story,
     Timing,
     TradeOff,
@@ -27,12 +29,14 @@ __all__ = [
     "Making",
     "Quality",
     "Sensitivity",
+    "Stage",
     "Story",
     "Timing",
     "TradeOff",
     "Trial",
     "story_page",
     "tell",
+    "tell_steps",
     "versions",
     "write_story",
 ]

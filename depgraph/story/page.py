@@ -105,6 +105,18 @@ def _files(story: Story) -> str:
     return table(("file", "what", "#bytes", "#of the dense one"), rows) if rows else ""
 
 
+def _steps(story: Story) -> str:
+    """What every step was to keep and left, of a model that was pruned in several."""
+    names = list(dict.fromkeys(metric for step in story.steps for metric in step.keep))
+    rows = []
+    for step in story.steps:
+        asked = ", ".join(f"{METRICS[name]} {step.keep[name]:.1%}" for name in names if name in step.keep)
+        error = "#–" if step.error is None else f"#{step.error:.1e}"
+        rows.append(Row((f"#{step.number}", escape(asked), *(f"#{step.left[m]:.1%}" for m in METRICS), error)))
+    head = ("#step", "to keep at most", *(f"#{word}" for word in METRICS.values()), "#check's error")
+    return table(head, rows) if rows else ""
+
+
 def _making(story: Story) -> str:
     making, parts = story.making, []
     if making.command:
@@ -125,6 +137,7 @@ def _notes(story: Story) -> str:
 _SECTIONS: dict[str, tuple[str, Callable[[Story], str]]] = {
     "tradeoff": ("Cost against quality", tradeoff_section),
     "latency": ("Latency", _times),
+    "steps": ("Steps", _steps),
     "widths": ("Widths of layers, before and after", widths_section),
     "map": ("What went of every axis, block by block", map_section),
     "scores": ("Scores", scores_section),

@@ -153,6 +153,16 @@ class MadeFile:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One of several steps: the shares that it was to keep, by metric, those that are left, the error of its check."""
+
+    number: int
+    keep: dict[str, float]
+    left: dict[str, float]
+    error: float | None = None
+
+
+@dataclass(frozen=True)
 class Making:
     """How it was made, and all that it takes to make it again: the command, the recipe, its settings, seeds and versions."""
 
@@ -183,6 +193,7 @@ class Story:
     tradeoff: TradeOff | None = None
     timings: tuple[Timing, ...] = ()
     files: tuple[MadeFile, ...] = ()
+    steps: tuple[Stage, ...] = ()
     making: Making = Making()
     notes: tuple[str, ...] = ()
 

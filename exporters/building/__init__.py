@@ -1,7 +1,7 @@
 """From a budget to a folder that runs: search, prune, recover, export, quantise, measure, report."""
 
 from exporters.building.asked import PRECISIONS, Budget, Subject, Ways
+from exporters.building.candidate import Candidate
 from exporters.building.result import Built, build
-from exporters.building.search import Candidate
 
 __all__ = ["PRECISIONS", "Budget", "Built", "Candidate", "Subject", "Ways", "build"]

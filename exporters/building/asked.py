@@ -48,8 +48,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits that all hold: milliseconds of one run on the example's sizes, bytes of the file with its weights.
+    """Limits that all hold: milliseconds of one run on the example's sizes, bytes of each file that runs alone, with its weights.
 
+    The file with a cache, of a model that generates, is such a file; an encoder and a decoder are one together.
     `profile` is that of a device; without it this machine is measured, with `threads`. Raises TargetError for limits that
     are no positive numbers, and when none is given.
     """
@@ -77,6 +78,9 @@ class Budget:
 class Ways:
     """What may be tried: recipes or scores by name, and precisions of the file, each with each.
 
+    depth: the score or search by which blocks are left out (a name of `importance.depth.depth_names()`); "auto" takes one by
+    the loss or, without data, by magnitude, where axes are neither protected nor named; "none" leaves all in. depth_shares: how
+    much of what is to go may be blocks, each tried: 0 is widths alone, 1 blocks alone, between them blocks first.
     options: of `graph.plan`. rounds: how often a result that measures above the budget is made anew, smaller. shares: of the
     parameters, at which the trade-off of the report is measured. probes: how many axes its sensitivity curves are of.
     """
@@ -85,6 +89,8 @@ class Ways:
     precisions: tuple[str, ...] = ("float32",)
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    depth: str = "auto"
+    depth_shares: tuple[float, ...] = (0.0, 0.5, 1.0)
     rounds: int = 3
     shares: tuple[float, ...] = (0.9, 0.7, 0.5)
     probes: int = 12

@@ -5,12 +5,10 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import depgraph
-from depgraph.errors import ExportError
 from depgraph.story import (
     MadeFile,
     Making,
@@ -23,16 +21,13 @@ from depgraph.story import (
     write_story,
 )
 from depgraph.story.parts import Sensitivity
-from exporters.building.asked import Subject
+from exporters.building.generating import kind_of, quality_of
 from exporters.building.precisions import file_bytes
 from exporters.building.search import Candidate, Search
-from exporters.genai import GenaiOptions, to_genai
-from exporters.onnx_export import OnnxOptions
 from exporters.onnx_file import data_path
-from exporters.quantising import QuantOptions
 
 _HERE = Path(__file__).resolve().parent
-MODEL, GENAI, RUN, EXAMPLE, PLAN, PYTORCH = "model.onnx", "genai", "run.py", "example.npz", "plan.json", "pytorch"
+MODEL, RUN, EXAMPLE, PLAN, PYTORCH = "model.onnx", "run.py", "example.npz", "plan.json", "pytorch"
 
 
 @dataclass
@@ -49,51 +44,52 @@ def write_result(search: Search, found: Candidate, folder: Path, told: Told) -> 
     """Write all of a result into a folder that exists, and tell what it is; raises ExportError where a file can't be made."""
     subject = search.subject
     with search.step("writing"):
-        files = [*_text(search, found, folder, told), *_plain(search, found, folder)]
+        files, more = _generating(search, found, folder, told)
+        files += _plain(search, found, folder)
         depgraph.save(found.model, folder / PYTORCH)
         if hasattr(subject.tokenizer, "save_pretrained"):
             subject.tokenizer.save_pretrained(folder / PYTORCH)
         if found.plan is not None:
             found.plan.save(folder / PLAN)
-        story = _story(search, found, told).with_(files=tuple(files))
+        story = _story(search, found, told)
+        story = story.with_(files=tuple(files), quality=(*story.quality, *more))
         write_story(story, folder)
     return story
 
 
-def _text(search: Search, found: Candidate, folder: Path, told: Told) -> list[MadeFile]:
-    """The folder for generating text, of a model that does and has a tokenizer; a note where it can't be made."""
-    subject = search.subject
-    generates = getattr(found.model, "can_generate", lambda: False)()
-    encoder = getattr(getattr(found.model, "config", None), "is_encoder_decoder", False)
-    if not generates or encoder or subject.tokenizer is None or "input_ids" not in subject.kwargs:
-        return []
-    fewer = None if found.precision == "float32" else QuantOptions(found.precision)  # type: ignore[arg-type]
-    prompts = _prompts(subject)
-    options = GenaiOptions(OnnxOptions(opset=search.ways.opset, dtype="float32"), fewer, data=prompts)
-    prompt = subject.kwargs["input_ids"] if prompts is None else prompts[0]
-    try:
-        to_genai(found.model, subject.tokenizer, folder / GENAI, prompt, options=options)
-    except ExportError as error:
-        told.notes.append(f"no folder for generating text was made: {error}")
-        return []
-    shutil.copy(_HERE / "run_text.py", folder / RUN)
-    size = file_bytes(folder / GENAI / MODEL)
-    told.notes += _above(size, search.budget.bytes)
-    return [MadeFile(f"{GENAI}/{MODEL}", f"with its key-value cache, {found.precision}", size)]
+def _generating(search: Search, found: Candidate, folder: Path, told: Told) -> tuple[list[MadeFile], list[Quality]]:
+    """The files that generate, of a model that does, with their quality; a note where they can't be made."""
+    subject, made = search.subject, search.generated(found)
+    if made is None:
+        lost = kind_of(subject.model, subject) is not None
+        told.notes += ["no files that generate were made, as the model was cut as a graph"] if lost else []
+        return [], []
+    if made.why:
+        told.notes.append(made.why)
+        return [], []
+    kind, place = made.kind, folder / made.kind.folder
+    shutil.copytree(made.folder, place)
+    if (place / "tokenizer.json").exists():
+        shutil.copy(_HERE / kind.script, folder / RUN)
+    told.notes += _above(kind.named, kind.bytes(place), search.budget.bytes)
+    what = f"with its cache, {found.precision}"
+    files = [MadeFile(f"{kind.folder}/{n}", what, file_bytes(place / n)) for n in kind.files]
+    if found.precision == "float32":  # its tokens are the model's, whose quality is told
+        return files, []
+    quality, why = quality_of(kind, place, found.model, subject)
+    told.notes += [why] if why else []
+    data = f"{subject.figure.data}, {kind.named} in {found.precision}"
+    row = Quality(subject.figure.name, search.dense_quality, quality, subject.figure.higher_is_better, data)
+    return files, [row] if quality is not None else []
 
 
-def _above(size: int, most: int | None) -> list[str]:
-    """What to say where the file with the cache, which is another than was measured, takes more than the budget."""
+def _above(name: str, size: int, most: int | None) -> list[str]:
+    """What to say where the files that generate, which grow with more than weights, take more than the budget after all."""
     if most is None or size <= most:
         return []
     return [
-        f"{GENAI}/{MODEL}, with its cache, takes {size:,} bytes of {most:,}: the budget holds for {MODEL}; ask for less to fit both"
+        f"{name} take {size:,} bytes of {most:,}, though room was left for what they take more: ask for a little less"
     ]
-
-
-def _prompts(subject: Subject) -> list[Any] | None:
-    found = [b["input_ids"] for b in subject.batches or () if isinstance(b, dict) and "input_ids" in b]
-    return found[:4] or None
 
 
 def _plain(search: Search, found: Candidate, folder: Path) -> list[MadeFile]:
@@ -111,7 +107,7 @@ def _plain(search: Search, found: Candidate, folder: Path) -> list[MadeFile]:
 def _story(search: Search, found: Candidate, told: Told) -> Story:
     graph, subject = search.graph, search.subject
     plan = found.plan if found.plan is not None else graph.cut_plan({})
-    story = tell(plan, found.report, search.scores_of(found))
+    story = tell(plan, found.report, search.pruner.scores_of(found.way, found.plan))
     story = story if found.report is not None else story.with_(form="as it was")
     figure = subject.figure
     quality = Quality(

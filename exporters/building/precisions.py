@@ -24,6 +24,7 @@ _GROWTH, _LESS = 1.05, 0.999
 class Precision:
     """A precision by its name: a file takes `rest` bytes and `rate` for each byte of float32 weights; `share` of the time.
 
+    The largest file that runs alone, that with a cache, takes `beside` bytes more.
     What a plan can be asked for is `weights` (bytes in float32) and `milliseconds` (of the float32 file).
     """
 
@@ -31,10 +32,11 @@ class Precision:
     rest: float = 0.0
     rate: float = 1.0
     share: float = 1.0
+    beside: float = 0.0
 
     def weights(self, file_bytes: float) -> int:
-        """Bytes of float32 weights, of which a file of this precision takes `file_bytes`."""
-        return int((file_bytes - self.rest) / self.rate)
+        """Bytes of float32 weights, of which the largest file of this precision takes `file_bytes`."""
+        return int((file_bytes - self.rest - self.beside) / self.rate)
 
     def fewer_weights(self, file_bytes: float, found: float, weights: int) -> int:
         """As `weights`, by a file that took `found` bytes with so many bytes of float32 weights: fewer than these.
@@ -42,7 +44,7 @@ class Precision:
         What a file says of what was pruned grows with what goes, so that a little of its rest is added.
         """
         rest = max(found - weights * self.rate, 0) * _GROWTH
-        return max(min(int((file_bytes - rest) / self.rate), int(weights * _LESS)), 2)
+        return max(min(int((file_bytes - self.beside - rest) / self.rate), int(weights * _LESS)), 2)
 
     def milliseconds(self, ms: float) -> float:
         """How long the float32 file may take, for one of this precision to take `ms`."""

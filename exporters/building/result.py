@@ -19,6 +19,7 @@ from depgraph.story import Story, TradeOff, Trial
 from depgraph.story.parts import Sensitivity
 from exporters.building.asked import Budget, Subject, Ways
 from exporters.building.folder import Told, making_of, write_result
+from exporters.building.pruning import Way
 from exporters.building.search import Candidate, Search, Step
 from importance.calling import each_tensor
 from importance.sensitivity import Probing, sensitivity
@@ -54,7 +55,7 @@ def build(
 
     Every recipe in every precision is pruned until what was measured (or, with the profile of a device, what that predicts) keeps
     within the budget; of these the one with the best quality is written: `model.onnx` with `run.py`, for language models a folder
-    for onnxruntime-genai, the model for PyTorch, the plan, `report.html` and `report.json`.
+    for onnxruntime-genai or one of an encoder and a decoder, the model for PyTorch, the plan, `report.html` and `report.json`.
 
     Args:
         folder: must not exist, or be empty; it appears whole or not at all.
@@ -98,23 +99,23 @@ def _trade_off(search: Search, tried: list[Candidate], told: Told) -> TradeOff:
         cost = graph.dense_cost if one.report is None else one.report.after
         said = one.recipe if one.precision == "float32" else f"{one.recipe}, {one.precision}"
         points.append((said, cost.params / graph.dense_cost.params, one.quality))
-    name = best.recipe if best.plan is not None else search.ways.recipes[0]
+    way = best.way if best.plan is not None else Way(search.ways.recipes[0])
     for share in search.ways.shares:
         if all(abs(share - there) > _NEAR for _, there, _ in points):
-            points += _point(search, name, share, told)
+            points += _point(search, way, share, told)
     fronts = on_front([(share, quality) for _, share, quality in points], figure.higher_is_better)
     trials = tuple(Trial(n, s, q, front) for (n, s, q), front in zip(points, fronts, strict=True))
     return TradeOff("params", figure.name, trials, figure.higher_is_better, search.dense_quality, 0)
 
 
-def _point(search: Search, name: str, share: float, told: Told) -> list[tuple[str, float, float]]:
+def _point(search: Search, way: Way, share: float, told: Told) -> list[tuple[str, float, float]]:
     subject, target = search.subject, depgraph.Target(params=share)
     try:
-        with search.step(f"{name} at {share:.0%} of the parameters"):
-            _, report = search.pruned(name, target)
-            return [(name, report.after.params / report.before.params, subject.measure(report.model))]
+        with search.step(f"{way} at {share:.0%} of the parameters"):
+            _, report = search.pruner.pruned(way, target)
+            return [(str(way), report.after.params / report.before.params, subject.measure(report.model))]
     except DepgraphError as error:
-        told.notes.append(f"{name} at {share:.0%} of the parameters: {error}")
+        told.notes.append(f"{way} at {share:.0%} of the parameters: {error}")
         return []
 
 

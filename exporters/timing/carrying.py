@@ -2,13 +2,14 @@
 
 Nothing but parameters is compared. The file has most of them under their names, and matrices of Linear layers transposed and
 without a name, which are known by their numbers. An axis of the file loses a group when all indices of the group are gone
-from a parameter that both have.
+from a parameter that both have. A branch of the file is that of the module which has all of its parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import torch
 from depgraph.axes import Axis
 from depgraph.classes import NONE
 from depgraph.dependency import DependencyGraph
+from depgraph.errors import TargetError
 from depgraph.graph import Value
 from depgraph.onnx_door.graph import OnnxGraph
 from depgraph.widths import Kept
@@ -38,9 +40,9 @@ class Carrier:
 
     def __init__(self, graph: DependencyGraph, other: OnnxGraph) -> None:
         self.graph, self.other = graph, other
-        shared = {} if graph is other else dict(_shared(graph, other))
-        self.witnesses = [w for axis in other.axes for w in self._witness(axis, shared)]
-        self._known: dict[int, tuple[bytes, np.ndarray]] = {}
+        self.shared = {} if graph is other else dict(_shared(graph, other))
+        self.witnesses = [w for axis in other.axes for w in self._witness(axis, self.shared)]
+        self._gone: dict[frozenset[str], frozenset[str]] = {}
 
     def kept(self, kept: Kept) -> Kept:
         """What remains of the other graph."""
@@ -57,6 +59,42 @@ class Carrier:
             if not stays.all():
                 removal[witness.axis] = np.flatnonzero(~stays)
         return self.other.widths.at(removal)
+
+    def gone(self, left_out: frozenset[str]) -> frozenset[str]:
+        """The names of the other graph's operators that go with branches and blocks of this one.
+
+        Raises TargetError for one that the other graph doesn't have as such.
+        """
+        if left_out not in self._gone:
+            names = left_out if self.graph is self.other else [self._branch(name) for name in self._single(left_out)]
+            self._gone[left_out] = self.other.left_out(names).nodes if left_out else frozenset()
+        return self._gone[left_out]
+
+    def _single(self, names: Iterable[str]) -> list[str]:
+        """Branches, and those of blocks."""
+        held = {block.name: block.branches for block in self.graph.blocks}
+        return list(dict.fromkeys(branch for name in sorted(names) for branch in held.get(name, (name,))))
+
+    def _branch(self, name: str) -> str:
+        """The other graph's branch that is one of this."""
+        if name not in self._branches:
+            raise TargetError(
+                f"{name!r} can be left out of the module, but its ONNX file has no such branch, so that its time isn't known: "
+                "give shares of parameters or MACs, or don't leave it out"
+            )
+        return self._branches[name]
+
+    @cached_property
+    def _branches(self) -> dict[str, str]:
+        """The other graph's branches by the names that they have here."""
+        owner = {target: branch.name for branch in self.graph.branches for target in branch.parameters}
+        found: dict[str, str] = {}
+        for branch in self.other.branches:
+            held = [self.shared[target][0].target for target in branch.parameters if target in self.shared]
+            owners = {owner.get(target, "") for target in held}
+            if len(owners) == 1 and (name := owners.pop()):
+                found.setdefault(name, branch.name)
+        return found
 
     def lost(self) -> list[str]:
         """Axes of the other graph that no parameter of this one is known to reach."""

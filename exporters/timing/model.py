@@ -43,6 +43,7 @@ _NUMBER = re.compile(r"n(\d+)(?!\d)")
 _AT_LEAST = 0.003  # milliseconds: an operator that takes less is taken to cost the same at any size
 _LONG = 1.0  # milliseconds: an operator that takes more may never run without another program's turn within it
 _BETWEEN = 0.003  # milliseconds from one operator to the next, at the most
+_BETWEEN_ALL = "between operators"
 Function = Callable[[tuple[int, ...]], float]
 
 
@@ -56,6 +57,8 @@ class _Part:
     alone: float = 0.0  # milliseconds by its table
     share: Function = field(default=lambda sizes: 1.0)
     known: dict[tuple[int, ...], float] = field(default_factory=dict)
+    ops: tuple[str, ...] = ()  # the operators that it goes with, all of them: its own, or those run before and after it
+    often: int = 1
 
     def ms(self, sizes: list[int]) -> float:
         at = tuple(sizes[number] for number in self.classes)
@@ -76,18 +79,25 @@ class MeasuredLatency:
 
     @classmethod
     def of(
-        cls, graph: DependencyGraph, profile: Profile | None = None, *, runs: int = 30, threads: int = 1
+        cls,
+        graph: DependencyGraph,
+        profile: Profile | None = None,
+        *,
+        runs: int = 30,
+        threads: int = 1,
+        file: OnnxGraph | None = None,
     ) -> MeasuredLatency:
-        """The latency model of a traced module (which is exported for it) or ONNX file.
+        """The latency model of a traced module or ONNX file.
 
         Args:
             profile: What was measured on a device; without it this machine is measured, with so many runs and threads.
+            file: The graph of the module's file, at the same sizes; None: the module is exported for it.
 
         Raises:
             ExportError: the module can't be exported, so there is nothing that ONNX Runtime could run.
             ProfileError: the profile is of another model, or measuring failed.
         """
-        file = onnx_graph(graph)
+        file = file or onnx_graph(graph)
         return cls(graph, file, profile or measured_profile(file, runs, threads))
 
     @property
@@ -103,15 +113,22 @@ class MeasuredLatency:
         return (*self.profile.warnings, *found)
 
     def ms(self, kept: Kept, /) -> float:
-        sizes = self._sizes(kept)
-        return sum(part.ms(sizes) for part in self._parts)
+        sizes, gone = self._sizes(kept), self.carrier.gone(kept.left_out)
+        if not gone:
+            return sum(part.ms(sizes) for part in self._parts)
+        return sum(ms for _, ms in self._without(sizes, gone))
 
     def parts(self, kept: Kept, /) -> Mapping[str, float]:
-        sizes = self._sizes(kept)
         found: dict[str, float] = {}
-        for part in self._parts:
-            found[part.name] = found.get(part.name, 0.0) + part.ms(sizes)
+        for part, ms in self._without(self._sizes(kept), self.carrier.gone(kept.left_out)):
+            found[part.name] = found.get(part.name, 0.0) + ms
         return found
+
+    def _without(self, sizes: list[int], gone: frozenset[str]) -> Iterator[tuple[_Part, float]]:
+        """What each operator takes that is left, and what is left of the time between operators."""
+        left = [part for part in self._parts if not (part.ops and gone.issuperset(part.ops))]
+        share = sum(part.often for part in left) / sum(part.often for part in self._parts)
+        return ((part, part.ms(sizes) * (share if part.name == _BETWEEN_ALL else 1.0)) for part in left)
 
     def _sizes(self, kept: Kept) -> list[int]:
         if kept.widths is not self.graph.widths:
@@ -130,9 +147,14 @@ def onnx_graph(graph: DependencyGraph) -> OnnxGraph:
         path = Path(folder) / f"{graph.name}.onnx"
         to_onnx(graph.model, graph.args, path, graph.kwargs, options=OnnxOptions(dtype="float32"))
         inputs = {name: t.detach().cpu().numpy() for name, t in zip(call.names, call.tensors, strict=True)}
-        found = depgraph.trace(_in_memory(path), inputs)
+        return graph_of_file(path, inputs, graph.name)
+
+
+def graph_of_file(path: Path, inputs: Mapping[str, Any], name: str) -> OnnxGraph:
+    """The graph of an ONNX file that may go away, at the sizes of inputs by name; `name` is what it is called in sentences."""
+    found = depgraph.trace(_in_memory(path), inputs)
     assert isinstance(found, OnnxGraph)
-    found._name = graph.name
+    found._name = name
     return found
 
 
@@ -148,12 +170,15 @@ def _parts(operators: Operators, profile: Profile) -> Iterator[_Part]:
     """The operators that ONNX Runtime ran, each with what its time depends on; together they take the dense model's time."""
     measured = profile.data["dense"]["nodes"]
     tables = profile.tables()
-    found = [_part(operators, tables, *entry) for entry in zip(measured, _claimed(operators, measured), strict=True)]
+    claimed = _claimed(operators, measured)
+    found = [_part(operators, tables, *entry) for entry in zip(measured, claimed, strict=True)]
+    for part, node, ops in zip(found, measured, _gone_with(operators, claimed), strict=True):
+        part.ops, part.often = ops, node["often"]
     _undisturbed(found)
     total = sum(part.dense for part in found)
     between = min(max(profile.dense_ms - total, 0.0), _BETWEEN * sum(node["often"] for node in measured))
     if between:
-        yield _Part("between operators", between)
+        yield _Part(_BETWEEN_ALL, between, often=0)
     for part in found:
         part.dense *= (profile.dense_ms - between) / total if total else 0.0
         yield part
@@ -180,6 +205,15 @@ def _part(
         part.classes = tuple(number for run in shape.runs for number in run)
         part.share = _counted(tuple(map(len, shape.runs)), tuple(int(sizes[n]) for n in part.classes), node)
     return part
+
+
+def _gone_with(operators: Operators, claimed: list[int | None]) -> Iterator[tuple[str, ...]]:
+    """With which operators of the file each measured one goes: its own, or, not known to be one, those run before and after it."""
+    places = [k for k, position in enumerate(claimed) if position is not None]
+    for k, position in enumerate(claimed):
+        around = [max((p for p in places if p < k), default=None), min((p for p in places if p > k), default=None)]
+        known = [claimed[p] for p in around if p is not None] if position is None else [position]
+        yield tuple(operators.op(at) for at in known if at is not None)
 
 
 def _undisturbed(parts: list[_Part]) -> None:

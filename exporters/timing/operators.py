@@ -49,6 +49,10 @@ class Operators:
         node = self.nodes[position]
         return f"{node.outputs[0].name} ({node.op_type})"
 
+    def op(self, position: int) -> str:
+        """The operator's name in the graph's program, by which branches name it; the empty one for what computes no values."""
+        return self._names.get(self.nodes[position], "")
+
     def shape(self, position: int) -> Shape:
         """How the operator's size follows the widths."""
         node = self.nodes[position]

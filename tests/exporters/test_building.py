@@ -23,6 +23,7 @@ from exporters.building import Budget, Subject, Ways, build
 from exporters.building.file_model import FileModel
 from exporters.building.limits import Limits
 from exporters.building.precisions import Precision, file_bytes
+from exporters.building.pruning import Pruner
 from exporters.onnx_export import to_onnx
 from importance.sweeping import Figure
 
@@ -76,7 +77,12 @@ def test_the_folder_keeps_within_its_bytes_and_runs(subject: Subject, tmp_path: 
     )
 
 
-def test_the_report_tells_what_was_done(subject: Subject, tmp_path: Path) -> None:
+@pytest.fixture
+def measured() -> None:
+    """Asks for operators to be measured."""
+
+
+def test_the_report_tells_what_was_done(subject: Subject, measured: None, tmp_path: Path) -> None:
     most = int(_dense_bytes(subject, tmp_path) * 0.6)
     build(subject, Budget(bytes=most), tmp_path / "small", QUICK, command="depgraph build x")
     story = Story.load(tmp_path / "small" / "report.json")
@@ -87,7 +93,9 @@ def test_the_report_tells_what_was_done(subject: Subject, tmp_path: Path) -> Non
     cut = [axis for axis in story.axes if axis.removed]
     assert cut and all(list(axis.scores) == sorted(axis.scores) and axis.gone[0] == 1 > axis.gone[-1] for axis in cut)
     assert story.sensitivity is not None and len(story.sensitivity.curves) == 2
-    assert [t.kind for t in story.timings] == ["measured"]
+    predicted, measured = story.timings
+    assert (predicted.kind, measured.kind) == ("predicted", "measured")
+    assert predicted.dense_ms and predicted.pruned_ms and predicted.pruned_ms < predicted.dense_ms
     (file,) = story.files
     assert file.bytes <= most < (file.dense_bytes or 0)
     page = (tmp_path / "small" / "report.html").read_text()
@@ -100,17 +108,28 @@ class _Clock:
     notes: tuple[str, ...] = ()
 
     def __init__(self, graph: depgraph.DependencyGraph) -> None:
+        self.graph = graph
         self.dense_ms = self.ms(graph.widths.at({}))
 
     @classmethod
-    def of(cls, graph: depgraph.DependencyGraph, profile: Any = None, *, threads: int = 1) -> _Clock:
+    def of(cls, graph: depgraph.DependencyGraph, profile: Any = None, **_: Any) -> _Clock:
         return cls(graph)
 
     def ms(self, kept: Any) -> float:
-        return float(kept.cost().params) / 1000
+        gone = self.graph.left_out(kept.left_out)
+        return float(kept.cost(gone.parameters, gone.nodes).params) / 1000
 
     def parts(self, kept: Any) -> dict[str, float]:
         return {"all": self.ms(kept)}
+
+
+@pytest.fixture(autouse=True)
+def _no_measuring(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators are measured in the tests that ask for it."""
+    from exporters.building import predicting
+
+    if "measured" not in request.fixturenames:
+        monkeypatch.setattr(predicting, "MeasuredLatency", _Clock)
 
 
 @pytest.fixture
@@ -130,7 +149,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         dense, made = params(files["dense"]), params(files["made"])
         return {"dense": float(dense), "made": made * factor}
 
-    monkeypatch.setattr(search, "MeasuredLatency", _Clock)
     monkeypatch.setattr(search, "side_by_side", side_by_side)
     return factors
 
@@ -168,6 +186,66 @@ def test_a_model_within_the_budget_stays_as_it_is(subject: Subject, tmp_path: Pa
     assert built.best.plan is None and built.best.recipe == "dense"
     assert built.story.after == built.story.before and not (tmp_path / "same" / "plan.json").exists()
     assert (tmp_path / "same" / "model.onnx").is_file() and (tmp_path / "same" / "report.html").is_file()
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, worth: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        with torch.no_grad():
+            self.mlp[2].weight.mul_(worth)
+            self.mlp[2].bias.mul_(worth)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mlp(self.norm(x))  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def deep() -> Subject:
+    """A model of which two blocks do nothing."""
+    torch.manual_seed(0)
+    blocks = [_Block(16, worth) for worth in (1, 1e-6, 2, 1e-6, 1)]
+    model, x = nn.Sequential(nn.Linear(8, 16), *blocks, nn.Linear(16, 4)).eval(), torch.randn(24, 8)
+    dense = model(x).detach()
+
+    def distance(other: nn.Module) -> float:
+        with torch.no_grad():
+            return float((other(x) - dense).norm() / dense.norm())
+
+    def loss(output: torch.Tensor, batch: Any) -> torch.Tensor:
+        return (output - dense).square().mean()
+
+    return Subject(model, (x,), {}, distance, Figure("distance"), [(x,)], loss)
+
+
+def test_blocks_that_do_nothing_are_left_out(deep: Subject, tmp_path: Path, clock: list[float]) -> None:
+    dense = sum(p.numel() for p in deep.model.parameters()) / 1000
+    ways = replace(QUICK, shares=(0.8,), probes=0)
+    built = build(deep, Budget(latency_ms=dense * 0.65), tmp_path / "small", ways)
+    assert [one.recipe for one in built.tried if not one.why] == ["depth", "magnitude after depth", "magnitude"]
+    assert built.best.plan is not None and set(built.best.plan.branches) == {"2", "4"}
+    assert built.best.quality < 1e-3 < built.tried[2].quality
+    story = Story.load(tmp_path / "small" / "report.json")
+    assert {part.name for part in story.dropped if part.gone} == {"2", "4"}
+    assert {layer.block for layer in story.layers if layer.gone} == {"2", "4"}
+    assert [t.name for t in story.tradeoff.trials][-1] == "depth"  # type: ignore[union-attr]
+    page = (tmp_path / "small" / "report.html").read_text()
+    assert page.count("left out") >= 2 and story.making.recipe == "depth"
+    torch.manual_seed(1)
+    fresh = nn.Sequential(nn.Linear(8, 16), *[_Block(16, 1) for _ in range(5)], nn.Linear(16, 4))
+    again = depgraph.load(tmp_path / "small" / "pytorch", model=fresh)
+    torch.testing.assert_close(again(*deep.args), built.best.model(*deep.args))
+
+
+@pytest.mark.parametrize(
+    "ways", [{"depth": "none"}, {"options": {"protect": ("1.mlp.0.weight",)}}, {"depth_shares": (0.0,)}]
+)
+def test_blocks_stay_where_that_is_asked(deep: Subject, ways: dict[str, Any]) -> None:
+    graph = depgraph.trace(deep.model, deep.args)
+    every = [str(way) for way in Pruner(graph, deep, QUICK, []).all()]
+    assert every == ["magnitude", "magnitude after depth", "depth"]
+    assert [str(way) for way in Pruner(graph, deep, replace(QUICK, **ways), []).all()] == ["magnitude"]
 
 
 class _Flat(nn.Module):
@@ -231,6 +309,10 @@ def test_a_quality_that_is_not_the_files_is_not_said_to_be(subject: Subject, tmp
     assert not built.best.of_file and built.best.quality == 0
     assert built.story.quality[0].data == subject.figure.data
     assert any("quality is that of the float32 model, as the int8-static file" in note for note in built.story.notes)
+    both = replace(ways, precisions=("float32", "int8-static"))
+    again = build(replace(subject, measure=only_modules), Budget(bytes=10**9), tmp_path / "both", both)
+    first, second = again.tried  # the other takes fewer bytes, but its quality isn't known
+    assert first.precision == "float32" and second.bytes < first.bytes and second.quality == first.quality
 
 
 def test_a_folder_that_is_there_stays(subject: Subject, tmp_path: Path) -> None:
@@ -239,14 +321,6 @@ def test_a_folder_that_is_there_stays(subject: Subject, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="exists and isn't empty"):
         build(subject, Budget(bytes=10**9), tmp_path / "there", QUICK)
     assert os.listdir(tmp_path / "there") == ["mine"]
-
-
-def test_a_file_with_a_cache_above_the_budget_is_said_so() -> None:
-    from exporters.building.folder import _above
-
-    (said,) = _above(1200, 1000)
-    assert "genai/model.onnx, with its cache, takes 1,200 bytes of 1,000" in said
-    assert not _above(1000, 1000) and not _above(1000, None)
 
 
 def test_budgets_are_positive() -> None:

@@ -320,3 +320,36 @@ def test_the_machine_says_what_it_is() -> None:
     assert found["threads"] == 2
     assert found["cpu"]
     assert set(found["instructions"]) <= {"AVX", "AVX2", "AVX-512", "NEON"}
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(24), nn.Sequential(nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 24))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mlp(self.norm(x))  # type: ignore[no-any-return]
+
+
+def test_a_block_that_is_left_out_takes_no_time() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 24), *[Residual() for _ in range(3)], nn.Linear(24, 4)).eval()
+    graph = depgraph.trace(model, torch.randn(5, 8))
+    measured = exporters.MeasuredLatency.of(graph, runs=2)
+    data = copy.deepcopy(dict(measured.profile.data))
+    data["dense"]["ms"] = 2 * sum(node["ms"] for node in data["dense"]["nodes"])  # half of it between operators
+    latency = exporters.MeasuredLatency(graph, measured.file, exporters.Profile(data))
+    whole, block = graph.widths.at({}), graph.blocks[1]
+    every, left = latency.parts(whole), latency.parts(whole.without([block.name]))
+    assert sum(left.values()) == pytest.approx(latency.ms(whole.without([block.name])))
+    products = [name for name in every if "MatMul" in name or "Gemm" in name]
+    assert len(products) == 8 and sum(name in left for name in products) == 6
+    assert left["between operators"] < every["between operators"]
+    assert all(left[name] == every[name] for name in left if name != "between operators")
+    both = latency.ms(whole.without([block.name, graph.blocks[0].name]))
+    assert both < latency.ms(whole.without([block.name])) < latency.ms(whole)
+    same = exporters.MeasuredLatency(latency.file, latency.file, latency.profile)
+    branch = latency.file.branches[1].name
+    assert same.ms(latency.file.widths.at({}).without([branch])) == pytest.approx(
+        latency.ms(whole.without([block.name]))
+    )

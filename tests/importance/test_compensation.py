@@ -15,6 +15,7 @@ import exporters
 from depgraph.errors import ScoreError
 from importance import Compensation, Gathering, Gram, Moments, OptimalBrain, Weights, collect, compensate
 from importance.problems import Problem
+from importance.refitting import refit
 from tests.importance.test_activation import TWO_SEQUENCES, Net, TwoHeads
 from tests.zoo import MODULES, ZOO
 
@@ -242,3 +243,51 @@ def test_a_singular_gram_matrix_is_named() -> None:
         Compensation(damping=-1)
     with pytest.raises(ScoreError, match=r"unknown kind of compensation 'ols'"):
         Compensation("ols")
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(8), nn.Sequential(nn.Linear(8, 24), nn.GELU(), nn.Linear(24, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mlp(self.norm(x))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def deep() -> tuple[depgraph.DependencyGraph, list[torch.Tensor]]:
+    """Five blocks in a list, whose numbers move up where one of them leaves, and batches."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(5, 8), *[_Block() for _ in range(5)], nn.Linear(8, 3)).eval()
+        batches = [torch.randn(32, 5) for _ in range(3)]
+    return depgraph.trace(model, batches[0]), batches
+
+
+@pytest.mark.parametrize("how", [Compensation("bias"), Compensation(biases="existing")])
+def test_behind_a_block_that_left_the_same_parameters_make_up(deep: Any, how: Compensation) -> None:
+    graph, batches = deep
+    names = [name for name in (a.name for a in graph.axes) if graph[name].size == 24]
+    narrow = graph.cut_plan({name: range(8) for name in names})
+    whole, short = narrow.apply(), narrow.with_branches("2").apply()
+    first = compensate(whole, narrow, batches, how)
+    second = compensate(short, narrow.with_branches("2"), batches, how)
+    assert set(first.changed) - set(second.changed) == {n for n in first.changed if n.startswith("2.")} != set()
+    for kept, old in enumerate((1, 3, 4, 5), start=1):
+        for name, tensor in whole[old].named_parameters():
+            torch.testing.assert_close(short[kept].get_parameter(name), tensor)
+
+
+def test_what_stands_behind_a_block_that_left_is_fitted_to_what_it_was(deep: Any) -> None:
+    graph, batches = deep
+    plan = graph.cut_plan(branches=["2", "4"])
+    plain, fitted = plan.apply(), plan.apply()
+    done = refit(fitted, plan, batches, Compensation(biases="existing", inputs="pruned"))
+    assert not any(name.startswith(("2.", "4.")) for name in done.changed)
+    assert {name.partition(".")[0] for name in done.changed} == {"1", "3", "5", "6"}
+
+    def error(model: nn.Module) -> float:
+        with torch.no_grad():
+            return float(sum((model(x) - graph.model(x)).square().sum() for x in batches))
+
+    assert error(fitted) < 0.8 * error(plain)

@@ -1,0 +1,155 @@
+"""The points of a sweep of an ONNX file: it is traced once in a process, pruned for each, and run beside the dense file."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import depgraph
+from depgraph.cli.models import first_line
+from depgraph.cli.onnx_files import example_of, folder_of
+from depgraph.cli.options import check_patterns
+from depgraph.cli.points import content_of, content_of_model
+from depgraph.errors import DepgraphError, ScoreError
+from depgraph.memory import peak_bytes
+from depgraph.onnx_door.running import Running
+from depgraph.onnx_door.saving import write
+from depgraph.options import Options
+
+if TYPE_CHECKING:
+    from importance.sweeping import Outcome, Point
+
+Feeds = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class FileMaker:
+    """Makes points of one file; quality is how far its outputs move on `data`, a folder of .npz files, or on what is made up."""
+
+    model: str
+    sizes: Mapping[str, int]
+    data: Path | None
+    seed: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    device = "cpu"
+
+    def __call__(self, point: Point) -> Outcome:
+        """The outcome; only the dense file's errors are raised, others are an outcome too."""
+        from importance.sweeping import DENSE, Figure, Outcome
+
+        graph, started = self.graph, time.perf_counter()
+        if point.name == DENSE:
+            found: dict[str, Any] = {"cost": graph.dense_cost, "quality": 0.0}
+        else:
+            found = self._tried(point)
+        on = "the made-up example" if self.data is None else f"{len(self.batches)} batches"
+        figure = Figure("output shift", on)
+        seconds = time.perf_counter() - started
+        return Outcome(point, figure=figure, seconds=seconds, peak_bytes=peak_bytes(), **found)
+
+    @cached_property
+    def batches(self) -> Any:
+        """What the outputs are compared on: dicts of arrays by input name."""
+        return [self.graph.inputs] if self.data is None else folder_of(self.data)
+
+    @cached_property
+    def graph(self) -> Any:
+        """The traced file."""
+        graph = depgraph.trace(
+            self.model, example_of(self.model, self.sizes, None if self.data is None else folder_of(self.data))
+        )
+        check_patterns(graph, {"protect": (), "only": (), **self.options})
+        return graph
+
+    @cached_property
+    def _dense(self) -> Running:
+        return Running(self.graph.model)
+
+    def _tried(self, point: Point) -> dict[str, Any]:
+        try:
+            pruned, cost, error = self._pruned(point)
+            dense_ms, ms = self._times(pruned)
+            shift = self._shift(Running(pruned))
+            quality = shift if math.isfinite(shift) else None
+            return {"cost": cost, "error": error, "quality": quality, "dense_ms": dense_ms, "ms": ms}
+        except DepgraphError as error:
+            return {"refused": str(error)}
+        except Exception as error:  # one that may pass, such as want of memory: the other points go on
+            return {"refused": first_line(error), "again": True}
+
+    def _pruned(self, point: Point) -> tuple[Any, depgraph.Cost, float | None]:
+        """The pruned model, its cost, the error of its check."""
+        from importance import named, recipes
+
+        target = depgraph.Target(**{point.metric: point.share})  # type: ignore[arg-type]
+        data = None if self.data is None else self.batches
+        if point.name in recipes.RECIPES:
+            recipe = recipes.for_file(point.name, data, self.seed)
+            given = {name: value for name, value in self.options.items() if value != getattr(Options(), name)}
+            pruned = recipe.prune(self.graph, target, **given)
+            return pruned.model, pruned.after, pruned.error
+        plan = self.graph.plan(named(point.name, batches=data, seed=self.seed), target, **self.options)
+        report = plan.apply_with_report()
+        return report.model, report.after, report.check.error if report.check is not None else None
+
+    def _shift(self, pruned: Running) -> float:
+        """How far the outputs move, as a share of their length, over all batches."""
+        apart = whole = 0.0
+        for given in self._given():
+            for ours, theirs in zip(pruned(given), self._dense(given), strict=True):
+                if ours.dtype.kind == "f" and ours.shape == theirs.shape:
+                    apart += float(np.square((ours - theirs).astype(np.float64)).sum())
+                    whole += float(np.square(theirs.astype(np.float64)).sum())
+        return math.sqrt(apart / max(whole, 1e-30))
+
+    def _given(self) -> Iterator[Feeds]:
+        """The batches by the names of the file's inputs."""
+        names = set(self.graph.inputs)
+        return ({name: array for name, array in batch.items() if name in names} for batch in self.batches)
+
+    def _times(self, pruned: Any) -> tuple[float, float]:
+        """Milliseconds of a run of both files on the example, in turns."""
+        from exporters.building.precisions import side_by_side
+
+        with tempfile.TemporaryDirectory() as folder:
+            files = {"dense": Path(folder) / "dense.onnx", "pruned": Path(folder) / "pruned.onnx"}
+            for name, model in (("dense", self.graph.model), ("pruned", pruned)):
+                write(model, files[name])
+            found = side_by_side(files, self.graph.inputs, 1)
+        return found["dense"], found["pruned"]
+
+    def settings(self) -> dict[str, str]:
+        """All that the outcomes depend on, in words: the contents of files by their hash."""
+        beside = Path(self.model + ".data")
+        return {
+            "a model of content": content_of_model(Path(self.model), "")
+            + (content_of(beside) if beside.is_file() else ""),
+            "data of content": content_of(self.data) if self.data is not None else "none",
+            "--size": ", ".join(f"{name}={size}" for name, size in self.sizes.items()) or "none",
+            "--seed": str(self.seed),
+            "version": depgraph.__version__,
+            **{f"--{name.replace('_', '-')}": str(value) for name, value in self.options.items()},
+        }
+
+
+def refuse_gradients(names: list[str]) -> None:
+    """Raise ScoreError for a name that needs gradients, which a file doesn't give."""
+    from importance import needs_gradients, recipes
+    from importance.recipes import for_file
+
+    for name in names:
+        if name in recipes.RECIPES:
+            for_file(name, [])
+        elif needs_gradients(name):
+            raise ScoreError(
+                f"{name!r} needs gradients, which an ONNX file doesn't give: load the PyTorch model, or take magnitude, or with --data "
+                "one from activations such as wanda-sp, flap or obs"
+            )

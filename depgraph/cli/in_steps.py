@@ -1,0 +1,115 @@
+"""`prune` by a recipe that cuts in steps: what each left, without a plan, as each step is of another model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer
+from rich.console import Console
+
+from depgraph.checkpoint import save
+from depgraph.cli.data import TextData, perplexity
+from depgraph.cli.models import Loaded
+from depgraph.cli.options import Wish
+from depgraph.cli.output import Steps
+from depgraph.cli.reporting import write_report
+from depgraph.cli.tables import cost_table, onnx_json
+from depgraph.dependency import DependencyGraph
+from depgraph.options import Options
+from depgraph.story.in_steps import tell_steps
+from depgraph.target import Target
+
+
+class Given(NamedTuple):
+    """What is pruned, and to what."""
+
+    loaded: Loaded
+    found: TextData
+    graph: DependencyGraph
+    target: Target
+
+
+class InSteps(NamedTuple):
+    """What was made, as data and as lines."""
+
+    data: dict[str, Any]
+    lines: list[str]
+
+
+def is_in_steps(name: str) -> bool:
+    """Does the recipe of that name cut in steps? Raises ScoreError for an unknown name."""
+    from importance.recipes import named
+
+    return bool(name) and named(name, []).schedule is not None
+
+
+def prune_in_steps(wish: Wish, given: Given, folder: Path | None, steps: Steps) -> InSteps:
+    """Prune, and write the model, its report and its ONNX file where they are asked for."""
+    from importance.losses import own_loss
+    from importance.recipes import named
+
+    if folder is None:
+        raise typer.BadParameter(
+            f"--dry-run shows a plan, and --recipe {wish.recipe} makes one in every step, of what the last one left: give --out"
+        )
+    loaded, found, graph, target = given
+    recipe = named(wish.recipe, found.calibration or loaded.batches, loaded.loss, wish.loading.seed)
+    options = {option: value for option, value in wish.options.items() if value != getattr(Options(), option)}
+    with steps("pruning in steps"):
+        done = recipe.prune(graph, target, **options)
+    assert done.scheduled is not None
+    with steps("writing"):
+        saved = save(done.model, folder)
+        if hasattr(loaded.tokenizer, "save_pretrained"):
+            loaded.tokenizer.save_pretrained(folder)
+    lines = ["", *str(done.scheduled).splitlines()]
+    lines += [] if done.compensated is None else [str(done.compensated)]
+    figures, exported = None, None
+    if found.held_out:
+        with steps("measuring"):
+            before, after = (perplexity(model, found.held_out, own_loss) for model in (graph.model, done.model))
+        figures = {"before": before, "after": after, "tokens": found.held_out_tokens}
+        lines.append(f"perplexity on {found.held_out_tokens:,} held-out tokens: {before:.3f} -> {after:.3f}")
+    if wish.onnx:
+        exported = _onnx(wish, loaded, done.model, folder)
+        lines.append(str(exported))
+    if wish.report:
+        with steps("writing the report"):
+            write_report(wish, tell_steps(graph, done.model, done.scheduled.steps), figures, folder)
+    files = sorted(path.name for path in folder.iterdir())
+    data = {
+        "model": graph.name,
+        "before": asdict(graph.dense_cost),
+        "after": asdict(done.after),
+        "kept": done.after.share_of(graph.dense_cost),
+        "steps": [{"number": s.number, "keep": s.keep, "cost": asdict(s.cost)} for s in done.scheduled.steps],
+        "error": done.error,
+        "perplexity": figures,
+        "onnx": onnx_json(exported) if exported else None,
+        "folder": str(wish.out),
+        "format": saved.format,
+        "files": files,
+    }
+    lines += [f"wrote {wish.out}: {', '.join(files)}", f"format: {saved.format} ({saved.why})"]
+    return InSteps(data, lines)
+
+
+def print_in_steps(graph: DependencyGraph, made: InSteps, console: Console) -> None:
+    """The costs before and after, and what every step left."""
+    from depgraph.widths import Cost
+
+    console.print(cost_table(graph.dense_cost, Cost(**made.data["after"])))
+    for line in made.lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _onnx(wish: Wish, loaded: Loaded, model: Any, folder: Path) -> Any:
+    from dataclasses import replace
+
+    from exporters import OnnxOptions, to_onnx
+
+    options = OnnxOptions(dtype="float32")
+    made = to_onnx(model, loaded.args, folder / "model.onnx", loaded.kwargs, options=options)
+    return replace(made, path=(wish.out or folder) / "model.onnx")

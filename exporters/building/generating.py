@@ -1,0 +1,121 @@
+"""The files of a language model that generate: a decoder with its cache, or an encoder and a decoder, seen to do as `generate()` does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from depgraph.errors import ExportError
+from exporters.building.asked import Subject
+from exporters.building.file_model import DecoderFile, EncoderDecoderFiles, FileModel
+from exporters.building.precisions import file_bytes
+from exporters.encoder_decoder import DECODER, ENCODER, to_encoder_decoder_onnx
+from exporters.genai import MODEL, GenaiOptions, to_genai
+from exporters.onnx_export import OnnxOptions
+from exporters.quantising import QuantOptions, quantise
+
+GENAI, TWO = "genai", "seq2seq"
+SETTINGS = "settings.json"
+_PROMPTS = 4
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to generate: the folder, its files, the script that runs them, how they are written, what stands for them.
+
+    `write(model, subject, folder, precision, opset)`; `stand_in(folder, model)` computes with the files what the model does.
+    """
+
+    folder: str
+    files: tuple[str, ...]
+    script: str
+    write: Callable[[nn.Module, Subject, Path, str, int], None]
+    stand_in: Callable[[Path, nn.Module], FileModel]
+
+    def bytes(self, folder: Path) -> int:
+        """Bytes of all its files, which run together."""
+        return sum(file_bytes(folder / name) for name in self.files)
+
+    @property
+    def named(self) -> str:
+        """Its files, as a sentence names them."""
+        return " and ".join(f"{self.folder}/{name}" for name in self.files)
+
+
+def kind_of(model: nn.Module, subject: Subject) -> Kind | None:
+    """How a model generates; None where it doesn't, or nothing says how its tokens are read."""
+    if not getattr(model, "can_generate", lambda: False)():
+        return None
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return _TWO if encoder_inputs(subject) else None
+    return _ONE if subject.tokenizer is not None and "input_ids" in subject.kwargs else None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Files that were made: their kind and folder, and all their bytes; `why` there are none, and 0 bytes then."""
+
+    kind: Kind
+    folder: Path
+    bytes: int = 0
+    why: str = ""
+
+
+def generated(model: nn.Module, subject: Subject, folder: Path, how: tuple[str, int]) -> Generated | None:
+    """Write the files with which a model generates into a new folder, in a precision and at an opset; None for one that doesn't."""
+    kind = kind_of(model, subject)
+    if kind is None:
+        return None
+    try:
+        kind.write(model, subject, folder, *how)
+    except ExportError as error:
+        return Generated(kind, folder, why=f"no folder for generating text was made: {error}")
+    return Generated(kind, folder, kind.bytes(folder))
+
+
+def quality_of(kind: Kind, folder: Path, model: nn.Module, subject: Subject) -> tuple[float | None, str]:
+    """The figure of quality of the files in a folder, and why it isn't known."""
+    try:
+        return subject.measure(kind.stand_in(folder, model)), ""
+    except Exception as error:
+        return None, f"quality of {kind.named} wasn't measured, as these couldn't be run in the model's place ({error})"
+
+
+def encoder_inputs(subject: Subject) -> dict[str, torch.Tensor]:
+    """What the encoder takes of the example: all but the decoder's."""
+    given = {name: value for name, value in subject.kwargs.items() if isinstance(value, torch.Tensor)}
+    return {name: value for name, value in given.items() if not name.startswith("decoder_") and name != "labels"}
+
+
+def _decoder(model: nn.Module, subject: Subject, folder: Path, precision: str, opset: int) -> None:
+    fewer = None if precision == "float32" else QuantOptions(precision)  # type: ignore[arg-type]
+    found = [b["input_ids"] for b in subject.batches or () if isinstance(b, dict) and "input_ids" in b][:_PROMPTS]
+    prompt = found[0] if found else subject.kwargs["input_ids"]
+    options = GenaiOptions(OnnxOptions(opset=opset, dtype="float32"), fewer, data=found or None)
+    to_genai(model, subject.tokenizer, folder, prompt, options=options)
+
+
+def _encoder_decoder(model: nn.Module, subject: Subject, folder: Path, precision: str, opset: int) -> None:
+    options = OnnxOptions(opset=opset, dtype="float32")
+    made = to_encoder_decoder_onnx(model, encoder_inputs(subject), folder, options=options)
+    if precision != "float32":
+        stand_in = EncoderDecoderFiles(folder, model)
+        for name, data in zip((ENCODER, DECODER), stand_in.feeds(subject.kwargs), strict=True):
+            quantise(folder / name, folder / name, [data], options=QuantOptions(precision))  # type: ignore[arg-type]
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    (folder / SETTINGS).write_text(json.dumps({"start": made.start, "ends": ends}) + "\n")
+    if hasattr(subject.tokenizer, "save_pretrained"):
+        subject.tokenizer.save_pretrained(folder)
+
+
+_ONE = Kind(GENAI, (MODEL,), "run_text.py", _decoder, lambda folder, model: DecoderFile(folder / MODEL, model))
+_TWO = Kind(TWO, (ENCODER, DECODER), "run_pairs.py", _encoder_decoder, EncoderDecoderFiles)
+
+
+__all__ = ["Generated", "Kind", "encoder_inputs", "generated", "kind_of", "quality_of"]
