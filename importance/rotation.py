@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import depgraph
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.cutting.computed import without_history
@@ -35,6 +34,7 @@ from importance.folding import TIES, Folded, computed, fold, put, solved
 from importance.gradients import require_module
 from importance.obs import damped
 from importance.rows import Samples
+from importance.shortcuts import traced_again, with_shortcuts
 from importance.stream_parts import Key, Stream
 from importance.streams import stream_of
 from importance.units import units
@@ -80,6 +80,11 @@ class Principal:
         """The copy."""
         return self.graph.model
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes that are streams."""
+        return tuple(self.streams)
+
     def turn(self, widths: Widths | None = None) -> None:
         """Write the streams of the copy in their new bases, in place and once; what it computes stays the same.
 
@@ -107,16 +112,19 @@ class Principal:
 class Rotation:
     """How streams are rotated.
 
-    damping: added to the diagonal of H, as a share of its mean. lengths: one of `LENGTHS`. ties: one of `folding.TIES`.
+    damping: added to the diagonal of H, as a share of its mean. lengths: one of `LENGTHS`. ties: one of `folding.TIES`. bases: one
+    of `BASES`.
     """
 
     damping: float = 0.01
     lengths: str = "dense"
     ties: str = "untie"
+    bases: str = "one"
 
     def __post_init__(self) -> None:
         pick(LENGTHS, self.lengths, "kind of lengths")
         pick(TIES, self.ties, "way with ties")
+        pick(BASES, self.bases, "number of bases")
         if not 0 <= self.damping < math.inf:
             raise ScoreError(f"damping must be a finite number of at least 0, it is {self.damping}")
 
@@ -144,45 +152,71 @@ def principal(graph: DependencyGraph, batches: Iterable[Any], how: Rotation | No
     require_module(graph, "a rotation", "modules whose weights it turns")
     check_batches(batches)
     how = how or Rotation()
-    folded = fold(graph, [stream_of(graph, axis) for axis in units(graph, "stream")], how.ties)
-    again, expected = _folded_copy(graph, folded)
-    streams = {axis: stream_of(again, axis) for axis in units(again, "stream")}
+    begun = BASES[how.bases](graph, how.ties)
+    again, streams = begun.graph, begun.streams
     grams = _grams(again, streams, batches)
     components = {axis: _components(gram, how.damping, streams[axis]) for axis, gram in grams.items()}
     directions = {axis: vectors for axis, (vectors, _) in components.items()}
     scores = {axis.name: np.zeros(axis.size) for axis in again.axes}
     scores.update({axis: values.numpy() for axis, (_, values) in components.items()})
+    return Principal(again, begun.expected, streams, directions, scores, begun.notes, how.lengths)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A graph of a copy whose normalisations have no scales, what it must compute, its streams, and what to know of it."""
+
+    graph: DependencyGraph
+    expected: list[Tensor]
+    streams: dict[str, Stream]
+    notes: tuple[str, ...]
+
+
+def _one(graph: DependencyGraph, ties: str) -> _Begun:
+    """The model as it is."""
+    folded = fold(graph, [stream_of(graph, axis) for axis in units(graph, "stream")], ties)
+    again, expected = _folded_copy(graph, folded)
+    return _Begun(again, expected, {axis: stream_of(again, axis) for axis in units(again, "stream")}, _told(folded))
+
+
+def _each(graph: DependencyGraph, ties: str) -> _Begun:
+    """Its graph form, with products where a stream passes from one basis to the next."""
+    begun = with_shortcuts(graph, ties)
+    folded = fold(begun.graph, [stream_of(begun.graph, axis) for axis in begun.axes], ties)
+    put(begun.graph.model, folded.tensors, folded.untied)
+    expected = _outputs(begun.graph if folded.flattened else graph)
+    streams = {axis: stream_of(begun.graph, axis) for axis in begun.axes}
+    return _Begun(begun.graph, expected, streams, (*begun.notes, *_told(folded)))
+
+
+BASES: dict[str, Callable[[DependencyGraph, str], _Begun]] = {"one": _one, "each": _each}
+"""One rotation for a whole stream; or one for each normalisation, with products on the residual paths between them."""
+
+
+def _told(folded: Folded) -> tuple[str, ...]:
     notes = [f"{name} is a weight of its own now: a scale was multiplied into it" for name in folded.untied]
     notes += [f"{name} has its mean for all channels now: its reader is a table too" for name in folded.flattened]
-    return Principal(again, expected, streams, directions, scores, tuple(notes), how.lengths)
+    return tuple(notes)
 
 
 def _folded_copy(graph: DependencyGraph, folded: Folded) -> tuple[DependencyGraph, list[Tensor]]:
     """The graph of a copy with other tensors, and what it computes on the example."""
     model = own_copy(graph.model, without_history(graph.model))
     put(model, folded.tensors, folded.untied)
-    again = _traced(graph, model)
+    again = traced_again(graph, model)
     if folded.flattened:
         return again, _outputs(again)
     expected = _outputs(graph)
     config: Any = getattr(model, "config", None)
     if folded.untied and getattr(config, "tie_word_embeddings", False):
         config.tie_word_embeddings = False  # a library that reads it would tie the weights again
-        told = _traced(graph, model)
+        told = traced_again(graph, model)
         try:
             _require_same(expected, told)
             return told, expected
         except (RotationError, ValueError):
             config.tie_word_embeddings = True  # it decides on something else, too
     return again, expected
-
-
-def _traced(graph: DependencyGraph, model: nn.Module) -> DependencyGraph:
-    """The same example and the same freedoms, on another model."""
-    program = graph.capture.program
-    free = [name for name in program.outputs if name in graph.free]
-    fixed = [name for name in program.by_products if name not in graph.free]
-    return depgraph.trace(model, graph.args, graph.kwargs, free=free, fixed=fixed)
 
 
 def _grams(graph: DependencyGraph, streams: Mapping[str, Stream], batches: Iterable[Any]) -> dict[str, Tensor]:
