@@ -9,6 +9,7 @@ branch); what an operator does to every channel by itself; what the model puts o
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch.fx import Node
@@ -36,12 +37,15 @@ class Parted:
     stretches: tuple[Key | tuple[int, int], ...]
 
 
-def parted(graph: DependencyGraph, axis: str, ties: str = "untie") -> Parted:
-    """How a stream, an axis of a graph, can be parted; `ties` is one of `folding.TIES`, where "keep" keeps stretches together.
+def parted(graph: DependencyGraph, axis: str, ties: str = "untie", changing: Iterable[str] = ()) -> Parted:
+    """How a stream, an axis of a graph, can be parted.
+
+    `ties` is one of `folding.TIES`, where "keep" keeps stretches together that share a tensor. `changing`: the names of outputs that
+    may become others.
 
     Raises RotationError, which names a place, where no stretch of it can be rotated.
     """
-    reading = _Parting(graph, axis)
+    reading = _Parting(graph, axis, frozenset(changing))
     for node in graph.capture.exported.graph.nodes:
         reading.see(node)
     return reading.done(ties)
@@ -67,8 +71,9 @@ class _Sets:
 class _Parting(Reading):
     """Follows one stream and notes what must have one basis and what needn't, where `Reading` would refuse."""
 
-    def __init__(self, graph: DependencyGraph, axis: str) -> None:
+    def __init__(self, graph: DependencyGraph, axis: str, changing: frozenset[str]) -> None:
         super().__init__(graph, axis)
+        self.changing = {value.name for name, value in self.program.outputs.items() if name in changing}
         self.sets = _Sets()
         self.loose: list[tuple[Node, Node]] = []
         self.through: list[tuple[Node, Node]] = []
@@ -141,10 +146,9 @@ class _Parting(Reading):
         return uses
 
     def _output(self, node: Node) -> None:
-        free = {value.name for name, value in self.program.outputs.items() if name in self.program.by_products}
         for made in node.all_input_nodes:
             value = self.program.values.get(made.name)
-            if value is not None and value.name not in free and made in self.states:
+            if value is not None and value.name not in self.changing and made in self.states:
                 self.through.append((made, node))
                 self.plain.append(node)
 

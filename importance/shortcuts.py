@@ -35,16 +35,18 @@ def with_shortcuts(graph: DependencyGraph, ties: str = "untie") -> Shortcuts:
         NothingToPrune: the model has no residual stream that may lose a channel.
         RotationError: none has a stretch that could be rotated (the message names the place), or the model has no graph form.
     """
-    parts, notes = _parts(graph, ties)
+    whole = _lifted(graph, graph.model)
+    changing = frozenset(graph.free) & frozenset(graph.capture.program.by_products)
+    parts, notes = _parts(whole, ties, changing)
     untied = tuple(dict.fromkeys(name for part in parts for name in part.untied))
     if untied:
         apart = own_copy(graph.model, without_history(graph.model))
         untie(apart, untied)
-        graph = traced_again(graph, apart)
-        parts, notes = _parts(graph, ties)
+        whole = _lifted(graph, apart)
+        parts, notes = _parts(whole, ties, changing)
     products = [product for part in parts for product in part.products]
     try:
-        model, sizes = with_products(graph, products, untied)
+        model, sizes = with_products(whole, products, untied)
     except CutError as error:
         raise RotationError(f"no products can be put between the bases of {graph.name}: {error}") from error
     again = traced_again(graph, model)
@@ -52,12 +54,17 @@ def with_shortcuts(graph: DependencyGraph, ties: str = "untie") -> Shortcuts:
     return Shortcuts(again, tuple(dict.fromkeys(_axes(again, parts))), (*notes, *sizes))
 
 
-def _parts(graph: DependencyGraph, ties: str) -> tuple[list[Parted], list[str]]:
+def _lifted(graph: DependencyGraph, model: nn.Module) -> DependencyGraph:
+    """The same example on a model, of which all outputs may change: those that mustn't will come through products."""
+    return depgraph.trace(model, graph.args, graph.kwargs, free=list(graph.capture.program.outputs))
+
+
+def _parts(graph: DependencyGraph, ties: str, changing: frozenset[str]) -> tuple[list[Parted], list[str]]:
     """How the streams can be parted, and notes on those that can't; raises RotationError where none can."""
     found, refused = list[Parted](), list[RotationError]()
     for axis in units(graph, "stream"):
         try:
-            found.append(parted(graph, axis, ties))
+            found.append(parted(graph, axis, ties, changing))
         except RotationError as error:
             refused.append(error)
     if not found:
