@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from depgraph import DependencyGraph
 from depgraph.consumers import Meeting, meetings
+from depgraph.cutting.omitting import has_tensors
 from depgraph.errors import RotationError
 from depgraph.graph import Value
 from importance.commuting import ACTS, LENDING, PASSING, TABLES, ZEROS
@@ -97,7 +98,7 @@ class Reading:
             if value is None or value.kind == "input":
                 self.moving.add(node)
             self.roots[node] = [node]
-        elif node.op == "call_function":
+        elif node.op == "call_function" and (node.users or has_tensors(node)):
             if self.moving.isdisjoint(node.all_input_nodes):
                 self._static(node)
             else:
