@@ -150,11 +150,8 @@ class Observer:
         args, kwargs = inputs
         found = self.runnable(args, kwargs)
         self._require_within(found, args, kwargs)
-        if (side is not None or seen) and not found.same:
-            raise DataError(
-                f"{type(self.graph.model).__name__} takes another way on a batch than on the example that it was traced with: trace "
-                "it on such a batch"
-            )
+        if side is not None or seen:
+            self._require_same(found)
         whole = self.graph.widths.at({})
         watched = _Shower(found, watch, seen or {}).nodes()
         reference = Reference(found.exported, found.program, [side or Side(whole, whole)], watch=watched)
@@ -170,18 +167,28 @@ class Observer:
         found = self.runnable(*inputs)
         return found.structured([made for _, made in self.run(inputs, side=side)])
 
-    def steps(self, inputs: Inputs, pause: Callable[[Meeting], bool]) -> Iterator[Met]:
+    def _require_same(self, found: Runnable) -> None:
+        if not found.same:
+            raise DataError(
+                f"{type(self.graph.model).__name__} takes another way on a batch than on the example that it was traced with: trace "
+                "it on such a batch"
+            )
+
+    def steps(self, inputs: Inputs, pause: Callable[[Meeting], bool], side: Side | None = None) -> Iterator[Met]:
         """Run one batch, stopping before each operator with a product that `pause` names: what is about to meet in it.
 
-        What the model holds is read when it is used, so it may be changed in place meanwhile. Raises DataError as `run` does.
+        What the model holds is read when it is used, so it may be changed in place meanwhile. `side`: as for `run`. Raises DataError
+        as `run` does.
         """
         args, kwargs = inputs
         found = self.runnable(args, kwargs)
         self._require_within(found, args, kwargs)
+        if side is not None:
+            self._require_same(found)
         wanted = {op: [m for m in met if pause(m)] for op, met in found.nodes.items()}
         nodes = frozenset(n for n in found.exported.graph.nodes if wanted.get(n.name))
         whole = self.graph.widths.at({})
-        reference = Reference(found.exported, found.program, [Side(whole, whole)])
+        reference = Reference(found.exported, found.program, [side or Side(whole, whole)])
         with torch.no_grad():
             running = reference.steps(lambda name: self._fetch(found, name), args, kwargs, nodes)
             for node in running:

@@ -19,10 +19,12 @@ from importance.units import units
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """A graph whose streams are parted by products, the axes that can have a basis of their own, and what to know of it."""
+    """A graph whose streams are parted by products, the axes that can have a basis of their own, the names of the products'
+    weights, and what to know of it."""
 
     graph: DependencyGraph
     axes: tuple[str, ...]
+    products: frozenset[str]
     notes: tuple[str, ...]
 
 
@@ -51,7 +53,8 @@ def with_shortcuts(graph: DependencyGraph, ties: str = "untie") -> Shortcuts:
         raise RotationError(f"no products can be put between the bases of {graph.name}: {error}") from error
     again = traced_again(graph, model)
     notes += [f"{name} is a weight of its own now: what it was tied to has another basis" for name in untied]
-    return Shortcuts(again, tuple(dict.fromkeys(_axes(again, parts))), (*notes, *sizes))
+    names = frozenset(map(Product.weight, range(len(products))))
+    return Shortcuts(again, tuple(dict.fromkeys(_axes(again, parts))), names, (*notes, *sizes))
 
 
 def _lifted(graph: DependencyGraph, model: nn.Module) -> DependencyGraph:
