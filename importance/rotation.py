@@ -24,6 +24,7 @@ from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.cutting.sides import Side
 from depgraph.errors import DataError, RotationError, ScoreError
+from depgraph.observing import Observer
 from depgraph.plan import Plan
 from importance.calling import check_batches, inputs_of, moved
 from importance.choices import pick
@@ -184,29 +185,29 @@ def principal(graph: DependencyGraph, batches: Iterable[Any], how: Rotation | No
     first = {axis: min((order[use.op.name] for use in stream.reads), default=0) for axis, stream in begun.streams.items()}
     streams = {axis: begun.streams[axis] for axis in sorted(begun.streams, key=first.__getitem__)}
     signals = {axis: _one_each(stream, begun.products) for axis, stream in streams.items()}
-    found = {
-        axis: components(gram, how.damping, centred=streams[axis].centred)
-        for axis, gram in _grams(again, signals, batches).items()
-    }
+    observer = again.observer()
+    grams = _grams(observer, signals, batches)
+    found = {axis: components(gram, how.damping, centred=streams[axis].centred) for axis, gram in grams.items()}
     scores = {axis.name: np.zeros(axis.size) for axis in again.axes}
     scores.update({axis: values.numpy() for axis, (_, values) in found.items()})
 
     def gather(axis: str, gone: Mapping[str, Any]) -> Tensor:
         side = Side(again.widths.at(gone), again.widths.at({}))
-        return _grams(again, {axis: signals[axis]}, batches, side)[axis]
+        return _grams(observer, {axis: signals[axis]}, batches, side)[axis]
 
     directions = {axis: vectors for axis, (vectors, _) in found.items()}
     return Principal(again, begun.expected, streams, directions, scores, how, gather, begun.notes)
 
 
 def _grams(
-    graph: DependencyGraph, signals: Mapping[str, list[Key]], batches: Iterable[Any], side: Side | None = None
+    observer: Observer, signals: Mapping[str, list[Key]], batches: Iterable[Any], side: Side | None = None
 ) -> dict[str, Tensor]:
     """H of every stream: X'X over the rows of what comes in at these consumers, divided by their number."""
+    graph = observer.graph
     sums = {axis: torch.zeros(graph[axis].size, graph[axis].size, dtype=torch.float64) for axis in signals}
     rows = dict.fromkeys(signals, 0)
     wanted = {key: axis for axis, keys in signals.items() for key in keys}
-    observer, count = graph.observer(), 0
+    count = 0
     device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
     with quiet(graph.model):
         for batch in batches:
