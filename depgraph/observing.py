@@ -26,7 +26,7 @@ from depgraph.capture.lowering import lower
 from depgraph.capture.recording import record, record_decided
 from depgraph.consumers import Meeting, meetings
 from depgraph.cutting.draws import same_draws
-from depgraph.cutting.reference import Outputs, Reference
+from depgraph.cutting.reference import Outputs, Reference, Watch
 from depgraph.cutting.sides import Side, SideRun, operator_name
 from depgraph.errors import DataError
 from depgraph.graph import Program
@@ -158,6 +158,17 @@ class Observer:
         with torch.no_grad(), same_draws():
             (outputs,) = reference.run(lambda name: self._fetch(found, name), args, kwargs)
         return outputs
+
+    def look(self, found: Runnable, inputs: Inputs, watch: Watch) -> None:
+        """Run one batch in its capture (`runnable`) and call what `watch` has for nodes once these are made.
+
+        Raises DataError as `run` does.
+        """
+        (args, kwargs), whole = inputs, self.graph.widths.at({})
+        self._require_within(found, args, kwargs)
+        reference = Reference(found.exported, found.program, [Side(whole, whole)], watch=watch)
+        with torch.no_grad(), same_draws():
+            reference.run(lambda name: self._fetch(found, name), args, kwargs)
 
     def call(self, inputs: Inputs, side: Side | None = None) -> Any:
         """What the model returns for one batch, in the model's own structure, with what `side` says zeroed or cut meanwhile.
