@@ -20,6 +20,7 @@ from importance.blockwise import BlockChange, OutlierRatios
 from importance.bonsai import Bonsai
 from importance.choices import pick
 from importance.compensation import Compensation
+from importance.expert_outputs import ExpertOutputs
 from importance.experts import ExpertClusters
 from importance.losses import Loss
 from importance.magnitude import Magnitude
@@ -79,6 +80,14 @@ def flap(batches: Batches, structure: str = "AL-AM") -> Recipe:
 def minitron(batches: Batches) -> Recipe:
     """Compact language models (2.9): activations by mean over tokens and L2 over samples; the same share of every axis."""
     return Recipe("minitron", Activation(batches, "minitron"), batches)
+
+
+def minitron_experts(batches: Batches) -> Recipe:
+    """The same for experts (2.9): by the mean length of what they put out, times their share, over the tokens routed to them.
+
+    The same share of every layer's experts goes; a model without experts has nothing to prune.
+    """
+    return Recipe("minitron_experts", ExpertOutputs(batches), units="experts", scope="axis")
 
 
 def cfsp(batches: Batches) -> Recipe:
@@ -264,6 +273,13 @@ RECIPES: dict[str, Entry] = {
     "flap": Entry(flap, "An et al. 2024 (FLAP)", "batches", "one forward pass", "1024 x 128 tokens"),
     "minitron": Entry(
         minitron, "Muralidharan et al. 2024 (Compact LMs)", "batches", "one forward pass", "1024 samples"
+    ),
+    "minitron_experts": Entry(
+        minitron_experts,
+        "Muralidharan et al. 2024 (Compact LMs)",
+        "batches",
+        "one forward pass, and the experts' last products once more for each",
+        "1024 samples",
     ),
     "cfsp": Entry(cfsp, "Wang et al. 2025 (CFSP)", "batches", "two forward passes", "128 x 1024 tokens"),
     "owl": Entry(owl, "Yin et al. 2024 (OWL)", "batches", "two forward passes", "128 sequences"),
