@@ -9,7 +9,7 @@ batch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -185,7 +185,7 @@ class Observer:
                 "it on such a batch"
             )
 
-    def steps(self, inputs: Inputs, pause: Callable[[Meeting], bool], side: Side | None = None) -> Iterator[Met]:
+    def steps(self, inputs: Inputs, pause: Callable[[Meeting], bool], side: Side | None = None) -> Generator[Met]:
         """Run one batch, stopping before each operator with a product that `pause` names: what is about to meet in it.
 
         What the model holds is read when it is used, so it may be changed in place meanwhile. `side`: as for `run`. Raises DataError

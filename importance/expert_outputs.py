@@ -90,7 +90,9 @@ def _means(name: str, sums: np.ndarray, seen: int) -> np.ndarray:
             f"no batch shows what the experts of {name!r} put out (a generator gives its batches only once: pass a list)"
         )
     if not np.isfinite(sums).all():
-        raise ScoreError(f"what the experts of {name!r} put out is NaN or infinite: look at the weights and the batches")
+        raise ScoreError(
+            f"what the experts of {name!r} put out is NaN or infinite: look at the weights and the batches"
+        )
     lengths, tokens = sums
     return lengths / np.maximum(tokens, 1)
 
@@ -151,9 +153,13 @@ class _Mixture:
         self.end = max(ends.values(), key=order.__getitem__, default=None)
         self.last = frozenset(weight for weight, end in ends.items() if end is self.end)
         before = _before(self.end) if self.end is not None else set()
-        self.inner = [n for n in self.nodes if n in before and n not in self.weights and self.last & linear.get(n, _NONE)]
+        self.inner = [
+            n for n in self.nodes if n in before and n not in self.weights and self.last & linear.get(n, _NONE)
+        ]
 
-    def _is_linear(self, node: Node, given: Node, going: frozenset[Node], linear: Mapping[Node, frozenset[Node]]) -> bool:
+    def _is_linear(
+        self, node: Node, given: Node, going: frozenset[Node], linear: Mapping[Node, frozenset[Node]]
+    ) -> bool:
         """Is a result linear in one operand, of which others that count aren't made?"""
         name = name_of(node)
         plain = name.removesuffix("_") if not name.startswith("_") else name
@@ -251,7 +257,8 @@ def _exact(made: Any) -> Any:
 def _called(node: Node, value: Callable[[Node], Any]) -> Any:
     """What an operator makes of these, without writing to them or going to another precision."""
     name = name_of(node)
-    args, kwargs = map_arg(node.args, value), map_arg(node.kwargs, value)
+    args: Any = map_arg(node.args, value)
+    kwargs: Any = map_arg(node.kwargs, value)
     if name in ("to", "_to_copy", "type_as"):
         return args[0]
     if name.endswith("_"):

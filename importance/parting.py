@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch.fx import Node
 
@@ -83,7 +84,7 @@ class _Parting(Reading):
         self.refusal: RotationError | None = None
 
     def _moving(self, node: Node) -> None:
-        noted = (self.loose, self.through, self.stream.reads, self.stream.writes, self.readings)
+        noted: tuple[list[Any], ...] = self.loose, self.through, self.stream.reads, self.stream.writes, self.readings
         before = [len(each) for each in noted]
         try:
             super()._moving(node)

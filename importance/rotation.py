@@ -182,7 +182,9 @@ def principal(graph: DependencyGraph, batches: Iterable[Any], how: Rotation | No
     begun = BASES[how.bases](graph, how.ties)
     again = begun.graph
     order = {node.name: k for k, node in enumerate(again.nodes)}
-    first = {axis: min((order[use.op.name] for use in stream.reads), default=0) for axis, stream in begun.streams.items()}
+    first = {
+        axis: min((order[use.op.name] for use in stream.reads), default=0) for axis, stream in begun.streams.items()
+    }
     streams = {axis: begun.streams[axis] for axis in sorted(begun.streams, key=first.__getitem__)}
     signals = {axis: _one_each(stream, begun.products) for axis, stream in streams.items()}
     observer = again.observer()
@@ -262,5 +264,3 @@ def _rescale(graph: DependencyGraph, stream: Stream, by: float) -> None:
     scales = [norm.scale for norm in stream.norms if norm.scale is not None]
     wanted = [by * computed(graph, scale).reshape(-1).expand(stream.width) for scale in scales]
     put(graph.model, dict(solved(graph, scale, value) for scale, value in zip(scales, wanted, strict=True)))
-
-

@@ -126,7 +126,9 @@ class Reading:
     def _writes_only(self, node: Node) -> bool:
         """Is it a product that doesn't sum over the stream?"""
         summed = self.contracted[node.name]
-        on = ((self.program.values[n.name].name, self.along(n)) for n in node.all_input_nodes if self.along(n) is not None)
+        on = (
+            (self.program.values[n.name].name, self.along(n)) for n in node.all_input_nodes if self.along(n) is not None
+        )
         return bool(summed) and summed.isdisjoint(on)
 
     def _moving(self, node: Node) -> None:

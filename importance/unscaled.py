@@ -39,7 +39,9 @@ def _one(graph: DependencyGraph, ties: str) -> Unscaled:
     """The model as it is."""
     folded = fold(graph, [stream_of(graph, axis) for axis in units(graph, "stream")], ties)
     again, expected = _folded_copy(graph, folded)
-    return Unscaled(again, expected, {axis: stream_of(again, axis) for axis in units(again, "stream")}, frozenset(), _told(folded))
+    return Unscaled(
+        again, expected, {axis: stream_of(again, axis) for axis in units(again, "stream")}, frozenset(), _told(folded)
+    )
 
 
 def _each(graph: DependencyGraph, ties: str) -> Unscaled:
@@ -100,5 +102,3 @@ def outputs(graph: DependencyGraph) -> list[Tensor]:
     free = {value.name for name, value in program.outputs.items() if name in program.by_products}
     made = graph.observer().run((graph.args, graph.kwargs))
     return [x for value, x in made if value.name not in free and x.is_floating_point() and x.numel()]
-
-

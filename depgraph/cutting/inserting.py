@@ -13,15 +13,13 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from depgraph.capture.exported import CapturedProgram
 from depgraph.cutting.inputs import describe_inputs
 from depgraph.cutting.module import Undo, take_back
 from depgraph.cutting.omitting import Alike
-from depgraph.cutting.program import cut_programs
+from depgraph.cutting.program import Way, cut_programs
 from depgraph.cutting.record import FORMAT, Record, original_of
 from depgraph.cutting.varying import fixed_sizes
 from depgraph.errors import CutError
-from depgraph.plan import Plan
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -99,8 +97,8 @@ def untie(model: nn.Module, names: Iterable[str]) -> Undo:
     return lambda: take_back(undo)
 
 
-def _ways(graph: DependencyGraph, products: Sequence[Product]) -> Any:
-    return cut_programs(Plan.of(graph, {}), lambda module, nodes: _put(module, nodes, products))
+def _ways(graph: DependencyGraph, products: Sequence[Product]) -> Iterator[Way]:
+    return cut_programs(graph.cut_plan({}), lambda module, nodes: _put(module, nodes, products))
 
 
 def _put(module: GraphModule, nodes: Alike, products: Sequence[Product]) -> None:
@@ -112,7 +110,9 @@ def _put(module: GraphModule, nodes: Alike, products: Sequence[Product]) -> None
         made = _product(module, given, first, number, product)
         for user, path in users:
             if _at(user, path) is not given:
-                raise CutError(f"{user.name} takes something else than {given.name} in the graph form: use form='module'")
+                raise CutError(
+                    f"{user.name} takes something else than {given.name} in the graph form: use form='module'"
+                )
             _replace(user, path, made)
 
 

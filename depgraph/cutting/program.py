@@ -159,9 +159,7 @@ def _closed(dims: Any, given: Any, wrong: Dims) -> Any:
     return pytree.tree_unflatten([closed(leaf, which) for leaf, which in zip(leaves, listed, strict=True)], spec)
 
 
-def _cut(
-    plan: Plan, captured: _Captured, module: GraphModule, nodes: Alike | None, edit: Edit | None
-) -> GraphModule:
+def _cut(plan: Plan, captured: _Captured, module: GraphModule, nodes: Alike | None, edit: Edit | None) -> GraphModule:
     _rewrite_calls(module, captured)
     if plan.branches:
         omit(plan, module, nodes or {})

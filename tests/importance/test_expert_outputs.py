@@ -52,6 +52,10 @@ def test_scores_by_hand() -> None:
     assert scores_of(depgraph.trace(model, x), [x]) == pytest.approx(expected, rel=1e-6)
 
 
+def expert(model: nn.Module, e: int, x: Tensor) -> Tensor:
+    return F.silu(x @ model.up[e].T) @ model.down[e].T + model.bias[e]
+
+
 def by_formula(model: nn.Module, batches: list[Tensor], entries: bool) -> np.ndarray:
     """The same from the parts of a model of the tests, with every expert run on every token."""
     lengths, tokens = torch.zeros(6), torch.zeros(6)
@@ -61,10 +65,7 @@ def by_formula(model: nn.Module, batches: list[Tensor], entries: bool) -> np.nda
             chosen, index = model.chosen(x) if entries else model.picked(x)
             shares = torch.zeros_like(shares).scatter(1, index, chosen)
         for e in range(6):
-            if entries:
-                made = list(model.experts.children())[e](x)
-            else:
-                made = F.silu(x @ model.up[e].T) @ model.down[e].T + model.bias[e]
+            made = list(model.experts.children())[e](x) if entries else expert(model, e, x)
             lengths[e] += (shares[:, e, None] * made).norm(dim=-1).sum()
             tokens[e] += (shares[:, e] > 0).sum()
     return (lengths / tokens.clamp(min=1)).numpy()
@@ -135,4 +136,6 @@ def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(ScoreError, match="is NaN or infinite"):
         ExpertOutputs([torch.full((9, stacked.WIDTH), math.nan)])(graph)
     with pytest.raises(NothingToPrune, match="no axis of the kind 'experts'"):
-        ExpertOutputs([torch.randn(2, 4)])(depgraph.trace(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)), torch.randn(2, 4)))
+        ExpertOutputs([torch.randn(2, 4)])(
+            depgraph.trace(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)), torch.randn(2, 4))
+        )

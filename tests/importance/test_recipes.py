@@ -30,7 +30,10 @@ def qwen() -> depgraph.DependencyGraph:
     return zoo_graph("qwen3")
 
 
-@pytest.mark.parametrize("name", [n for n in recipes.RECIPES if n not in EXPERTS])
+SLOW = {"slicegpt_shortcuts": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW.get(n, ())) for n in recipes.RECIPES if n not in EXPERTS])
 def test_every_recipe_prunes_a_language_model(qwen: depgraph.DependencyGraph, name: str) -> None:
     entry = recipes.RECIPES[name]
     given = {} if entry.needs == "nothing" else {"batches": [qwen.kwargs]}

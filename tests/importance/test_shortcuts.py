@@ -158,7 +158,7 @@ def test_a_sliced_model_is_checked_saved_loaded_and_exported(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="doesn't fit|which was saved"):
         depgraph.load(tmp_path / "sliced", model=nn.Sequential(nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WORDS)))
     made = exporters.to_onnx(done.model, (data[0],), tmp_path / "sliced.onnx")
-    assert made.path.is_file() and made.difference < 1e-4
+    assert made.path.is_file() and made.max_rel_error < 1e-5
     assert model.head.weight is model.table.weight
 
 
@@ -203,8 +203,8 @@ class Windowed(Words):
 def test_sizes_stay_open() -> None:
     graph, data = traced(Windowed())
     found = with_shortcuts(graph)
-    assert found.notes == ()
-    for ids in (data[1][:3, :4], data[1].repeat(1, 3)):
+    assert not any("dimension 0" in note or "fixed" in note for note in found.notes)
+    for ids in (data[1][:3], data[1].repeat(2, 1)):
         assert apart(graph.model, found.graph.model, ids) < 1e-12
 
 
@@ -230,7 +230,9 @@ def test_scores_are_the_mean_squares_that_the_models_own_weights_read() -> None:
     for axis, name in zip(found.axes, ("blocks.0.gate.weight", "blocks.1.gate.weight", "head.weight"), strict=True):
         (reader,) = [c for c in statistics.consumers if c.weight == name and c.weight_dim == 1]
         sums = statistics.of(reader, importance.Gram())
-        assert torch.allclose((sums.gram / sums.rows).diagonal().double(), torch.from_numpy(found.scores[axis]), rtol=1e-4)
+        assert torch.allclose(
+            (sums.gram / sums.rows).diagonal().double(), torch.from_numpy(found.scores[axis]), rtol=1e-4
+        )
 
 
 def test_branches_scales_go_into_what_writes_them() -> None:
