@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from depgraph import DependencyGraph
@@ -32,8 +31,8 @@ from importance.reduction import Reduction
 from importance.reestimation import Reestimation
 from importance.relative import RelativeLoss
 from importance.rivals import Rivals
-from importance.rotation import Rotation, principal
 from importance.schedule import Pace, Schedule
+from importance.sliced import slicegpt, slicegpt_shortcuts
 from importance.surgeon import Surgeon
 from importance.taylor import Taylor
 
@@ -201,31 +200,6 @@ def stun() -> Recipe:
     weights; co-activation is `ExpertClusters(batches, coactivation=...)`.
     """
     return Recipe("stun", ExpertClusters(), units="experts", scope="axis")
-
-
-def slicegpt(batches: Batches, how: Rotation | None = None) -> Recipe:
-    """SliceGPT (2.11) with one rotation for a whole residual stream, which is cut to its first principal components.
-
-    The paper has a rotation for every normalisation (`slicegpt_shortcuts`); here the architecture stays what it is. Its widths are
-    multiples of 8, rounded down: `round_to=8` does. Its data are 128 x 2048 tokens. Normalised vectors stay as long as in the
-    dense model, as the paper's; `Rotation(lengths="kept")` does better. A table that is also the head becomes two weights, which
-    costs parameters; with `Rotation(ties="keep")` it doesn't.
-    """
-    return Recipe("slicegpt", None, batches, units="stream", prepare=partial(principal, batches=batches, how=how))
-
-
-def slicegpt_shortcuts(batches: Batches, how: Rotation = Rotation(bases="each")) -> Recipe:  # noqa: B008 (frozen)
-    """SliceGPT (2.11) as published: a rotation for every normalisation, and products d' x d' where a stream passes from one to
-    the next; all streams keep the same width, each cut to the first components of what is read once those before it are cut.
-
-    The result is a graph (torch.fx.GraphModule). Streams that one rotation can't turn are turned too: norms after the addition or
-    at the end of a branch, hidden states that are put out, something done to single channels in between. Deviations: layer
-    norms stay, which costs one channel (the paper makes them RMS norms); nothing is mixed at random within what stays. Products
-    count as parameters: two of d' x d' a block, which a small model doesn't save elsewhere; at equal parameters `slicegpt`
-    may be ahead.
-    """
-    prepare = partial(principal, batches=batches, how=how)
-    return Recipe("slicegpt_shortcuts", None, batches, units="stream", prepare=prepare)
 
 
 @dataclass(frozen=True)
