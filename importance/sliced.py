@@ -25,13 +25,15 @@ def slicegpt(batches: Batches, how: Rotation | None = None) -> Recipe:
 
 def slicegpt_shortcuts(batches: Batches, how: Rotation = Rotation(bases="each")) -> Recipe:  # noqa: B008 (frozen)
     """SliceGPT (2.11) as published: a rotation for every normalisation, and products d' x d' where a stream passes from one to
-    the next; all streams keep the same width, each cut to the first components of what is read once those before it are cut.
+    the next; every stream loses the same share, and its basis is found from what is read once the streams before it are cut.
 
     The result is a graph (torch.fx.GraphModule). Streams that one rotation can't turn are turned too: norms after the addition or
-    at the end of a branch, hidden states that are put out, something done to single channels in between. Deviations: layer
-    norms stay, which costs one channel (the paper makes them RMS norms); nothing is mixed at random within what stays. Products
-    count as parameters: two of d' x d' a block, which a small model doesn't save elsewhere; at equal parameters `slicegpt`
-    may be ahead.
+    at the end of a branch, hidden states that are put out, something done to single channels in between. Deviations: layer norms
+    stay, which costs one channel (the paper makes them RMS norms); nothing is mixed at random within what stays.
+
+    At equal width it is ahead of `slicegpt`; but the products are parameters, two of d' x d' a block, and at equal parameters it
+    depends. At 80%, perplexity, means of three draws, this and `slicegpt`: tiny-llama 24.1 and 24.5, deep12-llama 12.6 and 10.4,
+    stories260k-llama 49 and 41. `Rotation(bases="each", signals="dense")` finds all bases in one pass, and does worse.
     """
     prepare = partial(principal, batches=batches, how=how)
     return Recipe("slicegpt_shortcuts", None, batches, units="stream", prepare=prepare)
