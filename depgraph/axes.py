@@ -133,17 +133,23 @@ def build_axes(program: Program, classes: Classes) -> list[Axis]:
 def axis_of(found: Labelling, owners: Owners, classes: Classes, names: dict[str, int]) -> Axis:
     """An axis with its members, which are named and whose groups are numbered in the order in which they lie there."""
     reached = [n for n in owners if n in found.labels]
-    touched = np.concatenate([found.groups(number) for number in reached])
-    used, first = np.unique(touched[touched != NONE], return_index=True)
-    in_order = used[np.argsort(first)]
-    renumber = np.full(len(found.root) + 1, NONE)
-    renumber[in_order] = np.arange(len(in_order))
-    numbers = {int(label): new for new, label in enumerate(in_order)}
+    renumber = _numbered(np.concatenate([found.groups(number) for number in reached]), len(found.root))
     labels = {number: renumber[found.groups(number)] for number in found.labels}
     members = tuple(Member(v.target, d, v.kind, labels[n]) for n in reached for v, d in owners[n])
-    reasons = {numbers[g]: reason for g, reason in found.reasons.items() if g in numbers}
+    reasons = {int(renumber[g]): reason for g, reason in found.reasons.items() if renumber[g] != NONE}
     mixed = tuple(dict.fromkeys(classes.mixed[n] for n in found.labels if n in classes.mixed))
-    return Axis(_name(members, names), len(numbers), members, reasons, mixed, labels)
+    return Axis(_name(members, names), int(renumber.max()) + 1, members, reasons, mixed, labels)
+
+
+def _numbered(touched: np.ndarray, most: int) -> np.ndarray:
+    """For each label up to `most`, and for NONE, its place among those in `touched`, in the order in which they come there."""
+    first = np.full(most + 1, len(touched))
+    first[touched[::-1]] = np.arange(len(touched))[::-1]
+    first[NONE] = len(touched)
+    in_order = np.argsort(first, kind="stable")[: int((first < len(touched)).sum())]
+    renumber = np.full(most + 1, NONE)
+    renumber[in_order] = np.arange(len(in_order))
+    return renumber
 
 
 def _name(members: tuple[Member, ...], taken: dict[str, int]) -> str:
@@ -155,7 +161,7 @@ def _name(members: tuple[Member, ...], taken: dict[str, int]) -> str:
 
 
 def _alone(member: Member) -> bool:
-    return bool((member.labels != NONE).all() and len(np.unique(member.labels)) == len(member.labels))
+    return bool((member.labels != NONE).all()) and _all_differ(member.labels)
 
 
 def _suffix(labels: np.ndarray) -> str:
@@ -163,6 +169,10 @@ def _suffix(labels: np.ndarray) -> str:
     on = np.flatnonzero(labels != NONE)
     used = labels[on]
     part = f"[{on[0]}:{on[-1] + 1}]" if len(on) < len(labels) else ""
-    if len(np.unique(used)) == len(used):
+    if _all_differ(used):
         return part
     return f"{part}/blocks" if (np.diff(used) >= 0).all() else f"{part}/within"
+
+
+def _all_differ(labels: np.ndarray) -> bool:
+    return not len(labels) or int(np.bincount(labels).max()) == 1

@@ -7,10 +7,8 @@ that just meets the target is found on exact costs, with rounding and ties settl
 
 from __future__ import annotations
 
-import itertools
 import math
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +27,7 @@ from depgraph.cutting.settling import Settler, config_bound, inexpressible
 from depgraph.errors import NothingToPrune
 from depgraph.options import Options, matches
 from depgraph.plan import Plan
-from depgraph.rankings import RANKINGS, Item
+from depgraph.rankings import RANKINGS, Item, Ranking
 from depgraph.rounding import Rounding
 from depgraph.stairs import stops
 from depgraph.target import Target
@@ -195,7 +193,7 @@ class Choice:
         length = self._shortest(ranking)
         if length is None:
             return None
-        counts = self._trimmed(ranking[:length], self._counts(ranking, length))
+        counts = self._trimmed(ranking.last(length), self._counts(ranking, length))
         removal = self._removal(counts)
         plan = Plan.of(self.graph, removal, self._exempt(removal), self.options.branches)
         return None if self.attempt.express and not is_expressible(self.graph, plan.kept()) else plan
@@ -219,7 +217,7 @@ class Choice:
         dense = self._spent({})
         return slack <= 0 or any(dense - self._spent(self._first(names)) >= slack for names in sets)
 
-    def _shortest(self, ranking: list[Item]) -> int | None:
+    def _shortest(self, ranking: Ranking) -> int | None:
         """A beginning of the ranking that meets the target by less than its last item; None where all of it doesn't.
 
         Settling costs time, so the search begins with where the target is met without.
@@ -259,13 +257,12 @@ class Choice:
             [f"{_and_more(small)} has fewer than {step} groups, so round_to={step} doesn't hold there"] if small else []
         )
 
-    def _trimmed(self, gone: list[Item], counts: Counts) -> Counts:
+    def _trimmed(self, items: list[Item], counts: Counts) -> Counts:
         """Settling makes costs jump: what went beyond the target comes back, the same share of every axis first.
 
         Then single groups, the last to go first, so that the number of trials grows with the axes, not with their groups.
         Steps of a staircase are of many heights, so each axis is tried for what its own would still leave of the budget.
         """
-        items = list(dict.fromkeys(reversed(gone)))
         if not items or self._is_trimmed(items, counts):
             return counts
         if not self.stops:
@@ -318,13 +315,13 @@ class Choice:
     def _met_by(self, counts: Counts) -> bool:
         return self.budget.met(self.budget.spent(self._removal(counts)))
 
-    def _unsettled(self, ranking: list[Item], length: int) -> Counts:
+    def _unsettled(self, ranking: Ranking, length: int) -> Counts:
         """How many groups of each axis a beginning of the ranking takes."""
-        gone = Counter(itertools.chain.from_iterable(ranking[:length]))
-        gone.update({n: 0 for n in self.leading if self.rounding.odd(n, self.graph[n].size)})
+        gone = ranking.counts(length)
+        gone.update({n: gone.get(n, 0) for n in self.leading if self.rounding.odd(n, self.graph[n].size)})
         return {n: min(self.cap[n], self._rounded(self.graph[n], min(m, self.cap[n]))) for n, m in gone.items()}
 
-    def _counts(self, ranking: list[Item], length: int) -> Counts:
+    def _counts(self, ranking: Ranking, length: int) -> Counts:
         """The same, settled."""
         counts = self._unsettled(ranking, length)
         return counts if self.settler is None else self.settler.settle(counts)

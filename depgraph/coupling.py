@@ -223,7 +223,8 @@ def find_axes(classes: Classes, seeds: list[int], anchors: set[int]) -> list[Lab
     explained: dict[int, np.ndarray] = {}
     spent: dict[int, np.ndarray] = {}
     found: dict[bytes, Labelling] = {}
-    queue, seeded = deque(_pieces_first(classes, seeds, explained)), set()
+    queue, seeded, seen = deque[int](), set[int](), set[int]()
+    queue.extend(_pieces_first(classes, seeds, explained, seen))
     while queue:
         seed = queue.popleft()
         if seed in seeded or classes.size[seed] < 2 or seed in classes.fixed_whole:
@@ -234,7 +235,7 @@ def find_axes(classes: Classes, seeds: list[int], anchors: set[int]) -> list[Lab
         if not len(indices):
             continue
         flow = _Flow(classes, seed, indices, spent)
-        queue.extend(_pieces_first(classes, flow.split_off, explained))
+        queue.extend(_pieces_first(classes, flow.split_off, explained, seen))
         labelling = Labelling(flow.labels, flow.root, seed)
         if not anchors & labelling.labels.keys():
             continue
@@ -246,10 +247,9 @@ def find_axes(classes: Classes, seeds: list[int], anchors: set[int]) -> list[Lab
     return axes
 
 
-def _pieces_first(classes: Classes, seeds: list[int], explained: dict[int, np.ndarray]) -> list[int]:
-    """Replace every seed that is made of smaller dims by those, and keep it for what they leave over."""
+def _pieces_first(classes: Classes, seeds: list[int], explained: dict[int, np.ndarray], seen: set[int]) -> list[int]:
+    """Replace every seed that is made of smaller dims by those, and keep it for what they leave over; none in `seen`."""
     ordered: list[int] = []
-    seen: set[int] = set()
 
     def visit(seed: int) -> None:
         if seed in seen:
@@ -260,7 +260,8 @@ def _pieces_first(classes: Classes, seeds: list[int], explained: dict[int, np.nd
             for part in flats[0].parts:
                 visit(part)
             return
-        covered = explained.get(seed, np.zeros(classes.size[seed], dtype=bool)).copy()
+        before = explained.get(seed)
+        covered = np.zeros(classes.size[seed], dtype=bool) if before is None else before.copy()
         for here, other, there in classes.pushes.get(seed, ()):
             if classes.size[other] < classes.size[seed] and len(there) == classes.size[other]:
                 visit(other)
@@ -275,7 +276,7 @@ def _pieces_first(classes: Classes, seeds: list[int], explained: dict[int, np.nd
 
 def _without_coarser(axes: list[Labelling], anchors: set[int]) -> list[Labelling]:
     """Drop axes with a single group, and those whose every group is a union of another axis's groups."""
-    axes = [a for a in axes if len(np.unique(a.root[_used(a)])) > 1]
+    axes = [a for a in axes if _has_several_groups(a)]
     by_class: dict[int, list[Labelling]] = defaultdict(list)
     for axis in axes:
         for number in anchors & axis.labels.keys():
@@ -288,8 +289,10 @@ def _without_coarser(axes: list[Labelling], anchors: set[int]) -> list[Labelling
     return [a for a in axes if id(a) not in dropped]
 
 
-def _used(axis: Labelling) -> Labels:
-    return np.unique(np.concatenate([raw[raw != NONE] for raw in axis.labels.values()]))
+def _has_several_groups(axis: Labelling) -> bool:
+    roots = (axis.root[raw[raw != NONE]] for raw in axis.labels.values())
+    ends = [(int(found.min()), int(found.max())) for found in roots if len(found)]
+    return min(low for low, _ in ends) < max(high for _, high in ends)
 
 
 def _refines(fine: Labelling, coarse: Labelling, anchors: set[int]) -> bool:
@@ -325,10 +328,11 @@ def _signature(labelling: Labelling, anchors: set[int]) -> bytes:
     """Equal for two labellings that split the same parameter dims into the same groups."""
     parts = []
     for number in sorted(anchors & labelling.labels.keys()):
-        groups = labelling.groups(number)
-        _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
-        canonical = np.argsort(np.argsort(first))[inverse]
-        canonical[groups == NONE] = NONE
+        groups, places = labelling.groups(number), np.arange(labelling.labels[number].size)
+        first = np.full(len(labelling.root) + 1, NONE)
+        first[groups[::-1]] = places[::-1]
+        first[NONE] = NONE
+        canonical = first[groups]  # a group is known by where it begins
         parts.append(np.array([number, len(groups)]).tobytes() + canonical.tobytes())
     return b"".join(parts)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from depgraph.budget import LATENCY
 
 if TYPE_CHECKING:
@@ -15,22 +17,52 @@ _TILT, _MOST_TILT = 0.5, 1.25
 _TILTED = (0.35, 0.5)  # of the dense time: from where on axes are tilted, and from where on as far as they may be
 
 
-def _global_ranking(choice: Choice) -> list[Item]:
+class Ranking:
+    """Items in the order in which they lose one more group, each as often as it has groups to lose."""
+
+    def __init__(self, items: list[Item], keys: list[np.ndarray]) -> None:
+        """`keys[k]` ranks the groups of `items[k]`, lowest first; equal keys go by item, and then by position."""
+        every = np.concatenate([np.zeros(0), *keys])
+        codes = np.repeat(np.arange(len(items)), [len(key) for key in keys])[np.argsort(every, kind="stable")]
+        first = np.full(len(items), len(codes))
+        first[codes[::-1]] = np.arange(len(codes))[::-1]
+        order = np.argsort(first, kind="stable")
+        self.items = [items[k] for k in order]
+        self._codes = np.argsort(order)[codes]
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def __getitem__(self, place: int) -> Item:
+        return self.items[self._codes[place]]
+
+    def counts(self, length: int) -> dict[str, int]:
+        """How many groups of each axis the first `length` places take, axes in the order in which they begin to."""
+        found: dict[str, int] = {}
+        for item, count in zip(self.items, np.bincount(self._codes[:length]).tolist(), strict=False):
+            for name in item if count else ():
+                found[name] = found.get(name, 0) + count
+        return found
+
+    def last(self, length: int) -> list[Item]:
+        """The items among the first `length` places, the last to lose a group first."""
+        codes = self._codes[:length]
+        place = np.full(len(self.items), -1)
+        place[codes] = np.arange(length)
+        return [self.items[k] for k in np.argsort(-place, kind="stable") if place[k] >= 0]
+
+
+def _global_ranking(choice: Choice) -> Ranking:
     """All groups of all axes by score; ties by axis and then by position, so that the order is the same everywhere."""
-    entries = []
-    for k, name in enumerate(choice.leading):
-        scores = choice.rank_scores[name][choice.order[name]]
-        entries += [(float(scores[i]), k, i, name) for i in range(choice.cap[name])]
-    return [(name,) for _, _, _, name in sorted(entries)]
+    keys = [choice.rank_scores[n][choice.order[n][: choice.cap[n]]] for n in choice.leading]
+    return Ranking([(name,) for name in choice.leading], keys)
 
 
-def _axis_ranking(choice: Choice) -> list[Item]:
+def _axis_ranking(choice: Choice) -> Ranking:
     """Axes take turns, so that all lose the same share; where time is limited, more of what takes much time for its parameters."""
-    entries, tilt = [], _tilt(choice)
-    for k, name in enumerate(choice.leading):
-        size = choice.graph[name].size
-        entries += [((i + 1) / size / tilt[name], k, name) for i in range(choice.cap[name])]
-    return [(name,) for _, _, name in sorted(entries)]
+    tilt, names = _tilt(choice), choice.leading
+    keys = [np.arange(1, choice.cap[n] + 1) / choice.graph[n].size / tilt[n] for n in names]
+    return Ranking([(name,) for name in names], keys)
 
 
 def _tilt(choice: Choice) -> dict[str, float]:
@@ -60,20 +92,18 @@ def _most_tilt(choice: Choice) -> float:
     return float(_MOST_TILT ** min(max((share - least) / (full - least), 0.0), 1.0))
 
 
-def _uniform_ranking(choice: Choice) -> list[Item]:
+def _uniform_ranking(choice: Choice) -> Ranking:
     """Kinds of axes take turns; a kind loses one group of each of its axes at once."""
     kinds: dict[tuple[str, int], list[str]] = {}
     for name in choice.leading:
         axis = choice.graph[name]
         kinds.setdefault((axis.kind, axis.size), []).append(name)
-    entries = []
-    for k, ((_, size), names) in enumerate(kinds.items()):
-        cap = min(choice.cap[n] for n in names)
-        entries += [((i + 1) / size, k, tuple(names)) for i in range(cap)]
-    return [item for _, _, item in sorted(entries)]
+    caps = [min(choice.cap[n] for n in names) for names in kinds.values()]
+    keys = [np.arange(1, cap + 1) / size for cap, (_, size) in zip(caps, kinds, strict=True)]
+    return Ranking([tuple(names) for names in kinds.values()], keys)
 
 
-RANKINGS: dict[str, Callable[[Choice], list[Item]]] = {
+RANKINGS: dict[str, Callable[[Choice], Ranking]] = {
     "global": _global_ranking,
     "axis": _axis_ranking,
     "uniform": _uniform_ranking,

@@ -43,6 +43,7 @@ class Widths:
         self.classes = classes
         self.axes = {axis.name: axis for axis in axes}
         self._steps: dict[str, int] = {}
+        self._reach: dict[str, Reach] = {}
         self.reaching: dict[int, list[str]] = defaultdict(list)
         for axis in axes:
             for number in axis.labels:
@@ -84,6 +85,21 @@ class Widths:
                     found = math.lcm(found, step.size // math.gcd(step.size, int(counts[0])))
         return found
 
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """The sizes of all classes of dims, followed by a 1."""
+        return np.array([*self.classes.size, 1], dtype=np.int64)
+
+    def reach(self, name: str) -> Reach:
+        """The classes of dims that an axis reaches."""
+        if name not in self._reach:
+            axis = self.axes[name]
+            alone = [n for n in axis.labels if len(self.reaching[n]) == 1]
+            rows = [np.bincount(axis.labels[n] + 1, minlength=axis.size + 1)[1:] for n in alone]
+            counts = np.array(rows, dtype=np.int64).reshape(len(alone), axis.size)
+            self._reach[name] = Reach(alone, counts, [n for n in axis.labels if len(self.reaching[n]) > 1])
+        return self._reach[name]
+
     def _table(self, runs: list[Sequence[int]]) -> np.ndarray:
         """The classes of some runs of dims, a row each, filled up with the number of a class of size 1."""
         table = np.full((len(runs), max(map(len, runs), default=0)), len(self.classes.size), dtype=np.int64)
@@ -114,10 +130,21 @@ class Widths:
         masks = {}
         for name, groups in removal.items():
             mask = np.zeros(self.axes[name].size + 1, dtype=bool)
-            mask[list(groups)] = True
+            mask[groups if isinstance(groups, np.ndarray) else list(groups)] = True
             mask[NONE] = False
             masks[name] = mask
         return Kept(self, masks)
+
+
+class Reach(NamedTuple):
+    """The classes of dims that one axis reaches: those that it reaches `alone`, how many indices of each every group has
+
+    there (classes x groups), and those that others reach too.
+    """
+
+    alone: list[int]
+    counts: np.ndarray
+    shared: list[int]
 
 
 class Gone(NamedTuple):
@@ -191,11 +218,14 @@ class Kept:
 
     def class_sizes(self) -> np.ndarray:
         """The sizes of all classes of dims, followed by a 1."""
-        sizes = np.array([*self.widths.classes.size, 1], dtype=np.int64)
-        for number in {n for name in self.masks for n in self.widths.axes[name].labels}:
-            kept = self.of_class(number)
-            if kept is not None:
-                sizes[number] = len(kept)
+        sizes = self.widths.sizes.copy()
+        for name, mask in self.masks.items():
+            reach = self.widths.reach(name)
+            sizes[reach.alone] -= reach.counts @ mask[:-1]
+            for number in reach.shared:
+                kept = self.of_class(number)
+                if kept is not None:
+                    sizes[number] = len(kept)
         return sizes
 
     def cost(self, tensors: frozenset[str] = frozenset(), ops: frozenset[str] = frozenset()) -> Cost:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import depgraph
+import importance
 from depgraph.errors import CaptureError, PlanError, UnsupportedOperator, UnsupportedParameter
 from depgraph.rules import registry
 from tests.zoo import ZOO
@@ -412,6 +414,33 @@ def test_what_is_read_for_its_shape_alone_fixes_nothing(look: Any, free: int) ->
         groups = [0, 3]
         report = graph.cut_plan({axis.name: groups}).apply_with_report(form="module")
         assert report.check is not None and report.check.error < 1e-6 and not report.check.vacuous
+
+
+class ShapedBy(nn.Module):
+    """A convolution of which the code reads the shape alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.extra, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.up(x)
+        height = self.extra(made).shape[-2]
+        return self.head(made.mean((2, 3))) + torch.arange(height).sum()
+
+
+def test_the_kernel_of_what_is_read_for_its_shape_stays() -> None:
+    graph = depgraph.trace(ShapedBy().eval(), torch.randn(1, 3, 6, 6))
+    assert not [axis.name for axis in graph.axes if axis.size == 3 and axis.prunable.any()]
+    report = graph.plan(importance.Magnitude(), depgraph.Target(params=0.6)).apply_with_report(form="module")
+    assert report.model.extra.kernel_size == (3, 3) and report.model.extra.weight.shape[2:] == (3, 3)
+
+
+def test_the_windows_of_what_is_read_for_its_shape_stay() -> None:
+    """How many there are follows from the channels in a way that no relation says."""
+    look = Looking(lambda h: F.avg_pool1d(h.unsqueeze(0), 2).shape[-1])
+    graph = depgraph.trace(look.eval(), torch.randn(2, 4))
+    assert not any(axis.prunable.any() for axis in graph.axes if axis.size == 8)
 
 
 def test_what_is_picked_for_its_shape_must_be_there() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import depgraph
 import importance
+from depgraph.cutting.involved import Involved, none_involved
 from depgraph.cutting.program import cut_programs
 from depgraph.cutting.report import CutReport
 from depgraph.cutting.varying import fixed_sizes
@@ -52,9 +54,36 @@ class Unrolled(nn.Module):
         return self.head(state)
 
 
+class Windowed(nn.Module):
+    """Pads to whole windows and halves what it has, many times, each time with windows of another size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv1d(4, 4, 3, padding=1) for _ in range(8)])
+        self.up, self.head = nn.Conv1d(3, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        for k, layer in enumerate(self.layers):
+            window = 3 + k
+            x = F.pad(x, (0, (-x.shape[-1]) % window))
+            x = layer(x)[..., : 1 + x.shape[-1] * 5 // 6]
+        return self.head(x.mean(-1))
+
+
 def as_graph(model: nn.Module, *args: Tensor) -> CutReport:
     graph = depgraph.trace(model.eval(), args)
     return graph.plan(importance.Magnitude(), depgraph.Target(params=0.6)).apply_with_report(form="graph")
+
+
+def test_sizes_that_grow_too_involved_stay_what_they_are() -> None:
+    """Torch reasons for minutes about such formulas; the batch stays open."""
+    model, x = Windowed().eval(), torch.randn(2, 3, 64)
+    with pytest.raises(Involved, match="Conv1d gives a tensor of size"), none_involved():
+        torch.export.export(model, (x,), dynamic_shapes=({2: torch.export.Dim.AUTO},), strict=False)
+    report = as_graph(model, x)
+    assert report.model(torch.randn(5, 3, 64)).shape == (5, 2)
+    assert any("takes only size 64 of dimension 2 of input 'x'" in note for note in report.notes)
 
 
 def test_a_graph_form_takes_pictures_of_other_sizes() -> None:

@@ -82,6 +82,7 @@ def held_in(model: nn.Module) -> Iterator[tuple[Any, int | str, Any]]:
 
 
 _ABSENT = object()
+_NUMBERS = (int, SizeInt, SizeFloat)
 
 
 class _Place(NamedTuple):
@@ -126,6 +127,8 @@ def _change_all(places: Iterable[_Place], change: Change) -> None:
     for place in places:
         for key in place.keys:
             value = _get(place.container, key)
+            if type(value) not in _NUMBERS and not isinstance(value, tuple):
+                continue
             changed = _changed_number(value, place.attr(key), change)
             if changed is not value:
                 _set(place.container, key, changed)
@@ -133,7 +136,7 @@ def _change_all(places: Iterable[_Place], change: Change) -> None:
 
 def _changed_number(value: Any, attr: Attr, change: Change) -> Any:
     """`value` with every number changed, if it is a number or a tuple of such; itself where nothing changes."""
-    if type(value) in (int, SizeInt, SizeFloat):
+    if type(value) in _NUMBERS:
         return change(value, attr)
     if not isinstance(value, tuple) or len(value) > _MAX_ITEMS or len(attr.keys) > _MAX_DEPTH:
         return value

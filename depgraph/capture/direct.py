@@ -61,7 +61,7 @@ class _Writer(proxies.OperatorMode):
         if func is _aten.lift_fresh.default:
             func = _aten.lift_fresh_copy.default
         if func not in self.traits:
-            self.traits[func] = _traits(func)
+            self.traits[func] = _traits(func, self.traced.graph)
         traits = self.traits[func]
         if proxies.must_be_apart(func, (args, kwargs)):
             with self:
@@ -72,15 +72,16 @@ class _Writer(proxies.OperatorMode):
         run_kwargs, written_kwargs = call.take_named(kwargs)
         if traits.reads_values:
             return _value(func, args, kwargs, self.traced)
-        name = self.traced.graph._target_to_str(traits.name)
-        node = self.traced.graph.create_node("call_function", func, written, written_kwargs, name)
+        node = self.traced.graph.create_node("call_function", func, written, written_kwargs, traits.name)
         node.meta.update(self.traced.place())
         if traits.makes_from_nothing and not call.tensors:
             run_kwargs["device"] = _META
         made = self._made(func, run_args, run_kwargs, traits)
         self._follow(made, node, call.device or _default_device(), traits)
-        if not traits.random and (self.traced.known or func is _aten.lift_fresh_copy.default):
-            _follow_values(self.traced, func, args, kwargs, made)
+        if func is _aten.lift_fresh_copy.default:
+            _know(self.traced, made, args[0])
+        elif self.traced.known and not traits.random:
+            _follow_values(self.traced, func, (args, kwargs), call.tensors, made)
         in_place = run_args and made is run_args[0]
         return args[0] if in_place else made  # a parameter, whose stand-in it isn't for the code
 
@@ -139,6 +140,7 @@ class _Call:
             return run
         self.written.append(item)
         if kind is torch.device:
+            self.traced.asks_for_meta |= item == _META
             self.device = item
             return _META
         return item
@@ -152,7 +154,7 @@ class _Call:
         return run, written
 
 
-def _traits(func: Any) -> _Traits:
+def _traits(func: Any, graph: torch.fx.Graph) -> _Traits:
     if not isinstance(func, torch._ops.OpOverload):
         raise Unusual(f"{func} is a higher-order operator")
     check_memory_stays(func)
@@ -162,7 +164,7 @@ def _traits(func: Any) -> _Traits:
         makes_from_nothing=any(a.name == "device" for a in func._schema.arguments),
         changes_inputs=func._schema.is_mutable,
         random=torch.Tag.nondeterministic_seeded in tags,
-        name=func.overloadpacket.__name__,
+        name=graph._target_to_str(func.overloadpacket.__name__),
     )
 
 
@@ -182,19 +184,21 @@ def _known_arguments(args: Any, traced: Traced) -> Any:
     return pytree.tree_map(lambda item: traced.known.get(id(item), item), args)
 
 
-def _follow_values(traced: Traced, func: Any, args: Any, kwargs: Any, made: Any) -> None:
-    """The values of small tensors that are computed from constants of the code alone."""
-    if func is _aten.lift_fresh_copy.default:
-        if args[0].device.type != "meta" and args[0].numel() <= _LARGEST_KNOWN:
-            traced.known[id(made)] = args[0].clone()
-        return
-    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+def _know(traced: Traced, made: Tensor, constant: Tensor) -> None:
+    """The values of a small constant of the code."""
+    if constant.device != _META and constant.numel() <= _LARGEST_KNOWN:
+        traced.known[id(made)] = constant.clone()
+
+
+def _follow_values(traced: Traced, func: Any, given: tuple[Any, Any], tensors: list[Tensor], made: Any) -> None:
+    """The values of small tensors that are computed from constants of the code alone; `tensors` are those in `given`."""
+    every = made if isinstance(made, (tuple, list)) else (made,)
     if not tensors or any(id(t) not in traced.known for t in tensors):
-        for tensor in pytree.tree_leaves(made):  # an operator in place may have spoiled it
+        for tensor in every:  # an operator in place may have spoiled it
             traced.known.pop(id(tensor), None)
         return
-    values = func(*_known_arguments(args, traced), **_known_arguments(kwargs, traced))
-    for tensor, value in zip(pytree.tree_leaves(made), pytree.tree_leaves(values), strict=True):
+    args, kwargs = _known_arguments(given, traced)
+    for tensor, value in zip(every, pytree.tree_leaves(func(*args, **kwargs)), strict=True):
         if isinstance(value, Tensor) and value.numel() <= _LARGEST_KNOWN:
             traced.known[id(tensor)] = value
 
@@ -247,7 +251,7 @@ def capture_directly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     for node in reversed(list(traced.graph.nodes)):
         if node.target is _aten.detach.default and not node.users:
             traced.graph.erase_node(node)
-    if not names.on_meta and _META in (a for n in traced.graph.nodes for a in pytree.tree_leaves((n.args, n.kwargs))):
+    if traced.asks_for_meta and not names.on_meta:
         raise Unusual("an operator makes a tensor on the device of the tensors that stand in")
     program = traced.program(output, outputs)
     program.given = traced.given()

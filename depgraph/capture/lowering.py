@@ -221,8 +221,14 @@ class _Lowering:
         domains.follow(op)
 
     def _only_shape(self, op: rules.Op, before: tuple[int, int]) -> None:
-        """An operator whose numbers nothing reads fixes and mixes nothing; what it picks by its position must be there."""
+        """An operator whose numbers nothing reads fixes and mixes nothing; what it picks by its position must be there.
+
+        That is where each dim of its result is one of its operands': others are computed from what it fixes, as by a kernel.
+        """
         relations = self.program.relations
+        given = {relations.find(dim) for value in op.inputs for dim in value.dims}
+        if any(relations.find(dim) not in given for value in op.outputs for dim in value.dims):
+            return
         del relations.fixed[before[0] :]
         del relations.mixed[before[1] :]
         index = op.get("index") if op.target.startswith("aten.select.") else None

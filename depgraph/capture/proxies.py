@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch.fx
 import torch.nn.functional
 from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
+from torch._library import utils as _library_utils
 from torch.fx.experimental import proxy_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -46,7 +47,7 @@ class OperatorMode(proxy_tensor.ProxyTorchDispatchMode):
     def __init__(self, tracer: Any) -> None:
         super().__init__(tracer, "real", pre_dispatch=True)
         self.passing = False
-        self._dispatchers: list[Any] = []
+        self._within: list[ExitStack] = []
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operator."""
@@ -69,20 +70,38 @@ class OperatorMode(proxy_tensor.ProxyTorchDispatchMode):
             self.passing = False
 
     def __enter__(self) -> Any:
-        dispatcher = enable_python_dispatcher()
-        dispatcher.__enter__()
-        self._dispatchers.append(dispatcher)
+        within = ExitStack()
+        within.enter_context(enable_python_dispatcher())
+        within.enter_context(_types_unasked())
+        self._within.append(within)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> Any:
         try:
             return super().__exit__(*error)
         finally:
-            self._dispatchers.pop().__exit__(*error)
+            self._within.pop().__exit__(*error)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # no wrapper around every call: nothing here is compiled
+
+
+@contextmanager
+def _types_unasked() -> Iterator[None]:
+    """Spare torch the search of every operator's arguments for the types of tensors: an `OperatorMode` doesn't read them."""
+    before = _library_utils.handle_dispatch_mode
+
+    def handle(mode: Any, func: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(mode, OperatorMode):
+            return mode.__torch_dispatch__(func, (), args, kwargs)
+        return before(mode, func, *args, **kwargs)
+
+    _library_utils.handle_dispatch_mode = handle  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        _library_utils.handle_dispatch_mode = before
 
 
 class _Below(TorchDispatchMode):

@@ -24,6 +24,7 @@ from depgraph.capture.proxies import storage_key
 
 _MAX_DEPTH, _MAX_ITEMS = 5, 1024
 _CONTAINERS = (list, dict, set)
+_NESTED = (*_CONTAINERS, tuple)
 _PLAIN = frozenset(
     [int, float, bool, str, type(None), torch.Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device]
 )
@@ -37,13 +38,12 @@ def restored(model: nn.Module, *inputs: Any) -> Iterator[list[Tensor]]:
     Every list, dict, set and plain object has the same contents by identity: what was added is gone, what was replaced or
     removed is back, in the old order. Every tensor has the same memory and layout; what is written there stays.
     """
-    every = _containers(model, inputs)
-    found = [container for container in every if not isinstance(container, tuple)]
+    found, held = _held_by(model, inputs)
     empty = [container for container in found if not container]
     saved = [(container, _copied(container)) for container in found if container]
-    tensors = [(tensor, tensor.detach()) for tensor in _tensors_in(model, every)]
+    tensors = [(tensor, tensor.detach()) for tensor in held]
     try:
-        yield [tensor for tensor, _ in tensors]
+        yield held
     finally:
         for container in empty:
             if container:
@@ -54,16 +54,6 @@ def restored(model: nn.Module, *inputs: Any) -> Iterator[list[Tensor]]:
         for tensor, alias in tensors:
             if _layout(tensor) != _layout(alias):
                 tensor.data = alias
-
-
-def _tensors_in(model: nn.Module, containers: list[Any]) -> list[Tensor]:
-    """Every tensor that `model` and `containers` hold and that has memory of its own kind, once."""
-    found = {id(one): one for one in (*model.parameters(), *model.buffers()) if _has_memory(one)}
-    for container in containers:
-        for value in container.values() if isinstance(container, dict) else container:
-            if isinstance(value, Tensor) and id(value) not in found and _has_memory(value):
-                found[id(value)] = value
-    return list(found.values())
 
 
 def own_containers(inputs: Any) -> Any:
@@ -84,30 +74,33 @@ def _may_be_open(cls: Any) -> bool:
     return cls.__module__.split(".")[0] not in _FOREIGN
 
 
-def _containers(model: nn.Module, inputs: Any) -> list[Any]:
-    """Lists, dicts, sets, and tuples among them."""
+def _held_by(model: nn.Module, inputs: Any) -> tuple[list[Any], list[Tensor]]:
+    """Every list, dict and set that modules and inputs hold, and every tensor that has memory of its own kind, once each."""
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     left: list[tuple[Any, int]] = [(vars(module), _MAX_DEPTH) for module in reversed(modules)]
     left.append((inputs, _MAX_DEPTH))
     seen: set[int] = set()
     found: list[Any] = []
+    tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}
     while left:
         container, depth = left.pop()
         if id(container) in seen:
             continue
         seen.add(id(container))
-        found.append(container)
-        if not container or not depth or len(container) > _MAX_ITEMS or isinstance(container, set):
-            continue
+        if not isinstance(container, tuple):
+            found.append(container)
+        closed = not depth or len(container) > _MAX_ITEMS or isinstance(container, set)
         below = depth if isinstance(container, tuple) else depth - 1
         for value in container.values() if isinstance(container, dict) else container:
-            if type(value) in _PLAIN:
+            if isinstance(value, Tensor):
+                tensors[id(value)] = value
+            elif closed or type(value) in _PLAIN:
                 continue
-            if isinstance(value, (*_CONTAINERS, tuple)):
+            elif isinstance(value, _NESTED):
                 left.append((value, below))
             elif is_open(value):
                 left.append((vars(value), below))
-    return found
+    return found, [tensor for tensor in tensors.values() if _has_memory(tensor)]
 
 
 def _has_memory(tensor: Tensor) -> bool:

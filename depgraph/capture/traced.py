@@ -38,7 +38,8 @@ Stack = list[dict[str, tuple[str, str]]]
 class Traced(proxies.Tracer):
     """A graph under construction, and whose node every tensor is. All tensors are kept alive, so that ids stay theirs.
 
-    `held` are the placeholders of what isn't an input: parameters, buffers, constants.
+    `held` are the placeholders of what isn't an input: parameters, buffers, constants. `asks_for_meta` when an operator is
+    given the device of the tensors that stand in.
     """
 
     names: Names
@@ -50,6 +51,7 @@ class Traced(proxies.Tracer):
     alive: list[Tensor] = field(default_factory=list)
     stack: Stack = field(default_factory=lambda: [{}])
     first_input: torch.fx.Node | None = None
+    asks_for_meta: bool = False
     held: set[torch.fx.Node] = field(default_factory=set)
     memory: Memory = field(init=False)
 

@@ -32,6 +32,7 @@ from depgraph.capture.training import related_in_training
 from depgraph.capture.unlifting import module_of
 from depgraph.coupling import Classes
 from depgraph.cutting.elsewhere import require_same_elsewhere
+from depgraph.cutting.involved import none_involved
 from depgraph.cutting.modes import follow_modes
 from depgraph.cutting.module import new_tensor
 from depgraph.cutting.mutating import write_without_gradients, written_targets
@@ -179,7 +180,7 @@ def _exported(graph: DependencyGraph, inputs: Any, dims: Any) -> ExportedProgram
     model = graph.model
     with contextlib.suppress(Exception), dumps_dropped(), quiet(model), torch.no_grad():
         shapes = _by_name(graph, dims)
-        with unwritten(model, *args, kwargs), data_by_operators(model):
+        with unwritten(model, *args, kwargs), data_by_operators(model), none_involved():
             return inlined(torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False))
     return None
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import linecache
 import textwrap
+import tokenize
 from collections.abc import Iterator, Mapping
 from functools import cache
+from types import CodeType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
@@ -73,12 +76,12 @@ def _reads(kind: Any) -> tuple[Read, ...]:
     return tuple(found)
 
 
-def _in_method(code: object) -> Iterator[Read]:
+def _in_method(code: CodeType) -> Iterator[Read]:
     try:
-        lines, begin = inspect.getsourcelines(code)  # type: ignore[arg-type]
+        begin, file = code.co_firstlineno, shown(code.co_filename)
+        lines = inspect.getblock(linecache.getlines(code.co_filename)[begin - 1 :])
         tree = ast.parse(textwrap.dedent("".join(lines)))
-        file = shown(inspect.getsourcefile(code) or "")  # type: ignore[arg-type]
-    except (OSError, TypeError, SyntaxError):
+    except (SyntaxError, tokenize.TokenError):
         return
     for node in ast.walk(tree):
         parts: list[ast.expr] = []

@@ -574,6 +574,22 @@ def test_hardly_any_size_of_a_reshape_is_unexplained() -> None:
     assert origins["unknown"] <= 0.02 * origins.total()
 
 
+def handed_to_a_mode() -> list[Any]:
+    """An operator that an `OperatorMode` sees, and the types of tensors that torch has looked up for it."""
+    from depgraph.capture import proxies
+
+    seen: list[Any] = []
+
+    class Probe(proxies.OperatorMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.extend([str(func), types])
+            return proxies.at_once(func, args, kwargs or {})
+
+    with Probe(proxies.Tracer()):
+        torch.zeros(2).relu()
+    return seen[-2:]
+
+
 def test_the_private_parts_of_torch_are_where_they_were() -> None:
     """If this fails, torch has moved what `depgraph/capture/proxies.py` relies on: mend that file."""
     from depgraph.capture import proxies
@@ -611,6 +627,7 @@ def test_the_private_parts_of_torch_are_where_they_were() -> None:
         assert not F.has_torch_function((torch.ones(1),))
     for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
         assert getattr(F, name) is getattr(torch.overrides, name)
+    assert handed_to_a_mode() == ["aten.relu.default", ()]
 
 
 def test_floats_that_carry_expressions_stay_out_of_the_graph() -> None:
