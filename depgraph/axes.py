@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from depgraph.capture.sizes import Attr
-from depgraph.coupling import NONE, Classes, Labelling, find_axes
+from depgraph.classes import NONE, Classes
+from depgraph.coupling import Labelling, find_axes
 from depgraph.graph import Program, Reason, Value
 
 

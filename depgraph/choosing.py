@@ -18,9 +18,9 @@ import numpy as np
 
 from depgraph.axes import Axis
 from depgraph.budget import LATENCY, Budget, Spent
+from depgraph.classes import NONE
 from depgraph.configs import of_library
 from depgraph.configured import Freedom, configured_plan
-from depgraph.coupling import NONE
 from depgraph.crossing import crossing
 from depgraph.cutting.expressible import is_expressible
 from depgraph.cutting.settling import Settler, config_bound, inexpressible

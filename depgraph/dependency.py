@@ -14,8 +14,8 @@ from depgraph.axes import Axis, build_axes
 from depgraph.capture.capturing import Capture, capture
 from depgraph.capture.deciding import at_places
 from depgraph.capture.exported import decisions_of, only_as_module
+from depgraph.classes import Classes
 from depgraph.collecting import uncollected
-from depgraph.coupling import Classes
 from depgraph.errors import CaptureError, DepgraphError, PlanError
 from depgraph.experts import with_experts
 from depgraph.finite import require_finite

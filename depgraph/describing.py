@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from depgraph.axes import Axis
-from depgraph.coupling import NONE
+from depgraph.classes import NONE
 from depgraph.layers import Anatomy, Attention, Layer
 from depgraph.report import counted
 

@@ -22,7 +22,8 @@ from depgraph.capture.exported import decisions_of
 from depgraph.capture.lowering import GIVEN, INPUT, OUTPUT
 from depgraph.capture.places import module_path
 from depgraph.capture.sizes import Attr
-from depgraph.coupling import NONE, Labelling, find_axes
+from depgraph.classes import NONE
+from depgraph.coupling import Labelling, find_axes
 from depgraph.cutting.experts import Expected, check_without, expected, leaving
 from depgraph.cutting.shortening import shorten
 from depgraph.widths import Widths

@@ -51,6 +51,10 @@ class Met(NamedTuple):
     node: Node
 
 
+Steps = Generator[Met, torch.Tensor | None, None]
+"""Where a run stands, stop by stop; what is sent is what the operator is given in the place of the operand that was shown."""
+
+
 @dataclass(frozen=True)
 class Runnable:
     """A capture for inputs of certain shapes; `same` says whether it has the nodes of the graph's own capture."""
@@ -178,6 +182,7 @@ class Observer:
         found = self.runnable(*inputs)
         return found.structured([made for _, made in self.run(inputs, side=side)])
 
+<<<<<<< HEAD
     def _require_same(self, found: Runnable) -> None:
         if not found.same:
             raise DataError(
@@ -190,6 +195,13 @@ class Observer:
 
         What the model holds is read when it is used, so it may be changed in place meanwhile. `side`: as for `run`. Raises DataError
         as `run` does.
+=======
+    def steps(self, inputs: Inputs, pause: Callable[[Meeting], bool]) -> Steps:
+        """Run one batch, stopping before each operator with a product that `pause` names: what is about to meet in it.
+
+        What the model holds is read when it is used, so it may be changed in place meanwhile. Another operand that is sent
+        takes the place of the one that was shown, until the next stop. Raises DataError as `run` does.
+>>>>>>> main
         """
         args, kwargs = inputs
         found = self.runnable(args, kwargs)
@@ -199,11 +211,20 @@ class Observer:
         wanted = {op: [m for m in met if pause(m)] for op, met in found.nodes.items()}
         nodes = frozenset(n for n in found.exported.graph.nodes if wanted.get(n.name))
         whole = self.graph.widths.at({})
+<<<<<<< HEAD
         reference = Reference(found.exported, found.program, [side or Side(whole, whole)])
         with torch.no_grad():
             running = reference.steps(lambda name: self._fetch(found, name), args, kwargs, nodes)
             for node in running:
                 yield from _met(node, reference.sides[0], wanted[node.name], found.program)
+=======
+        reference = Reference(found.exported, found.program, [Side(whole, whole)])
+        running = reference.steps(lambda name: self._fetch(found, name), args, kwargs, nodes)
+        env, before = reference.sides[0].env, dict[Node, Any]()
+        for node in _without_gradients(running):
+            env.update({source: made for source, made in before.items() if source in env})
+            before = yield from _exchanging(node, reference.sides[0], wanted[node.name], found.program)
+>>>>>>> main
 
     def _fetch(self, found: Runnable, name: str) -> torch.Tensor:
         constants = found.exported.constants
@@ -273,6 +294,31 @@ def _met(node: Node, side: SideRun, products: Iterable[Meeting], program: Progra
             operand, other = side.cut(made[meeting.operand]), side.cut(made[meeting.other])
             if operand.is_floating_point() or operand.is_complex():
                 yield Met(meeting, operand.detach(), other.detach(), node)
+
+
+def _without_gradients(running: Iterator[Node]) -> Iterator[Node]:
+    """What a run stops at; gradients are off while it runs, and as they were while it stands, as others may run meanwhile."""
+    while True:
+        with torch.no_grad():
+            node = next(running, None)
+        if node is None:
+            return
+        yield node
+
+
+def _exchanging(
+    node: Node, side: SideRun, products: Iterable[Meeting], program: Program
+) -> Generator[Met, torch.Tensor | None, dict[Node, Any]]:
+    """As `_met`, letting operands that are sent take the place of those shown; returns what was in these places before."""
+    before: dict[Node, Any] = {}
+    made = {program.values[n.name].name: n for n in node.all_input_nodes if n.name in program.values}
+    for met in _met(node, side, products, program):
+        instead = yield met
+        if instead is not None:
+            source = made[met.meeting.operand]
+            before.setdefault(source, side.env[source])
+            side.env[source] = instead
+    return before
 
 
 def _is_tensor(leaf: Any) -> bool:

@@ -16,7 +16,7 @@ from itertools import groupby
 import numpy as np
 
 from depgraph.axes import Axis
-from depgraph.coupling import NONE
+from depgraph.classes import NONE
 from depgraph.inspecting import Inspection, share_range
 from depgraph.layers import Layer, block_of
 from depgraph.report import METRICS, counted

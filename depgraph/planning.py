@@ -11,7 +11,7 @@ import numpy as np
 
 from depgraph.axes import build_axes
 from depgraph.choosing import Attempt, Choice
-from depgraph.coupling import Classes
+from depgraph.classes import Classes
 from depgraph.errors import DepgraphError, NothingToPrune, TargetError
 from depgraph.options import Options
 from depgraph.plan import Plan

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from depgraph.axes import Axis
-from depgraph.coupling import NONE, Classes
+from depgraph.classes import NONE, Classes
 from depgraph.graph import Reason
 from depgraph.widths import Cost, stored_values
 

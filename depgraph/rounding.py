@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from depgraph.coupling import NONE
+from depgraph.classes import NONE
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph

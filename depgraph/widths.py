@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from depgraph.axes import Axis
-from depgraph.coupling import NONE, Classes
+from depgraph.classes import NONE, Classes
 from depgraph.graph import Program, Value
 
 Removal = Mapping[str, Iterable[int]]

@@ -34,8 +34,10 @@ from importance.reestimation import Reestimation, reestimate
 from importance.refitting import refit
 from importance.registry import named, names, needs_data, needs_gradients
 from importance.rotation import Principal, Rotation, rotate
+from importance.row_update import RowUpdate
 from importance.scales import NormScale
 from importance.schedule import Pace, Schedule, Scheduled, Step
+from importance.sequential import sequential
 from importance.statistics import Consumer, Gathering, Statistics, collect, consumers_of
 from importance.surgeon import Surgeon, column_costs, row_costs, surgeon_update
 from importance.taylor import Taylor
@@ -77,6 +79,7 @@ __all__ = [
     "Reduction",
     "Reestimation",
     "Rotation",
+    "RowUpdate",
     "SampleMeans",
     "Schedule",
     "Scheduled",
@@ -106,5 +109,6 @@ __all__ = [
     "refit",
     "rotate",
     "row_costs",
+    "sequential",
     "surgeon_update",
 ]

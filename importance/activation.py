@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from depgraph import DependencyGraph
-from depgraph.coupling import NONE
+from depgraph import Axis, DependencyGraph
+from depgraph.classes import NONE
 from importance.accumulators import Moments, Norms, SampleMeans, Statistic, Weights
 from importance.calling import check_batches
 from importance.choices import pick
@@ -157,14 +157,14 @@ class Activation:
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
         found = statistics_of(graph, self.data, self.needs, self.gathering)
-        members: dict[str, list[Scored]] = {axis.name: [] for axis in graph.axes}
-        for consumer in found.consumers:
-            if consumer.key in found.found:
-                for axis in consumer.labels:
-                    members[axis].append(self.rule.rule(consumer, found, axis))
-        reduction, normalisation = Reduction.of(self.reduction), Normalisation.of(self.normalise)
-        scores = {name: normalisation(reduction(read, graph[name].size)) for name, read in members.items() if read}
-        return with_unread(graph, scores)
+        read = [axis for axis in graph.axes if found.readers(axis.name)]
+        return with_unread(graph, {axis.name: self.of_axis(axis, found) for axis in read})
+
+    def of_axis(self, axis: Axis, found: Statistics) -> np.ndarray:
+        """The scores of one axis [groups], from what was found of the consumers that read it."""
+        members = [self.rule.rule(consumer, found, axis.name) for consumer in found.readers(axis.name)]
+        normalisation = Normalisation.of(self.normalise)
+        return normalisation(Reduction.of(self.reduction)(members, axis.size))
 
 
 def statistics_of(

@@ -41,14 +41,16 @@ class Bonsai:
     """Scores of one round: coefficients of candidates, and above them all others by their prior.
 
     The prior is Wanda-sp's with means: mean |W_ij| times the norm of what comes in, averaged over the channels of a group. Of
-    every axis the lowest groups are candidates; a sub-model lacks half of them, drawn without replacement with chances in
-    proportion to (highest prior - prior), and its complement lacks the other half. Utilities of all sub-models are regressed
+    every axis the lowest groups are candidates; a sub-model lacks some of them, half on average, drawn without replacement with
+    chances in proportion to (highest prior - prior), and its complement lacks the others. Utilities of all sub-models are regressed
     on all candidates at once. Groups that are no candidates rank above these, by the share of their axis that is lower; then
     axes of other units. So a round is meant to remove about `share`: `importance.recipes.bonsai` takes as many as it needs.
 
-    Deviations: ridge regression in closed form for Adam with an L1 or L2 penalty (its strength is chosen likewise, by Kendall's
-    tau in five folds); twice int(share * groups) + 1 candidates, so that complements are as large as masks; axes that can't be
-    filled with zeros exactly are cut instead.
+    Deviations: how many candidates of an axis go is drawn for each sub-model. Published, it is about the same number in all, so
+    that coefficients compare only within an axis: in the ranking of all, one of two heads was always the first to go, and a
+    vision transformer had lost two thirds of its heads, and 79% of 98.9% accuracy left, at 80% of its parameters (97% now, both
+    with 40 masks). Ridge regression in closed form for Adam with an L1 or L2 penalty (its strength is chosen likewise, by Kendall's
+    tau in five folds); twice int(share * groups) + 1 candidates; axes that can't be filled with zeros exactly are cut instead.
 
     Args:
         batches: tensors, tuples of arguments or dicts of keyword arguments; run once for each sub-model.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depgraph.coupling import NONE
+from depgraph.classes import NONE
 from importance.statistics import Consumer, Statistics
 
 

@@ -7,7 +7,7 @@ where a bias takes the means, and X'X where none can.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,13 +96,15 @@ class Compensation:
     """kind: "bias" or "least-squares"; biases: what may take over means, see `BIASES`; damping: a share of the mean variance.
 
     inputs: "dense" solves each consumer for the inputs that it has in the dense model, "pruned" (least squares, in recipes) one
-    after the other for those that it has then, see `importance.refitting`.
+    after the other for those that it has then, see `importance.refitting`. rows: gives, for a plan, what else is added to
+    parameters by name (before they are cut), such as `importance.RowUpdate`; with dense inputs only.
     """
 
     kind: str = "least-squares"
     biases: str = "create"
     damping: float = 0.01
     inputs: str = "dense"
+    rows: Callable[[Plan], Mapping[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         pick(WAYS, self.kind, "kind of compensation")
@@ -110,6 +112,10 @@ class Compensation:
         pick(INPUTS, self.inputs, "kind of inputs")
         if not 0 <= self.damping < float("inf"):
             raise ScoreError(f"damping must be a finite number of at least 0, it is {self.damping}")
+        if self.rows is not None and self.inputs != "dense":
+            raise ScoreError(
+                f'rows={self.rows!r} goes with inputs="dense": what is solved for other inputs has no use for it'
+            )
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
@@ -165,20 +171,22 @@ def compensate(
         if how.kind == "bias" and target is None:
             refused.append(f"{reader.consumer.weight}: it has no bias")
             continue
-        work.append((reader, target, _changed(reader, how, data, bias=target is not None)))
+        work.append((reader, target, change_of(reader, how, data, bias=target is not None)))
+    rows = _Rows(plan, how)
     for reader, target, change in work:  # nothing is written before all is solved
-        changed += _write(held, reader, change.weight)
+        changed += _write(held, reader, rows.added(reader, change.weight))
         if target is not None and change.bias is not None:
             stays = reader.outputs_kept
             left = change.bias if stays is None else change.bias[torch.from_numpy(stays)]
             created += write_bias(held, reader, target, left)
             changed.append(target)
+    changed += rows.write(held)
     held.note(created)
     return Compensated(tuple(dict.fromkeys(changed)), tuple(created), tuple(refused))
 
 
-def _changed(reader: Reader, how: Compensation, found: Statistics, *, bias: bool) -> Change:
-    """What a consumer's whole weight and bias become, before they are cut."""
+def change_of(reader: Reader, how: Compensation, found: Statistics, *, bias: bool) -> Change:
+    """What a consumer's whole weight becomes, before it is cut, and what is added to its bias."""
     way = WAYS[how.kind]
     solve = way.with_bias if bias else way.without
     assert solve is not None
@@ -222,6 +230,33 @@ def bias_of(held: Held, reader: Reader, how: Compensation) -> str | None:
     return reader.bias or (held.new_bias(reader) if how.biases == "create" else None)
 
 
+class _Rows:
+    """What is added to parameters beside what consumers make up for."""
+
+    def __init__(self, plan: Plan, how: Compensation) -> None:
+        self.kept, self.tensors = plan.kept(), plan.graph.tensors()
+        self.left = dict(how.rows(plan)) if how.rows is not None else {}
+        values = plan.graph.capture.program.values.values()
+        self.values = {v.target: v for v in values if v.kind == "parameter"} if self.left else {}
+
+    def added(self, reader: Reader, weight: Tensor | None) -> Tensor | None:
+        """The whole weight of a consumer with what is added to it, once."""
+        more = self.left.pop(reader.consumer.weight, None)
+        if more is None:
+            return weight
+        return more + (reader.tensor.detach().double().cpu() if weight is None else weight)
+
+    def write(self, held: Held) -> list[str]:
+        """Add to what is left; the names of these."""
+        for name, more in self.left.items():
+            dense = self.tensors[name].detach().double().cpu()
+            now, fits = held.get(name), sliced_tensor(dense, self.kept, self.values[name])
+            change = sliced_tensor(more, self.kept, self.values[name])
+            scale = row_scale(now.double().cpu(), fits) if now.ndim > 1 else 1.0
+            held.put(name, now + (change * scale).to(now))
+        return list(self.left)
+
+
 def _write(held: Held, reader: Reader, weight: Tensor | None) -> list[str]:
     """Put a whole weight, cut as the plan says, into the pruned model; what a cut has scaled its rows by stays."""
     if weight is None:
@@ -263,6 +298,7 @@ __all__ = [
     "Compensated",
     "Compensation",
     "bias_of",
+    "change_of",
     "compensate",
     "row_scale",
     "write_bias",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from depgraph import DependencyGraph
-from depgraph.coupling import NONE
+from depgraph.classes import NONE
 from depgraph.errors import ScoreError
 from importance.layout import Layout, Place
 from importance.normalisation import Normalisation, NormalisationSpec

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depgraph import DependencyGraph
+from depgraph import Axis, DependencyGraph
 from depgraph.errors import ScoreError
 from importance.accumulators import Gram, Statistic, Weights
 from importance.activation import statistics_of, with_unread
@@ -99,21 +99,16 @@ class OptimalBrain:
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
         found = statistics_of(graph, self.data, self.needs, self.gathering)
-        normalisation = Normalisation.of(self.normalise)
-        readers = {
-            axis.name: [c for c in found.consumers if axis.name in c.labels and c.key in found.found]
-            for axis in graph.axes
-        }
-        scores = {
-            name: normalisation(self._axis(name, graph[name].size, read, found))
-            for name, read in readers.items()
-            if read
-        }
-        return with_unread(graph, scores)
+        read = [axis for axis in graph.axes if found.readers(axis.name)]
+        return with_unread(graph, {axis.name: self.of_axis(axis, found) for axis in read})
 
-    def _axis(self, name: str, size: int, readers: list[Consumer], found: Statistics) -> np.ndarray:
+    def of_axis(self, axis: Axis, found: Statistics) -> np.ndarray:
+        """The scores of one axis [groups], from what was found of the consumers that read it."""
+        return Normalisation.of(self.normalise)(self._losses(axis.name, axis.size, found))
+
+    def _losses(self, name: str, size: int, found: Statistics) -> np.ndarray:
         """What every group of an axis costs: float64 [groups]."""
-        problems = [p for consumer in readers for p in self._problems(name, consumer, found)]
+        problems = [p for consumer in found.readers(name) for p in self._problems(name, consumer, found)]
         scores, left, spent = np.zeros(size), set(range(size)), 0.0
         share = -(-size // self.rounds)
         while left:

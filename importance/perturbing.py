@@ -13,12 +13,16 @@ from depgraph.cutting.sides import Side
 
 @dataclass(frozen=True)
 class Candidates:
-    """The groups of an axis that are tried (`groups`), how likely each is to go, and how many of them go at once."""
+    """The groups of an axis that are tried (`groups`), how likely each is to go, and how many of them go at once, on average.
+
+    Other numbers that may go at once differ from that by multiples of `step`.
+    """
 
     axis: str
     groups: np.ndarray
     chances: np.ndarray
     going: int
+    step: int = 1
 
     @classmethod
     def of(cls, graph: DependencyGraph, name: str, prior: np.ndarray, share: float) -> Candidates:
@@ -37,12 +41,17 @@ class Candidates:
         below = float(prior[free].max(initial=0.0)) - prior[tried]
         even = np.full(len(tried), 1 / max(len(tried), 1))
         chances = below / below.sum() if below.sum() > 0 else even
-        return cls(name, tried, (1 - _EVEN) * chances + _EVEN * even, min(going, len(tried)))
+        return cls(name, tried, (1 - _EVEN) * chances + _EVEN * even, min(going, len(tried)), step)
 
     def drawn(self, generator: np.random.Generator) -> np.ndarray:
-        """Which candidates stay, bool [candidates]: `going` of them don't."""
+        """Which candidates stay, bool [candidates].
+
+        How many don't is drawn too, from none to all. If the same number always went, what the axis loses would be the same in
+        all sub-models, and its candidates would compare with one another but not with those of other axes.
+        """
         stays = np.ones(len(self.groups), dtype=bool)
-        stays[generator.choice(len(self.groups), self.going, replace=False, p=self.chances)] = False
+        count = generator.choice(np.arange(self.going % self.step, len(self.groups) + 1, self.step))
+        stays[generator.choice(len(self.groups), count, replace=False, p=self.chances)] = False
         return stays
 
 

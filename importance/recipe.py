@@ -11,11 +11,13 @@ from torch import nn
 from depgraph import DependencyGraph, Plan, Target
 from depgraph.cutting.report import CutReport
 from depgraph.errors import PlanError, ScoreError
-from depgraph.scoring import Scorer, Scores
+from depgraph.scoring import Scorer, Scores, checked_scores
 from importance.allocations import Allocated, Allocation
+from importance.choices import pick
 from importance.compensation import Compensated, Compensation, compensate
 from importance.refitting import refit
 from importance.schedule import Schedule, Scheduled
+from importance.sequential import PROPAGATIONS, ByAxis, Known, reordered, sequential
 from importance.statistics import Gathering, Statistics, collect
 from importance.units import units
 
@@ -70,7 +72,10 @@ class Recipe:
     in steps it follows each cut. schedule: the steps, or a function of the target that gives them, such as
     `importance.Pace(0.05)`; None prunes in one shot. protect: finds the axes of a graph that lose nothing, unless a `protect`
     option says which. afterwards: called with the pruned model in the end, one after the other, such as
-    `importance.Reestimation(batches)`; they may change weights.
+    `importance.Reestimation(batches)`; they may change weights. propagation: "dense", or in
+    one shot "sequential", which scores each consumer where all before it is pruned (and has made up for that, if `compensation` is
+    set), by scores that need no gradients, such as `Activation` and `OptimalBrain`. How much each axis loses is still spread
+    by the scores of the whole model. Steps score what the one before left anew, so they need no such thing.
     """
 
     name: str
@@ -85,6 +90,19 @@ class Recipe:
     protect: Callable[[DependencyGraph], tuple[str, ...]] | None = None
     afterwards: tuple[Callable[[nn.Module], Any], ...] = ()
     prepare: Prepare | None = None
+    propagation: str = "dense"
+
+    def __post_init__(self) -> None:
+        pick(PROPAGATIONS, self.propagation, "propagation")
+        if self.propagation == "sequential" and not self._is_sequential():
+            raise ScoreError(
+                f"recipe {self.name!r} can't be sequential: it takes one shot, and a score of what comes into consumers, such as "
+                "importance.Activation or OptimalBrain with batches"
+            )
+
+    def _is_sequential(self) -> bool:
+        alone = self.schedule is None and self.prepare is None
+        return alone and isinstance(self.score, ByAxis) and not isinstance(self.score.data, Statistics)
 
     def plan(self, graph: DependencyGraph, target: Target, **options: Any) -> Plan:
         """The groups that go until `target` is met, in one shot; `options` are those of `graph.plan` and go before the recipe's.
@@ -126,6 +144,8 @@ class Recipe:
         if self.prepare is not None:
             plan = self._prepared(graph, target, options)
             found = self._statistics(plan.graph)
+        elif self.propagation == "sequential":
+            plan, found = self._in_sequence(graph, target, options)
         else:
             found, score = self._statistics(graph), self.score
             if found is not None and getattr(score, "data", None) is self.batches:
@@ -133,7 +153,7 @@ class Recipe:
             plan = self._planned(graph, score, target, options)
         report = plan.apply_with_report(form=options.get("form", "auto"))
         done = None
-        if self.compensation is not None and found is not None:
+        if self.compensation is not None and self.batches is not None and found is not None:
             done = self._made_up(report.model, plan, found)
         return Pruned(report.model, plan, report, done)
 
@@ -174,6 +194,8 @@ class Recipe:
 
     def _prepared(self, graph: DependencyGraph, target: Target, options: dict[str, Any]) -> Plan:
         """A plan, of the model that was prepared for it where the recipe does that."""
+        if self.propagation == "sequential":
+            return self._in_sequence(graph, target, options)[0]
         if self.prepare is None:
             return self._planned(graph, self.score, target, options)
         prepared = self.prepare(graph)
@@ -181,6 +203,16 @@ class Recipe:
         plan = self._planned(prepared.graph, prepared.scores, _in_terms_of(prepared.graph, graph, target), options)
         prepared.settle(plan)
         return replace(plan, notes=(*plan.notes, *prepared.notes))
+
+    def _in_sequence(self, graph: DependencyGraph, target: Target, options: dict[str, Any]) -> tuple[Plan, Statistics]:
+        """A plan by scores taken one consumer after the other, and the statistics that they are from."""
+        spread, given = self._spread(self.score), self._options(graph, options)
+        dense = checked_scores(graph, spread)
+        first = graph.plan(Known(dense, spread), target, **given)
+        assert isinstance(self.score, ByAxis)
+        found = sequential(first, self.score, self.compensation, self._gathering(graph))
+        anew = Known(reordered(graph, dense, found.scores), spread)
+        return graph.plan(anew, target, **given), found.statistics
 
     def _planned(
         self, graph: DependencyGraph, score: Scorer | Scores | None, target: Target, options: dict[str, Any]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from depgraph import DependencyGraph
+from depgraph import Axis, DependencyGraph
 from depgraph.errors import ScoreError
 from importance.accumulators import Gram, Statistic, Weights
 from importance.activation import statistics_of
@@ -70,6 +70,10 @@ class RelativeLoss:
                     energy[axis] = energy.get(axis, 0.0) + _energy(consumer, found)
         weights = self._weights(graph)
         return {a: s / (energy.get(a) or 1.0) * weights[a] for a, s in losses.items()}
+
+    def of_axis(self, axis: Axis, found: Statistics) -> np.ndarray:
+        """The losses of one axis [groups], not weighed against those of others."""
+        return OptimalBrain(found, self.damping, self.rounds).of_axis(axis, found)
 
     def _weights(self, graph: DependencyGraph) -> dict[str, float]:
         if self.weight == "share":

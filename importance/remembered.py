@@ -34,9 +34,14 @@ class Remembered:
 
 
 def remembering(recipe: Recipe) -> Recipe:
-    """The recipe with scores that are worked out once for each graph; as it is, where it prunes in steps or prepares a model."""
+    """The recipe with scores that are worked out once for each graph; as it is, where these depend on more than the graph.
+
+    That is where it prunes in steps, prepares a model, or scores what is pruned so far.
+    """
     if isinstance(recipe, Rivals):
         return replace(recipe, rivals=tuple(remembering(one) for one in recipe.rivals))
     if recipe.score is None or recipe.schedule is not None or recipe.prepare is not None:
+        return recipe
+    if recipe.propagation == "sequential":
         return recipe
     return replace(recipe, score=Remembered(recipe.score))

@@ -23,7 +23,8 @@ from importance.samples import largest_size
 class Rivals(Recipe):
     """A recipe that is the best of `rivals` on its batches, by the mean of `loss` (None: the model's own) over samples.
 
-    They take `units` of this one, and otherwise each its own settings. One that can't meet the target is left out.
+    They take `units` of this one, and its `propagation` if that is sequential, and otherwise each its own settings. One that
+    can't meet the target is left out.
     """
 
     loss: Loss | None = None
@@ -41,7 +42,7 @@ class Rivals(Recipe):
         refused: list[Exception] = []
         for number, rival in enumerate(self.rivals):
             try:
-                done = replace(rival, units=self.units).prune(graph, target, **options)
+                done = self._own(rival).prune(graph, target, **options)
             except (NothingToPrune, TargetError) as error:
                 refused.append(error)
                 continue
@@ -50,6 +51,10 @@ class Rivals(Recipe):
         if not tried:
             raise refused[0]
         return min(tried, key=lambda one: one[:2])[2]
+
+    def _own(self, rival: Recipe) -> Recipe:
+        way = rival.propagation if self.propagation == "dense" else self.propagation
+        return replace(rival, units=self.units, propagation=way)
 
 
 def mean_loss(dense: nn.Module, model: nn.Module, batches: Iterable[Any], loss: Loss | None) -> float:

@@ -107,6 +107,18 @@ class Statistics:
         """The consumers of the graph's axes."""
         return consumers_of(self.graph)
 
+    @cached_property
+    def _by_axis(self) -> Mapping[str, list[Consumer]]:
+        by_axis: dict[str, list[Consumer]] = defaultdict(list)
+        for consumer in self.consumers:
+            for axis in consumer.labels:
+                by_axis[axis].append(consumer)
+        return by_axis
+
+    def readers(self, axis: str) -> list[Consumer]:
+        """The consumers that read an axis, as far as something was found of them."""
+        return [consumer for consumer in self._by_axis.get(axis, ()) if consumer.key in self.found]
+
 
 @dataclass(frozen=True)
 class Gathering:
@@ -137,7 +149,7 @@ def collect(
     check_batches(batches)
     how = how or Gathering()
     wanted = list(dict.fromkeys(s for one in statistics for s in getattr(one, "needs", (one,))))
-    collector = _Collector(graph, wanted, how)
+    collector = Collector(graph, wanted, how)
     device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
     observer, count = graph.observer(), 0
     with quiet(graph.model):
@@ -152,7 +164,7 @@ def collect(
     return Statistics(graph, collector.found, count)
 
 
-class _Collector:
+class Collector:
     """Sorts what meets into the accumulators of its consumer."""
 
     def __init__(self, graph: DependencyGraph, wanted: list[Statistic], how: Gathering) -> None:
@@ -208,21 +220,21 @@ class _Collector:
         """What comes in, and what it is multiplied with."""
         return self.channels(met), self.weights(met)
 
-    def require_finite(self) -> None:
-        """Raise ScoreError for the first consumer into which something came that is NaN or infinite."""
-        for key, here in self.found.items():
-            for accumulator in here.values():
+    def require_finite(self, keys: Iterable[Key] | None = None) -> None:
+        """Raise ScoreError for the first consumer (of `keys`, or of all) into which something came that is NaN or infinite."""
+        for key in self.found if keys is None else keys:
+            for accumulator in self.found.get(key, {}).values():
                 if not finite(accumulator):
                     raise ScoreError(
                         f"NaN or infinity comes in at {self.consumers[key]}: look at the weights before it and at the batches"
                     )
 
 
-_VIEWS: dict[str, Callable[[_Collector, Met], Any]] = {
-    "channels": _Collector.channels,
-    "columns": _Collector.columns,
-    "weights": _Collector.weights,
-    "both": _Collector.both,
+_VIEWS: dict[str, Callable[[Collector, Met], Any]] = {
+    "channels": Collector.channels,
+    "columns": Collector.columns,
+    "weights": Collector.weights,
+    "both": Collector.both,
 }
 
 

@@ -7,7 +7,7 @@ of it, measured by one factor, over the diagonal of the other one's inverse.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -27,6 +27,12 @@ from importance.obs import damped, inverse_of
 from importance.products import Product, Rows, products
 from importance.reduction import Reduction, ReductionSpec
 from importance.rows import Samples
+
+Way = tuple[str, bool]
+"""A weight by name, and whether it is stored [columns, rows]."""
+
+Factors = Mapping[Way, "FactorSums"]
+"""What was summed for every weight and way round."""
 
 
 def row_costs(weight: Tensor, inputs: Tensor, gradients: Tensor) -> Tensor:
@@ -86,6 +92,7 @@ class Surgeon:
         reduction: over members: a name, a function or a `Reduction`.
         normalise: per axis: a name, a function, a `Normalisation` or a tuple of names and functions.
         progress: show a bar on stderr.
+        note: called with the graph and what was gathered, such as `importance.RowUpdate().note`.
 
     Raises, when called: DataError and ScoreError as `Taylor`; ScoreError for a singular factor.
     """
@@ -101,6 +108,7 @@ class Surgeon:
     reduction: ReductionSpec = "sum"
     normalise: NormalisationSpec = "none"
     progress: bool = False
+    note: Callable[[DependencyGraph, Factors], None] | None = None
 
     def __post_init__(self) -> None:
         check_batches(self.batches)
@@ -115,6 +123,8 @@ class Surgeon:
         if not layout.parameters:
             return with_unread(graph, {})
         gathered, samples = self._gather(graph, layout)
+        if self.note is not None:
+            self.note(graph, gathered)
         costs: dict[str, dict[int, Tensor]] = {}
         for (name, _), sums in gathered.items():
             for d, found in sums.costs(self.damping, name).items():
@@ -131,10 +141,10 @@ class Surgeon:
         scores = within.scores(costs, Reduction.of(self.reduction), Normalisation.of(self.normalise))
         return with_unread(graph, {axis: found for axis, found in scores.items() if within.places[axis]})
 
-    def _gather(self, graph: DependencyGraph, layout: Layout) -> tuple[dict[tuple[str, bool], FactorSums], int]:
+    def _gather(self, graph: DependencyGraph, layout: Layout) -> tuple[dict[Way, FactorSums], int]:
         """What was summed for every weight and way round, and over how many samples."""
         names = {id(parameter): name for name, parameter in layout.parameters.items() if parameter.ndim > 1}
-        gathered: dict[tuple[str, bool], FactorSums] = {}
+        gathered: dict[Way, FactorSums] = {}
         samples, total = 1, 0
 
         def see(product: Product, rows: Rows) -> None:
@@ -183,7 +193,7 @@ class FactorSums:
         self.used, self.scale = 0, 0.0
         self.sums: dict[str, Tensor] = {}
         self.width = product.matrix.shape[2]
-        self.matrix = _with_bias(product)
+        self.matrix, self.bias = _with_bias(product), product.bias
 
     def add(self, product: Product, rows: Rows) -> None:
         """Take in the rows of one use, those with a gradient."""

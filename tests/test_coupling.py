@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from depgraph import coupling
-from depgraph.coupling import NONE, Classes, find_axes
+from depgraph.classes import NONE, Classes
+from depgraph.coupling import find_axes
 from depgraph.graph import Program, Reason
 
 

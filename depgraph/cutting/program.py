@@ -30,7 +30,7 @@ from depgraph.capture.keeping import unwritten
 from depgraph.capture.lowering import lower
 from depgraph.capture.training import related_in_training
 from depgraph.capture.unlifting import module_of
-from depgraph.coupling import Classes
+from depgraph.classes import Classes
 from depgraph.cutting.elsewhere import require_same_elsewhere
 from depgraph.cutting.involved import none_involved
 from depgraph.cutting.modes import follow_modes

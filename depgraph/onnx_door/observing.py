@@ -20,7 +20,7 @@ from depgraph.consumers import Meeting, meetings
 from depgraph.cutting.sides import Side
 from depgraph.errors import CaptureError, DataError
 from depgraph.graph import Program, Value
-from depgraph.observing import Met, Seen, Watcher
+from depgraph.observing import Met, Seen, Steps, Watcher
 from depgraph.onnx_door.arrays import as_torch
 from depgraph.onnx_door.copies import Cut
 from depgraph.onnx_door.evaluating import bodies
@@ -111,26 +111,35 @@ class FileObserver:
         made = {str(self._files[v.name].name): t for v, t in self.run(inputs, seen=seen, side=side)}
         return next(iter(made.values())) if len(made) == 1 else made
 
-    def steps(self, inputs: Inputs, pause: Callable[[Meeting], bool]) -> Iterator[Met]:
+    def steps(self, inputs: Inputs, pause: Callable[[Meeting], bool]) -> Steps:
         """Run one batch, stopping before each operator with a product that `pause` names: what is about to meet in it.
 
-        What the file holds is read when it is used, so it may be changed meanwhile. Raises DataError as `run` does.
+        What the file holds is read when it is used, so it may be changed meanwhile. Another operand that is sent takes the
+        place of the one that was shown, until the next stop. Raises DataError as `run` does.
         """
         given, wanted = self._given(inputs), defaultdict[ir.Node, list[Meeting]](list)
         for meeting in filter(pause, self.pausable):
             wanted[self.lowered.operators[meeting.op]].append(meeting)
         show = _Show(self, [m for met in wanted.values() for m in met], None, {})
         pieces = Pieces(self.graph.model, frozenset(wanted))
+        before: Arrays = {}
         try:
             for stage in pieces.stages(given, frozenset()):
                 first = next((node for node in stage.piece if node in wanted), None)
-                if not stage.done and first is not None:
+                if stage.done:
+                    stage.values.update(before)
+                    before = {}
+                elif first is not None:
                     arrays = self._named(stage.values, show.names)
                     others = {m.other for m in wanted[first]} - arrays.keys()
                     late = {name: pieces.stored(str(self._files[name].name)) for name in others if name in self._files}
                     arrays |= {name: array for name, array in late.items() if array is not None}
-                    for meeting in wanted[first]:
-                        yield from show.met(meeting, arrays)
+                    for met in (met for meeting in wanted[first] for met in show.met(meeting, arrays)):
+                        instead = yield met
+                        if instead is not None:
+                            at = str(self._files[met.meeting.operand].name)
+                            before.setdefault(at, stage.values[at])
+                            stage.values[at] = instead.numpy().astype(before[at].dtype)
         except RunError as error:
             raise DataError(f"a batch doesn't fit {self.graph.name}: {error}") from error
 

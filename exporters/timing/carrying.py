@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from depgraph.axes import Axis
-from depgraph.coupling import NONE
+from depgraph.classes import NONE
 from depgraph.dependency import DependencyGraph
 from depgraph.graph import Value
 from depgraph.onnx_door.graph import OnnxGraph

@@ -64,8 +64,11 @@ def test_a_sub_model_and_its_complement_lack_each_candidate_once() -> None:
         size = graph[one.axis].size
         assert one.going == int(0.1 * size) + 1
         assert prior[one.axis][one.groups].max() <= np.partition(prior[one.axis], 2 * one.going - 1)[2 * one.going - 1]
-    gone = removal(pool, stays[0])
-    assert all(len(gone[one.axis]) == one.going for one in pool)
+    many = [removal(pool, row) for row in masks(pool, 200, np.random.default_rng(0))]
+    for one in pool:
+        numbers = [len(gone[one.axis]) for gone in many]
+        assert np.mean(numbers) == pytest.approx(one.going), "with complements, half of the candidates on average"
+        assert set(numbers) == set(range(2 * one.going + 1))
 
 
 class Sum(nn.Module):
@@ -100,6 +103,28 @@ def test_neurons_that_harm_go_first_however_large_they_are() -> None:
     assert np.argsort(found).tolist() == np.argsort(WORTH).tolist()
     plan = graph.plan(scorer, depgraph.Target(params=0.75))
     assert set(plan.removal[name]) == {1, 4, 8}
+
+
+class Sums(nn.Module):
+    """Two such sums, of which every neuron of the first is worth more than any of the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Sum([12.0, 11, 19, 15, 14, 17, 16, 13]), Sum([1.0, 3, 2, 4, 8, 6, 5, 7])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) + self.second(x)
+
+
+def test_candidates_of_different_axes_compare() -> None:
+    """If as many of an axis always went, coefficients would tell what each is worth beside the others of its axis only."""
+    x = torch.zeros(2, 4)
+    graph = depgraph.trace(Sums(), x)
+    found = Bonsai([x], lambda output, batch: -output.mean(), masks=60, share=0.25, utility="loss")(graph)
+    dear, cheap = found["first.up.weight:0"], found["second.up.weight:0"]
+    candidates = np.argsort(dear)[:6], np.argsort(cheap)[:6]
+    assert dear[candidates[0]].min() > cheap[candidates[1]].max()
+    assert dear[candidates[0]] == pytest.approx([11, 12, 13, 14, 15, 16], rel=0.05)
 
 
 def test_groups_that_are_no_candidates_rank_above_by_the_prior() -> None:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import depgraph
 from depgraph.errors import DataError, ScoreError
-from importance import Surgeon, column_costs, row_costs, surgeon_update
+from importance import Compensation, RowUpdate, Surgeon, column_costs, compensate, recipes, row_costs, surgeon_update
 from importance.obs import Problem, damped
+from importance.row_update import row_change
 from tests.importance.test_activation import NEURONS, _net
 from tests.importance.toys import regression
 from tests.zoo import MODULES, ZOO
@@ -250,3 +251,97 @@ def test_a_singular_factor_is_refused_without_damping() -> None:
         Surgeon([torch.randn(2, 5)], squared, damping=0.0)(graph)
     with pytest.raises(ScoreError, match="damping"):
         Surgeon([torch.randn(2, 5)], damping=-1)
+
+
+def test_rows_make_up_for_rows_as_computed_by_hand() -> None:
+    """G = [[2, 1], [1, 2]], W = [[1, 1], [1, 0]]: without row 0, -G^-1_10 / G^-1_00 = 1/2 of it goes to row 1: [1.5, 0.5]."""
+    assert row_change(W, A, torch.tensor([0]), 0).tolist() == [[0, 0], [0.5, 0.5]]
+    updated = surgeon_update(W, G, A, rows=[0], columns=[])
+    assert torch.allclose(updated, torch.tensor([[0, 0], [1.5, 0.5]]))
+
+
+class Weighed(nn.Module):
+    """Two maps of which the second is the identity, so that gradients of the first are what the loss weighs outputs by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2, bias=False)
+        with torch.no_grad():
+            self.first.weight.copy_(W)
+            self.first.bias.copy_(torch.tensor([4.0, 1]))
+            self.second.weight.copy_(torch.eye(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+def weighed(output: Tensor, batch: Any) -> Tensor:
+    return (output * batch[1]).sum(dim=1).mean()
+
+
+def test_a_cut_updates_the_rows_beside_those_that_went() -> None:
+    """Gradients [1, 1], [1, 0], [0, 1] have the second moments [[2, 1], [1, 2]] / 3: half of the row, and of its bias, moves."""
+    model = Weighed()
+    batch = (torch.randn(3, 2), torch.tensor([[1.0, 1], [1, 0], [0, 1]]))
+    graph = depgraph.trace(model, batch[0])
+    update = RowUpdate(damping=0)
+    Surgeon([batch], weighed, damping=1e-9, note=update.note)(graph)
+    (name,) = (axis.name for axis in graph.axes)
+    plan = graph.cut_plan({name: [0]})
+    pruned: Any = plan.apply()
+    done = compensate(pruned, plan, [batch[0]], Compensation("bias", biases="existing", rows=update))
+    assert pruned.first.weight.tolist() == [pytest.approx([1.5, 0.5])]
+    assert pruned.first.bias.tolist() == pytest.approx([3])
+    assert set(done.changed) == {"first.weight", "first.bias"}
+    with pytest.raises(ScoreError, match="Weighed wasn't scored by importance.Surgeon"):
+        RowUpdate()(plan)
+    with pytest.raises(ScoreError, match='goes with inputs="dense"'):
+        Compensation(inputs="pruned", rows=update)
+
+
+@pytest.mark.parametrize("how", ["matrix", "stored turned", "convolution"])
+def test_it_does_not_matter_for_an_update_how_a_product_is_written(how: str) -> None:
+    x = torch.randn(6, 5, 4)
+    found = []
+    for way in ("matrix", how):
+        graph, update = depgraph.trace(Written(way), x), RowUpdate()
+        Surgeon([x], squared, note=update.note)(graph)
+        changes = update(graph.cut_plan({graph.axes[0].name: [1, 4]}))
+        assert list(changes) == ["first"]
+        change = changes["first"]
+        found.append(change.T if way == "stored turned" else change.flatten(1))
+    assert torch.allclose(found[0], found[1], rtol=1e-3, atol=1e-9)
+    assert not found[0][[1, 4]].any() and found[0][[0, 2, 3, 5]].all()
+
+
+def test_rows_of_a_grouped_convolution_take_over_within_their_group() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv1d(4, 6, 3, groups=2), nn.Conv1d(6, 2, 1)), torch.randn(5, 4, 9)
+    graph, update = depgraph.trace(model, x), RowUpdate()
+    Surgeon([x], squared, note=update.note)(graph)
+    plan = graph.cut_plan({"0.weight:0/within": [0]})
+    change = update(plan)["0.weight"]
+    assert change.shape == model[0].weight.shape
+    assert change.flatten(1).any(dim=1).tolist() == [False, True, True] * 2
+    between = model[0](x)
+    gradients = torch.autograd.grad(squared(model[1](between), None), between)[0].movedim(1, -1).flatten(0, 1)
+    for rows in (slice(0, 3), slice(3, 6)):
+        factor = (gradients[:, rows].T @ gradients[:, rows]).double()
+        weight = model[0].weight[rows].detach().double().flatten(1)
+        expected = row_change(weight, factor, torch.tensor([0]), 0.01)
+        assert torch.allclose(change[rows].flatten(1), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_recipe_says_which_weights_are_updated() -> None:
+    example = ZOO["llama_8_2"]()
+    graph = depgraph.trace(example.model, example.args, example.kwargs)
+    target = depgraph.Target(params=0.9)
+    changed = {}
+    for update in ("both", "columns"):
+        done = recipes.llm_surgeon([example.kwargs], shots=1, update=update).prune(graph, target)
+        assert done.compensated is not None
+        changed[update] = set(done.compensated.changed)
+    more = changed["both"] - changed["columns"]
+    assert more and all(name.endswith("weight") for name in more)
+    with pytest.raises(ScoreError, match="unknown update 'rows'"):
+        recipes.llm_surgeon([example.kwargs], update="rows")

@@ -9,7 +9,7 @@ import pytest
 
 import depgraph
 from depgraph import rules
-from depgraph.coupling import NONE
+from depgraph.classes import NONE
 from tests.onnx_door.rows import ROWS, Row
 
 UNTRIED = """

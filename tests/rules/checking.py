@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from depgraph import rules
 from depgraph.axes import Axis, build_axes
 from depgraph.capture.lowering import op_of
-from depgraph.coupling import NONE, Classes
+from depgraph.classes import NONE, Classes
 from depgraph.cutting.rewriting import rewrite
 from depgraph.graph import Program, Value
 from depgraph.widths import Kept, Widths
