@@ -182,7 +182,6 @@ class Observer:
         found = self.runnable(*inputs)
         return found.structured([made for _, made in self.run(inputs, side=side)])
 
-<<<<<<< HEAD
     def _require_same(self, found: Runnable) -> None:
         if not found.same:
             raise DataError(
@@ -190,18 +189,11 @@ class Observer:
                 "it on such a batch"
             )
 
-    def steps(self, inputs: Inputs, pause: Callable[[Meeting], bool], side: Side | None = None) -> Generator[Met]:
-        """Run one batch, stopping before each operator with a product that `pause` names: what is about to meet in it.
-
-        What the model holds is read when it is used, so it may be changed in place meanwhile. `side`: as for `run`. Raises DataError
-        as `run` does.
-=======
-    def steps(self, inputs: Inputs, pause: Callable[[Meeting], bool]) -> Steps:
+    def steps(self, inputs: Inputs, pause: Callable[[Meeting], bool], side: Side | None = None) -> Steps:
         """Run one batch, stopping before each operator with a product that `pause` names: what is about to meet in it.
 
         What the model holds is read when it is used, so it may be changed in place meanwhile. Another operand that is sent
-        takes the place of the one that was shown, until the next stop. Raises DataError as `run` does.
->>>>>>> main
+        takes the place of the one that was shown, until the next stop. `side`: as for `run`. Raises DataError as `run` does.
         """
         args, kwargs = inputs
         found = self.runnable(args, kwargs)
@@ -211,20 +203,12 @@ class Observer:
         wanted = {op: [m for m in met if pause(m)] for op, met in found.nodes.items()}
         nodes = frozenset(n for n in found.exported.graph.nodes if wanted.get(n.name))
         whole = self.graph.widths.at({})
-<<<<<<< HEAD
         reference = Reference(found.exported, found.program, [side or Side(whole, whole)])
-        with torch.no_grad():
-            running = reference.steps(lambda name: self._fetch(found, name), args, kwargs, nodes)
-            for node in running:
-                yield from _met(node, reference.sides[0], wanted[node.name], found.program)
-=======
-        reference = Reference(found.exported, found.program, [Side(whole, whole)])
         running = reference.steps(lambda name: self._fetch(found, name), args, kwargs, nodes)
         env, before = reference.sides[0].env, dict[Node, Any]()
         for node in _without_gradients(running):
             env.update({source: made for source, made in before.items() if source in env})
             before = yield from _exchanging(node, reference.sides[0], wanted[node.name], found.program)
->>>>>>> main
 
     def _fetch(self, found: Runnable, name: str) -> torch.Tensor:
         constants = found.exported.constants

@@ -19,8 +19,7 @@ from importance.blockwise import BlockChange, OutlierRatios
 from importance.bonsai import Bonsai
 from importance.choices import pick
 from importance.compensation import Compensation
-from importance.expert_outputs import ExpertOutputs
-from importance.experts import ExpertClusters
+from importance.expert_recipes import minitron_experts, stun
 from importance.losses import Loss
 from importance.magnitude import Magnitude
 from importance.normalisation import Normalisation
@@ -84,14 +83,6 @@ def flap(batches: Batches, structure: str = "AL-AM") -> Recipe:
 def minitron(batches: Batches) -> Recipe:
     """Compact language models (2.9): activations by mean over tokens and L2 over samples; the same share of every axis."""
     return Recipe("minitron", Activation(batches, "minitron"), batches)
-
-
-def minitron_experts(batches: Batches) -> Recipe:
-    """The same for experts (2.9): by the mean length of what they put out, times their share, over the tokens routed to them.
-
-    The same share of every layer's experts goes; a model without experts has nothing to prune.
-    """
-    return Recipe("minitron_experts", ExpertOutputs(batches), units="experts", scope="axis")
 
 
 def cfsp(batches: Batches) -> Recipe:
@@ -209,15 +200,6 @@ def best(batches: Batches, loss: Loss | None = None, weight: str = "taylor") -> 
     equal = Recipe("best", OptimalBrain(batches, rounds=32), batches, scope="axis", compensation=how)
     fields = {"batches": batches, "compensation": how, "loss": loss, "rivals": (ranked, equal)}
     return Rivals("best", ranked.score, **fields)  # type: ignore[arg-type]
-
-
-def stun() -> Recipe:
-    """STUN's first step (2.27): experts in clusters by the rows of the router, of each of which one stays, nearest to the mean.
-
-    The same share of every layer's experts goes; a model without experts has nothing to prune. The paper's second step takes single
-    weights; co-activation is `ExpertClusters(batches, coactivation=...)`.
-    """
-    return Recipe("stun", ExpertClusters(), units="experts", scope="axis")
 
 
 @dataclass(frozen=True)
