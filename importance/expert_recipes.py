@@ -13,7 +13,7 @@ Batches = Iterable[Any]
 
 
 def minitron_experts(batches: Batches) -> Recipe:
-    """Compact language models (2.9) for experts: by the mean length of what they put out, times their share, over the tokens routed to them.
+    """Compact language models (2.9) for experts: the mean length of share x output, over the tokens routed to each.
 
     The same share of every layer's experts goes; a model without experts has nothing to prune.
     """
