@@ -31,6 +31,7 @@ from depgraph.dense import form_of, packed_modules
 from depgraph.errors import CheckpointError
 from depgraph.onnx_door.saving import write
 from depgraph.rebuilding import (
+    GRAPHS,
     Table,
     Undo,
     check_fits,
@@ -133,7 +134,7 @@ def _check_storable(model: nn.Module, made: list[Record]) -> None:
                 f"module {name!r} keeps an extra state, which can't be saved: remove its get_extra_state"
             )
     for cut in made:
-        if cut["form"] == "graph" and "unknown" in cut["inputs"]:
+        if cut["form"] in GRAPHS and "unknown" in cut["inputs"]:
             raise CheckpointError(
                 f"this graph form couldn't be loaded again: it was traced with an input of type {cut['inputs']['unknown']}; "
                 "trace with tensors and numbers only, or cut with form='module'"
@@ -141,7 +142,7 @@ def _check_storable(model: nn.Module, made: list[Record]) -> None:
 
 
 def _is_graph(made: list[Record]) -> bool:
-    return any(cut["form"] == "graph" for cut in made)
+    return any(cut["form"] in GRAPHS for cut in made)
 
 
 def _manifest(model: nn.Module, kind: str) -> dict[str, Any]:

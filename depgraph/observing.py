@@ -26,7 +26,7 @@ from depgraph.capture.lowering import lower
 from depgraph.capture.recording import record, record_decided
 from depgraph.consumers import Meeting, meetings
 from depgraph.cutting.draws import same_draws
-from depgraph.cutting.reference import Outputs, Reference
+from depgraph.cutting.reference import Outputs, Reference, Watch
 from depgraph.cutting.sides import Side, SideRun, operator_name
 from depgraph.errors import DataError
 from depgraph.graph import Program
@@ -154,17 +154,25 @@ class Observer:
         args, kwargs = inputs
         found = self.runnable(args, kwargs)
         self._require_within(found, args, kwargs)
-        if (side is not None or seen) and not found.same:
-            raise DataError(
-                f"{type(self.graph.model).__name__} takes another way on a batch than on the example that it was traced with: trace "
-                "it on such a batch"
-            )
+        if side is not None or seen:
+            self._require_same(found)
         whole = self.graph.widths.at({})
         watched = _Shower(found, watch, seen or {}).nodes()
         reference = Reference(found.exported, found.program, [side or Side(whole, whole)], watch=watched)
         with torch.no_grad(), same_draws():
             (outputs,) = reference.run(lambda name: self._fetch(found, name), args, kwargs)
         return outputs
+
+    def look(self, found: Runnable, inputs: Inputs, watch: Watch) -> None:
+        """Run one batch in its capture (`runnable`) and call what `watch` has for nodes once these are made.
+
+        Raises DataError as `run` does.
+        """
+        (args, kwargs), whole = inputs, self.graph.widths.at({})
+        self._require_within(found, args, kwargs)
+        reference = Reference(found.exported, found.program, [Side(whole, whole)], watch=watch)
+        with torch.no_grad(), same_draws():
+            reference.run(lambda name: self._fetch(found, name), args, kwargs)
 
     def call(self, inputs: Inputs, side: Side | None = None) -> Any:
         """What the model returns for one batch, in the model's own structure, with what `side` says zeroed or cut meanwhile.
@@ -174,19 +182,28 @@ class Observer:
         found = self.runnable(*inputs)
         return found.structured([made for _, made in self.run(inputs, side=side)])
 
-    def steps(self, inputs: Inputs, pause: Callable[[Meeting], bool]) -> Steps:
+    def _require_same(self, found: Runnable) -> None:
+        if not found.same:
+            raise DataError(
+                f"{type(self.graph.model).__name__} takes another way on a batch than on the example that it was traced with: trace "
+                "it on such a batch"
+            )
+
+    def steps(self, inputs: Inputs, pause: Callable[[Meeting], bool], side: Side | None = None) -> Steps:
         """Run one batch, stopping before each operator with a product that `pause` names: what is about to meet in it.
 
         What the model holds is read when it is used, so it may be changed in place meanwhile. Another operand that is sent
-        takes the place of the one that was shown, until the next stop. Raises DataError as `run` does.
+        takes the place of the one that was shown, until the next stop. `side`: as for `run`. Raises DataError as `run` does.
         """
         args, kwargs = inputs
         found = self.runnable(args, kwargs)
         self._require_within(found, args, kwargs)
+        if side is not None:
+            self._require_same(found)
         wanted = {op: [m for m in met if pause(m)] for op, met in found.nodes.items()}
         nodes = frozenset(n for n in found.exported.graph.nodes if wanted.get(n.name))
         whole = self.graph.widths.at({})
-        reference = Reference(found.exported, found.program, [Side(whole, whole)])
+        reference = Reference(found.exported, found.program, [side or Side(whole, whole)])
         running = reference.steps(lambda name: self._fetch(found, name), args, kwargs, nodes)
         env, before = reference.sides[0].env, dict[Node, Any]()
         for node in _without_gradients(running):

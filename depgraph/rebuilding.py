@@ -21,6 +21,7 @@ from depgraph.capture.recording import current
 from depgraph.cutting.computed import compute_again
 from depgraph.cutting.descriptors import flatten, follow
 from depgraph.cutting.inputs import make_inputs
+from depgraph.cutting.inserting import again, untie
 from depgraph.cutting.module import take_back
 from depgraph.cutting.owning import assign_all
 from depgraph.cutting.program import cut_programs
@@ -32,6 +33,8 @@ from depgraph.plan import Plan
 
 Undo = Callable[[], None]
 Table = Mapping[str, Mapping[str, Any]]
+GRAPHS = ("graph", "products")
+"""The forms of cuts that give a graph, whose code isn't the module's."""
 _OWN = frozenset(vars(nn.Module()))
 
 
@@ -112,7 +115,7 @@ def check_fits(model: nn.Module, table: Table, made: list[Record]) -> None:
     name = type(model).__name__
     held = held_tensors(model)
     gone = _removed_counts(table, made)
-    is_graph = any(cut["form"] == "graph" for cut in made)
+    is_graph = any(cut["form"] in GRAPHS for cut in made)
     added = {entry["target"] for cut in made for entry in cut.get("added", ())}
     if any(cut["form"] == "depth" for cut in made):
         return  # names have moved: what leaves and `fill` say what doesn't fit
@@ -184,8 +187,9 @@ def cut_again(model: nn.Module, made: list[Record], device: torch.device | str, 
         elif cut["form"] == "module":
             _narrow(model, cut, undo)
         else:
+            undo.append(untie(model, cut.get("untied", ())))
             _as_before(model, cut, device)
-            model = _cut_graph(model, cut, device)
+            model = _GRAPHS[cut["form"]](model, cut, device)
     return model
 
 
@@ -279,6 +283,19 @@ def _cut_graph(model: nn.Module, cut: Record, device: torch.device | str) -> nn.
     return next(itertools.islice(cut_programs(plan), cut.get("way", 0), None)).model
 
 
+def _with_products(model: nn.Module, cut: Record, device: torch.device | str) -> nn.Module:
+    try:
+        args, kwargs = make_inputs(cut["inputs"], device)
+        return again(trace(model, args, kwargs, free=cut["free"]), cut)
+    except CheckpointError:
+        raise
+    except (DepgraphError, KeyError) as error:
+        raise CheckpointError(f"the given {type(model).__name__} doesn't fit the saved products: {error}") from error
+
+
+_GRAPHS = {"graph": _cut_graph, "products": _with_products}
+
+
 def fill(model: nn.Module, table: Table, tensors: Mapping[str, torch.Tensor], undo: list[Undo]) -> None:
     """Put the loaded tensors in, tied where they were, with requires_grad as it was.
 
@@ -310,6 +327,7 @@ def fill(model: nn.Module, table: Table, tensors: Mapping[str, torch.Tensor], un
 
 
 __all__ = [
+    "GRAPHS",
     "Held",
     "check_fits",
     "cut_again",

@@ -16,6 +16,7 @@ from importance.bonsai import Bonsai
 from importance.column_magnitude import ColumnMagnitude
 from importance.compensation import Compensated, Compensation, compensate
 from importance.contributions import Contributions
+from importance.expert_outputs import ExpertOutputs
 from importance.experts import ExpertClusters, clusters_below, clusters_of, merges
 from importance.fisher import Fisher
 from importance.fpgm import FilterDistance
@@ -56,6 +57,7 @@ __all__ = [
     "Contributions",
     "Criterion",
     "ExpertClusters",
+    "ExpertOutputs",
     "FilterDistance",
     "Fisher",
     "Gathering",

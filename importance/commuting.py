@@ -34,6 +34,7 @@ LENDING = frozenset(
     ["type_as", "expand_as", "view_as", "reshape_as"]
 )  # what they are given second lends its dtype or shape
 ZEROS = frozenset(["zeros", "zeros_like", "new_zeros"])
+JOINING = _JOINS | {"add", "sub", "where"} | {name for name in _PLACES if not name.endswith("_")}
 
 
 def _pass(reading: Reading, node: Node, on: list[Node]) -> State | None:

@@ -17,8 +17,10 @@ from torch.fx import Node, map_arg
 
 from depgraph import DependencyGraph
 from depgraph.capture.places import module_path
+from depgraph.cutting.inserting import untie
 from depgraph.cutting.sides import operator_name
 from depgraph.errors import RotationError
+from depgraph.graph import Program
 from importance.readers import bias_at
 from importance.stream_parts import Norm, Stream, Use
 
@@ -124,17 +126,12 @@ class _Folding:
 
     def _ask(self, use: Use, factor: Tensor) -> None:
         """Want the tensor of a use with the channels along its dim multiplied."""
-        before = self.factors[self._name(use)].setdefault(use.dim, factor)
+        before = self.factors[own_name(self.program, use)].setdefault(use.dim, factor)
         if not torch.allclose(before, factor, rtol=1e-9, atol=0):
             raise RotationError(
                 f"{use.target!r} is used with different scales before it, or is part of the stream itself, so that no scale can be "
                 "multiplied into it: give its uses weights of their own, or prune the stream by another score"
             )
-
-    def _name(self, use: Use) -> str:
-        """Under which of its names a tensor is used here: that of the module in which the operator stands."""
-        names = [name for name, first in self.program.ties.items() if first == use.target] or [use.target]
-        return next((name for name in names if name.rpartition(".")[0] == module_path(use.op)), use.target)
 
     def _set(self, name: str, value: Tensor) -> None:
         before = self.fixed.setdefault(name, value)
@@ -166,6 +163,12 @@ class _Folding:
             if others and not all(n in made and torch.equal(made[n], made[name]) for n in others):
                 untied.append(name)
         return made, tuple(untied)
+
+
+def own_name(program: Program, use: Use) -> str:
+    """Under which of its names a tensor is used: that of the module in which the operator stands."""
+    names = [name for name, first in program.ties.items() if first == use.target] or [use.target]
+    return next((name for name in names if name.rpartition(".")[0] == module_path(use.op)), use.target)
 
 
 def computed(graph: DependencyGraph, node: Node, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -225,16 +228,11 @@ def _roots(graph: DependencyGraph, node: Node) -> list[str]:
 
 def put(model: nn.Module, tensors: Mapping[str, Tensor], untied: Iterable[str] = ()) -> None:
     """Write tensors into a model, in their dtypes and on their devices; those of `untied` become parameters of their own."""
-    for name in untied:
-        path, _, key = name.rpartition(".")
-        owner = model.get_submodule(path)
-        old = owner._parameters[key]
-        assert old is not None
-        owner._parameters[key] = nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad)
+    untie(model, untied)
     held = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
     with torch.no_grad():
         for name, tensor in tensors.items():
             held[name].copy_(tensor)
 
 
-__all__ = ["TIES", "Folded", "computed", "fold", "put", "solved"]
+__all__ = ["TIES", "Folded", "computed", "fold", "own_name", "put", "solved"]

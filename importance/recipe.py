@@ -51,13 +51,17 @@ class Pruned:
 
 
 class Prepared(Protocol):
-    """A model that a recipe has changed before it plans, as a graph of its own, the scores of what may go, what to know of it.
+    """A model that a recipe has changed before it plans, as a graph of its own, the axes that may lose groups, what these are worth,
+    and what to know of it.
 
     `settle` is told the plan, to finish the preparation for just that; the model that the graph was made of stays as it is.
     """
 
     @property
     def graph(self) -> DependencyGraph: ...
+
+    @property
+    def axes(self) -> tuple[str, ...]: ...
 
     @property
     def scores(self) -> Scores: ...
@@ -198,7 +202,9 @@ class Recipe:
 
     def _options(self, graph: DependencyGraph, options: dict[str, Any]) -> dict[str, Any]:
         scope = self.scope if self.allocation is None else "global"
-        own: dict[str, Any] = {"scope": scope, "only": tuple(units(graph, self.units))}
+        own: dict[str, Any] = {"scope": scope}
+        if "only" not in options:
+            own["only"] = tuple(units(graph, self.units))
         if self.protect is not None and "protect" not in options:
             own["protect"] = self.protect(graph)
         return own | options
@@ -210,6 +216,7 @@ class Recipe:
         if self.prepare is None:
             return self._planned(graph, self.score, target, options)
         prepared = self.prepare(graph)
+        options = {"only": prepared.axes, **options}
         plan = self._planned(prepared.graph, prepared.scores, _in_terms_of(prepared.graph, graph, target), options)
         prepared.settle(plan)
         return replace(plan, notes=(*plan.notes, *prepared.notes))

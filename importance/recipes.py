@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from depgraph import DependencyGraph
@@ -20,7 +19,7 @@ from importance.blockwise import BlockChange, OutlierRatios
 from importance.bonsai import Bonsai
 from importance.choices import pick
 from importance.compensation import Compensation
-from importance.experts import ExpertClusters
+from importance.expert_recipes import minitron_experts, stun
 from importance.losses import Loss
 from importance.magnitude import Magnitude
 from importance.normalisation import Normalisation
@@ -31,9 +30,9 @@ from importance.reduction import Reduction
 from importance.reestimation import Reestimation
 from importance.relative import RelativeLoss
 from importance.rivals import Rivals
-from importance.rotation import Rotation, principal
 from importance.row_update import RowUpdate
 from importance.schedule import Pace, Schedule
+from importance.sliced import slicegpt, slicegpt_shortcuts
 from importance.surgeon import Surgeon
 from importance.taylor import Taylor
 
@@ -203,26 +202,6 @@ def best(batches: Batches, loss: Loss | None = None, weight: str = "taylor") -> 
     return Rivals("best", ranked.score, **fields)  # type: ignore[arg-type]
 
 
-def stun() -> Recipe:
-    """STUN's first step (2.27): experts in clusters by the rows of the router, of each of which one stays, nearest to the mean.
-
-    The same share of every layer's experts goes; a model without experts has nothing to prune. The paper's second step takes single
-    weights; co-activation is `ExpertClusters(batches, coactivation=...)`.
-    """
-    return Recipe("stun", ExpertClusters(), units="experts", scope="axis")
-
-
-def slicegpt(batches: Batches, how: Rotation | None = None) -> Recipe:
-    """SliceGPT (2.11) with one rotation for a whole residual stream, which is cut to its first principal components.
-
-    The paper has a rotation for every normalisation and products d' x d' on the residual paths between them; here the
-    architecture stays what it is. Its widths are multiples of 8, rounded down: `round_to=8` does. Its data are 128 x 2048 tokens.
-    Normalised vectors stay as long as in the dense model, as the paper's; `Rotation(lengths="kept")` does better. A table that is
-    also the head becomes two weights, which costs parameters; with `Rotation(ties="keep")` it doesn't.
-    """
-    return Recipe("slicegpt", None, batches, units="stream", prepare=partial(principal, batches=batches, how=how))
-
-
 @dataclass(frozen=True)
 class Ends:
     """Finds the axes of the first and last blocks of a graph, `first` and `last` for every `of` blocks that there are."""
@@ -269,6 +248,13 @@ RECIPES: dict[str, Entry] = {
     "minitron": Entry(
         minitron, "Muralidharan et al. 2024 (Compact LMs)", "batches", "one forward pass", "1024 samples"
     ),
+    "minitron_experts": Entry(
+        minitron_experts,
+        "Muralidharan et al. 2024 (Compact LMs)",
+        "batches",
+        "one forward pass, and the experts' last products once more for each",
+        "1024 samples",
+    ),
     "cfsp": Entry(cfsp, "Wang et al. 2025 (CFSP)", "batches", "two forward passes", "128 x 1024 tokens"),
     "owl": Entry(owl, "Yin et al. 2024 (OWL)", "batches", "two forward passes", "128 sequences"),
     "adapt_pruner": Entry(
@@ -302,6 +288,13 @@ RECIPES: dict[str, Entry] = {
         "Ashkboos et al. 2024 (SliceGPT)",
         "batches",
         "one forward pass, X'X of residual streams, one eigendecomposition each",
+        "128 x 2048 tokens",
+    ),
+    "slicegpt_shortcuts": Entry(
+        slicegpt_shortcuts,
+        "Ashkboos et al. 2024 (SliceGPT), with products between rotations",
+        "batches",
+        "half a forward pass, X'X and an eigendecomposition for every normalisation",
         "128 x 2048 tokens",
     ),
     "stun": Entry(stun, "STUN, Lee et al. 2024", "nothing", "distances of the router's rows"),

@@ -13,6 +13,7 @@ from importance.activation import CRITERIA, Activation
 from importance.bonsai import Bonsai
 from importance.choices import pick
 from importance.column_magnitude import ColumnMagnitude
+from importance.expert_outputs import ExpertOutputs
 from importance.experts import ExpertClusters
 from importance.fisher import Fisher
 from importance.fpgm import FilterDistance
@@ -71,6 +72,7 @@ SCORERS: dict[str, Entry] = {
     "llm-surgeon": Entry(Surgeon),
     "bonsai": Entry(Bonsai),
     "stun": Entry(ExpertClusters),
+    "minitron-experts": Entry(ExpertOutputs),
     "obs": Entry(_obs),
 }
 SCORERS |= {name: Entry(_activation, {"criterion": name}) for name in CRITERIA if name not in SCORERS}

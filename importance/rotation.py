@@ -1,19 +1,18 @@
 """Residual streams written in the basis of their principal components, so that what is cut from them is what varies least.
 
-Ashkboos et al. 2024, "SliceGPT: Compress Large Language Models by Deleting Rows and Columns" (METHODS.md 2.11), with one rotation
-for a whole stream: the architecture stays what it is, and no products are put into the residual paths. What is read from a stream
-X [positions, channels], after its normalisations and over all places where it is read, gives H = sum X'X; the eigenvectors of H
-are the new basis Q. Writers put out Q'W, readers take W Q, and the model computes what it did.
+Ashkboos et al. 2024, "SliceGPT: Compress Large Language Models by Deleting Rows and Columns" (METHODS.md 2.11). What is read from a
+stream X [positions, channels], after its normalisations and over all places where it is read, gives H = sum X'X; the eigenvectors
+of H are the new basis Q. Writers put out Q'W, readers take W Q, and the model computes what it did.
 
-A normalisation that subtracts the mean of its channels (layer norm) commutes only with bases in which all channels weigh the same.
-There, the first `width` channels span the first `width - 1` principal components of what has mean zero, and the last channels the
-others, in two blocks that each have mean zero: cutting the second block is then as good as cutting components, for that one width.
+With one rotation for a whole stream the architecture stays what it is. The published way has one for every normalisation: where
+a stream passes from Q to P it goes through the product Q'P, which is put into the graph form of the model (`importance.parting`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,23 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import depgraph
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
-from depgraph.cutting.computed import without_history
+from depgraph.cutting.sides import Side
 from depgraph.errors import DataError, RotationError, ScoreError
-from depgraph.observing import Met
-from depgraph.offloading import own_copy
+from depgraph.observing import Observer
 from depgraph.plan import Plan
 from importance.calling import check_batches, inputs_of, moved
 from importance.choices import pick
-from importance.folding import TIES, Folded, computed, fold, put, solved
+from importance.components import basis, components
+from importance.folding import TIES, computed, put, solved
 from importance.gradients import require_module
-from importance.problems import damped
 from importance.rows import Samples
 from importance.stream_parts import Key, Stream
-from importance.streams import stream_of
-from importance.units import units
+from importance.unscaled import BASES, outputs, require_same
 
 Widths = Mapping[str, int]
 
@@ -57,13 +53,43 @@ LENGTHS: dict[str, Callable[[np.ndarray, int], float]] = {"dense": _as_dense, "k
 """How long normalised vectors are after the cut: scales, which are ones, become this function of eigenvalues and width."""
 
 
+SIGNALS = {
+    "sliced": "what is read of a stream once the streams before it have lost what they lose, as the paper",
+    "dense": "what is read of it in the dense model",
+}
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How streams are rotated.
+
+    damping: added to the diagonal of H, as a share of its mean. lengths: one of `LENGTHS`. ties: one of `folding.TIES`. bases: one
+    of `unscaled.BASES`, "one" for a whole stream or "each" normalisation's. signals: one of `SIGNALS`.
+    """
+
+    damping: float = 0.01
+    lengths: str = "dense"
+    ties: str = "untie"
+    bases: str = "one"
+    signals: str = "sliced"
+
+    def __post_init__(self) -> None:
+        pick(LENGTHS, self.lengths, "kind of lengths")
+        pick(TIES, self.ties, "way with ties")
+        pick(BASES, self.bases, "number of bases")
+        pick(SIGNALS, self.signals, "kind of signals")
+        if not 0 <= self.damping < math.inf:
+            raise ScoreError(f"damping must be a finite number of at least 0, it is {self.damping}")
+
+
 @dataclass
 class Principal:
     """A copy of a model whose normalisations have no scales, and the principal components of its residual streams.
 
     `graph` is the copy's, `expected` what it puts out for the example. `scores` has for each stream the eigenvalues of H, in descending
     order (zeros for other axes): what is read of every channel after `turn`, squared, on average. `directions` has the
-    eigenvectors as columns, `bases` the Q by which streams were turned. `notes` say which weights are no longer one.
+    eigenvectors as columns, `bases` the Q by which streams were turned. `gather` gives H of one stream once others have lost
+    groups. `notes` say which weights are no longer one.
     """
 
     graph: DependencyGraph = field(repr=False)
@@ -71,8 +97,9 @@ class Principal:
     streams: dict[str, Stream] = field(repr=False)
     directions: dict[str, Tensor] = field(repr=False)
     scores: dict[str, np.ndarray]
+    how: Rotation
+    gather: Callable[[str, Mapping[str, Any]], Tensor] = field(repr=False)
     notes: tuple[str, ...] = ()
-    lengths: str = "dense"
     bases: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -80,45 +107,53 @@ class Principal:
         """The copy."""
         return self.graph.model
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes that are streams."""
+        return tuple(self.streams)
+
     def turn(self, widths: Widths | None = None) -> None:
         """Write the streams of the copy in their new bases, in place and once; what it computes stays the same.
 
         `widths`: how many channels of a stream are going to stay, by its axis; all by default. Which bases a layer norm
-        allows depends on it, see the module's text.
+        allows depends on it, see `importance.components`.
 
         Raises RotationError when it has been done, or when the copy then computes something else.
         """
-        if self.bases:
-            raise RotationError("the streams have been turned already: rotate the model anew")
+        self._begin()
         for name, stream in self.streams.items():
-            self.bases[name] = basis(self.directions[name], (widths or {}).get(name), centred=stream.centred)
-            _turned(self.graph, stream, self.bases[name])
-        _require_same(self.expected, self.graph)
+            self._turn(name, self.directions[name], (widths or {}).get(name, stream.width))
+        require_same(self.expected, self.graph)
 
     def settle(self, plan: Plan) -> None:
-        """Turn the streams for what a plan leaves of them, and give the normalisations a scale that suits it, see `LENGTHS`."""
-        widths = {name: stream.width - len(plan.removal.get(name, ())) for name, stream in self.streams.items()}
-        self.turn(widths)
+        """Turn the streams for what a plan leaves of them, and give the normalisations a scale that suits it, see `LENGTHS`.
+
+        Streams are turned in the order in which they are read; `SIGNALS` says whether by what is read in the dense model.
+
+        Raises RotationError when they have been turned, or when the copy computes something else after a turn.
+        """
+        self._begin()
+        gone: dict[str, Any] = {}
         for name, stream in self.streams.items():
-            _rescale(self.graph, stream, LENGTHS[self.lengths](self.scores[name], widths[name]))
+            vectors, values = self.directions[name], self.scores[name]
+            if gone and self.how.signals == "sliced":
+                vectors, found = components(self.gather(name, gone), self.how.damping, centred=stream.centred)
+                values = found.numpy()
+            width = stream.width - len(plan.removal.get(name, ()))
+            before = outputs(self.graph)
+            self._turn(name, vectors, width)
+            require_same(before, self.graph)
+            _rescale(self.graph, stream, LENGTHS[self.how.lengths](values, width))
+            if width < stream.width:
+                gone[name] = plan.removal[name]
 
+    def _begin(self) -> None:
+        if self.bases:
+            raise RotationError("the streams have been turned already: rotate the model anew")
 
-@dataclass(frozen=True)
-class Rotation:
-    """How streams are rotated.
-
-    damping: added to the diagonal of H, as a share of its mean. lengths: one of `LENGTHS`. ties: one of `folding.TIES`.
-    """
-
-    damping: float = 0.01
-    lengths: str = "dense"
-    ties: str = "untie"
-
-    def __post_init__(self) -> None:
-        pick(LENGTHS, self.lengths, "kind of lengths")
-        pick(TIES, self.ties, "way with ties")
-        if not 0 <= self.damping < math.inf:
-            raise ScoreError(f"damping must be a finite number of at least 0, it is {self.damping}")
+    def _turn(self, name: str, directions: Tensor, width: int) -> None:
+        self.bases[name] = basis(directions, width, centred=self.streams[name].centred)
+        _turned(self.graph, self.streams[name], self.bases[name])
 
 
 def rotate(
@@ -144,67 +179,48 @@ def principal(graph: DependencyGraph, batches: Iterable[Any], how: Rotation | No
     require_module(graph, "a rotation", "modules whose weights it turns")
     check_batches(batches)
     how = how or Rotation()
-    folded = fold(graph, [stream_of(graph, axis) for axis in units(graph, "stream")], how.ties)
-    again, expected = _folded_copy(graph, folded)
-    streams = {axis: stream_of(again, axis) for axis in units(again, "stream")}
-    grams = _grams(again, streams, batches)
-    components = {axis: _components(gram, how.damping, streams[axis]) for axis, gram in grams.items()}
-    directions = {axis: vectors for axis, (vectors, _) in components.items()}
+    begun = BASES[how.bases](graph, how.ties)
+    again = begun.graph
+    order = {node.name: k for k, node in enumerate(again.nodes)}
+    first = {
+        axis: min((order[use.op.name] for use in stream.reads), default=0) for axis, stream in begun.streams.items()
+    }
+    streams = {axis: begun.streams[axis] for axis in sorted(begun.streams, key=first.__getitem__)}
+    signals = {axis: _one_each(stream, begun.products) for axis, stream in streams.items()}
+    observer = again.observer()
+    grams = _grams(observer, signals, batches)
+    found = {axis: components(gram, how.damping, centred=streams[axis].centred) for axis, gram in grams.items()}
     scores = {axis.name: np.zeros(axis.size) for axis in again.axes}
-    scores.update({axis: values.numpy() for axis, (_, values) in components.items()})
-    notes = [f"{name} is a weight of its own now: a scale was multiplied into it" for name in folded.untied]
-    notes += [f"{name} has its mean for all channels now: its reader is a table too" for name in folded.flattened]
-    return Principal(again, expected, streams, directions, scores, tuple(notes), how.lengths)
+    scores.update({axis: values.numpy() for axis, (_, values) in found.items()})
+
+    def gather(axis: str, gone: Mapping[str, Any]) -> Tensor:
+        side = Side(again.widths.at(gone), again.widths.at({}))
+        return _grams(observer, {axis: signals[axis]}, batches, side)[axis]
+
+    directions = {axis: vectors for axis, (vectors, _) in found.items()}
+    return Principal(again, begun.expected, streams, directions, scores, how, gather, begun.notes)
 
 
-def _folded_copy(graph: DependencyGraph, folded: Folded) -> tuple[DependencyGraph, list[Tensor]]:
-    """The graph of a copy with other tensors, and what it computes on the example."""
-    model = own_copy(graph.model, without_history(graph.model))
-    put(model, folded.tensors, folded.untied)
-    again = _traced(graph, model)
-    if folded.flattened:
-        return again, _outputs(again)
-    expected = _outputs(graph)
-    config: Any = getattr(model, "config", None)
-    if folded.untied and getattr(config, "tie_word_embeddings", False):
-        config.tie_word_embeddings = False  # a library that reads it would tie the weights again
-        told = _traced(graph, model)
-        try:
-            _require_same(expected, told)
-            return told, expected
-        except (RotationError, ValueError):
-            config.tie_word_embeddings = True  # it decides on something else, too
-    return again, expected
-
-
-def _traced(graph: DependencyGraph, model: nn.Module) -> DependencyGraph:
-    """The same example and the same freedoms, on another model."""
-    program = graph.capture.program
-    free = [name for name in program.outputs if name in graph.free]
-    fixed = [name for name in program.by_products if name not in graph.free]
-    return depgraph.trace(model, graph.args, graph.kwargs, free=free, fixed=fixed)
-
-
-def _grams(graph: DependencyGraph, streams: Mapping[str, Stream], batches: Iterable[Any]) -> dict[str, Tensor]:
-    """H of every stream: X'X over the rows of all that is read of it, each signal once, divided by their number."""
-    sums = {axis: torch.zeros(stream.width, stream.width, dtype=torch.float64) for axis, stream in streams.items()}
-    rows = dict.fromkeys(streams, 0)
-    wanted = {key: axis for axis, stream in streams.items() for key in _one_each(stream)}
-    samples, observer, count = Samples(1), graph.observer(), 0
-
-    def watch(met: Met) -> None:
-        axis = wanted.get(met.meeting.key)
-        if axis is not None:
-            flat = samples.rows(met.operand, met.meeting.dim, torch.float64).flat
-            sums[axis] += (flat.T @ flat).cpu()
-            rows[axis] += len(flat)
-
+def _grams(
+    observer: Observer, signals: Mapping[str, list[Key]], batches: Iterable[Any], side: Side | None = None
+) -> dict[str, Tensor]:
+    """H of every stream: X'X over the rows of what comes in at these consumers, divided by their number."""
+    graph = observer.graph
+    sums = {axis: torch.zeros(graph[axis].size, graph[axis].size, dtype=torch.float64) for axis in signals}
+    rows = dict.fromkeys(signals, 0)
+    wanted = {key: axis for axis, keys in signals.items() for key in keys}
+    count = 0
     device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
     with quiet(graph.model):
         for batch in batches:
-            args, kwargs = inputs_of(graph.model, moved(batch, device))
-            samples = Samples.of(args, kwargs)
-            observer.run((args, kwargs), watch=watch)
+            inputs = inputs_of(graph.model, moved(batch, device))
+            samples = Samples.of(*inputs)
+            left = sum(meeting.key in wanted for meeting in observer.runnable(*inputs).meetings)
+            with closing(observer.steps(inputs, lambda meeting: meeting.key in wanted, side)) as steps:
+                for _, met in zip(range(left), steps, strict=False):
+                    flat = samples.rows(met.operand, met.meeting.dim, torch.float64).flat
+                    sums[wanted[met.meeting.key]] += (flat.T @ flat).cpu()
+                    rows[wanted[met.meeting.key]] += len(flat)
             count += 1
     if not count:
         raise DataError("there are no batches to rotate by (a generator gives its batches only once: pass a list)")
@@ -214,26 +230,18 @@ def _grams(graph: DependencyGraph, streams: Mapping[str, Stream], batches: Itera
     return {axis: total / max(rows[axis], 1) for axis, total in sums.items()}
 
 
-def _one_each(stream: Stream) -> list[Key]:
-    """A consumer for each of the signals that are read from a stream."""
+def _one_each(stream: Stream, products: frozenset[str]) -> list[Key]:
+    """A consumer for each of the signals that the model's own weights read from a stream; of products, where only these read."""
     found: list[Key] = []
-    for keys in stream.signals.values():
+    for keys in _own(stream, products) or list(stream.signals.values()):
         if not set(keys) & set(found):
             found.append(keys[0])
     return found
 
 
-def _components(gram: Tensor, damping: float, stream: Stream) -> tuple[Tensor, Tensor]:
-    """Eigenvectors as columns and eigenvalues, descending; that of equal weights comes last where a mean is subtracted."""
-    spread = damped(gram, damping)
-    if not stream.centred:
-        values, vectors = torch.linalg.eigh(spread)
-        return vectors.flip(1), values.flip(0)
-    inner = _waves(stream.width)
-    values, vectors = torch.linalg.eigh(inner.T @ spread @ inner)
-    equal = torch.full((stream.width, 1), stream.width**-0.5, dtype=torch.float64)
-    least = torch.minimum(values[:1], torch.zeros(1, dtype=torch.float64)) if len(values) else torch.zeros(1)
-    return torch.cat([inner @ vectors.flip(1), equal], dim=1), torch.cat([values.flip(0), least.double()])
+def _own(stream: Stream, products: frozenset[str]) -> list[list[Key]]:
+    own = ([key for key in keys if key[0] not in products] for keys in stream.signals.values())
+    return [keys for keys in own if keys]
 
 
 def _turned(graph: DependencyGraph, stream: Stream, turn: Tensor) -> None:
@@ -256,51 +264,3 @@ def _rescale(graph: DependencyGraph, stream: Stream, by: float) -> None:
     scales = [norm.scale for norm in stream.norms if norm.scale is not None]
     wanted = [by * computed(graph, scale).reshape(-1).expand(stream.width) for scale in scales]
     put(graph.model, dict(solved(graph, scale, value) for scale, value in zip(scales, wanted, strict=True)))
-
-
-def _require_same(expected: list[Tensor], turned: DependencyGraph) -> None:
-    """Raise RotationError unless a model computes what is expected on the example, up to rounding; by-products may differ."""
-    eps = torch.finfo(torch.float32).eps
-    for one, other in zip(expected, _outputs(turned), strict=True):
-        error, size = float((one.double() - other.double()).abs().max()), float(one.abs().max())
-        if not error <= 4 * math.sqrt(max(torch.finfo(one.dtype).eps, eps)) * max(size, eps):
-            raise RotationError(
-                f"{type(turned.model).__name__} computes something else after its residual streams were rotated (error "
-                f"{error:.1e} of {size:.1e}): something acts on their channels that the graph doesn't show; prune them by another score"
-            )
-
-
-def _outputs(graph: DependencyGraph) -> list[Tensor]:
-    program = graph.capture.program
-    free = {value.name for name, value in program.outputs.items() if name in program.by_products}
-    made = graph.observer().run((graph.args, graph.kwargs))
-    return [x for value, x in made if value.name not in free and x.is_floating_point() and x.numel()]
-
-
-def basis(directions: Tensor, width: int | None, *, centred: bool) -> Tensor:
-    """The orthogonal matrix Q [channels, channels] that puts principal `directions` (columns, the first first) on channels.
-
-    `centred`: the last direction is that in which all channels weigh the same, and stays so; see the module's text.
-    """
-    size = len(directions)
-    if not centred:
-        return directions
-    return directions @ _frame(size, size if width is None else width).T
-
-
-def _frame(size: int, width: int) -> Tensor:
-    """Columns [size, size]: `width - 1` within the first channels, the rest within the others, all but the last of mean zero."""
-    last = torch.full((size, 1), size**-0.5, dtype=torch.float64)
-    if width >= size or width < 1:
-        return torch.cat([_waves(size), last], dim=1)
-    rest = size - width
-    heights = torch.tensor([math.sqrt(rest / width / size), -math.sqrt(width / rest / size)], dtype=torch.float64)
-    between = heights.repeat_interleave(torch.tensor([width, rest]))[:, None]
-    blocks = torch.block_diag(_waves(width), _waves(rest))
-    return torch.cat([blocks, between, last], dim=1)
-
-
-def _waves(size: int) -> Tensor:
-    """An orthonormal basis [size, size - 1] of what has mean zero: cosines."""
-    at = (torch.arange(size, dtype=torch.float64)[:, None] + 0.5) * math.pi / size
-    return math.sqrt(2 / size) * torch.cos(at * torch.arange(1, size, dtype=torch.float64)[None])

@@ -16,11 +16,13 @@ from torch.fx import Node
 
 from depgraph import DependencyGraph
 from depgraph.consumers import Meeting, meetings
+from depgraph.cutting.omitting import has_tensors
 from depgraph.errors import RotationError
 from depgraph.graph import Value
 from importance.commuting import ACTS, LENDING, PASSING, TABLES, ZEROS
 from importance.stream_parts import Key, Norm, State, Stream, Use, name_of, where
 
+_LINEAR = PASSING | TABLES | {"add", "sub"}
 _ADDENDS = {"addmm": "self", "baddbmm": "self", "addmv": "self"}
 
 
@@ -96,7 +98,7 @@ class Reading:
             if value is None or value.kind == "input":
                 self.moving.add(node)
             self.roots[node] = [node]
-        elif node.op == "call_function":
+        elif node.op == "call_function" and (node.users or has_tensors(node)):
             if self.moving.isdisjoint(node.all_input_nodes):
                 self._static(node)
             else:
@@ -118,8 +120,16 @@ class Reading:
             return
         given = [n for n in node.all_input_nodes if name not in TABLES or n is node.all_input_nodes[0]]
         parts = [self.roots.get(n) for n in given if self.along(n) is not None]
-        known = all(part is not None for part in parts) and name in PASSING | TABLES | {"add", "sub"}
+        known = all(part is not None for part in parts) and (name in _LINEAR or self._writes_only(node))
         self.roots[node] = [root for part in parts for root in part or ()] if known else None
+
+    def _writes_only(self, node: Node) -> bool:
+        """Is it a product that doesn't sum over the stream?"""
+        summed = self.contracted[node.name]
+        on = (
+            (self.program.values[n.name].name, self.along(n)) for n in node.all_input_nodes if self.along(n) is not None
+        )
+        return bool(summed) and summed.isdisjoint(on)
 
     def _moving(self, node: Node) -> None:
         name = name_of(node)

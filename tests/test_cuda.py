@@ -70,7 +70,7 @@ def test_a_cut_stays_on_the_device_and_is_checked(name: str, dtype: torch.dtype,
     torch.testing.assert_close(_numbers(again(*args)), _numbers(report.model(*args)), rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("name", [n for n in importance.recipes.RECIPES if n != "stun"])
+@pytest.mark.parametrize("name", [n for n in importance.recipes.RECIPES if n not in ("stun", "minitron_experts")])
 def test_recipes_make_up_for_the_cut_there(name: str) -> None:
     model, args = _llama()
     model, args = model.cuda(), tuple(x.cuda() for x in args)

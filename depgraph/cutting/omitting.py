@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from depgraph.cutting.bypassing import left_of
 from depgraph.errors import CutError
@@ -22,24 +23,51 @@ Alike = Mapping[str, Node]
 def alike(traced: Iterable[Node], module: GraphModule) -> Alike | None:
     """The nodes of a graph form by the names of those of the traced graph, which may have been captured at other sizes.
 
-    None where the two don't compute the same, one operator after the other.
+    What only passes on what it is given may be missing on either side, as captures leave it out where sizes are numbers: what
+    it passes on stands for it then. None where the two don't compute the same, one operator after the other.
     """
     theirs, ours = _computing(traced), _computing(module.graph.nodes)
-    if [n.target for n in theirs] != [n.target for n in ours]:
-        return None
-    found = {their.name: our for their, our in zip(theirs, ours, strict=True)}
-    inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
-    return found | {node.name: node for node in inputs}
+    found, at = {n.name: n for n in module.graph.nodes if n.op == "placeholder"}, 0
+    for their in theirs:
+        while at < len(ours) and _kind(ours[at]) != _kind(their) and not _idle(their) and _idle(ours[at]):
+            at += 1
+        if at < len(ours) and _kind(ours[at]) == _kind(their):
+            found[their.name] = ours[at]
+            at += 1
+        elif not _idle(their):
+            return None
+        elif their.all_input_nodes[0].name in found:
+            found[their.name] = found[their.all_input_nodes[0].name]
+    return found if all(map(_idle, ours[at:])) else None
 
 
 def _computing(nodes: Iterable[Node]) -> list[Node]:
     """The nodes that make tensors, not sizes or nothing."""
-    called = (node for node in nodes if node.op == "call_function")
-    return [n for n in called if _has_tensors(n.meta.get("val", n.meta.get("example_value")))]
+    return [node for node in nodes if node.op == "call_function" and has_tensors(node)]
 
 
-def _has_tensors(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) or isinstance(value, (tuple, list)) and any(map(_has_tensors, value))
+def _kind(node: Node) -> tuple[Any, bool]:
+    return node.target, _idle(node)
+
+
+def _idle(node: Node) -> bool:
+    """Does a node pass on all that it is given, as it is?"""
+    if node.target in (torch.ops.aten.contiguous.default, torch.ops.aten.alias.default):
+        return True
+    if node.target is not torch.ops.aten.slice.Tensor:
+        return False
+    made, given = (n.meta.get("val") for n in (node, node.all_input_nodes[0]))
+    sizes = zip(made.shape, given.shape, strict=True) if made is not None and given is not None else [(0, 1)]
+    return all(statically_known_true(one == other) for one, other in sizes)
+
+
+def has_tensors(node: Node) -> bool:
+    """Does a node make a tensor, or several?"""
+    return _are_tensors(node.meta.get("val", node.meta.get("example_value")))
+
+
+def _are_tensors(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) or isinstance(value, (tuple, list)) and any(map(_are_tensors, value))
 
 
 def omit(plan: Plan, module: GraphModule, nodes: Alike) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,11 @@ class _Captured:
     kept: Kept
 
 
-def cut_programs(plan: Plan) -> Iterator[Way]:
+Edit = Callable[[GraphModule, Alike], None]
+"""What else is done to a program: it is told the nodes by the names of those of the traced graph."""
+
+
+def cut_programs(plan: Plan, edit: Edit | None = None) -> Iterator[Way]:
     """The cut program in each way that it can be had, that for the most sizes of the inputs first.
 
     Raises CutError where there is none.
@@ -88,7 +92,7 @@ def cut_programs(plan: Plan) -> Iterator[Way]:
     inputs = graph.args, graph.kwargs
     found = False
     for given, dims in _attempts(inputs):
-        way = _captured_again(plan, given, dims)
+        way = _captured_again(plan, given, dims, edit)
         if way is not None:
             found = True
             yield way
@@ -96,7 +100,7 @@ def cut_programs(plan: Plan) -> Iterator[Way]:
     if isinstance(traced, DirectProgram):
         captured = _Captured(traced, graph.capture.program, plan.kept())
         module = module_of(traced, graph.tensors(), inputs)
-        yield Way(_cut(plan, captured, module, _left_out(plan, module)), None)
+        yield Way(_cut(plan, captured, module, _told(plan, module, edit), edit), None)
     elif not found:
         raise CutError(
             f"torch.export captures {type(graph.model).__name__} in another way than it was traced, so that its graph "
@@ -115,31 +119,31 @@ def _attempts(inputs: Any) -> Iterator[tuple[Any, Any]]:
     yield inputs, pytree.tree_map(lambda leaf: None, inputs)
 
 
-def _captured_again(plan: Plan, given: Any, dims: Any) -> Way | None:
+def _captured_again(plan: Plan, given: Any, dims: Any, edit: Edit | None) -> Way | None:
     """The cut in torch.export's capture with these dims open; None where that fails, or sees the model otherwise."""
     exported = _exported(plan.graph, given, dims)
     taken = {} if exported is None else _taken(exported, given)
     if exported is not None and taken:
         wrong = wrong_sizes(plan.graph, exported.module(check_guards=False), taken)
         if wrong:
-            return _captured_again(plan, given, _closed(dims, given, wrong))
+            return _captured_again(plan, given, _closed(dims, given, wrong), edit)
     captured = None if exported is None else _matching(plan, exported)
     if exported is None or captured is None:
         return None
     model = exported.module(check_guards=False)
-    nodes = _left_out(plan, model)
+    nodes = _told(plan, model, edit)
     if nodes is None:
         return None
     if not taken:
-        return Way(_cut(plan, captured, model, nodes), None)
+        return Way(_cut(plan, captured, model, nodes, edit), None)
     with contextlib.suppress(Exception):  # an argument that is computed from a size, where only a number will do
-        return Way(_cut(plan, captured, model, nodes), taken)
+        return Way(_cut(plan, captured, model, nodes, edit), taken)
     return None
 
 
-def _left_out(plan: Plan, module: GraphModule) -> Alike | None:
-    """Which nodes are those of the traced graph, if branches are to be left out; None where they can't be told."""
-    return alike(plan.graph.capture.exported.graph.nodes, module) if plan.branches else {}
+def _told(plan: Plan, module: GraphModule, edit: Edit | None) -> Alike | None:
+    """Which nodes are those of the traced graph, if that is asked for; None where they can't be told."""
+    return alike(plan.graph.capture.exported.graph.nodes, module) if plan.branches or edit is not None else {}
 
 
 def _closed(dims: Any, given: Any, wrong: Dims) -> Any:
@@ -156,10 +160,12 @@ def _closed(dims: Any, given: Any, wrong: Dims) -> Any:
     return pytree.tree_unflatten([closed(leaf, which) for leaf, which in zip(leaves, listed, strict=True)], spec)
 
 
-def _cut(plan: Plan, captured: _Captured, module: GraphModule, nodes: Alike | None) -> GraphModule:
+def _cut(plan: Plan, captured: _Captured, module: GraphModule, nodes: Alike | None, edit: Edit | None) -> GraphModule:
     _rewrite_calls(module, captured)
     if plan.branches:
         omit(plan, module, nodes or {})
+    if edit is not None:
+        edit(module, nodes or {})
     _narrow_tensors(module, plan.graph, captured)
     _forget_devices(module)
     write_without_gradients(module)

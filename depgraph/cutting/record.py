@@ -53,7 +53,7 @@ def make_record(plan: Plan, form: str, solution: Solution) -> Record:
         "inputs": describe_inputs(*inputs_at(graph, plan.kept())),
         "vocabulary": _vocabulary(plan),
         "cost": {"before": asdict(graph.dense_cost), "after": asdict(plan.cost())},
-        "original": _original(graph.model, graph.held()) if form == "graph" else _modules(graph.model),
+        "original": original_of(graph.model, graph.held()) if form == "graph" else _modules(graph.model),
         "earlier": [*earlier["earlier"], {k: v for k, v in earlier.items() if k != "earlier"}] if earlier else [],
     }
 
@@ -132,7 +132,7 @@ def attention_of(config: Any) -> Attention:
     return {"": own, **kinds} if kinds else own
 
 
-def _original(model: nn.Module, tensors: Mapping[str, Any]) -> Record:
+def original_of(model: nn.Module, tensors: Mapping[str, Any]) -> Record:
     """What the cut module was: dtypes of its tensors and, for a model of transformers, class and config."""
     found: Record = {"dtypes": {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}}
     if library_class(model):

@@ -16,6 +16,7 @@ from importance.units import units
 from tests.zoo import MODULES, ZOO
 
 TARGET = depgraph.Target(params=0.85)
+EXPERTS = ("stun", "minitron_experts")
 SMALL = {"bonsai": {"masks": 4}, "llm_surgeon": {"shots": 2}, "obs": {"rounds": 2}}
 
 
@@ -29,7 +30,10 @@ def qwen() -> depgraph.DependencyGraph:
     return zoo_graph("qwen3")
 
 
-@pytest.mark.parametrize("name", [name for name in recipes.RECIPES if name != "stun"])
+SLOW = {"slicegpt_shortcuts": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW.get(n, ())) for n in recipes.RECIPES if n not in EXPERTS])
 def test_every_recipe_prunes_a_language_model(qwen: depgraph.DependencyGraph, name: str) -> None:
     entry = recipes.RECIPES[name]
     given = {} if entry.needs == "nothing" else {"batches": [qwen.kwargs]}
@@ -47,14 +51,16 @@ def test_every_recipe_prunes_a_language_model(qwen: depgraph.DependencyGraph, na
     assert all(torch.equal(t, before[n]) for n, t in qwen.model.state_dict().items())
 
 
-def test_stun_takes_experts_and_nothing_else() -> None:
+@pytest.mark.parametrize("name", EXPERTS)
+def test_recipes_for_experts_take_experts_and_nothing_else(name: str) -> None:
     graph = zoo_graph("mixtral")
-    pruned = recipes.stun().prune(graph, depgraph.Target(params=0.8))
+    recipe = recipes.named(name, [graph.kwargs])
+    pruned = recipe.prune(graph, depgraph.Target(params=0.8))
     assert pruned.plan is not None and pruned.plan.removal
     assert set(pruned.plan.removal) <= set(units(graph, "experts"))
     assert pruned.report is not None and pruned.report.after.params <= 0.8 * graph.dense_cost.params
     with pytest.raises(NothingToPrune, match="no axis of the kind 'experts'"):
-        recipes.stun().plan(zoo_graph("gpt2"), TARGET)
+        recipe.plan(zoo_graph("gpt2"), TARGET)
 
 
 def test_a_pace_takes_as_many_steps_as_it_needs() -> None:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 import depgraph
 from depgraph.errors import DataError, RotationError
 from importance import recipes
-from importance.rotation import Rotation, basis, rotate
+from importance.components import basis
+from importance.rotation import Rotation, rotate
 from importance.units import units
 
 WIDTH, WORDS = 12, 20
