@@ -185,7 +185,7 @@ def test_what_cannot_go_is_refused_and_leaves_the_model_whole() -> None:
     with pytest.raises(CutError, match="is read by others"):
         shared.cut_plan(branches=["encoder.block.0"]).apply(form="module")
     _, twice = built("used_twice")
-    with pytest.raises(CutError, match="its modules do other things too"):
+    with pytest.raises(CutError, match="does other things too"):
         twice.cut_plan(branches=[twice.branches[0].name]).apply(form="module")
     assert all(torch.equal(before[name], tensor) for name, tensor in example.model.state_dict().items())
 

@@ -3,7 +3,8 @@
 What follows isn't known by name. An integer that is the position of its entry, up to a constant, in every entry of the
 container (a cache's layer index), is numbered anew. A count is an integer that is the number of entries and no tensor's size
 comes from it, in the module that holds the container; in the config of a model of transformers, it is one with which the
-config builds that many fewer entries, together with lists that have an item for every entry.
+config builds that many fewer entries, together with lists that have an item for every entry. A model that a config builds shows
+which other integers are counts, and lists that the config's class computes from the count, such as names of layers, follow.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import copy
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -28,10 +30,14 @@ _DEPTH = 3
 
 @dataclass
 class Following:
-    """What an entry's leaving changes: new integers by attribute, and which item goes from which lists."""
+    """What an entry's leaving changes: new integers by attribute, and which item goes from which lists.
+
+    Of `computed` fields of the config its class computes the value, from the count that is the first of these fields.
+    """
 
     integers: dict[Attr, int] = field(default_factory=dict)
     lists: list[tuple[Attr, int]] = field(default_factory=list)
+    computed: list[Attr] = field(default_factory=list)
 
 
 def leave(model: nn.Module, container: str, index: int, keys: str = "own") -> Undo:
@@ -143,26 +149,55 @@ def counts(model: nn.Module, container: str, index: int, sized: frozenset[Attr])
         plain = not name.startswith("_") and not any((a.module, a.name) == (owner, name) for a in sized)
         if type(value) in (list, tuple) and len(value) == number and plain:
             found.lists.append((attr, index))
-    _from_config(model, container, index, found)
+    trial = _from_config(model, container, index, found)
+    if trial is not None:
+        _as_built(vars(trial.get_submodule(owner)), found, number - 1)
     return found
 
 
-def _from_config(model: nn.Module, container: str, index: int, found: Following) -> None:
-    """Add what of a transformers config builds fewer entries."""
+def _as_built(held: dict[str, Any], found: Following, number: int) -> None:
+    """Keep of the integers and lists beside a container those that are shorter where it is built with `number` entries."""
+    found.integers = {a: value for a, value in found.integers.items() if a.keys or held.get(a.name) == number}
+    kept = {a for a, _ in found.lists if a.keys or len(held.get(a.name, ())) == number}
+    found.lists = [(a, k) for a, k in found.lists if a in kept]
+
+
+def _from_config(model: nn.Module, container: str, index: int, found: Following) -> nn.Module | None:
+    """Add what of a transformers config builds fewer entries; gives what it builds."""
     if not library_class(model):
-        return
+        return None
     number = len(model.get_submodule(container)._modules)
     config: Any = model.config
     lists = [keys for keys, value in _walk(config, ()) if isinstance(value, (list, tuple)) and len(value) == number]
     integers = [keys for keys, value in _walk(config, ()) if type(value) is int and value == number]
-    for shorter in _subsets(lists):
-        for keys in [*integers, None]:
-            trial = copy.deepcopy(config)
-            changed = dict.fromkeys([keys], number - 1) if keys is not None else {}
-            if _builds(model, container, _edited(trial, changed, shorter, index), number - 1):
-                found.integers.update({Attr("", "config", k): v for k, v in changed.items()})
+    for shorter, keys in product(_subsets(lists), [*integers, None]):
+        count: dict[tuple[Any, ...], Any] = {} if keys is None else {keys: number - 1}
+        computed = computed_from(config, keys, number - 1, shorter) if keys else {}
+        for more in [{}, computed] if computed else [{}]:
+            trial = _edited(copy.deepcopy(config), count | more, shorter, index)
+            shown = _built(model, container, trial, number - 1)
+            if shown is not None:
+                found.integers.update({Attr("", "config", k): v for k, v in count.items()})
                 found.lists += [(Attr("", "config", k), index) for k in shorter]
-                return
+                found.computed += [Attr("", "config", k) for k in (*count, *more)] if more else []
+                return shown
+    return None
+
+
+def computed_from(
+    config: Any, keys: tuple[Any, ...], number: int, but: Iterable[Any] = ()
+) -> dict[tuple[Any, ...], list[Any]]:
+    """Lists of a config that its class computes from a count, by the way to them, where they are as it computes them.
+
+    Their values are those for `number` in place of the count that lies at `keys`; `but` are ways to lists to leave out.
+    """
+    held, way = look(config, keys[:-1]), keys[:-1]
+    try:
+        now, then = (vars(type(held)(**{keys[-1]: n})) for n in (getattr(held, keys[-1]), number))
+    except Exception:
+        return {}
+    lists = (n for n in now if isinstance(then.get(n), list) and now[n] != then[n] and vars(held).get(n) == now[n])
+    return {(*way, name): then[name] for name in lists if (*way, name) not in but}
 
 
 def _subsets(lists: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
@@ -174,23 +209,23 @@ def _subsets(lists: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
         yield from ([one] for one in lists)
 
 
-def _edited(config: Any, integers: dict[tuple[Any, ...], int], lists: list[tuple[Any, ...]], index: int) -> Any:
-    for keys, value in integers.items():
+def _edited(config: Any, values: dict[tuple[Any, ...], Any], lists: list[tuple[Any, ...]], index: int) -> Any:
+    for keys, value in values.items():
         put(config, keys, value)
     for keys in lists:
         put(config, keys, without(look(config, keys), index))
     return config
 
 
-def _builds(model: nn.Module, container: str, config: Any, number: int) -> bool:
-    """Does a config build that many entries, and all other modules as they are?"""
+def _built(model: nn.Module, container: str, config: Any, number: int) -> nn.Module | None:
+    """What a config builds, if that has so many entries and all other modules as they are."""
     try:
         trial = built(type(model), config, attention_of(model.config), "meta", torch.float32)  # type: ignore[arg-type]
         wanted = {_alike(name, container) for name, _ in model.named_modules()}
         made = {_alike(name, container) for name, _ in trial.named_modules()}
-        return len(trial.get_submodule(container)._modules) == number and made == wanted
+        return trial if len(trial.get_submodule(container)._modules) == number and made == wanted else None
     except Exception:
-        return False
+        return None
 
 
 def _alike(name: str, container: str) -> str:

@@ -94,6 +94,13 @@ def of(outline: torch.Tensor, place: torch.device | None = None) -> Nothing:
     return Nothing(lambda: outline, place)
 
 
+def blank_like(tensor: torch.Tensor | None) -> Nothing:
+    """Nothing of the shape and type of a tensor; unlike others it can be pickled."""
+    if tensor is None:
+        raise AttributeError("there is no such parameter")
+    return Nothing(partial(torch.empty, tensor.shape, dtype=tensor.dtype, device="meta"))
+
+
 def _place_of(given: Any) -> torch.device | None:
     """The device of the first thing that lies on one."""
     for leaf in pytree.tree_leaves(given, is_leaf=lambda value: isinstance(value, Nothing)):

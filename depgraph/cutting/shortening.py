@@ -6,7 +6,6 @@ is loaded. The check compares the shorter model with the captured program withou
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from depgraph.cutting.descriptors import follow
 from depgraph.cutting.entries import (
     Following,
     as_json,
+    computed_from,
     counts,
     kinds_of_entries,
     leave,
@@ -32,8 +32,9 @@ from depgraph.cutting.entries import (
 )
 from depgraph.cutting.module import replace_tensors, without_indices
 from depgraph.cutting.owning import own
-from depgraph.cutting.passing import Layout, Passed, layout_of, passed
+from depgraph.cutting.passing import Layout, Passed, blank_like, passed
 from depgraph.cutting.record import attr_of
+from depgraph.cutting.sublayers import passed_of
 from depgraph.cutting.ways import look, put
 from depgraph.errors import CutError, PlanError
 from depgraph.offloading import own_copy
@@ -53,7 +54,8 @@ class Shortening:
     passed: modules that are replaced, with the layout of what they return; of these `counting` keep the count
     in their place of a cache.
     integers and lists: what follows. entries: those that leave, by container, the last first. narrowed: tensors, their dims and the
-    indices that go. keyed: containers whose entries have the first of their keys afterwards.
+    indices that go. keyed: containers whose entries have the first of their keys afterwards. blank: parameters of modules that
+    stay, which only what goes reads. fields: other values of a config that follow.
     """
 
     passed: dict[str, Layout] = field(default_factory=dict)
@@ -63,6 +65,8 @@ class Shortening:
     entries: list[tuple[str, int]] = field(default_factory=list)
     narrowed: list[tuple[str, int, list[int]]] = field(default_factory=list)
     keyed: list[str] = field(default_factory=list)
+    blank: list[str] = field(default_factory=list)
+    fields: dict[Attr, Any] = field(default_factory=dict)
 
     def to_json(self, model: nn.Module) -> dict[str, Any]:
         """As data; `model` says what integers are before."""
@@ -80,6 +84,11 @@ class Shortening:
             "entries": [[container, index] for container, index in self.entries],
             "narrowed": [[target, dim, indices] for target, dim, indices in self.narrowed],
             "keyed": list(self.keyed),
+            "blank": list(self.blank),
+            "fields": [
+                {"module": a.module, "name": a.name, "keys": list(a.keys), "before": _now(model, a), "after": value}
+                for a, value in self.fields.items()
+            ],
         }
 
     @classmethod
@@ -93,6 +102,8 @@ class Shortening:
             [(container, index) for container, index in data["entries"]],
             [(target, dim, indices) for target, dim, indices in data.get("narrowed", ())],
             list(data.get("keyed", ())),
+            list(data.get("blank", ())),
+            {attr_of(change): change["after"] for change in data.get("fields", ())},
         )
 
 
@@ -126,7 +137,7 @@ def shortening_of(graph: DependencyGraph, names: Iterable[str]) -> Shortening:
             )
     inside = [b for name in wanted if name in blocks for b in blocks[name].branches]
     alone = [name for name in wanted if name in branches and name not in inside]
-    found.passed = _passed(graph, alone)
+    found.passed, found.blank = passed_of(graph, alone)
     sized = frozenset(graph.sizes.users)
     places = {c: positions(graph.model, c, sized) for c in {b.container for b in blocks.values()}}
     _require_alone(graph, [blocks[name] for name in wanted if name in blocks])
@@ -159,6 +170,10 @@ def _leaving(
         found.integers[attr] = value - (len(indices) - 1)
     for attr, _ in follows.lists:
         found.lists += [(attr, index) for index in reversed(indices)]
+    if follows.computed:
+        count, *others = follows.computed
+        values = computed_from(graph.model.config, count.keys, found.integers[count])
+        found.fields |= {attr: values[attr.keys] for attr in others if attr.keys in values}
     found.integers |= renumber(graph.model, container, places, indices)
     found.entries += [(container, index) for index in reversed(indices)]
 
@@ -192,62 +207,6 @@ def is_at(path: str, outer: str) -> bool:
     return path == outer or path.startswith(f"{outer}.")
 
 
-def _passed(graph: DependencyGraph, names: list[str]) -> dict[str, Layout]:
-    """The modules that compute nothing but what of the branches goes, the outermost, and the layouts of their outputs."""
-    branches = {branch.name: branch for branch in graph.branches}
-    gone = {node for name in names for node in branches[name].nodes}
-    if not gone:
-        return {}
-    flow = graph.residual.flow
-    within: dict[str, set[str]] = {}
-    for node in flow.nodes:
-        path = graph.residual.module(node)
-        while path and node.op == "call_function":
-            within.setdefault(path, set()).add(node.name)
-            path = path.rpartition(".")[0]
-    idle = {node.name for node in flow.nodes if graph.residual.idle(node)}
-    fits = {path for path, nodes in within.items() if nodes & gone and nodes <= gone | idle}
-    outer = [p for p in sorted(fits) if not any(p.startswith(f"{q}.") for q in fits)]
-    for name in names:
-        weights = [w for w in branches[name].parameters if not any(w.startswith(f"{p}.") for p in outer)]
-        if weights:
-            raise CutError(
-                f"{name} can't be left out of {type(graph.model).__name__}: {weights[0]} is read by the code of a module that does "
-                "other things too; leave its whole block out"
-            )
-    layouts = _layouts(graph, outer)
-    for name in names:
-        if not any(node in within[path] for path in layouts for node in branches[name].nodes):
-            raise CutError(f"{name} can't be left out of {type(graph.model).__name__}: its modules do other things too")
-    return layouts
-
-
-def _layouts(graph: DependencyGraph, paths: list[str]) -> dict[str, Layout]:
-    """What the modules return when the model runs on the example."""
-    from depgraph.cutting.rerunning import rerun
-
-    found: dict[str, Layout] = {}
-    calls: dict[str, int] = {}
-    with contextlib.ExitStack() as stack:
-        for path in paths:
-            module = graph.model.get_submodule(path)
-
-            def noted(module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
-                calls[path] = calls.get(path, 0) + 1
-                found[path] = layout_of(output, args, kwargs)
-
-            stack.callback(module.register_forward_hook(noted, with_kwargs=True).remove)
-        rerun(graph, graph.model)
-    for path, count in calls.items():
-        if count > 1 and not any(True for _ in graph.model.get_submodule(path).parameters()):
-            del found[path]  # it passes nothing on as it is
-        elif count > 1:
-            raise CutError(
-                f"{path} runs {count} times, so that one of them can't be left out: leave out its whole block"
-            )
-    return {path: found[path] for path in paths if path in found}
-
-
 def shorten(model: nn.Module, how: Shortening) -> Undo:
     """Do it to a model; the returned function takes it back. Raises CutError when the model isn't like the one it was made for."""
     undo: list[Undo] = []
@@ -262,8 +221,10 @@ def shorten(model: nn.Module, how: Shortening) -> Undo:
             instead = before if isinstance(before, Passed) else passed(before, layout)
             instead.place = how.counting.get(path)
             undo.append(_replace(model, path, instead))
-        own(model, [*how.integers, *(attr for attr, _ in how.lists)], undo)
-        for attr, value in how.integers.items():
+        for name in how.blank:
+            undo.append(_blank(model, name))
+        own(model, [*how.integers, *how.fields, *(attr for attr, _ in how.lists)], undo)
+        for attr, value in (*how.integers.items(), *how.fields.items()):
             undo.append(assign(model, attr, value))
         for attr, index in how.lists:
             undo.append(_drop(model, attr, index))
@@ -306,6 +267,21 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> Undo:
     module.train(before.training)
     owner._modules[name] = module
     return lambda: owner._modules.__setitem__(name, before)
+
+
+def _blank(model: nn.Module, name: str) -> Undo:
+    """Put nothing in the place of a parameter."""
+    path, _, key = name.rpartition(".")
+    holder = model.get_submodule(path)
+    before = dict(holder._parameters)
+    holder.__dict__[key] = blank_like(holder._parameters.pop(key))
+
+    def put_back() -> None:
+        del holder.__dict__[key]
+        holder._parameters.clear()
+        holder._parameters.update(before)
+
+    return put_back
 
 
 def _drop(model: nn.Module, attr: Attr, index: int) -> Undo:
