@@ -13,7 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForImageClassification, BeitConfig, BeitForImageClassification, MptConfig, MptForCausalLM
+from transformers import (
+    AutoModelForImageClassification,
+    BeitConfig,
+    BeitForImageClassification,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    MptConfig,
+    MptForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+)
 
 import depgraph
 import exporters
@@ -112,3 +122,64 @@ def test_lists_that_a_config_computes_from_its_count_follow_and_come_back(tmp_pa
     assert torch.allclose(again(pixels).logits, shorter(pixels).logits, atol=1e-5)
     assert again.config.stage_names == names[:-2] and model.config.stage_names == names
     assert torch.equal(model(pixels).logits, expected)
+
+
+@pytest.mark.parametrize("gone", [[0], [0, 1]])
+def test_padding_counts_where_no_attention_of_a_kind_is_left(gone: list[int]) -> None:
+    types = ["full_attention"] * len(gone) + ["sliding_attention"] * 2
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 16}
+    config = Gemma3TextConfig(
+        num_hidden_layers=len(types),
+        layer_types=types,
+        sliding_window=64,
+        vocab_size=64,
+        num_key_value_heads=1,
+        **sizes,
+    )
+    torch.manual_seed(0)
+    model: Any = Gemma3ForCausalLM(config).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    ids = torch.randint(5, 60, (2, 8))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    graph = depgraph.trace(model, (), {"input_ids": ids})
+    shorter: Any = graph.cut_plan(branches=[f"model.layers.{k}.self_attn" for k in gone]).apply(form="module")
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        whole = shorter(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False).logits
+        begun = shorter(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=places[:, :-1])
+        last = shorter(
+            input_ids=ids[:, -1:],
+            attention_mask=mask,
+            position_ids=places[:, -1:],
+            past_key_values=begun.past_key_values,
+        ).logits
+    assert begun.past_key_values.get_seq_length() == ids.shape[1]
+    assert torch.allclose(last[:, 0], whole[:, -1], atol=1e-4)
+
+
+def test_a_block_that_also_computes_what_nothing_reads_is_a_block(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 16}
+    linear = {
+        "linear_num_value_heads": 2,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }
+    types = ["linear_attention", "linear_attention", "full_attention"]  # linear ones make a state for a cache
+    config = Qwen3NextConfig(
+        num_hidden_layers=3,
+        layer_types=types,
+        vocab_size=64,
+        num_key_value_heads=1,
+        num_experts=0,
+        **linear,
+        **sizes,
+    )
+    model: Any = Qwen3NextForCausalLM(config).eval()
+    graph = depgraph.trace(model, (), {"input_ids": torch.randint(0, 64, (2, 6)), "use_cache": False})
+    assert [block.name for block in graph.blocks] == [f"model.layers.{k}" for k in range(3)]
+    shorter: Any = graph.cut_plan(branches=["model.layers.0"]).apply(form="module")
+    assert shorter.config.layer_types == types[1:]
+    assert depgraph.save(shorter, tmp_path / "saved").format == "plain"

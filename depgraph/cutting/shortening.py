@@ -16,6 +16,7 @@ from torch import nn
 from depgraph.capture.recording import assign
 from depgraph.capture.sizes import Attr
 from depgraph.cutting.attending import attending
+from depgraph.cutting.bypassing import left_out
 from depgraph.cutting.descriptors import follow
 from depgraph.cutting.entries import (
     Following,
@@ -32,16 +33,15 @@ from depgraph.cutting.entries import (
 )
 from depgraph.cutting.module import replace_tensors, without_indices
 from depgraph.cutting.owning import own
+from depgraph.cutting.parting import is_at, read_by_others
 from depgraph.cutting.passing import Layout, Passed, blank_like, passed
 from depgraph.cutting.record import attr_of
 from depgraph.cutting.sublayers import passed_of
 from depgraph.cutting.ways import look, put
 from depgraph.errors import CutError, PlanError
 from depgraph.offloading import own_copy
-from depgraph.remaining import as_blocks
 
 if TYPE_CHECKING:
-    from depgraph.blocks import Block
     from depgraph.dependency import DependencyGraph
 
 Undo = Callable[[], None]
@@ -116,49 +116,38 @@ def _now(model: nn.Module, attr: Attr) -> Any:
     return look(getattr(model.get_submodule(attr.module), attr.name), attr.keys)
 
 
-def shortening_of(graph: DependencyGraph, names: Iterable[str]) -> Shortening:
-    """What must be done to leave branches and blocks of these names out of the graph's model.
+def shortening_of(graph: DependencyGraph, wanted: Iterable[str]) -> Shortening:
+    """What must be done to leave branches and blocks of these names, one of the `parting.ways`, out of the graph's model.
 
     Raises:
-        PlanError: there is no such branch or block, or all entries of a container would go.
+        PlanError: there is no such branch or block.
         CutError: the branch is no module's alone, so that the class's code would go on computing it.
     """
     blocks = {block.name: block for block in graph.blocks}
     branches = {branch.name: branch for branch in graph.branches}
-    wanted = as_blocks(graph, names)
     found = Shortening()
     gone: dict[str, list[int]] = {}
+    leaving = [blocks[name] for name in wanted if name in blocks]
     for name in wanted:
-        if name in blocks:
-            gone.setdefault(blocks[name].container, []).append(blocks[name].index)
-        elif name not in branches:
+        if name not in blocks and name not in branches:
             raise PlanError(
                 f"{name!r} can't be left out: {graph.branches_refused.get(name, 'there is no such branch')}"
             )
-    inside = [b for name in wanted if name in blocks for b in blocks[name].branches]
+    for block in leaving:
+        gone.setdefault(block.container, []).append(block.index)
+    inside = [b for block in leaving for b in block.branches]
     alone = [name for name in wanted if name in branches and name not in inside]
     found.passed, found.blank = passed_of(graph, alone)
     sized = frozenset(graph.sizes.users)
     places = {c: positions(graph.model, c, sized) for c in {b.container for b in blocks.values()}}
-    _require_alone(graph, [blocks[name] for name in wanted if name in blocks])
+    nodes = left_out(graph, wanted).nodes
+    for why in filter(None, (read_by_others(graph, block, nodes) for block in leaving)):
+        raise CutError(why)
     for container, indices in gone.items():
         _leaving(graph, container, sorted(indices), places[container], found)
     for container in places:
         _seat(graph, container, places[container], gone.get(container, []), found)
     return found
-
-
-def _require_alone(graph: DependencyGraph, going: list[Block]) -> None:
-    """Raise CutError where a block that goes computes something that others read."""
-    gone = {node for block in going for node in block.nodes}
-    for node in graph.residual.flow.nodes:
-        path = graph.residual.module(node)
-        block = next((b for b in going if path == b.name or path.startswith(f"{b.name}.")), None)
-        alive = node.op == "call_function" and node.name not in gone and not graph.residual.idle(node)
-        if block is not None and alive and node.name != block.output:
-            raise CutError(
-                f"{block.name} can't be left out of {type(graph.model).__name__}: {node.name}, which it computes, is read by others"
-            )
 
 
 def _leaving(
@@ -200,11 +189,6 @@ def _seat(
                 found.integers[Attr(whole, name, ())] = seated[k]
         first = uncounted(kinds, instead)
         found.counting |= {instead[k]: seated[k] for k in first if instead[k] in attending(graph)}
-
-
-def is_at(path: str, outer: str) -> bool:
-    """Is a module another one, or does it lie in that?"""
-    return path == outer or path.startswith(f"{outer}.")
 
 
 def shorten(model: nn.Module, how: Shortening) -> Undo:
