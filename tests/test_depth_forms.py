@@ -14,11 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
     BeitConfig,
     BeitForImageClassification,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
     MptConfig,
     MptForCausalLM,
     Qwen3NextConfig,
@@ -75,13 +80,12 @@ def test_parameters_that_a_layer_itself_multiplies_with_go_with_its_sublayer(
         assert torch.equal(pickle.loads(pickle.dumps(copy.deepcopy(shorter)))(x), shorter(x))
         depgraph.save(shorter, tmp_path / str(number))
         assert torch.equal(depgraph.load(tmp_path / str(number), copy.deepcopy(model))(x), shorter(x))
-        file = tmp_path / f"{number}.onnx"
-        exporters.to_onnx(shorter, (x,), file)
-        sizes = [value.shape.numpy() for value in onnx_ir.load(file).graph.initializers.values() if value.shape]
-        left = sorted(tuple(sorted(p.shape)) for p in shorter.parameters() if p.ndim > 1)
-        assert sorted(tuple(sorted(size)) for size in sizes if len(size) > 1) == left
         shorter.train()(x).sum().backward()
         assert all(p.grad is not None for p in shorter.parameters())
+    exporters.to_onnx(shorter.eval(), (x,), tmp_path / "shorter.onnx")
+    held = onnx_ir.load(tmp_path / "shorter.onnx").graph.initializers.values()
+    sizes = [tuple(sorted(value.shape.numpy())) for value in held if value.shape and len(value.shape) > 1]
+    assert sorted(sizes) == sorted(tuple(sorted(p.shape)) for p in shorter.parameters() if p.ndim > 1)
     plan = graph.cut_plan(branches=[graph.branches[0].name])
     plan.apply_()
     assert model.state_dict().keys() == before.keys() - set(graph.branches[0].parameters)
@@ -183,3 +187,29 @@ def test_a_block_that_also_computes_what_nothing_reads_is_a_block(tmp_path: Path
     shorter: Any = graph.cut_plan(branches=["model.layers.0"]).apply(form="module")
     assert shorter.config.layer_types == types[1:]
     assert depgraph.save(shorter, tmp_path / "saved").format == "plain"
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_positions_of_layers_in_a_config_follow(first: int, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 16}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_shared_experts": 1}
+    config = Glm4MoeConfig(
+        num_hidden_layers=4, vocab_size=64, num_key_value_heads=1, first_k_dense_replace=2, **experts, **sizes
+    )
+    model: Any = Glm4MoeForCausalLM(config).eval()
+    ids = torch.randint(0, 64, (2, 6))
+    graph = depgraph.trace(model, (), {"input_ids": ids})
+    shorter: Any = graph.cut_plan(branches=[f"model.layers.{first}"]).apply(form="module")
+    assert shorter.config.num_hidden_layers == 3 and shorter.config.first_k_dense_replace == (1 if first == 0 else 2)
+    assert depgraph.save(shorter, tmp_path / "saved").format == "plain"
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    assert torch.allclose(again(ids).logits, shorter(ids).logits, atol=1e-5)
+
+
+def test_a_config_with_an_infinite_number_follows() -> None:
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1}
+    model: Any = Mamba2ForCausalLM(Mamba2Config(num_hidden_layers=3, vocab_size=64, chunk_size=8, **sizes)).eval()
+    assert model.config.time_step_limit[1] == float("inf")
+    graph = depgraph.trace(model, (), {"input_ids": torch.randint(0, 64, (2, 8)), "use_cache": False})
+    shorter: Any = graph.cut_plan(branches=[graph.blocks[1].name]).apply(form="module")
+    assert shorter.config.num_hidden_layers == 2

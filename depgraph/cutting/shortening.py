@@ -17,13 +17,10 @@ from depgraph.capture.recording import assign
 from depgraph.capture.sizes import Attr
 from depgraph.cutting.attending import attending
 from depgraph.cutting.bypassing import left_out
+from depgraph.cutting.counting import Following, computed_from, counts, kinds_of_entries, moved
 from depgraph.cutting.descriptors import follow
 from depgraph.cutting.entries import (
-    Following,
     as_json,
-    computed_from,
-    counts,
-    kinds_of_entries,
     leave,
     positions,
     renumber,
@@ -163,6 +160,7 @@ def _leaving(
         count, *others = follows.computed
         values = computed_from(graph.model.config, count.keys, found.integers[count])
         found.fields |= {attr: values[attr.keys] for attr in others if attr.keys in values}
+    found.fields |= {attr: moved(_now(graph.model, attr), indices) for attr in follows.places}
     found.integers |= renumber(graph.model, container, places, indices)
     found.entries += [(container, index) for index in reversed(indices)]
 
