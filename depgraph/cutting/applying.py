@@ -18,7 +18,7 @@ from depgraph.cutting.expressing import Conflict, Solution
 from depgraph.cutting.module import Undo, cut_copy, cut_in_place
 from depgraph.cutting.parting import ways
 from depgraph.cutting.program import cut_programs
-from depgraph.cutting.record import make_record
+from depgraph.cutting.record import make_record, put_record
 from depgraph.cutting.report import Check, CutReport
 from depgraph.cutting.rerunning import inputs_at
 from depgraph.cutting.roles import other_reads
@@ -148,7 +148,7 @@ def _without_entries_in_place(plan: Plan, how: How) -> CutReport:
     except BaseException:
         for step in reversed(steps):
             step()
-        _put_record(model, before)
+        put_record(model, before)
         raise
 
 
@@ -176,13 +176,6 @@ def _entries_report(
         surprises(plan) if first is None else (*first.notes, *narrower_outputs(plan.graph.capture.program, plan.kept()))
     )
     return CutReport(model, "module", plan.graph.dense_cost, plan.cost(), checked, record, tuple(dict.fromkeys(notes)))
-
-
-def _put_record(model: nn.Module, before: Any) -> None:
-    if before is None:
-        vars(model).pop("depgraph_record", None)
-    else:
-        model.depgraph_record = before  # type: ignore[assignment]
 
 
 def _without_branches(plan: Plan, how: How) -> CutReport:
@@ -224,7 +217,7 @@ def _without_branches_in_place(plan: Plan, how: How) -> CutReport:
         except BaseException as error:
             if undo is not None:
                 undo()
-            _put_record(model, before)
+            put_record(model, before)
             if not isinstance(error, (CutError, CheckError)):
                 raise
             failure = failure or error

@@ -62,6 +62,14 @@ def cuts(record: Mapping[str, Any] | None) -> list[Record]:
     return [*record["earlier"], dict(record)] if record else []
 
 
+def put_record(model: nn.Module, before: Any) -> None:
+    """Give a model the record that it had before a cut, or none."""
+    if before is None:
+        vars(model).pop("depgraph_record", None)
+    else:
+        model.depgraph_record = before  # type: ignore[assignment]
+
+
 def attr_of(change: Mapping[str, Any]) -> Attr:
     """The attribute that an entry of `attributes` names."""
     return Attr(change["module"], change["name"], tuple(change["keys"]))
