@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 import depgraph  # noqa: E402
 from depgraph.errors import DepgraphError  # noqa: E402
 from importance import depth  # noqa: E402
+from importance.depth.greedy import greedy  # noqa: E402
 
 Batches = list[dict[str, torch.Tensor]]
 Make = Callable[[Batches], depth.Search]
@@ -141,14 +143,32 @@ def searches(graph: depgraph.DependencyGraph, instances: Sequence[Batches], coun
             )
 
 
-def published(graphs: dict[str, tuple[depgraph.DependencyGraph, Batches, int]]) -> None:
-    """Layer evaluations and seconds of SLEB as published, by the same runner, beside ours."""
-    print("\n| SLEB | as published | seconds | ours | seconds | share | same choices |\n|---|---|---|---|---|---|---|")
-    for name, (graph, data, count) in graphs.items():
+def sleb_in_full(data: Batches) -> depth.Search:
+    """SLEB as published: for each candidate all blocks that are left run on all data."""
+    return depth.Sleb(data, metric=IN_FULL, effort=PLAIN)
+
+
+def finercut_in_full(data: Batches) -> depth.Search:
+    """FinerCut as published, likewise."""
+
+    def search(graph: depgraph.DependencyGraph, count: int, /) -> depth.Order:
+        names = [branch.name for branch in graph.branches]
+        engine = depth.Engine(graph, data, names, depth.Distance("js", nonnegative=False), PLAIN)
+        return greedy(engine, count, lambda gone: names)
+
+    return search
+
+
+def published(rows: Sequence[tuple[str, depgraph.DependencyGraph, Batches, int, tuple[Make, Make]]]) -> None:
+    """Layer evaluations and seconds of searches as published, by the same runner, beside ours."""
+    print(
+        "\n| search | as published | seconds | ours | seconds | share | same choices |\n|---|---|---|---|---|---|---|"
+    )
+    for name, graph, data, count, makes in rows:
         orders, seconds = [], []
-        for search in (depth.Sleb(data, metric=IN_FULL, effort=PLAIN), depth.Sleb(data)):
+        for make in makes:
             begin = time.perf_counter()
-            orders.append(search(graph, count))
+            orders.append(make(data)(graph, count))
             seconds.append(f"{time.perf_counter() - begin:.1f}")
         plain, ours = orders
         same = "yes" if plain.names == ours.names else "no"
@@ -160,6 +180,24 @@ def published(graphs: dict[str, tuple[depgraph.DependencyGraph, Batches, int]]) 
             f"{ours.evaluations / plain.evaluations:.0%}",
         ]
         print("| " + " | ".join(map(str, [name, *cells, same])) + " |", flush=True)
+
+
+def latencies(graph: depgraph.DependencyGraph, batch: dict[str, torch.Tensor], rounds: int = 15) -> None:
+    """Time of the model without a quarter, half and three quarters of its blocks beside the whole one's, all in turns."""
+    blocks = [block.name for block in graph.blocks]
+    gone = [len(blocks) * quarter // 4 for quarter in range(4)]
+    models = [graph.cut_plan(branches=blocks[:n]).apply() if n else graph.model for n in gone]
+    times: list[list[float]] = [[] for _ in models]
+    with torch.no_grad():
+        for _ in range(rounds):
+            for model, taken in zip(models, times, strict=True):
+                begin = time.process_time()
+                model(**batch)
+                taken.append(time.process_time() - begin)
+    whole = statistics.median(times[0])
+    print("\n| blocks gone | of blocks left | of time |\n|---|---|---|")
+    for n, taken in zip(gone, times, strict=True):
+        print(f"| {n} | {1 - n / len(blocks):.0%} | {statistics.median(taken) / whole:.0%} |")
 
 
 def layers_32(amount: Amount) -> tuple[depgraph.DependencyGraph, Batches]:
@@ -212,8 +250,15 @@ def main() -> None:
     instances = [batches(tokens(text[k * size : (k + 1) * size]), one) for k in range(chosen.instances)]
     searches(bench.graph, instances, (2, 3))
     most = max(chosen.blocks)
+    latencies(bench.graph, bench.calibration[0])
+    deep, tokens_32 = layers_32(amount)
+    sleb, finercut = (sleb_in_full, depth.Sleb), (finercut_in_full, depth.FinerCut)
     published(
-        {f"{most} blocks": (bench.graph, bench.calibration, most), "7 of 32 random blocks": (*layers_32(amount), 7)}
+        [
+            (f"SLEB, {most} blocks", bench.graph, bench.calibration, most, sleb),
+            ("SLEB, 7 of 32 random blocks", deep, tokens_32, 7, sleb),
+            ("FinerCut, 4 of 64 random sublayers", deep, tokens_32, 4, finercut),
+        ]
     )
 
 

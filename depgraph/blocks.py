@@ -179,7 +179,8 @@ class Blocks:
         if shape_of(leaving[0]) != shape_of(source):
             return f"its input has shape {shape_of(source)}, its output {shape_of(leaving[0])}"
         gone = self._gone(source, leaving[0])
-        stays = [n for n in self.flow.nodes if n in entry.nodes and n not in gone and self.residual.works(n)]
+        kept = (n for n in self.flow.nodes if n in entry.nodes and n not in gone and n not in self.flow.unread)
+        stays = list(filter(self.residual.works, kept))
         return f"{stays[0].name}, inside it, isn't computed from the stream that leaves it" if stays else ""
 
     def _gone(self, source: Node, output: Node) -> set[Node]:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from depgraph.cutting.building import with_floats
 from depgraph.cutting.record import (
     Record,
     attention_of,
@@ -53,7 +54,6 @@ from depgraph.storage import (
     read_json,
     read_manifest,
     read_tensors,
-    with_floats,
     write_json,
     write_tensors,
 )

@@ -203,15 +203,6 @@ def read_json(file: Path) -> Any:
         raise CheckpointError(f"{file} is damaged: {error}") from error
 
 
-def with_floats(data: Any) -> Any:
-    """JSON as transformers writes it, with infinity and NaN as `{"__float__": "Infinity"}`, with those as numbers."""
-    if isinstance(data, dict):
-        return (
-            float(data["__float__"]) if data.keys() == {"__float__"} else {k: with_floats(v) for k, v in data.items()}
-        )
-    return [with_floats(item) for item in data] if isinstance(data, list) else data
-
-
 def read_tensors(
     file: Path, table: Mapping[str, Mapping[str, Any]], device: torch.device | str
 ) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from depgraph.capture.capturing import quiet
 from depgraph.capture.keeping import unwritten
 from depgraph.configs import Place, edited, recorded_edits
 from depgraph.cutting.inputs import make_inputs
-from depgraph.cutting.record import attention_of, cuts, original_config
+from depgraph.cutting.record import attention_of, cuts, original_config, shortened_lists
 from depgraph.errors import CheckpointError
 
 _MOST_STEPS, _MOST_SECONDS = 12, 20.0
@@ -79,9 +79,7 @@ def _candidates(model: nn.Module, made: list[dict[str, Any]]) -> Iterator[tuple[
 
 def _changed_names(made: list[dict[str, Any]]) -> list[str]:
     """The places in the config that cuts have changed."""
-    places = [
-        change["keys"] for cut in made for change in (*cut["attributes"], *cut.get("shortening", {}).get("lists", ()))
-    ]
+    places = [change["keys"] for cut in made for change in (*cut["attributes"], *shortened_lists(cut))]
     return list(dict.fromkeys(".".join(map(str, keys)) for keys in places if keys))
 
 

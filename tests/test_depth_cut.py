@@ -181,11 +181,8 @@ def test_what_cannot_go_is_refused_and_leaves_the_model_whole() -> None:
         graph.cut_plan(branches=[b.name for b in graph.blocks]).apply_()
     with pytest.raises(PlanError, match="is a single name"):
         graph.cut_plan(branches="model.layers.0")
-    _, shared = built("t5")
-    with pytest.raises(CutError, match="is read by others"):
-        shared.cut_plan(branches=["encoder.block.0"]).apply(form="module")
     _, twice = built("used_twice")
-    with pytest.raises(CutError, match="its modules do other things too"):
+    with pytest.raises(CutError, match="does other things too"):
         twice.cut_plan(branches=[twice.branches[0].name]).apply(form="module")
     assert all(torch.equal(before[name], tensor) for name, tensor in example.model.state_dict().items())
 
@@ -211,16 +208,11 @@ def test_what_a_module_cannot_express_is_left_out_of_its_graph(name: str, tmp_pa
         assert torch.allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_a_block_that_others_read_something_of_goes_in_the_graph() -> None:
-    _, graph = built("t5")
-    report = graph.cut_plan(branches=["encoder.block.0"]).apply_with_report()
-    assert report.form == "graph" and "cut as a graph because" in "\n".join(report.notes)
-    assert elements(report.model) == report.after.params < report.before.params
-    assert not any("encoder.block.0.layer.0.SelfAttention.q" in name for name, _ in report.model.named_parameters())
-
-
-@pytest.mark.parametrize("part", ["encoder.block.0.layer.0.SelfAttention", "decoder.block.0.layer.1.EncDecAttention"])
+@pytest.mark.parametrize(
+    "part",
+    ["encoder.block.0.layer.0.SelfAttention", "decoder.block.0.layer.1.EncDecAttention"]
+    + ["encoder.block.0", "decoder.block.0"],
+)
 def test_a_bias_that_later_attentions_share_is_made_without_the_first(part: str) -> None:
     example, graph = built("t5")
     report = graph.cut_plan(branches=[part]).apply_with_report(form="module")

@@ -16,8 +16,9 @@ from depgraph.cutting.drifting import new_drifts, numbers_of
 from depgraph.cutting.experts import Expected, check_without, expected, leaving, record_without, with_entries
 from depgraph.cutting.expressing import Conflict, Solution
 from depgraph.cutting.module import Undo, cut_copy, cut_in_place
+from depgraph.cutting.parting import ways
 from depgraph.cutting.program import cut_programs
-from depgraph.cutting.record import make_record
+from depgraph.cutting.record import make_record, put_record
 from depgraph.cutting.report import Check, CutReport
 from depgraph.cutting.rerunning import inputs_at
 from depgraph.cutting.roles import other_reads
@@ -147,7 +148,7 @@ def _without_entries_in_place(plan: Plan, how: How) -> CutReport:
     except BaseException:
         for step in reversed(steps):
             step()
-        _put_record(model, before)
+        put_record(model, before)
         raise
 
 
@@ -177,18 +178,20 @@ def _entries_report(
     return CutReport(model, "module", plan.graph.dense_cost, plan.cost(), checked, record, tuple(dict.fromkeys(notes)))
 
 
-def _put_record(model: nn.Module, before: Any) -> None:
-    if before is None:
-        vars(model).pop("depgraph_record", None)
-    else:
-        model.depgraph_record = before  # type: ignore[assignment]
-
-
 def _without_branches(plan: Plan, how: How) -> CutReport:
     """Leave the branches out of a copy, check that, then narrow the axes of what remains."""
-    shortening = shortening_of(plan.graph, plan.branches)
-    model = shorter_copy(plan.graph.model, shortening)
-    check = _checked_shorter(plan, model, how)
+    failure: Exception | None = None
+    for wanted in ways(plan.graph, plan.branches):
+        try:
+            shortening = shortening_of(plan.graph, wanted)
+            model = shorter_copy(plan.graph.model, shortening)
+            check = _checked_shorter(plan, model, how)
+            break
+        except (CutError, CheckError) as error:
+            failure = failure or error
+    else:
+        assert failure is not None
+        raise failure
     model.depgraph_record = record_of(plan, shortening, getattr(plan.graph.model, "depgraph_record", None))  # type: ignore[assignment]
     if not plan.removal:
         return _short_report(plan, model, check)
@@ -199,23 +202,40 @@ def _without_branches(plan: Plan, how: How) -> CutReport:
 
 
 def _without_branches_in_place(plan: Plan, how: How) -> CutReport:
+    """The same with the graph's own model, in the way that would be taken for a copy."""
     model = plan.graph.model
     expected = references(plan) if how.check != "none" else ([], [])
-    before, after, dense = getattr(model, "depgraph_record", None), plan.cost(), plan.graph.dense_cost
-    shortening = shortening_of(plan.graph, plan.branches)
-    record = record_of(plan, shortening, before)
-    names, undo = renamed(model, shortening), shorten(model, shortening)
-    try:
-        check = _checked_shorter(plan, model, how, expected)
-        model.depgraph_record = record  # type: ignore[assignment]
-        if not plan.removal:
-            return _short_report(plan, model, check)
-        rest = apply_in_place(carried(plan, names, graph_of(plan, model)), form="module", check=how.check)
-        return replace(rest, before=dense, after=after, check=together(check, rest.check))
-    except BaseException:
-        undo()
-        _put_record(model, before)
-        raise
+    before, failure = getattr(model, "depgraph_record", None), None
+    for wanted in ways(plan.graph, plan.branches):
+        undo: Undo | None = None
+        try:
+            shortening = shortening_of(plan.graph, wanted)
+            record, names = record_of(plan, shortening, before), renamed(model, shortening)
+            undo = shorten(model, shortening)
+            check = _checked_shorter(plan, model, how, expected)
+            return _narrowed_in_place(plan, how, check, (record, names))
+        except BaseException as error:
+            if undo is not None:
+                undo()
+            put_record(model, before)
+            if not isinstance(error, (CutError, CheckError)):
+                raise
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def _narrowed_in_place(
+    plan: Plan, how: How, check: Check | None, made: tuple[dict[str, Any], dict[str, str]]
+) -> CutReport:
+    """Narrow the axes of what remains of the graph's own model; `made` are the record of what was left out and new names."""
+    model, (record, names) = plan.graph.model, made
+    model.depgraph_record = record  # type: ignore[assignment]
+    if not plan.removal:
+        return _short_report(plan, model, check)
+    dense, after = plan.graph.dense_cost, plan.cost()
+    rest = apply_in_place(carried(plan, names, graph_of(plan, model)), form="module", check=how.check)
+    return replace(rest, before=dense, after=after, check=together(check, rest.check))
 
 
 def _checked_shorter(plan: Plan, model: nn.Module, how: How, expected: Any = None) -> Check | None:

@@ -18,8 +18,17 @@ from depgraph.cutting.record import Attention
 def built(kind: type, config: Any, attention: Attention, device: str, dtype: torch.dtype) -> nn.Module:
     """The model of a config as it comes back from its JSON; raises whatever the config or the class refuses it with."""
     with undisturbed(device, dtype):
-        again = type(config).from_dict(json.loads(config.to_json_string(use_diff=True)))
+        again = type(config).from_dict(with_floats(json.loads(config.to_json_string(use_diff=True))))
         return checked(kind, again, attention)
+
+
+def with_floats(data: Any) -> Any:
+    """JSON as transformers writes it, with infinity and NaN as `{"__float__": "Infinity"}`, with those as numbers."""
+    if isinstance(data, dict):
+        return (
+            float(data["__float__"]) if data.keys() == {"__float__"} else {k: with_floats(v) for k, v in data.items()}
+        )
+    return [with_floats(item) for item in data] if isinstance(data, list) else data
 
 
 def checked(kind: type, config: Any, attention: Attention) -> nn.Module:

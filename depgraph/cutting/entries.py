@@ -1,37 +1,21 @@
-"""An entry leaves its container, and what counts the entries follows.
+"""An entry leaves its container, and what says its position follows.
 
 What follows isn't known by name. An integer that is the position of its entry, up to a constant, in every entry of the
-container (a cache's layer index), is numbered anew. A count is an integer that is the number of entries and no tensor's size
-comes from it, in the module that holds the container; in the config of a model of transformers, it is one with which the
-config builds that many fewer entries, together with lists that have an item for every entry.
+container (a cache's layer index), is numbered anew. What counts the entries is in `counting`.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 from depgraph.capture.sizes import Attr
-from depgraph.cutting.building import built
-from depgraph.cutting.record import attention_of, library_class
-from depgraph.cutting.ways import look, put
 
 Undo = Callable[[], None]
 _DEPTH = 3
-
-
-@dataclass
-class Following:
-    """What an entry's leaving changes: new integers by attribute, and which item goes from which lists."""
-
-    integers: dict[Attr, int] = field(default_factory=dict)
-    lists: list[tuple[Attr, int]] = field(default_factory=list)
 
 
 def leave(model: nn.Module, container: str, index: int, keys: str = "own") -> Undo:
@@ -95,15 +79,6 @@ def renumber(
     return new
 
 
-def kinds_of_entries(model: nn.Module, container: str) -> list[tuple[str, ...]]:
-    """The kind of each entry: what lists of words say of it that have one for every entry, in the config or beside the container."""
-    number = len(model.get_submodule(container)._modules)
-    held = [*vars(model.get_submodule(container.rpartition(".")[0])).values()]
-    held += [value for _, value in _walk(model.config, ())] if library_class(model) else []
-    lists = [v for v in held if isinstance(v, (list, tuple)) and len(v) == number and all(type(w) is str for w in v)]
-    return [tuple(words[k] for words in lists) for k in range(number)]
-
-
 def seats(kinds: list[Any], out: Iterable[int]) -> list[int]:
     """A place for each of some entries of these kinds, of which `out` don't use theirs.
 
@@ -128,94 +103,6 @@ def uncounted(kinds: list[Any], out: Iterable[int]) -> list[int]:
     return [
         kinds.index(kind) for kind in dict.fromkeys(kinds) if all(k in unused for k, o in enumerate(kinds) if o == kind)
     ]
-
-
-def counts(model: nn.Module, container: str, index: int, sized: frozenset[Attr]) -> Following:
-    """What follows when entry `index` leaves `container`; what is in `sized`, or has such in it, are sizes and no counts."""
-    number = len(model.get_submodule(container)._modules)
-    owner = container.rpartition(".")[0]
-    held = vars(model.get_submodule(owner))
-    found = Following()
-    for name, value in held.items():
-        attr = Attr(owner, name, ())
-        if type(value) is int and value == number and attr not in sized and not name.startswith("_"):
-            found.integers[attr] = number - 1
-        plain = not name.startswith("_") and not any((a.module, a.name) == (owner, name) for a in sized)
-        if type(value) in (list, tuple) and len(value) == number and plain:
-            found.lists.append((attr, index))
-    _from_config(model, container, index, found)
-    return found
-
-
-def _from_config(model: nn.Module, container: str, index: int, found: Following) -> None:
-    """Add what of a transformers config builds fewer entries."""
-    if not library_class(model):
-        return
-    number = len(model.get_submodule(container)._modules)
-    config: Any = model.config
-    lists = [keys for keys, value in _walk(config, ()) if isinstance(value, (list, tuple)) and len(value) == number]
-    integers = [keys for keys, value in _walk(config, ()) if type(value) is int and value == number]
-    for shorter in _subsets(lists):
-        for keys in [*integers, None]:
-            trial = copy.deepcopy(config)
-            changed = dict.fromkeys([keys], number - 1) if keys is not None else {}
-            if _builds(model, container, _edited(trial, changed, shorter, index), number - 1):
-                found.integers.update({Attr("", "config", k): v for k, v in changed.items()})
-                found.lists += [(Attr("", "config", k), index) for k in shorter]
-                return
-
-
-def _subsets(lists: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    """All lists, none, and each alone."""
-    yield lists
-    if lists:
-        yield []
-    if len(lists) > 1:
-        yield from ([one] for one in lists)
-
-
-def _edited(config: Any, integers: dict[tuple[Any, ...], int], lists: list[tuple[Any, ...]], index: int) -> Any:
-    for keys, value in integers.items():
-        put(config, keys, value)
-    for keys in lists:
-        put(config, keys, without(look(config, keys), index))
-    return config
-
-
-def _builds(model: nn.Module, container: str, config: Any, number: int) -> bool:
-    """Does a config build that many entries, and all other modules as they are?"""
-    try:
-        trial = built(type(model), config, attention_of(model.config), "meta", torch.float32)  # type: ignore[arg-type]
-        wanted = {_alike(name, container) for name, _ in model.named_modules()}
-        made = {_alike(name, container) for name, _ in trial.named_modules()}
-        return len(trial.get_submodule(container)._modules) == number and made == wanted
-    except Exception:
-        return False
-
-
-def _alike(name: str, container: str) -> str:
-    """A module's path without its entry's place."""
-    if not name.startswith(f"{container}."):
-        return name
-    _, _, rest = name[len(container) + 1 :].partition(".")
-    return f"{container}.*.{rest}"
-
-
-def _walk(value: Any, keys: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Everything within a config, with the way to it."""
-    if keys:
-        yield keys, value
-    if len(keys) > _DEPTH:
-        return
-    if isinstance(value, (list, tuple)):
-        items: Iterable[Any] = enumerate(value)
-    elif isinstance(value, dict):
-        items = value.items()
-    else:
-        items = vars(value).items() if hasattr(value, "to_dict") else ()
-    for key, inner in list(items):
-        if not (isinstance(key, str) and key.startswith("_")):
-            yield from _walk(inner, (*keys, key))
 
 
 def without(values: Any, index: int) -> Any:

@@ -94,6 +94,13 @@ def of(outline: torch.Tensor, place: torch.device | None = None) -> Nothing:
     return Nothing(lambda: outline, place)
 
 
+def blank_like(tensor: torch.Tensor | None) -> Nothing:
+    """Nothing of the shape and type of a tensor; unlike others it can be pickled."""
+    if tensor is None:
+        raise AttributeError("there is no such parameter")
+    return Nothing(partial(torch.empty, tensor.shape, dtype=tensor.dtype, device="meta"))
+
+
 def _place_of(given: Any) -> torch.device | None:
     """The device of the first thing that lies on one."""
     for leaf in pytree.tree_leaves(given, is_leaf=lambda value: isinstance(value, Nothing)):
@@ -169,7 +176,7 @@ class Passed(nn.Module):
         """`Nothing`, of a shape like that of the first tensor that it is given."""
         leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, Nothing))
         given = next((leaf for leaf in leaves if isinstance(leaf, (torch.Tensor, Nothing))), Nothing(_unknown))
-        if self.place is not None and isinstance(given, torch.Tensor):
+        if self.place is not None:
             _count(leaves, given, self.place)
         return _filled(self.layout, given, _by_name(args, kwargs))
 
@@ -192,11 +199,12 @@ def passed(module: nn.Module, layout: Layout) -> Passed:
     return Passed(layout, plain, (name for store in stores for name in store if not name.startswith("_")))
 
 
-def _count(arguments: list[Any], stream: torch.Tensor, place: int) -> None:
-    """Add the tokens of a stream [batch, tokens, features] to what a cache among the arguments holds at a place."""
+def _count(arguments: list[Any], stream: Any, place: int) -> None:
+    """Add the tokens of a stream [batch, tokens, features], or of nothing like it, to what a cache among the arguments holds."""
+    outline = stream.outline if isinstance(stream, Nothing) else stream
     for cache in (getattr(argument, "self_attention_cache", argument) for argument in arguments):
         if callable(getattr(cache, "get_seq_length", None)) and callable(getattr(cache, "update", None)):
-            token = stream.new_zeros(len(stream), 1, stream.shape[1], 1)
+            token = torch.zeros(len(outline), 1, outline.shape[1], 1, dtype=outline.dtype, device=stream.device)
             cache.update(token, token, place)
 
 

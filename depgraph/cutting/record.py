@@ -63,6 +63,14 @@ def cuts(record: Mapping[str, Any] | None) -> list[Record]:
     return [*record["earlier"], dict(record)] if record else []
 
 
+def put_record(model: nn.Module, before: Any) -> None:
+    """Give a model the record that it had before a cut, or none."""
+    if before is None:
+        vars(model).pop("depgraph_record", None)
+    else:
+        model.depgraph_record = before  # type: ignore[assignment]
+
+
 def attr_of(change: Mapping[str, Any]) -> Attr:
     """The attribute that an entry of `attributes` names."""
     return Attr(change["module"], change["name"], tuple(change["keys"]))
@@ -92,16 +100,21 @@ def uncut_configs(model: nn.Module) -> Iterator[None]:
     try:
         for cut in reversed(cuts(getattr(model, "depgraph_record", None))):
             undo += [assign(model, attr_of(change), change["before"]) for change in cut["attributes"] if change["keys"]]
-            lists = cut.get("shortening", {}).get("lists", ())
             undo += [
                 _put_back(model, attr_of(entry), entry["before"])
-                for entry in lists
+                for entry in shortened_lists(cut)
                 if entry["keys"] and entry["before"]
             ]
         yield
     finally:
         for step in reversed(undo):
             step()
+
+
+def shortened_lists(cut: Record) -> list[dict[str, Any]]:
+    """The lists that followed when entries left their containers, with what they were `before`."""
+    shortening = cut.get("shortening", {})
+    return [*shortening.get("lists", ()), *shortening.get("fields", ())]
 
 
 def _put_back(model: nn.Module, attr: Attr, items: list[Any]) -> Callable[[], None]:

@@ -6,7 +6,6 @@ is loaded. The check compares the shorter model with the captured program withou
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,11 @@ from torch import nn
 from depgraph.capture.recording import assign
 from depgraph.capture.sizes import Attr
 from depgraph.cutting.attending import attending
+from depgraph.cutting.bypassing import left_out
+from depgraph.cutting.counting import Following, computed_from, counts, kinds_of_entries, moved
 from depgraph.cutting.descriptors import follow
 from depgraph.cutting.entries import (
-    Following,
     as_json,
-    counts,
-    kinds_of_entries,
     leave,
     positions,
     renumber,
@@ -32,15 +30,15 @@ from depgraph.cutting.entries import (
 )
 from depgraph.cutting.module import replace_tensors, without_indices
 from depgraph.cutting.owning import own
-from depgraph.cutting.passing import Layout, Passed, layout_of, passed
+from depgraph.cutting.parting import is_at, read_by_others
+from depgraph.cutting.passing import Layout, Passed, blank_like, passed
 from depgraph.cutting.record import attr_of
+from depgraph.cutting.sublayers import passed_of
 from depgraph.cutting.ways import look, put
 from depgraph.errors import CutError, PlanError
 from depgraph.offloading import own_copy
-from depgraph.remaining import as_blocks
 
 if TYPE_CHECKING:
-    from depgraph.blocks import Block
     from depgraph.dependency import DependencyGraph
 
 Undo = Callable[[], None]
@@ -53,7 +51,8 @@ class Shortening:
     passed: modules that are replaced, with the layout of what they return; of these `counting` keep the count
     in their place of a cache.
     integers and lists: what follows. entries: those that leave, by container, the last first. narrowed: tensors, their dims and the
-    indices that go. keyed: containers whose entries have the first of their keys afterwards.
+    indices that go. keyed: containers whose entries have the first of their keys afterwards. blank: parameters of modules that
+    stay, which only what goes reads. fields: other values of a config that follow.
     """
 
     passed: dict[str, Layout] = field(default_factory=dict)
@@ -63,6 +62,8 @@ class Shortening:
     entries: list[tuple[str, int]] = field(default_factory=list)
     narrowed: list[tuple[str, int, list[int]]] = field(default_factory=list)
     keyed: list[str] = field(default_factory=list)
+    blank: list[str] = field(default_factory=list)
+    fields: dict[Attr, Any] = field(default_factory=dict)
 
     def to_json(self, model: nn.Module) -> dict[str, Any]:
         """As data; `model` says what integers are before."""
@@ -80,6 +81,11 @@ class Shortening:
             "entries": [[container, index] for container, index in self.entries],
             "narrowed": [[target, dim, indices] for target, dim, indices in self.narrowed],
             "keyed": list(self.keyed),
+            "blank": list(self.blank),
+            "fields": [
+                {"module": a.module, "name": a.name, "keys": list(a.keys), "before": _now(model, a), "after": value}
+                for a, value in self.fields.items()
+            ],
         }
 
     @classmethod
@@ -93,6 +99,8 @@ class Shortening:
             [(container, index) for container, index in data["entries"]],
             [(target, dim, indices) for target, dim, indices in data.get("narrowed", ())],
             list(data.get("keyed", ())),
+            list(data.get("blank", ())),
+            {attr_of(change): change["after"] for change in data.get("fields", ())},
         )
 
 
@@ -105,49 +113,38 @@ def _now(model: nn.Module, attr: Attr) -> Any:
     return look(getattr(model.get_submodule(attr.module), attr.name), attr.keys)
 
 
-def shortening_of(graph: DependencyGraph, names: Iterable[str]) -> Shortening:
-    """What must be done to leave branches and blocks of these names out of the graph's model.
+def shortening_of(graph: DependencyGraph, wanted: Iterable[str]) -> Shortening:
+    """What must be done to leave branches and blocks of these names, one of the `parting.ways`, out of the graph's model.
 
     Raises:
-        PlanError: there is no such branch or block, or all entries of a container would go.
+        PlanError: there is no such branch or block.
         CutError: the branch is no module's alone, so that the class's code would go on computing it.
     """
     blocks = {block.name: block for block in graph.blocks}
     branches = {branch.name: branch for branch in graph.branches}
-    wanted = as_blocks(graph, names)
     found = Shortening()
     gone: dict[str, list[int]] = {}
+    leaving = [blocks[name] for name in wanted if name in blocks]
     for name in wanted:
-        if name in blocks:
-            gone.setdefault(blocks[name].container, []).append(blocks[name].index)
-        elif name not in branches:
+        if name not in blocks and name not in branches:
             raise PlanError(
                 f"{name!r} can't be left out: {graph.branches_refused.get(name, 'there is no such branch')}"
             )
-    inside = [b for name in wanted if name in blocks for b in blocks[name].branches]
+    for block in leaving:
+        gone.setdefault(block.container, []).append(block.index)
+    inside = [b for block in leaving for b in block.branches]
     alone = [name for name in wanted if name in branches and name not in inside]
-    found.passed = _passed(graph, alone)
+    found.passed, found.blank = passed_of(graph, alone)
     sized = frozenset(graph.sizes.users)
     places = {c: positions(graph.model, c, sized) for c in {b.container for b in blocks.values()}}
-    _require_alone(graph, [blocks[name] for name in wanted if name in blocks])
+    nodes = left_out(graph, wanted).nodes
+    for why in filter(None, (read_by_others(graph, block, nodes) for block in leaving)):
+        raise CutError(why)
     for container, indices in gone.items():
         _leaving(graph, container, sorted(indices), places[container], found)
     for container in places:
         _seat(graph, container, places[container], gone.get(container, []), found)
     return found
-
-
-def _require_alone(graph: DependencyGraph, going: list[Block]) -> None:
-    """Raise CutError where a block that goes computes something that others read."""
-    gone = {node for block in going for node in block.nodes}
-    for node in graph.residual.flow.nodes:
-        path = graph.residual.module(node)
-        block = next((b for b in going if path == b.name or path.startswith(f"{b.name}.")), None)
-        alive = node.op == "call_function" and node.name not in gone and not graph.residual.idle(node)
-        if block is not None and alive and node.name != block.output:
-            raise CutError(
-                f"{block.name} can't be left out of {type(graph.model).__name__}: {node.name}, which it computes, is read by others"
-            )
 
 
 def _leaving(
@@ -159,6 +156,11 @@ def _leaving(
         found.integers[attr] = value - (len(indices) - 1)
     for attr, _ in follows.lists:
         found.lists += [(attr, index) for index in reversed(indices)]
+    if follows.computed:
+        count, *others = follows.computed
+        values = computed_from(graph.model.config, count.keys, found.integers[count])
+        found.fields |= {attr: values[attr.keys] for attr in others if attr.keys in values}
+    found.fields |= {attr: moved(_now(graph.model, attr), indices) for attr in follows.places}
     found.integers |= renumber(graph.model, container, places, indices)
     found.entries += [(container, index) for index in reversed(indices)]
 
@@ -187,67 +189,6 @@ def _seat(
         found.counting |= {instead[k]: seated[k] for k in first if instead[k] in attending(graph)}
 
 
-def is_at(path: str, outer: str) -> bool:
-    """Is a module another one, or does it lie in that?"""
-    return path == outer or path.startswith(f"{outer}.")
-
-
-def _passed(graph: DependencyGraph, names: list[str]) -> dict[str, Layout]:
-    """The modules that compute nothing but what of the branches goes, the outermost, and the layouts of their outputs."""
-    branches = {branch.name: branch for branch in graph.branches}
-    gone = {node for name in names for node in branches[name].nodes}
-    if not gone:
-        return {}
-    flow = graph.residual.flow
-    within: dict[str, set[str]] = {}
-    for node in flow.nodes:
-        path = graph.residual.module(node)
-        while path and node.op == "call_function":
-            within.setdefault(path, set()).add(node.name)
-            path = path.rpartition(".")[0]
-    idle = {node.name for node in flow.nodes if graph.residual.idle(node)}
-    fits = {path for path, nodes in within.items() if nodes & gone and nodes <= gone | idle}
-    outer = [p for p in sorted(fits) if not any(p.startswith(f"{q}.") for q in fits)]
-    for name in names:
-        weights = [w for w in branches[name].parameters if not any(w.startswith(f"{p}.") for p in outer)]
-        if weights:
-            raise CutError(
-                f"{name} can't be left out of {type(graph.model).__name__}: {weights[0]} is read by the code of a module that does "
-                "other things too; leave its whole block out"
-            )
-    layouts = _layouts(graph, outer)
-    for name in names:
-        if not any(node in within[path] for path in layouts for node in branches[name].nodes):
-            raise CutError(f"{name} can't be left out of {type(graph.model).__name__}: its modules do other things too")
-    return layouts
-
-
-def _layouts(graph: DependencyGraph, paths: list[str]) -> dict[str, Layout]:
-    """What the modules return when the model runs on the example."""
-    from depgraph.cutting.rerunning import rerun
-
-    found: dict[str, Layout] = {}
-    calls: dict[str, int] = {}
-    with contextlib.ExitStack() as stack:
-        for path in paths:
-            module = graph.model.get_submodule(path)
-
-            def noted(module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
-                calls[path] = calls.get(path, 0) + 1
-                found[path] = layout_of(output, args, kwargs)
-
-            stack.callback(module.register_forward_hook(noted, with_kwargs=True).remove)
-        rerun(graph, graph.model)
-    for path, count in calls.items():
-        if count > 1 and not any(True for _ in graph.model.get_submodule(path).parameters()):
-            del found[path]  # it passes nothing on as it is
-        elif count > 1:
-            raise CutError(
-                f"{path} runs {count} times, so that one of them can't be left out: leave out its whole block"
-            )
-    return {path: found[path] for path in paths if path in found}
-
-
 def shorten(model: nn.Module, how: Shortening) -> Undo:
     """Do it to a model; the returned function takes it back. Raises CutError when the model isn't like the one it was made for."""
     undo: list[Undo] = []
@@ -262,8 +203,10 @@ def shorten(model: nn.Module, how: Shortening) -> Undo:
             instead = before if isinstance(before, Passed) else passed(before, layout)
             instead.place = how.counting.get(path)
             undo.append(_replace(model, path, instead))
-        own(model, [*how.integers, *(attr for attr, _ in how.lists)], undo)
-        for attr, value in how.integers.items():
+        for name in how.blank:
+            undo.append(_blank(model, name))
+        own(model, [*how.integers, *how.fields, *(attr for attr, _ in how.lists)], undo)
+        for attr, value in (*how.integers.items(), *how.fields.items()):
             undo.append(assign(model, attr, value))
         for attr, index in how.lists:
             undo.append(_drop(model, attr, index))
@@ -306,6 +249,21 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> Undo:
     module.train(before.training)
     owner._modules[name] = module
     return lambda: owner._modules.__setitem__(name, before)
+
+
+def _blank(model: nn.Module, name: str) -> Undo:
+    """Put nothing in the place of a parameter."""
+    path, _, key = name.rpartition(".")
+    holder = model.get_submodule(path)
+    before = dict(holder._parameters)
+    holder.__dict__[key] = blank_like(holder._parameters.pop(key))
+
+    def put_back() -> None:
+        del holder.__dict__[key]
+        holder._parameters.clear()
+        holder._parameters.update(before)
+
+    return put_back
 
 
 def _drop(model: nn.Module, attr: Attr, index: int) -> Undo:

@@ -122,7 +122,7 @@ def _matched(old: np.ndarray, new: np.ndarray) -> dict[int, int] | None:
 
 def renamed(model: nn.Module, how: Shortening) -> dict[str, str]:
     """What parameters and buffers that stay are called in the shorter model."""
-    now: dict[str, str | None] = dict.fromkeys(how.passed)
+    now: dict[str, str | None] = dict.fromkeys((*how.passed, *how.blank))
     for container in {container for container, _ in how.entries}:
         gone = {index for c, index in how.entries if c == container}
         holder, place = model.get_submodule(container), 0
