@@ -56,12 +56,13 @@ def test_a_number_that_is_compared_is_the_one_that_it_is_compared_with() -> None
 
 
 def test_the_batch_of_a_state_stands_behind_its_layers() -> None:
-    """x [?, ?, 4] and a state [1, ?, 8] whose open dims have no names: the state's is the batch."""
+    """x [?, 4, ?] through a window of three steps, and a state [1, ?, 8] whose open dims have no names: the state's is the batch."""
     nodes = [
-        node("Transpose", "x", "t", perm=[1, 0, 2]),
+        node("Conv", "x k", "c"),
+        node("Transpose", "c", "t", perm=[2, 0, 1]),
         node("GRU", "t w r - - h", "s z", hidden_size=8),
         node("Squeeze", "s one", "y"),
     ]
-    held = [*weights(w=(1, 24, 4), r=(1, 24, 8)), numpy_helper.from_array(np.array([1]), "one")]
-    proto = model(nodes, [value("x", ["", "", 4]), value("h", [1, "", 8])], [value("y", ["", "", 8])], held)
+    held = [*weights(k=(4, 4, 3), w=(1, 24, 4), r=(1, 24, 8)), numpy_helper.from_array(np.array([1]), "one")]
+    proto = model(nodes, [value("x", ["", 4, ""]), value("h", [1, "", 8])], [value("y", ["", "", 8])], held)
     assert _shape(proto, "h")[1] == _shape(proto, "x")[0]
