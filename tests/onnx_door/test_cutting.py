@@ -199,6 +199,25 @@ def test_quantised_weights_are_cut_between_their_scales() -> None:
     assert (after["w"].shape, after["scale"].shape, after["zero"].shape) == ((13, 6), (13,), (13,))
 
 
+def test_groups_of_a_quantised_convolution_follow() -> None:
+    """Its zero point comes from the data: nothing that a cut would have to know."""
+    generator = np.random.default_rng(0)
+    held = [
+        *weights(w=(8, 3, 1, 1), v=(4, 8, 1, 1)),
+        numpy_helper.from_array(generator.integers(-100, 100, (8, 1, 3, 3)).astype(np.int8), "d"),
+        numpy_helper.from_array(np.array(0, np.int8), "zero"), numpy_helper.from_array(np.array(0.01, np.float32), "step"),
+    ]  # fmt: skip
+    nodes = [
+        node("Conv", "x w", "h"), node("DynamicQuantizeLinear", "h", "q scale point"),
+        node("ConvInteger", "q d point zero", "i", group=8, pads=[1, 1, 1, 1]), node("Cast", "i", "f", to=TensorProto.FLOAT),
+        node("Mul", "scale step", "both"), node("Mul", "f both", "o"), node("Conv", "o v", "y"),
+    ]  # fmt: skip
+    graph = _graph(model(nodes, [value("x", [1, 3, 8, 8])], [value("y", [1, 4, 8, 8])], held))
+    cut = _cut(graph, "w", 0, [1, 2, 3])
+    assert _held(cut)["d"].shape == (5, 1, 3, 3)
+    assert next(n for n in cut.graph.node if n.op_type == "ConvInteger").attribute[0].i == 5
+
+
 def test_a_large_file_is_written_beside_its_data_and_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(mlp(), path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
