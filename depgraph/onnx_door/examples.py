@@ -220,3 +220,22 @@ def open_dims(inputs: Sequence[ir.Value]) -> dict[str, str]:
     """The dims that inputs leave open: ``input:dim`` -> the dim's name, which `made_up` takes sizes by too."""
     dims = [(v, d) for v in inputs for d in range(len(v.shape or ())) if _is_open(v, d)]
     return {f"{v.name}:{d}": _symbol(v, d) for v, d in dims}
+
+
+def declared_shapes(model: ir.Model, inputs: Arrays, values: Sequence[ir.Value]) -> dict[str, tuple[int, ...]]:
+    """Shapes of values that the file declares with sizes by names that the inputs' sizes have, too."""
+    named = {
+        _symbol(value, d): size
+        for value in runtime_inputs(model)
+        if value.name in inputs
+        for d, size in enumerate(inputs[str(value.name)].shape)
+        if _is_open(value, d)
+    }
+    found = {}
+    for value in values:
+        sizes: list[Any] = [
+            named.get(_symbol(value, d)) if _is_open(value, d) else size for d, size in enumerate(value.shape or ())
+        ]
+        if value.shape is not None and all(isinstance(size, int) for size in sizes):
+            found[str(value.name)] = tuple(sizes)
+    return found

@@ -125,8 +125,9 @@ def test_a_bad_file_gives_one_sentence_and_no_output(
     assert not list(tmp_path.glob("*out*"))
 
 
+@pytest.mark.parametrize("batch", [2, "n"])
 def test_an_operator_of_an_unknown_domain_is_named_and_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int | str
 ) -> None:
     monkeypatch.setattr(registry, "_TABLE", rules.table())
     nodes = [
@@ -135,7 +136,7 @@ def test_an_operator_of_an_unknown_domain_is_named_and_left_alone(
         node("Gemm", "r v c", "y", transB=1),
     ]
     held = weights(w=(16, 6), b=(16,), v=(3, 16), c=(3,))
-    made = model(nodes, [value("x", [2, 6])], [value("y", [2, 3])], held, values=[value("r", [2, 16])])
+    made = model(nodes, [value("x", [batch, 6])], [value("y", [batch, 3])], held, values=[value("r", [batch, 16])])
     path = _written(tmp_path / "odd.onnx", made.SerializeToString())
     graph = depgraph.trace(path)
     assert list(graph.unknown) == ["own.Warp"]
