@@ -6,17 +6,21 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from depgraph.capture.capturing import quiet
 from depgraph.errors import DataError, DepgraphError, ScoreError
 from depgraph.onnx_door.examples import runtime_inputs
+from importance.formulas import Formula, formula_of, logits_of, loss_in
 from importance.losses import HINT, Loss, own_loss
 
 _VARIABLE = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+_formulas: WeakKeyDictionary[nn.Module, Formula] = WeakKeyDictionary()
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -47,17 +51,50 @@ def loss_of(model: nn.Module, batch: Any, loss: Loss | None) -> Tensor:
 
 
 def loss_after(model: Any, output: Any, batch: Any, loss: Loss | None) -> Tensor:
-    """The loss, a scalar, of what `model` gave for a batch on its device; without `loss` as `own_loss` finds it.
+    """The loss, a scalar, of what `model`, or a form of it, gave for a batch on its device; without `loss` as `own_loss` finds it.
+
+    Where the batch has labels that `model` takes and the form didn't, by the formula that gives the loss of `model` itself.
 
     Raises ScoreError where there is none, or it is no scalar.
     """
     args, kwargs = _arguments(batch)
-    bound = _signature(model).bound(args)
-    value: Any = own_loss(output, bound | kwargs) if loss is None else loss(output, batch)
+    given = _signature(model).bound(args) | kwargs
+    if loss is not None:
+        value: Any = loss(output, batch)
+    elif _computes_own(model, given) and loss_in(output) is None:
+        value = _formula(model, given)(logits_of(output), given["labels"])
+    else:
+        value = own_loss(output, given)
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ScoreError(f"the loss must be a scalar tensor, it is {shape}: {HINT}")
     return value.reshape(())
+
+
+def loss_of_form(model: Any, form: nn.Module, batch: Any, loss: Loss | None) -> Tensor:
+    """The loss, a scalar, of a form of `model` (itself, pruned, a graph of it) for a batch on its device.
+
+    Labels are handed over where the form takes them and there is no other `loss`. Raises as `loss_after`.
+    """
+    args, kwargs = inputs_of(model, batch)
+    labels = _arguments(batch)[1].get("labels")
+    if loss is None and labels is not None and _signature(form).keyword("labels"):
+        kwargs = {**kwargs, "labels": labels}
+    return loss_after(model, run_model(form, args, kwargs), batch, loss)
+
+
+def _computes_own(model: Any, given: Mapping[str, Any]) -> bool:
+    """Does a model take the labels that it is given?"""
+    return isinstance(model, nn.Module) and "labels" in given and _signature(model).keyword("labels")
+
+
+def _formula(model: nn.Module, given: Mapping[str, Any]) -> Formula:
+    """How a model computes its loss, found out once."""
+    if model not in _formulas:
+        taken = {name: value for name, value in given.items() if _signature(model).keyword(name)}
+        with quiet(model):
+            _formulas[model] = formula_of(model, taken)
+    return _formulas[model]
 
 
 def inputs_of(model: Any, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

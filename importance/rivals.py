@@ -13,7 +13,7 @@ from torch import nn
 from depgraph import DependencyGraph, Plan, Target
 from depgraph.capture.capturing import quiet
 from depgraph.errors import NothingToPrune, ScoreError, TargetError
-from importance.calling import inputs_of, loss_after, moved, run_model
+from importance.calling import loss_of_form, moved
 from importance.losses import Loss
 from importance.recipe import Pruned, Recipe
 from importance.samples import largest_size
@@ -67,8 +67,7 @@ def mean_loss(dense: nn.Module, model: nn.Module, batches: Iterable[Any], loss: 
     with quiet(model), torch.no_grad():
         for batch in (moved(given, device) for given in batches):
             size = largest_size(batch)
-            output = run_model(model, *inputs_of(dense, batch))
-            total += float(loss_after(dense, output, batch, loss)) * size
+            total += float(loss_of_form(dense, model, batch, loss)) * size
             count += size
     if not count:
         raise ScoreError("there are no batches to choose between recipes by (a generator gives its batches only once)")

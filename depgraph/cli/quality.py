@@ -81,19 +81,22 @@ def _floats(output: Any) -> list[torch.Tensor]:
 
 def _loss(model: nn.Module, batches: Any, loaded: Loaded) -> float:
     """The mean loss over samples."""
-    from importance.calling import loss_after
+    from importance.calling import loss_of_form
 
-    return _mean(model, batches, lambda output, batch: loss_after(loaded.model, output, batch, loaded.loss))
+    return _mean(model, batches, lambda batch: loss_of_form(loaded.model, model, batch, loaded.loss))
 
 
 def _accuracy(model: nn.Module, loaded: Loaded) -> float:
-    assert loaded.accuracy is not None
-    return _mean(model, loaded.held_out, loaded.accuracy)
+    from importance.calling import inputs_of, run_model
+
+    accuracy = loaded.accuracy
+    assert accuracy is not None
+    return _mean(model, loaded.held_out, lambda batch: accuracy(run_model(model, *inputs_of(model, batch)), batch))
 
 
-def _mean(model: nn.Module, batches: Any, figure: Callable[[Any, Any], Any]) -> float:
-    """The mean of a figure (output, batch) over batches, each counted by its samples."""
-    from importance.calling import inputs_of, moved, run_model
+def _mean(model: nn.Module, batches: Any, figure: Callable[[Any], Any]) -> float:
+    """The mean of a figure of batches, on the model's device, each counted by its samples."""
+    from importance.calling import moved
     from importance.samples import largest_size
 
     total = count = 0.0
@@ -101,7 +104,7 @@ def _mean(model: nn.Module, batches: Any, figure: Callable[[Any, Any], Any]) -> 
     with quiet(model), torch.no_grad():
         for batch in (moved(given, device) for given in batches):
             size = largest_size(batch)
-            total += float(figure(run_model(model, *inputs_of(model, batch)), batch)) * size
+            total += float(figure(batch)) * size
             count += size
     if not count:
         raise DataError(

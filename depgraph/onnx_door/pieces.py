@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 
 from depgraph.onnx_door.arrays import read_array
 from depgraph.onnx_door.evaluating import bodies
@@ -122,6 +121,8 @@ class Pieces:
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
         sets = [onnx.helper.make_opsetid(domain, version) for domain, version in self.model.opset_imports.items()]
         proto = onnx.helper.make_model(graph, opset_imports=sets, ir_version=max(self.model.ir_version, 4))
+        import onnxruntime  # 20 MB that who prunes modules doesn't need
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 4
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 
 from depgraph.errors import CaptureError
 from depgraph.onnx_door.arrays import read_array
@@ -25,6 +24,8 @@ class Running:
     def __init__(self, model: ir.Model) -> None:
         self.outputs = [str(output.name) for output in model.graph.outputs]
         self.pieces = Pieces(model) if is_large(model) else None
+        import onnxruntime  # 20 MB that who prunes modules doesn't need
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 4

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from exporters.building.losses import Formula, formula_of, logits_of, no_loss
 from exporters.calls import flatten_call
 from exporters.decoder import first_feeds
 from exporters.encoder_decoder import DECODER, ENCODER
 from exporters.feeds import Feeds, dtype_of
 from exporters.onnx_check import open_session
+from importance.formulas import Formula, formula_of, logits_of, no_loss
 
 _PAST, _PRESENT = "past_key_values.", "present."
 

@@ -17,8 +17,8 @@ from torch import nn
 from depgraph.errors import ScoreError
 from exporters.building import Budget, Subject, Ways, build
 from exporters.building.generating import generated, kind_of, quality_of
-from exporters.building.losses import formula_of
 from exporters.building.precisions import file_bytes
+from importance.formulas import formula_of
 from importance.losses import own_loss
 from importance.sweeping import Figure
 
