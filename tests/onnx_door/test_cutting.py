@@ -14,8 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import depgraph
 import importance
+from depgraph.cutting.report import CutReport
 from depgraph.errors import NothingToPrune
 from depgraph.onnx_door.saving import write
+from depgraph.onnx_door.watching import watched
 from tests.onnx_door.building import loaded, mlp, model, node, value, weights, whole
 
 
@@ -311,3 +313,48 @@ def test_an_output_that_another_is_computed_from_may_become_narrower_under_a_nam
     assert report.notes == (
         "output 0 now has shape (2, 11), it had (2, 16) (keep it with trace(..., fixed=['output 0']))",
     )
+
+
+def _counted(*more: onnx.NodeProto, outputs: list[onnx.ValueInfoProto], held: list[onnx.TensorProto]) -> Any:
+    """h = relu(x W) of 16 channels, s = h V; how many of s are above zero, other weights would say otherwise."""
+    nodes = [
+        node("MatMul", "x w", "h"),
+        node("Relu", "h", "r"),
+        node("MatMul", "r v", "s"),
+        node("Greater", "s zero", "m"),
+        *more,
+    ]
+    zero = numpy_helper.from_array(np.array(0, np.float32), "zero")
+    return _graph(model(nodes, [value("x", [40, 6])], outputs, [*weights(w=(6, 16), v=(16, 1)), zero, *held]))
+
+
+def _halved(graph: Any) -> CutReport:
+    (axis,) = (a for a in graph.axes if a.size == 16)
+    return graph.cut_plan({axis.name: range(8)}).apply_with_report()
+
+
+def test_a_size_that_the_data_say_may_be_another_after_the_cut() -> None:
+    nodes = [
+        node("Cast", "m", "f", to=TensorProto.FLOAT), node("ReduceSum", "f", "n", keepdims=0),
+        node("Cast", "n", "i", to=TensorProto.INT64), node("Reshape", "i one", "k"), node("Slice", "h start k start", "t"),
+        node("MatMul", "t u", "y"),
+    ]  # fmt: skip
+    held = [*weights(u=(16, 3)), whole("one", 1), whole("start", 0)]
+    check = _halved(_counted(*nodes, outputs=[value("y", ["k", 3])], held=held)).check
+    assert check.error < 1e-5 and 0 < check.sensitivity < float("inf")
+
+
+def test_what_a_body_reads_of_a_choice_is_not_compared() -> None:
+    """Rows that are chosen go into a body's softmax: another choice, by a rounding error, were another number of rows."""
+    body = helper.make_graph([node("Softmax", "g", "p"), node("Neg", "p", "b")], "body", [], [value("b", ["k", 3])])
+    other = helper.make_graph([node("Identity", "g", "q")], "other", [], [value("q", ["k", 3])])
+    nodes = [
+        node("NonZero", "m", "z"), node("Slice", "z start one start", "i"), node("Squeeze", "i start", "j"),
+        node("Gather", "h j", "t"), node("MatMul", "t u", "g"), node("Size", "j", "n"), node("Greater", "n few", "some"),
+        node("If", "some", "y", then_branch=body, else_branch=other),
+    ]  # fmt: skip
+    held = [*weights(u=(16, 3)), whole("one", 1), whole("start", 0), numpy_helper.from_array(np.array(0), "few")]
+    graph = _counted(*nodes, outputs=[value("y", ["k", 3])], held=held)
+    assert set(watched(graph.model)) == {"h", "s"}
+    check = _halved(graph).check
+    assert check.error < 1e-5 and not check.vacuous
