@@ -150,6 +150,16 @@ def test_an_operator_of_an_unknown_domain_is_named_and_left_alone(
     assert plan.apply(check="none").graph.initializers["v"].shape[1] < 16
 
 
+def test_only_what_has_no_rule_is_said_to_have_none() -> None:
+    """What comes after an operator that nobody knows has sizes that nothing tells."""
+    nodes = [node("MatMul", "x w", "h"), node("Warp", "h", "r", domain="my.own"), node("MatMul", "r v", "y")]
+    graph = depgraph.trace(
+        loaded(model(nodes, [value("x", [2, 6])], [value("y", [2, 3])], weights(w=(6, 16), v=(16, 3))))
+    )
+    assert list(graph.unknown) == ["own.Warp"]
+    assert "it meets sizes that neither the file nor a run tells" in graph.show()
+
+
 def test_inputs_that_do_not_fit_are_named() -> None:
     made = mlp()
     with pytest.raises(CaptureError, match="has no input 'z'; it takes 'x'"):
