@@ -23,7 +23,7 @@ from depgraph.onnx_door.lowering import Lowered, lower
 from depgraph.onnx_door.modules import Modules
 from depgraph.onnx_door.operands import stored
 from depgraph.onnx_door.pieces import LoadError
-from depgraph.onnx_door.running import measured_shapes, try_out
+from depgraph.onnx_door.running import loads, measured_shapes, try_out
 from depgraph.onnx_door.steps import by_products, steps_of
 from depgraph.onnx_door.windows import bias_at
 from depgraph.widths import Kept
@@ -256,6 +256,8 @@ def _evaluated(model: ir.Model, inputs: Arrays | None, sizes: dict[str, int]) ->
             if not dynamic or isinstance(error.__cause__, LoadError):
                 raise
     assert first is not None
+    if not loads(model):
+        raise first
     open_dims = [f"{v.name}{v.shape}" for v in runtime_inputs(model) if not is_closed(v.shape)]
     raise CaptureError(
         f"no sizes were found that the model runs at ({first}): give example inputs, or sizes, for {', '.join(open_dims)}"

@@ -132,3 +132,11 @@ def try_out(model: ir.Model, inputs: Arrays) -> None:
         if isinstance(error, LoadError) and any(node.domain not in ("", "ai.onnx") for node in model.graph.all_nodes()):
             return
         raise CaptureError(str(error)) from error
+
+
+def loads(model: ir.Model) -> bool:
+    """Does the runtime take the model, whatever inputs it may get? One that is too large to try is believed to be taken."""
+    try:
+        return is_large(model) or bool(Running(model))
+    except LoadError:
+        return False

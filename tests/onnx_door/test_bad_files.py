@@ -90,6 +90,12 @@ def _of_no_version(path: Path) -> Path:
     return _written(path, made.SerializeToString())
 
 
+def _of_no_such_attribute(path: Path) -> Path:
+    made = mlp()
+    made.graph.node[0].attribute.append(onnx.helper.make_attribute("warped", 3))
+    return _written(path, made.SerializeToString())
+
+
 BAD: list[tuple[Callable[[Path], Path], type[DepgraphError], str]] = [
     (_truncated, CaptureError, "can't be read as an ONNX file"),
     (_text, CaptureError, "can't be read as an ONNX file"),
@@ -102,6 +108,7 @@ BAD: list[tuple[Callable[[Path], Path], type[DepgraphError], str]] = [
     (_wrong_size, CaptureError, "bytes of data, not"),
     (_without_body, CaptureError, "Loop 'y' has no body"),
     (_of_no_version, CaptureError, "No Op registered for Gemm"),
+    (_of_no_such_attribute, CaptureError, "^Gemm 'h': Unrecognized attribute: warped"),
     (_without_operators, CaptureError, "holds no operators"),
     (lambda path: path, CheckpointError, "there is no file"),
 ]
