@@ -31,6 +31,7 @@ HEADINGS = {
     "what is done with its indices counts them": "chosen by number: the code does more with the numbers than look up",
     "the rule of an operator fixes it": "marked: the rule of an operator says that it can't be narrowed",
     "single indices of it are picked": "picked by index: the code takes single positions of it",
+    "it meets sizes that neither the file nor a run tells": "behind operators that nobody knows: sizes that nothing tells",
     "no rule knows what this operator does with it": "operators without a rule: what they do isn't known",
     "its indices are what the operator returns": _BY_DATA,
     "what comes out depends on the data": _BY_DATA,

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from depgraph.cli import options as o
 from depgraph.dependency import DependencyGraph
-from depgraph.errors import DataError
 from depgraph.plan import Plan
 from depgraph.storage import check_free
 from depgraph.target import Target
@@ -43,14 +42,6 @@ def depth_needs(wish: o.Wish) -> bool:
     from importance.depth import depth_needs_data
 
     return bool(wish.depth_score) and depth_needs_data(wish.depth_score)
-
-
-def refuse_depth(wish: o.Wish) -> None:
-    """Raise DataError where blocks of a file are to be left out."""
-    if wish.depth_score:
-        raise DataError(
-            "blocks are scored in a PyTorch model: load that, or leave out --depth, --depth-score and --scope"
-        )
 
 
 def plan_with_depth(wish: o.Wish, target: Target, graph: DependencyGraph, scorer: Any, data: tuple[Any, Any]) -> Plan:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import depgraph
+from depgraph.cli.depth import depth_needs, plan_with_depth
 from depgraph.cli.models import Loading
 from depgraph.cli.options import Wish, check_patterns
 from depgraph.cli.output import Steps, print_json, printing, showing
@@ -67,6 +68,9 @@ def prune_file(wish: Wish) -> None:
         with steps("scoring and planning"):
             asked = (wish, target, graph, batches)
             plan, report = _by_recipe(*asked) if wish.recipe else (_planned(*asked), None)
+        if wish.plot is not None:
+            with steps("drawing"):
+                plan.plot(wish.plot)
         result, lines = plan_json(plan), ["", *plan.notes, "dry run: nothing was cut or written"]
         times = latency and predicted(latency, plan)
         if wish.out is not None:
@@ -101,9 +105,11 @@ def _batches(wish: Wish) -> NpzFolder | None:
     from importance import needs_data
     from importance.recipes import entry_of
 
+    what = f"recipe {wish.recipe!r}" if wish.recipe else f"score {wish.score!r}"
     needed = entry_of(wish.recipe).needs != "nothing" if wish.recipe else needs_data(wish.score)
+    if not needed and depth_needs(wish):
+        what, needed = f"depth score {wish.depth_score!r}", True
     if wish.data is None and needed:
-        what = f"recipe {wish.recipe!r}" if wish.recipe else f"score {wish.score!r}"
         raise DataError(
             f"{what} needs data: give a folder of .npz files, one a batch with arrays by input name, with --data"
         )
@@ -131,7 +137,7 @@ def _planned(wish: Wish, target: Target, graph: Any, batches: NpzFolder | None) 
     scorer = named(wish.score, batches=batches, seed=wish.loading.seed)
     if wish.allocation:
         scorer = allocations.Allocated(scorer, allocations.named(wish.allocation))
-    return graph.plan(scorer, target, **wish.options)  # type: ignore[no-any-return]
+    return plan_with_depth(wish, target, graph, scorer, (batches, None))
 
 
 def _by_recipe(wish: Wish, target: Target, graph: Any, batches: NpzFolder | None) -> tuple[Plan, CutReport | None]:

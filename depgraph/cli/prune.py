@@ -12,7 +12,7 @@ import depgraph
 from depgraph.cli import options as o
 from depgraph.cli.app import app
 from depgraph.cli.data import Amount, TextData, measured, read_text, text_data
-from depgraph.cli.depth import asked, depth_needs, plan_with_depth, refuse_depth
+from depgraph.cli.depth import asked, depth_needs, plan_with_depth
 from depgraph.cli.in_steps import Given, is_in_steps, print_in_steps, prune_in_steps
 from depgraph.cli.keeping import parse_keep
 from depgraph.cli.models import Loaded, Loading, load_model
@@ -103,7 +103,6 @@ def _prune(wish: o.Wish) -> None:
     if is_onnx(wish.model):
         if wish.report:
             raise ModelError("--report writes into the folder of a PyTorch model: leave it out for an ONNX file")
-        refuse_depth(wish)
         prune_file(wish)
         return
     steps = Steps()

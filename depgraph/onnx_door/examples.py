@@ -11,10 +11,12 @@ import torch
 
 from depgraph.errors import CaptureError
 from depgraph.onnx_door.folding import is_closed
+from depgraph.onnx_door.operands import stored
 
 Arrays = dict[str, np.ndarray]
 Sizes = Mapping[str, int]
 _SPACE = (224, 256, 320, 640, 64, 512, 32, 96)  # of images: height and width
+_COLOURS = 4  # as many channels at most has an image whose channels come last
 _STEPS = (16, 512, 7, 1, 128, 16000, 1600)  # of sequences and signals
 
 
@@ -83,7 +85,8 @@ def is_dynamic(model: ir.Model) -> bool:
 def made_up(model: ir.Model, sizes: Sizes, seed: int) -> Iterator[Arrays]:
     """Inputs in one choice of open sizes after the other; `sizes` fixes some, by the name of the dim or ``input:dim``.
 
-    Floats are normal. Integers that index a table are drawn from its rows; others are ones, as masks and lengths have.
+    Floats are normal. Integers that index a table are drawn from its rows, those that are compared with a number of the file
+    are that number; others are ones, as masks and lengths have.
     """
     generator = np.random.default_rng(seed)
     inputs = runtime_inputs(model)
@@ -91,21 +94,37 @@ def made_up(model: ir.Model, sizes: Sizes, seed: int) -> Iterator[Arrays]:
         if value.shape is None:
             raise CaptureError(f"the file doesn't say what shape its input {value.name!r} has: give an example input")
     _require_open(inputs, sizes)
-    tables = {str(v.name): _rows(v) for v in inputs}
-    leading = {_symbol(v, 0) for v in inputs if v.shape is not None and len(v.shape) > 1}
+    likely = {str(v.name): _likely(v) for v in inputs}
     seen = set()
-    for batch in (2, 1):
-        for k in range(max(len(_SPACE), len(_STEPS))):
-            shapes = {str(v.name): _shape(v, {**dict.fromkeys(leading, batch), **sizes}, k) for v in inputs}
-            key = tuple(shapes.values())
-            if key not in seen:
-                seen.add(key)
-                yield {str(v.name): _filled(v, shapes[str(v.name)], tables[str(v.name)], generator) for v in inputs}
+    for leading in (_first_dims(inputs), _first_dims(inputs) | _first_open_dims(inputs)):
+        for batch in (2, 1):
+            for k in range(max(len(_SPACE), len(_STEPS))):
+                shapes = {str(v.name): _shape(v, {**dict.fromkeys(leading, batch), **sizes}, k) for v in inputs}
+                key = tuple(shapes.values())
+                if key not in seen:
+                    seen.add(key)
+                    yield {str(v.name): _filled(v, shapes[str(v.name)], likely[str(v.name)], generator) for v in inputs}
+
+
+def _first_dims(inputs: Sequence[ir.Value]) -> set[str]:
+    """What is a batch nearly always: dims that stand first."""
+    return {_symbol(v, 0) for v in inputs if v.shape is not None and len(v.shape) > 1}
+
+
+def _first_open_dims(inputs: Sequence[ir.Value]) -> set[str]:
+    """What is a batch in states, whose first dim counts layers: the first dim of an input that is left open."""
+    first = ((v, [d for d in range(len(v.shape or ())) if _is_open(v, d)]) for v in inputs)
+    return {_symbol(v, dims[0]) for v, dims in first if dims}
+
+
+def _is_open(value: ir.Value, d: int) -> bool:
+    size = (value.shape or ())[d]
+    return not isinstance(size, int) or size < 1
 
 
 def _require_open(inputs: Sequence[ir.Value], sizes: Sizes) -> None:
     """Raise CaptureError for a size that the file doesn't leave open under that name."""
-    dims = [(v, d) for v in inputs for d, size in enumerate(v.shape or ()) if not isinstance(size, int) or size < 1]
+    dims = [(v, d) for v in inputs for d in range(len(v.shape or ())) if _is_open(v, d)]
     known = dict.fromkeys(_symbol(v, d) for v, d in dims)
     for name in sizes:
         if name not in known and name not in {f"{v.name}:{d}" for v, d in dims}:
@@ -122,16 +141,18 @@ def _symbol(value: ir.Value, d: int) -> str:
 def _shape(value: ir.Value, sizes: Sizes, k: int) -> tuple[int, ...]:
     assert value.shape is not None
     image = len(value.shape) >= 4 and dtype_of(value).kind == "f"
+    last = value.shape[-1] if image else None
+    channels = -1 if isinstance(last, int) and 0 < last <= _COLOURS else 1
     guesses = _SPACE if image else _STEPS
     shape = []
     for d, size in enumerate(value.shape):
         fixed = sizes.get(f"{value.name}:{d}", sizes.get(_symbol(value, d)))
-        if isinstance(size, int) and size > 0:
+        if isinstance(size, int) and not _is_open(value, d):
             shape.append(size)
         elif fixed is not None:
             shape.append(int(fixed))
         else:
-            shape.append(3 if image and d == 1 else guesses[min(k, len(guesses) - 1)])
+            shape.append(3 if image and d == channels else guesses[min(k, len(guesses) - 1)])
     return tuple(shape)
 
 
@@ -147,16 +168,32 @@ _PASSES = frozenset(["Cast", "Unsqueeze", "Squeeze", "Reshape", "Identity", "Add
 
 def _rows(value: ir.Value) -> int | None:
     """How many rows the smallest table has that the numbers of an input point into; None where they point into none."""
-    found: list[int] = []
+    readers = [(node, at) for node, at in _readers(value) if node.op_type in _TABLES and at != _TABLES[node.op_type]]
+    return min((rows for node, _ in readers for rows in _size_of_table(node)), default=None)
+
+
+def _likely(value: ir.Value) -> range | None:
+    """The integers to draw from for an input that says by its number what is looked up or done; None for any other."""
+    if (rows := _rows(value)) is not None:
+        return range(rows)
+    for node, at in _readers(value):
+        other = node.inputs[1 - at] if node.op_type == "Equal" else None
+        held = None if other is None else stored(other)
+        if held is not None and held.size == 1:
+            number = int(held.numpy().item())
+            return range(number, number + 1)
+    return None
+
+
+def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """The operators that read a value, or its numbers in another form, and at which operand."""
     queue, seen = [value], {value}
     while queue:
         for node, position in queue.pop().uses():
-            if node.op_type in _TABLES and position != _TABLES[node.op_type]:
-                found += _size_of_table(node)
-            elif node.op_type in _PASSES:
+            yield node, position
+            if node.op_type in _PASSES:
                 queue += [v for v in node.outputs if v not in seen]
                 seen.update(node.outputs)
-    return min(found) if found else None
 
 
 def _size_of_table(node: ir.Node) -> list[int]:
@@ -168,16 +205,37 @@ def _size_of_table(node: ir.Node) -> list[int]:
     return [size] if isinstance(size, int) else []
 
 
-def _filled(value: ir.Value, shape: tuple[int, ...], rows: int | None, generator: np.random.Generator) -> np.ndarray:
+def _filled(
+    value: ir.Value, shape: tuple[int, ...], likely: range | None, generator: np.random.Generator
+) -> np.ndarray:
     dtype = dtype_of(value)
     if dtype.kind == "f":
         return np.asarray(generator.standard_normal(shape)).astype(dtype)
-    if dtype.kind in "iu" and rows is not None:
-        return np.asarray(generator.integers(0, rows, shape)).astype(dtype)
+    if dtype.kind in "iu" and likely is not None:
+        return np.asarray(generator.integers(likely.start, likely.stop, shape)).astype(dtype)
     return np.ones(shape, dtype=dtype)
 
 
 def open_dims(inputs: Sequence[ir.Value]) -> dict[str, str]:
     """The dims that inputs leave open: ``input:dim`` -> the dim's name, which `made_up` takes sizes by too."""
-    dims = [(v, d) for v in inputs for d, size in enumerate(v.shape or ()) if not isinstance(size, int) or size < 1]
+    dims = [(v, d) for v in inputs for d in range(len(v.shape or ())) if _is_open(v, d)]
     return {f"{v.name}:{d}": _symbol(v, d) for v, d in dims}
+
+
+def declared_shapes(model: ir.Model, inputs: Arrays, values: Sequence[ir.Value]) -> dict[str, tuple[int, ...]]:
+    """Shapes of values that the file declares with sizes by names that the inputs' sizes have, too."""
+    named = {
+        _symbol(value, d): size
+        for value in runtime_inputs(model)
+        if value.name in inputs
+        for d, size in enumerate(inputs[str(value.name)].shape)
+        if _is_open(value, d)
+    }
+    found = {}
+    for value in values:
+        sizes: list[Any] = [
+            named.get(_symbol(value, d)) if _is_open(value, d) else size for d, size in enumerate(value.shape or ())
+        ]
+        if value.shape is not None and all(isinstance(size, int) for size in sizes):
+            found[str(value.name)] = tuple(sizes)
+    return found

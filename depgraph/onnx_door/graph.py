@@ -16,13 +16,14 @@ from depgraph.errors import CaptureError, DepgraphError, PlanError, ScoreError
 from depgraph.graph import Program
 from depgraph.onnx_door.arrays import Weights, read_array
 from depgraph.onnx_door.evaluating import Evaluator
-from depgraph.onnx_door.examples import Arrays, given_inputs, is_dynamic, made_up, runtime_inputs
+from depgraph.onnx_door.examples import Arrays, declared_shapes, given_inputs, is_dynamic, made_up, runtime_inputs
 from depgraph.onnx_door.folding import is_closed
 from depgraph.onnx_door.loading import load
 from depgraph.onnx_door.lowering import Lowered, lower
 from depgraph.onnx_door.modules import Modules
 from depgraph.onnx_door.operands import stored
-from depgraph.onnx_door.running import measured_shapes, try_out
+from depgraph.onnx_door.pieces import LoadError
+from depgraph.onnx_door.running import loads, measured_shapes, try_out
 from depgraph.onnx_door.steps import by_products, steps_of
 from depgraph.onnx_door.windows import bias_at
 from depgraph.widths import Kept
@@ -252,10 +253,10 @@ def _evaluated(model: ir.Model, inputs: Arrays | None, sizes: dict[str, int]) ->
             return found, trial
         except CaptureError as error:
             first = first or error
-            if not dynamic:
-                break
+            if not dynamic or isinstance(error.__cause__, LoadError):
+                raise
     assert first is not None
-    if not dynamic:
+    if not loads(model):
         raise first
     open_dims = [f"{v.name}{v.shape}" for v in runtime_inputs(model) if not is_closed(v.shape)]
     raise CaptureError(
@@ -270,9 +271,10 @@ def _is_mask(array: np.ndarray) -> bool:
 
 
 def _measured(model: ir.Model, inputs: Arrays) -> Evaluator:
-    """Shapes that no inference tells are looked up in a run."""
+    """Shapes that no inference tells are looked up in a run, or in what the file says by names of sizes."""
     evaluated = Evaluator(model, inputs)
     if not evaluated.open:
         return evaluated
     found = measured_shapes(model, inputs, evaluated.element_types(evaluated.open))
+    found = found or declared_shapes(model, inputs, evaluated.open)
     return Evaluator(model, inputs, found) if found else evaluated

@@ -33,6 +33,7 @@ KINDS = {
     ir.DataType.BOOL: torch.bool,
 }
 NO_RULE = "no rule knows what this operator does with it"
+NO_SIZE = "it meets sizes that neither the file nor a run tells"
 LEFT_OUT = "slices leave it out, which may differ with inputs of other sizes"
 NOT_TAKEN = "a branch that the example doesn't take counts on it"
 
@@ -242,7 +243,10 @@ class Lowering:
         return rules.Op(place(node), target_of(node), arguments, [], self.program, node.name or "")
 
     def _apply(self, op: rules.Op, complete: bool) -> None:
-        function = rules.lookup(op.target) if complete else None
+        function = rules.lookup(op.target)
+        if function is not None and not complete:
+            self._of_unknown_size(op)
+            return
         if function is not None:
             try:
                 function(op)
@@ -257,7 +261,16 @@ class Lowering:
                 f"register one with depgraph.rule({op.target!r}, ...) or trace with strict=False to leave its dims alone"
             )
         self.program.unknown.setdefault(op.target, []).append(op.where)
-        op.fix_all(NO_RULE if complete else "the shapes of this operator aren't known", NO_RULE)
+        op.fix_all(NO_RULE, NO_RULE)
+        domains.follow(op)
+
+    def _of_unknown_size(self, op: rules.Op) -> None:
+        """What comes of an operator that nobody knows has sizes that neither the file nor a run tells: all stays."""
+        if self.strict:
+            raise UnsupportedOperator(
+                f"operator {op.target} at {op.where}: {NO_SIZE}; trace with strict=False to leave its dims alone"
+            )
+        op.fix_all(NO_SIZE, NO_SIZE)
         domains.follow(op)
 
     def _control(self, node: ir.Node) -> None:

@@ -12,7 +12,7 @@ from depgraph.errors import CutError
 from depgraph.onnx_door.copies import Cut, hold, register
 from depgraph.onnx_door.evaluating import Evaluator, place
 from depgraph.onnx_door.examples import is_dynamic
-from depgraph.onnx_door.operands import settings, stored
+from depgraph.onnx_door.operands import settings, sizes_at, stored
 from depgraph.onnx_door.resizing import TABLE, Resized
 from depgraph.widths import Kept
 
@@ -61,7 +61,7 @@ class Mending:
         if not outputs or outputs[0] is None:
             return
         known = {k: evaluator.known.get(v) for k, v in enumerate(node.inputs) if v is not None}
-        if any(known.get(k, 0) is None for k in settings(node)):
+        if any(known.get(k, 0) is None for k in sizes_at(node)):
             return  # sizes that are computed from the data: whether they follow, the check tells
         shapes = [evaluator.shape(v) for v in node.inputs]
         resized = Resized(node, op, inputs, outputs, self.kept, shapes, known)

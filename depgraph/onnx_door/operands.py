@@ -9,7 +9,7 @@ from depgraph.onnx_door.evaluating import constant_of
 _REDUCTIONS = [
     f"Reduce{name}" for name in ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 ]
-_SETTINGS = {
+_SIZES = {
     "Reshape": {1},
     "Expand": {1},
     "Slice": {1, 2, 3, 4},
@@ -32,14 +32,17 @@ _SETTINGS = {
     "AffineGrid": {1},
     "Col2Im": {1, 2},
     "NonMaxSuppression": {2, 3, 4},
+    **dict.fromkeys(_REDUCTIONS, {1}),
+}
+"""Operands, by position, that hold sizes, bounds, places and the like."""
+_POINTS = {
     "QLinearConv": {1, 2, 6, 7},
     "QLinearMatMul": {1, 2, 6, 7},
     "ConvInteger": {2},
     "MatMulInteger": {2},
     "GroupQueryAttention": {5, 6},
-    **dict.fromkeys(_REDUCTIONS, {1}),
 }
-"""Operands, by position, that say how an operator computes and hold no data."""
+"""Operands that say how an operator computes, too, but nothing that a cut could change: zero points, lengths of sequences."""
 _STATISTICS = {"BatchNormalization": {3, 4}}
 PARTS = frozenset(["Slice", "Split", "Gather", "Reshape", "Unsqueeze", "Concat", "If", "Loop", "Scan"])
 """Operators that take parts of a vector, or move it: what shares it goes together."""
@@ -62,8 +65,13 @@ def stored(value: ir.Value) -> ir.TensorProtocol | None:
 
 
 def settings(node: ir.Node) -> set[int]:
-    """The operands that say how an operator computes."""
-    return _SETTINGS.get(node.op_type, set())
+    """The operands that say how an operator computes and hold no data."""
+    return sizes_at(node) or _POINTS.get(node.op_type, set())
+
+
+def sizes_at(node: ir.Node) -> set[int]:
+    """The operands that say how an operator computes by sizes, which may follow a cut."""
+    return _SIZES.get(node.op_type, set())
 
 
 def target_of(node: ir.Node) -> str:

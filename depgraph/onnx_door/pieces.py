@@ -24,6 +24,10 @@ class RunError(Exception):
     """ONNX Runtime can't load a model, or fails on its inputs."""
 
 
+class LoadError(RunError):
+    """ONNX Runtime can't load a model, whatever its inputs."""
+
+
 def said(error: BaseException) -> str:
     """The first line of what the runtime says, without its own places."""
     text = " ".join(str(error).split())

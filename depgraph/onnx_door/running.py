@@ -10,7 +10,7 @@ import onnx_ir as ir
 from depgraph.errors import CaptureError
 from depgraph.onnx_door.arrays import read_array
 from depgraph.onnx_door.examples import Arrays
-from depgraph.onnx_door.pieces import Pieces, RunError, said
+from depgraph.onnx_door.pieces import LoadError, Pieces, RunError, said
 
 _INLINE = 1 << 29
 """Bytes of weights up to which a model is handed to the runtime in memory."""
@@ -35,7 +35,7 @@ class Running:
             source = ir.to_proto(_in_memory(model)).SerializeToString()
             self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise RunError(f"ONNX Runtime can't load the model ({said(error)})") from error
+            raise LoadError(f"ONNX Runtime can't load the model ({said(error)})") from error
 
     def __call__(self, inputs: Arrays, names: Sequence[str] | None = None) -> list[np.ndarray]:
         """The outputs of these names, all by default; raises RunError."""
@@ -119,10 +119,24 @@ def measured_shapes(model: ir.Model, inputs: Arrays, types: Mapping[str, int]) -
 
 
 def try_out(model: ir.Model, inputs: Arrays) -> None:
-    """Raise CaptureError where the model doesn't run on the inputs; one that is too large to try is believed to."""
+    """Raise CaptureError where the model doesn't run on the inputs.
+
+    One that is too large to try is believed to, and one with operators from outside ONNX that the runtime doesn't have can't
+    be tried.
+    """
     if is_large(model):
         return
     try:
         run_once(model, inputs, [str(value.name) for value in model.graph.outputs])
     except RunError as error:
+        if isinstance(error, LoadError) and any(node.domain not in ("", "ai.onnx") for node in model.graph.all_nodes()):
+            return
         raise CaptureError(str(error)) from error
+
+
+def loads(model: ir.Model) -> bool:
+    """Does the runtime take the model, whatever inputs it may get? One that is too large to try is believed to be taken."""
+    try:
+        return is_large(model) or bool(Running(model))
+    except LoadError:
+        return False

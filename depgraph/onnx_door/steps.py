@@ -36,6 +36,7 @@ _CALLED = {
     "EmbedLayerNormalization": "embedding",
 }
 """What operators are called in words about axes, where that isn't their name in lower case."""
+_HANDS_ON = frozenset(["onnx.alias", "onnx.to"])
 _OPERANDS = {
     **dict.fromkeys(("Add", "Sub", "Sum"), ("self", "other")),
     **dict.fromkeys(("Conv", "ConvTranspose", "FusedConv"), ("input", "weight")),
@@ -166,9 +167,16 @@ def by_products(lowered: Lowered) -> set[str]:
     """Names, such as "output 1", of outputs that another output is computed from by operators that weigh it with weights."""
     program, steps = lowered.program, steps_of(lowered)
     maker = {value.name: step for step, value in _made(lowered, steps)}
-    given = {lift: maker[value.name] for lift, value in program.outputs.items() if value.name in maker}
+    given = {lift: _behind(maker[value.name]) for lift, value in program.outputs.items() if value.name in maker}
     final = final_outputs(list(given.values()), _weighing(lowered, steps))  # type: ignore[arg-type]
     return {lift for lift, step in given.items() if step.name not in final}
+
+
+def _behind(step: Step) -> Step:
+    """The operator whose result a step only hands on under another name, or in another type."""
+    while step.target in _HANDS_ON and step.all_input_nodes and step.all_input_nodes[0].op == "call_function":
+        step = step.all_input_nodes[0]
+    return step
 
 
 def _made(lowered: Lowered, steps: list[Step]) -> Iterator[tuple[Step, Value]]:

@@ -30,7 +30,8 @@ def watched(model: ir.Model) -> list[str]:
     found = dict.fromkeys(_before(value) for value in model.graph.outputs if value not in chosen)
     for node in model.graph:
         if not chosen.isdisjoint(node.outputs):
-            found.update(dict.fromkeys(w for v in _read(node) if v not in chosen for w in _compared(v)))
+            seen = (w for v in _read(node) if v not in chosen for w in _compared(v))
+            found.update(dict.fromkeys(w for w in seen if w not in chosen))
     made = {value for node in model.graph for value in node.outputs if node.op_type != "Constant"}
     names = [str(value.name) for value in found if value in made and value.name]
     return names or [str(value.name) for value in model.graph.outputs]

@@ -94,6 +94,11 @@ class InLoss:
             )
 
     def __call__(self, graph: DependencyGraph, /) -> Scores:
+        if not isinstance(graph.model, nn.Module):
+            raise ScoreError(
+                f"changes of the loss by groups are measured in a PyTorch model, which {graph.name}, an ONNX file, isn't: load that, or "
+                "let blocks go before groups, with depth= or --depth"
+            )
         scores = checked_scores(graph, self.scorer)
         plan, gone = self._trial(graph, scores)
         before, after = self._values(graph, plan.apply(check="none"))

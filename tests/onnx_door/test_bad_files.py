@@ -90,6 +90,12 @@ def _of_no_version(path: Path) -> Path:
     return _written(path, made.SerializeToString())
 
 
+def _of_no_such_attribute(path: Path) -> Path:
+    made = mlp()
+    made.graph.node[0].attribute.append(onnx.helper.make_attribute("warped", 3))
+    return _written(path, made.SerializeToString())
+
+
 BAD: list[tuple[Callable[[Path], Path], type[DepgraphError], str]] = [
     (_truncated, CaptureError, "can't be read as an ONNX file"),
     (_text, CaptureError, "can't be read as an ONNX file"),
@@ -102,6 +108,7 @@ BAD: list[tuple[Callable[[Path], Path], type[DepgraphError], str]] = [
     (_wrong_size, CaptureError, "bytes of data, not"),
     (_without_body, CaptureError, "Loop 'y' has no body"),
     (_of_no_version, CaptureError, "No Op registered for Gemm"),
+    (_of_no_such_attribute, CaptureError, "^Gemm 'h': Unrecognized attribute: warped"),
     (_without_operators, CaptureError, "holds no operators"),
     (lambda path: path, CheckpointError, "there is no file"),
 ]
@@ -125,8 +132,9 @@ def test_a_bad_file_gives_one_sentence_and_no_output(
     assert not list(tmp_path.glob("*out*"))
 
 
+@pytest.mark.parametrize("batch", [2, "n"])
 def test_an_operator_of_an_unknown_domain_is_named_and_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int | str
 ) -> None:
     monkeypatch.setattr(registry, "_TABLE", rules.table())
     nodes = [
@@ -135,7 +143,7 @@ def test_an_operator_of_an_unknown_domain_is_named_and_left_alone(
         node("Gemm", "r v c", "y", transB=1),
     ]
     held = weights(w=(16, 6), b=(16,), v=(3, 16), c=(3,))
-    made = model(nodes, [value("x", [2, 6])], [value("y", [2, 3])], held, values=[value("r", [2, 16])])
+    made = model(nodes, [value("x", [batch, 6])], [value("y", [batch, 3])], held, values=[value("r", [batch, 16])])
     path = _written(tmp_path / "odd.onnx", made.SerializeToString())
     graph = depgraph.trace(path)
     assert list(graph.unknown) == ["own.Warp"]
@@ -147,6 +155,16 @@ def test_an_operator_of_an_unknown_domain_is_named_and_left_alone(
     with pytest.raises(CheckError, match="itself can't be run"):
         plan.apply()
     assert plan.apply(check="none").graph.initializers["v"].shape[1] < 16
+
+
+def test_only_what_has_no_rule_is_said_to_have_none() -> None:
+    """What comes after an operator that nobody knows has sizes that nothing tells."""
+    nodes = [node("MatMul", "x w", "h"), node("Warp", "h", "r", domain="my.own"), node("MatMul", "r v", "y")]
+    graph = depgraph.trace(
+        loaded(model(nodes, [value("x", [2, 6])], [value("y", [2, 3])], weights(w=(6, 16), v=(16, 3))))
+    )
+    assert list(graph.unknown) == ["own.Warp"]
+    assert "it meets sizes that neither the file nor a run tells" in graph.show()
 
 
 def test_inputs_that_do_not_fit_are_named() -> None:

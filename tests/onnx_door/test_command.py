@@ -11,7 +11,7 @@ import pytest
 
 import depgraph
 from depgraph.cli import main
-from tests.onnx_door.building import mlp
+from tests.onnx_door.building import mlp, model, node, value, weights
 
 
 @pytest.fixture
@@ -108,3 +108,46 @@ def test_open_sizes_are_given_by_name(file: Path, capfd: pytest.CaptureFixture[s
         == 2
     )
     assert f"--data {file} is no folder" in capfd.readouterr().err
+
+
+def _residual() -> onnx.ModelProto:
+    """x [n, 6] -> width 8, three times x + relu(x A) B, -> y [n, 3]."""
+    nodes, held, at = [node("MatMul", "x in", "s0")], weights(**{"in": (6, 8), "out": (8, 3)}), "s0"
+    for k in range(3):
+        held += weights(**{f"a{k}": (8, 12), f"b{k}": (12, 8)})
+        nodes += [
+            node("MatMul", f"{at} a{k}", f"h{k}"),
+            node("Relu", f"h{k}", f"r{k}"),
+            node("MatMul", f"r{k} b{k}", f"m{k}"),
+        ]
+        nodes += [node("Add", f"{at} m{k}", f"s{k + 1}")]
+        at = f"s{k + 1}"
+    return model([*nodes, node("MatMul", f"{at} out", "y")], [value("x", ["n", 6])], [value("y", ["n", 3])], held)
+
+
+def test_branches_of_a_file_are_left_out(data: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    onnx.save(_residual(), "deep.onnx")
+    asked = ["prune", "deep.onnx", "--depth", "1", "--out", "shorter.onnx", "--json"]
+    assert main([*asked, "--depth-score", "shortgpt:branches"]) == 2
+    assert "depth score 'shortgpt:branches' needs data: give a folder of .npz files" in capfd.readouterr().err
+    assert main([*asked, "--depth-score", "shortgpt:branches", "--data", str(data)]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["check"]["branches"] == 1 and not told["check"]["vacuous"]
+    left = [n.op_type for n in onnx.load("shorter.onnx").graph.node]
+    assert left.count("Add") == 2 and left.count("MatMul") == 6
+    both = [
+        "prune",
+        "deep.onnx",
+        "--keep",
+        "macs=0.7",
+        "--scope",
+        "both",
+        "--score",
+        "obs",
+        "--data",
+        str(data),
+        "--out",
+        "b.onnx",
+    ]
+    assert main(both) == 2
+    assert "changes of the loss by groups are measured in a PyTorch model" in capfd.readouterr().err

@@ -14,8 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import depgraph
 import importance
+from depgraph.cutting.report import CutReport
 from depgraph.errors import NothingToPrune
 from depgraph.onnx_door.saving import write
+from depgraph.onnx_door.watching import watched
 from tests.onnx_door.building import loaded, mlp, model, node, value, weights, whole
 
 
@@ -199,6 +201,25 @@ def test_quantised_weights_are_cut_between_their_scales() -> None:
     assert (after["w"].shape, after["scale"].shape, after["zero"].shape) == ((13, 6), (13,), (13,))
 
 
+def test_groups_of_a_quantised_convolution_follow() -> None:
+    """Its zero point comes from the data: nothing that a cut would have to know."""
+    generator = np.random.default_rng(0)
+    held = [
+        *weights(w=(8, 3, 1, 1), v=(4, 8, 1, 1)),
+        numpy_helper.from_array(generator.integers(-100, 100, (8, 1, 3, 3)).astype(np.int8), "d"),
+        numpy_helper.from_array(np.array(0, np.int8), "zero"), numpy_helper.from_array(np.array(0.01, np.float32), "step"),
+    ]  # fmt: skip
+    nodes = [
+        node("Conv", "x w", "h"), node("DynamicQuantizeLinear", "h", "q scale point"),
+        node("ConvInteger", "q d point zero", "i", group=8, pads=[1, 1, 1, 1]), node("Cast", "i", "f", to=TensorProto.FLOAT),
+        node("Mul", "scale step", "both"), node("Mul", "f both", "o"), node("Conv", "o v", "y"),
+    ]  # fmt: skip
+    graph = _graph(model(nodes, [value("x", [1, 3, 8, 8])], [value("y", [1, 4, 8, 8])], held))
+    cut = _cut(graph, "w", 0, [1, 2, 3])
+    assert _held(cut)["d"].shape == (5, 1, 3, 3)
+    assert next(n for n in cut.graph.node if n.op_type == "ConvInteger").attribute[0].i == 5
+
+
 def test_a_large_file_is_written_beside_its_data_and_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(mlp(), path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
@@ -281,3 +302,59 @@ def test_a_file_that_makes_much_of_rounding_is_not_held_to_less_than_that() -> N
     check = graph.plan(importance.Random(0), depgraph.Target(params=0.7)).apply_with_report().check
     assert 1e-4 < check.error <= check.tolerance <= 1e-2
     assert not check.vacuous
+
+
+def test_an_output_that_another_is_computed_from_may_become_narrower_under_a_name_of_its_own() -> None:
+    """h = x W is handed on as the output "hidden"; y = h V."""
+    nodes = [node("MatMul", "x w", "h"), node("Identity", "h", "hidden"), node("MatMul", "h v", "y")]
+    outputs = [value("hidden", [2, 16]), value("y", [2, 3])]
+    graph = _graph(model(nodes, [value("x", [2, 6])], outputs, weights(w=(6, 16), v=(16, 3))))
+    report = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7)).apply_with_report()
+    assert report.notes == (
+        "output 0 now has shape (2, 11), it had (2, 16) (keep it with trace(..., fixed=['output 0']))",
+    )
+
+
+def _counted(*more: onnx.NodeProto, outputs: list[onnx.ValueInfoProto], held: list[onnx.TensorProto]) -> Any:
+    """h = relu(x W) of 16 channels, s = h V; how many of s are above zero, other weights would say otherwise."""
+    nodes = [
+        node("MatMul", "x w", "h"),
+        node("Relu", "h", "r"),
+        node("MatMul", "r v", "s"),
+        node("Greater", "s zero", "m"),
+        *more,
+    ]
+    zero = numpy_helper.from_array(np.array(0, np.float32), "zero")
+    return _graph(model(nodes, [value("x", [40, 6])], outputs, [*weights(w=(6, 16), v=(16, 1)), zero, *held]))
+
+
+def _halved(graph: Any) -> CutReport:
+    (axis,) = (a for a in graph.axes if a.size == 16)
+    return graph.cut_plan({axis.name: range(8)}).apply_with_report()
+
+
+def test_a_size_that_the_data_say_may_be_another_after_the_cut() -> None:
+    nodes = [
+        node("Cast", "m", "f", to=TensorProto.FLOAT), node("ReduceSum", "f", "n", keepdims=0),
+        node("Cast", "n", "i", to=TensorProto.INT64), node("Reshape", "i one", "k"), node("Slice", "h start k start", "t"),
+        node("MatMul", "t u", "y"),
+    ]  # fmt: skip
+    held = [*weights(u=(16, 3)), whole("one", 1), whole("start", 0)]
+    check = _halved(_counted(*nodes, outputs=[value("y", ["k", 3])], held=held)).check
+    assert check.error < 1e-5 and 0 < check.sensitivity < float("inf")
+
+
+def test_what_a_body_reads_of_a_choice_is_not_compared() -> None:
+    """Rows that are chosen go into a body's softmax: another choice, by a rounding error, were another number of rows."""
+    body = helper.make_graph([node("Softmax", "g", "p"), node("Neg", "p", "b")], "body", [], [value("b", ["k", 3])])
+    other = helper.make_graph([node("Identity", "g", "q")], "other", [], [value("q", ["k", 3])])
+    nodes = [
+        node("NonZero", "m", "z"), node("Slice", "z start one start", "i"), node("Squeeze", "i start", "j"),
+        node("Gather", "h j", "t"), node("MatMul", "t u", "g"), node("Size", "j", "n"), node("Greater", "n few", "some"),
+        node("If", "some", "y", then_branch=body, else_branch=other),
+    ]  # fmt: skip
+    held = [*weights(u=(16, 3)), whole("one", 1), whole("start", 0), numpy_helper.from_array(np.array(0), "few")]
+    graph = _counted(*nodes, outputs=[value("y", ["k", 3])], held=held)
+    assert set(watched(graph.model)) == {"h", "s"}
+    check = _halved(graph).check
+    assert check.error < 1e-5 and not check.vacuous

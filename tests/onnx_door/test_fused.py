@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 from onnxruntime.transformers.optimizer import optimize_model
 
 import depgraph
@@ -63,7 +63,8 @@ def test_a_fused_file_is_cut_in_width_and_depth(both: Any) -> None:
         assert not check.vacuous and check.error < 1e-5
 
 
-def test_grouped_heads_whose_queries_keys_and_values_lie_in_one_tensor_go_together() -> None:
+@pytest.mark.parametrize("given", [True, False], ids=["lengths of a mask", "lengths in the file"])
+def test_grouped_heads_whose_queries_keys_and_values_lie_in_one_tensor_go_together(given: bool) -> None:
     """Two groups of two heads of queries, one of keys and one of values each, all of eight numbers."""
     nodes = [
         node("LayerNormalization", "x g", "n"),
@@ -76,7 +77,13 @@ def test_grouped_heads_whose_queries_keys_and_values_lie_in_one_tensor_go_togeth
     ]  # fmt: skip
     held = [*weights(g=(32,), qkv=(32, 64), o=(32, 32), head=(32, 5)), whole("lengths", 2, 2), whole("total", 3)]
     held[-2:] = [numpy_helper.from_array(numpy_helper.to_array(t).astype(np.int32), t.name) for t in held[-2:]]
-    graph = depgraph.trace(loaded(model(nodes, [value("x", [2, 3, 32])], [value("y", [2, 3, 5])], held)))
+    inputs = [value("x", [2, 3, 32])]
+    if given:
+        held[-2:] = [whole("along", 1), numpy_helper.from_array(np.array(1, np.int32), "one")]
+        counted = [node("ReduceSum", "mask along", "count", keepdims=0), node("Sub", "count one", "lengths"),
+                   node("ReduceMax", "count", "total", keepdims=0)]  # fmt: skip
+        nodes, inputs = [*counted, *nodes], [*inputs, value("mask", [2, 3], TensorProto.INT32)]
+    graph = depgraph.trace(loaded(model(nodes, inputs, [value("y", [2, 3, 5])], held)))
     assert [branch.kind for branch in graph.branches] == ["attention"]
     (heads,) = (axis for axis in graph.axes if axis.size == 2 and axis.prunable.any())
     report = graph.cut_plan({heads.name: [0]}).apply_with_report()
