@@ -38,6 +38,7 @@ from depgraph.rebuilding import (
     check_fits,
     cut_again,
     fill,
+    forget_kept,
     held_tensors,
     original_from_library,
     run_once,
@@ -212,6 +213,8 @@ def _load(path: Path, manifest: Mapping[str, Any], model: Any, where: torch.devi
         original = _original(path, manifest, model, where, on=where)
         run_once(original, made)  # it replaces modules when it runs, which tensors without data may not come to
     _initialise(original, made)
+    if made:
+        forget_kept(original, made)
     try:
         loaded = _filled(original, (manifest["tensors"], tensors), made, where)
     except CheckpointError:

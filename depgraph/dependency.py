@@ -14,6 +14,7 @@ from depgraph.axes import Axis, build_axes
 from depgraph.capture.capturing import Capture, capture
 from depgraph.capture.deciding import at_places
 from depgraph.capture.exported import decisions_of, only_as_module
+from depgraph.capture.forgetting import forget
 from depgraph.classes import Classes
 from depgraph.collecting import uncollected
 from depgraph.errors import CaptureError, DepgraphError, PlanError
@@ -67,6 +68,7 @@ def trace(
     args = args if isinstance(args, tuple) else tuple(args) if isinstance(args, list) else (args,)
     free, fixed = tuple(free), tuple(fixed)
     with uncollected(), at_rest(model):
+        forget(model, args, dict(kwargs or {}))
         captured = capture(model, args, kwargs or {}, strict)
         for name in (*free, *fixed):
             if name not in captured.program.outputs:

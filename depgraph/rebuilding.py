@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from depgraph.capture.capturing import quiet
+from depgraph.capture.forgetting import forget
 from depgraph.capture.recording import current
 from depgraph.cutting.computed import compute_again
 from depgraph.cutting.descriptors import flatten, follow
@@ -177,6 +178,13 @@ def run_once(model: nn.Module, made: list[Record]) -> None:
     with contextlib.suppress(Exception), quiet(model), torch.no_grad():
         args, kwargs = make_inputs(made[0]["inputs"], next(model.parameters()).device)
         model(*args, **kwargs)
+
+
+def forget_kept(model: nn.Module, made: list[Record]) -> None:
+    """Let `model`, which may have been run, forget what a forward on inputs like the recorded ones makes again."""
+    if "unknown" not in made[0]["inputs"]:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        forget(model, *make_inputs(made[0]["inputs"], device))
 
 
 def cut_again(model: nn.Module, made: list[Record], device: torch.device | str, undo: list[Undo]) -> nn.Module:

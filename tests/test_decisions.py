@@ -128,7 +128,7 @@ def test_lists_and_arrays_are_decisions_too() -> None:
 
 
 class Rounded(nn.Module):
-    """Halves a row at its width, which goes through a tensor on the way."""
+    """Halves a row at its width, which goes through a tensor that is computed with on the way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Rounded(nn.Module):
         self.first, self.gates, self.last = nn.Linear(6, 16), nn.Linear(16, 32), nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        half = torch.IntTensor([self.width])[0]
+        half = torch.IntTensor([self.width]).sum()
         hidden = self.first(x).view(-1, self.width)
         hidden = hidden if hidden.sum() > 0 else hidden * 2
         both = self.gates(hidden)

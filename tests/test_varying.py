@@ -107,6 +107,26 @@ def test_a_length_that_the_graph_form_needs_and_the_model_does_not_is_noted() ->
     assert report.model(torch.rand(3, 7, 6), torch.rand(3, 7, 1)).shape == (3, 4)
 
 
+class Placed(nn.Module):
+    """Multiplies by the rows of a table that belong to the places, which ties the length to that of the example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 16), nn.Linear(16, 3)
+        self.register_buffer("table", torch.rand(64, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x) * self.table[: x.shape[1]].view(1, x.shape[1], 1))
+
+
+def test_a_length_that_the_capture_finds_out_to_be_one_number_is_noted() -> None:
+    report = as_graph(Placed(), torch.rand(2, 7, 5))
+    with pytest.raises(RuntimeError):
+        report.model(torch.rand(2, 9, 5))
+    (note,) = report.notes
+    assert "takes only size 7 of dimension 1 of input 'x'" in note
+
+
 @pytest.mark.parametrize("wrong", [lambda y: y[:2], lambda y: y / y.shape[0]], ids=["rows", "values"])
 def test_a_batch_that_a_number_in_the_graph_came_from_is_noted(wrong: object) -> None:
     class Baked(nn.Module):

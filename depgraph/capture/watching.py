@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from depgraph.capture import proxies
+from depgraph.capture.boxes import boxed
 from depgraph.capture.data import BY_OPERATORS
 from depgraph.capture.expressions import parts
 from depgraph.capture.frames import here, where
@@ -165,6 +166,7 @@ def watched(model: nn.Module, log: Log, finish: Callable[[Any], None]) -> Iterat
             inside.enter_context(observing(log))
             inside.enter_context(_builtin_extremes())
         inside.enter_context(Watch(log))
+        inside.enter_context(boxed())
 
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
         nonlocal depth

@@ -10,6 +10,7 @@ from torch import nn
 
 from depgraph.capture.capturing import quiet
 from depgraph.capture.exported import only_as_module
+from depgraph.capture.forgetting import forget
 from depgraph.capture.training import training_forward
 from depgraph.cutting.absorbing import absorb
 from depgraph.cutting.drifting import new_drifts, numbers_of
@@ -61,6 +62,7 @@ def apply(plan: Plan, **options: Any) -> CutReport:
     """
     how = _how(options)
     plan.graph.check_unchanged()
+    forget(plan.graph.model, plan.graph.args, plan.graph.kwargs)
     if how.check != "none":
         require_finite(plan.graph.model, CheckError)
     if with_entries(plan) and not plan.branches:
@@ -90,6 +92,7 @@ def apply_in_place(plan: Plan, **options: Any) -> CutReport:
     if how.form == "graph":
         raise CutError("a graph can't be cut in place: use plan.apply(form='graph'), which gives a new module")
     plan.graph.check_unchanged()
+    forget(plan.graph.model, plan.graph.args, plan.graph.kwargs)
     if how.check != "none":
         require_finite(plan.graph.model, CheckError)
     if plan.branches:

@@ -108,7 +108,21 @@ class SizeRules:
             return None
         where, key, *rest = site.path
         name = key if where == "kwargs" else changed.node.target._schema.arguments[key].name  # type: ignore[union-attr]
+        if isinstance(site.expr, Op) and self.runs_out(site):
+            return self._ending(site, kept)
         return _within(changed.changes[name], rest, site.value) if name in changed.changes else site.value
+
+    def runs_out(self, site: Site) -> bool:
+        """Does a slice end here where what it is taken of ends? Any number from there on does the same."""
+        node = self.nodes[site.node]
+        if str(node.target) != "aten.slice.Tensor" or site.path != ("args", 3):
+            return False
+        source = self.values.get(node.all_input_nodes[0].name)
+        return source is not None and site.value == source.shape[node.args[1]]  # type: ignore[index]
+
+    def _ending(self, site: Site, kept: Kept) -> int:
+        node = self.nodes[site.node]
+        return kept.shape(self.values[node.all_input_nodes[0].name])[node.args[1]]  # type: ignore[index]
 
     def solve(self, kept: Kept) -> Solution:
         """Find the attributes that make the module compute the cut, and whatever conflicts remain.
@@ -147,7 +161,7 @@ class SizeRules:
             wanted: dict[int, Site] = {}
             for site in sites:
                 need = self.needed(site, kept)
-                if need is not None:
+                if need is not None and not self.runs_out(site):
                     wanted.setdefault(need, site)
             if len(wanted) > 1:
                 (a, first), (b, second) = list(wanted.items())[:2]
@@ -216,7 +230,7 @@ class SizeRules:
 
     def _check_site(self, site: Site, need: Any, kept: Kept, solution: Solution) -> None:
         gives = site.value if site.expr is None else self.value(site.expr, kept, solution)
-        if gives == need:
+        if gives == need or (gives is not None and self.runs_out(site) and gives >= self._ending(site, kept)):
             return
         if isinstance(site.value, float):
             self._drift(site, gives / need if gives and need else 0.0, solution)

@@ -173,7 +173,8 @@ def gap(rules: SizeRules, tie: Tie, kept: Kept) -> int:
     if any(n is None for n in needs):
         return 1
     if isinstance(tie.sites[0].expr, Attr):
-        return sum(n - min(needs) for n in needs)
+        firm = [n for n, site in zip(needs, tie.sites, strict=True) if not rules.runs_out(site)]
+        return sum(n - min(firm) for n in firm)
     known = Solution(_known_attributes(rules, tie, kept))
     _guess_unknown(rules, tie, needs, kept, known)
     gives = [rules.value(site.expr, kept, known) for site in tie.sites]  # type: ignore[arg-type]

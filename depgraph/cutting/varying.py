@@ -62,7 +62,7 @@ def wrong_sizes(graph: DependencyGraph, whole: nn.Module, inputs: Taken) -> Dims
     for place, given in inputs.items():
         for d, size in enumerate(given.shape):
             dims = next(_together(inputs, place, d))
-            if isinstance(size, torch.SymInt) and (place, d) not in wrong and trial.differs(dims):
+            if _symbols(size) and (place, d) not in wrong and trial.differs(dims):
                 wrong |= dims
     return wrong
 
@@ -71,7 +71,7 @@ def _together(inputs: Taken, place: int, d: int) -> Iterator[Dims]:
     """The dims to change with one: those that share a symbol; else those of its size at its place, or it alone."""
     size = inputs[place].shape[d]
     every = [((p, k), other) for p, given in inputs.items() for k, other in enumerate(given.shape)]
-    if isinstance(size, torch.SymInt):
+    if _symbols(size):
         yield frozenset(dim for dim, other in every if _symbols(other) & _symbols(size))
         return
     yield frozenset(dim for dim, other in every if dim[1] == d and not _symbols(other) and other == size)
@@ -79,6 +79,7 @@ def _together(inputs: Taken, place: int, d: int) -> Iterator[Dims]:
 
 
 def _symbols(size: Any) -> set[Any]:
+    """None for a number, and for what was a symbol until the capture found that it must be one number."""
     return set(size.node.expr.free_symbols) if isinstance(size, torch.SymInt) else set()
 
 
@@ -113,7 +114,7 @@ class _Trial:
         """Is the size of these dims the only one that the graph form takes, and not the original?"""
         for dims in ways:
             if dims not in self.known and len(self.known) >= _MOST_TRIES:
-                return not isinstance(size, torch.SymInt)
+                return not _symbols(size)
             if dims not in self.known:
                 self.known[dims] = self._fixed(dims)
             if self.known[dims] is not None:
