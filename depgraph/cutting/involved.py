@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook
-from torch.utils import _pytree as pytree
+from torch.overrides import TorchFunctionMode
+
+from depgraph.capture.hooking import hooked
 
 _MOST = 48  # operations in the formula of one size; torch takes seconds for each comparison of such
 
@@ -19,26 +20,42 @@ class Involved(Exception):
 
 
 @contextmanager
-def none_involved() -> Iterator[None]:
-    """Within, a module that gives a tensor of such a size raises Involved.
+def none_involved(model: nn.Module) -> Iterator[None]:
+    """Within, `model` raises Involved where it makes a tensor of such a size.
 
     Windows, padding and strides in turn nest divisions of divisions: a hierarchical transformer whose height and width are open
     has sizes of a hundred operations after three stages.
     """
-    plain: set[Any] = set()
+    inside = ExitStack()
 
-    def look(module: nn.Module, args: Any, output: Any) -> None:
-        for leaf in pytree.tree_leaves(output):
-            for size in leaf.shape if isinstance(leaf, torch.Tensor) else ():
-                formula = size.node.expr if isinstance(size, torch.SymInt) else 0
-                if formula in plain:
-                    continue
-                if isinstance(size, torch.SymInt) and formula.count_ops() > _MOST:
-                    raise Involved(f"{type(module).__name__} gives a tensor of size {formula}")
-                plain.add(formula)
+    def enter(module: nn.Module, args: Any) -> None:
+        inside.enter_context(_Looking())
 
-    handle = register_module_forward_hook(look)
-    try:
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        inside.close()
+
+    with inside, hooked(model, enter, leave):
         yield
-    finally:
-        handle.remove()
+
+
+class _Looking(TorchFunctionMode):
+    """Looks at the sizes of every tensor that torch makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain: set[Any] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one function."""
+        made = func(*args, **(kwargs or {}))
+        for size in made.shape if isinstance(made, torch.Tensor) else ():
+            if isinstance(size, torch.SymInt):
+                self._look(getattr(func, "__name__", str(func)), size.node.expr)
+        return made
+
+    def _look(self, name: str, formula: Any) -> None:
+        if formula in self.plain:
+            return
+        if formula.count_ops() > _MOST:
+            raise Involved(f"{name} gives a tensor of size {formula}")
+        self.plain.add(formula)

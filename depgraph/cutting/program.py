@@ -180,7 +180,7 @@ def _exported(graph: DependencyGraph, inputs: Any, dims: Any) -> ExportedProgram
     model = graph.model
     with contextlib.suppress(Exception), dumps_dropped(), quiet(model), torch.no_grad():
         shapes = _by_name(graph, dims)
-        with unwritten(model, *args, kwargs), data_by_operators(model), none_involved():
+        with unwritten(model, *args, kwargs), data_by_operators(model), none_involved(model):
             return inlined(torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False))
     return None
 
