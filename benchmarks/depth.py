@@ -1,9 +1,9 @@
 """Perplexity of a language model without some of its blocks or sublayers, by method and beside the best possible; see depth.md.
 
-python benchmarks/depth.py MODEL TEXT [--batches 6] [--samples 8] [--length 64] [--instances 6]
+python benchmarks/depth.py MODEL TEXT [--held-out TEXT] [--batches 6] [--samples 8] [--length 64] [--instances 6]
 
-MODEL is a transformers directory. The last tenth of TEXT is kept apart to measure on. Layer evaluations are blocks or sublayers
-run, times batches.
+MODEL is a transformers directory. Without a held-out text the last tenth of TEXT is kept apart to measure on. Layer evaluations
+are blocks or sublayers run, times batches.
 """
 
 from __future__ import annotations
@@ -222,6 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("text", type=Path)
+    parser.add_argument("--held-out", type=Path, metavar="TEXT")
     parser.add_argument("--batches", type=int, default=6)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--length", type=int, default=64)
@@ -238,9 +239,10 @@ def main() -> None:
         return torch.tensor(tokenizer.encode(part[:200_000], add_special_tokens=False, verbose=False))
 
     aside = len(text) - len(text) // 10
-    bench = Bench(
-        model, batches(tokens(text[:aside]), amount), batches(tokens(text[aside:]), Amount(4, 8, amount.length))
-    )
+    used, measured = (text[:aside], text[aside:])
+    if chosen.held_out is not None:
+        used, measured = text, chosen.held_out.read_text(encoding="utf-8")
+    bench = Bench(model, batches(tokens(used), amount), batches(tokens(measured), Amount(4, 8, amount.length)))
     print(f"whole model: held-out perplexity {bench.perplexity('blocks', ()):.2f}")
     told: Make = lambda data: depth.Exhaustive(bench.held_out)  # noqa: E731
     bench.table("blocks", of_blocks() | {"best for the held-out text itself": told}, chosen.blocks)

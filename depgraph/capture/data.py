@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from depgraph.capture.frames import where
-from depgraph.capture.hooking import hooked
+from depgraph.capture.hooking import while_running
 from depgraph.errors import CaptureError
 
 
@@ -36,19 +36,9 @@ class DataByOperators(TorchFunctionMode):
         return BY_OPERATORS.get(func, func)(*args, **(kwargs or {}))
 
 
-@contextmanager
-def data_by_operators(model: nn.Module) -> Iterator[None]:
+def data_by_operators(model: nn.Module) -> AbstractContextManager[None]:
     """`DataByOperators` while `model` runs within."""
-    inside = ExitStack()
-
-    def enter(module: nn.Module, args: Any) -> None:
-        inside.enter_context(DataByOperators())
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        inside.close()
-
-    with inside, hooked(model, enter, leave):
-        yield
+    return while_running(model, DataByOperators)
 
 
 def _replace(tensor: Tensor, value: Tensor) -> None:

@@ -31,13 +31,16 @@ def forget(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
 
 def _forget(model: nn.Module, inputs: Any, found: list[dict[Any, Any]]) -> None:
     before = [dict(held) for held in found]
+    after: list[dict[Any, Any]] = [{} for _ in found]
     for held in found:
         held.clear()
-    after = _made_by(model, inputs, found)
-    for held, old, new in zip(found, before, after, strict=True):
-        held.clear()
-        if not _same(old, new):
-            held.update(old)
+    try:
+        after = _made_by(model, inputs, found)
+    finally:  # interrupted, too
+        for held, old, new in zip(found, before, after, strict=True):
+            held.clear()
+            if not _same(old, new):
+                held.update(old)
 
 
 def _keeps(name: str, held: Any) -> bool:

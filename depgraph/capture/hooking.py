@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -21,3 +21,18 @@ def hooked(model: nn.Module, enter: Callable[..., Any], leave: Callable[..., Any
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def while_running(model: nn.Module, mode: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Within, each forward of `model` runs in a context that `mode` makes anew."""
+    inside = ExitStack()
+
+    def enter(module: nn.Module, args: Any) -> None:
+        inside.enter_context(mode())
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        inside.close()
+
+    with inside, hooked(model, enter, leave):
+        yield

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from depgraph.capture.hooking import hooked
+from depgraph.capture.hooking import while_running
 
 _MOST = 48  # operations in the formula of one size; torch takes seconds for each comparison of such
 
@@ -19,23 +18,13 @@ class Involved(Exception):
     """A size is made of more operations than can be reasoned about in bounded time."""
 
 
-@contextmanager
-def none_involved(model: nn.Module) -> Iterator[None]:
+def none_involved(model: nn.Module) -> AbstractContextManager[None]:
     """Within, `model` raises Involved where it makes a tensor of such a size.
 
     Windows, padding and strides in turn nest divisions of divisions: a hierarchical transformer whose height and width are open
     has sizes of a hundred operations after three stages.
     """
-    inside = ExitStack()
-
-    def enter(module: nn.Module, args: Any) -> None:
-        inside.enter_context(_Looking())
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        inside.close()
-
-    with inside, hooked(model, enter, leave):
-        yield
+    return while_running(model, _Looking)
 
 
 class _Looking(TorchFunctionMode):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from depgraph.axes import Axis
@@ -12,6 +13,7 @@ from depgraph.dependency import DependencyGraph
 from depgraph.inspecting import Inspection
 from depgraph.layers import Anatomy, Layer, block_of
 from depgraph.story.parts import AxisCut, LayerWidths, Stage, Story
+from depgraph.story.telling import cut_of
 from depgraph.widths import Cost
 
 
@@ -97,20 +99,12 @@ def _axes(found: Inspection, after: Iterable[Axis], family: Mapping[str, int]) -
     for axis in after:
         now.setdefault(_stem(axis.name), []).append(axis.size)
     for axis in found.graph.axes:
-        left, said = now.get(_stem(axis.name), []), found.descriptions[axis.name]
+        left = now.get(_stem(axis.name), [])
         if len(left) != 1 or left[0] > axis.size:
             continue
         gone = axis.size - left[0]
-        yield AxisCut(
-            name=axis.name,
-            what=str(said),
-            block=block_of(f"{said.where}.") if said.where else "",
-            family=family[axis.name],
-            groups=axis.size,
-            removed=gone,
-            fixed=int((~axis.prunable).sum()),
-            map=(float(f"{gone / max(axis.size, 1):.6g}"),),
-        )
+        share = float(f"{gone / max(axis.size, 1):.6g}")
+        yield replace(cut_of(axis, found, family[axis.name], gone), map=(share,))
 
 
 def _stem(name: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from importlib import metadata
 from math import prod
 
 import numpy as np
 
+from depgraph.axes import Axis
 from depgraph.cutting.report import CutReport
 from depgraph.inspecting import Inspection
 from depgraph.layers import Layer, block_of
@@ -94,21 +96,28 @@ class _Layers:
         return self.family[max(reach, key=reach.__getitem__)] if reach else None
 
 
+def cut_of(axis: Axis, found: Inspection, family: int, removed: int) -> AxisCut:
+    """What an axis is, and how many of its groups went."""
+    said = found.descriptions[axis.name]
+    return AxisCut(
+        name=axis.name,
+        what=str(said),
+        block=block_of(f"{said.where}.") if said.where else "",
+        family=family,
+        groups=axis.size,
+        removed=removed,
+        fixed=int((~axis.prunable).sum()),
+    )
+
+
 def _axes(plan: Plan, found: Inspection, family: Mapping[str, int], scores: Scores) -> Iterator[AxisCut]:
     for axis in plan.graph.axes:
         gone = np.zeros(axis.size)
         gone[list(plan.removal.get(axis.name, ()))] = 1
-        said, given = found.descriptions[axis.name], scores.get(axis.name)
-        free = np.flatnonzero(axis.prunable)
+        free, given = np.flatnonzero(axis.prunable), scores.get(axis.name)
         ranked = free[np.argsort(np.asarray(given)[free], kind="stable")] if given is not None else free[:0]
-        yield AxisCut(
-            name=axis.name,
-            what=str(said),
-            block=block_of(f"{said.where}.") if said.where else "",
-            family=family[axis.name],
-            groups=axis.size,
-            removed=int(gone.sum()),
-            fixed=axis.size - len(free),
+        yield replace(
+            cut_of(axis, found, family[axis.name], int(gone.sum())),
             map=_means(gone),
             scores=_means(np.asarray(given)[ranked]) if given is not None else (),
             gone=_means(gone[ranked]),

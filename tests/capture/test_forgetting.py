@@ -73,3 +73,17 @@ def test_tensors_in_dicts_that_no_forward_makes_stay() -> None:
     depgraph.trace(model, x)
     assert all(model.kept[key] is tensor for key, tensor in kept.items())
     assert model.names == named
+
+
+def test_an_interruption_leaves_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = make(), torch.randn(2, 7, 6)
+    model(x)
+    kept = dict(model.kept)
+
+    def interrupted(x: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        depgraph.trace(model, x)
+    assert model.kept.keys() == kept.keys() and all(model.kept[key] is tensor for key, tensor in kept.items())
