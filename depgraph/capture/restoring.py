@@ -25,9 +25,6 @@ from depgraph.capture.proxies import storage_key
 _MAX_DEPTH, _MAX_ITEMS = 5, 1024
 _CONTAINERS = (list, dict, set)
 _NESTED = (*_CONTAINERS, tuple)
-_PLAIN = frozenset(
-    [int, float, bool, str, type(None), torch.Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device]
-)
 _FOREIGN = frozenset(sys.stdlib_module_names - {"types", "argparse"}) | {"torch", "numpy"}
 
 
@@ -64,14 +61,27 @@ def own_containers(inputs: Any) -> Any:
 def is_open(value: Any) -> bool:
     """Whether `value` is an object with attributes to look into, such as a config."""
     kind: Any = type(value)
-    return _may_be_open(kind) and hasattr(value, "__dict__")
+    return _holds(kind) is _Holds.ATTRIBUTES and hasattr(value, "__dict__")
+
+
+class _Holds(enum.Enum):
+    """What an object of a class may hold that a forward could change: asked of every attribute of every module."""
+
+    NOTHING = enum.auto()
+    NUMBERS = enum.auto()
+    ITEMS = enum.auto()
+    ATTRIBUTES = enum.auto()
 
 
 @cache
-def _may_be_open(cls: Any) -> bool:
-    if issubclass(cls, (nn.Module, torch.Tensor, type, enum.Enum)):
-        return False
-    return cls.__module__.split(".")[0] not in _FOREIGN
+def _holds(cls: Any) -> _Holds:
+    if issubclass(cls, Tensor):
+        return _Holds.NUMBERS
+    if issubclass(cls, _NESTED) and cls is not torch.Size:
+        return _Holds.ITEMS
+    if issubclass(cls, (nn.Module, type, enum.Enum)) or cls.__module__.split(".")[0] in _FOREIGN:
+        return _Holds.NOTHING
+    return _Holds.ATTRIBUTES
 
 
 def _held_by(model: nn.Module, inputs: Any) -> tuple[list[Any], list[Tensor]]:
@@ -79,7 +89,7 @@ def _held_by(model: nn.Module, inputs: Any) -> tuple[list[Any], list[Tensor]]:
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     left: list[tuple[Any, int]] = [(vars(module), _MAX_DEPTH) for module in reversed(modules)]
     left.append((inputs, _MAX_DEPTH))
-    seen: set[int] = set()
+    seen = {id(getattr(model, "depgraph_record", None))}  # large, and no forward knows of it
     found: list[Any] = []
     tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}
     while left:
@@ -92,13 +102,15 @@ def _held_by(model: nn.Module, inputs: Any) -> tuple[list[Any], list[Tensor]]:
         closed = not depth or len(container) > _MAX_ITEMS or isinstance(container, set)
         below = depth if isinstance(container, tuple) else depth - 1
         for value in container.values() if isinstance(container, dict) else container:
-            if isinstance(value, Tensor):
-                tensors[id(value)] = value
-            elif closed or type(value) in _PLAIN:
+            kind: Any = type(value)
+            held = _holds(kind)
+            if held is _Holds.NOTHING:
                 continue
-            elif isinstance(value, _NESTED):
+            if held is _Holds.NUMBERS:
+                tensors[id(value)] = value
+            elif not closed and held is _Holds.ITEMS:
                 left.append((value, below))
-            elif is_open(value):
+            elif not closed and hasattr(value, "__dict__"):
                 left.append((vars(value), below))
     return found, [tensor for tensor in tensors.values() if _has_memory(tensor)]
 
