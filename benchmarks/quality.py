@@ -38,6 +38,7 @@ import depgraph  # noqa: E402
 from depgraph.errors import DepgraphError  # noqa: E402
 from importance import recipes  # noqa: E402
 from importance.calling import loss_of  # noqa: E402
+from importance.remembered import remembering  # noqa: E402
 
 KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5)
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "depgraph"
@@ -93,6 +94,7 @@ class Bench:
         self.subject, self.given = subject, given
         self.graph = depgraph.trace(subject.model, kwargs=subject.example())
         self.batches = {seed: subject.batches(seed) for seed in range(given.seeds)}
+        self.made: dict[tuple[str, int], recipes.Recipe] = {}
 
     def forward(self) -> None:
         """One pass over the calibration data."""
@@ -125,13 +127,15 @@ class Bench:
         return measured(lambda: score(self.graph))[1] if score is not None else {}
 
     def prune(self, name: str, keep: float, seed: int) -> Record:
-        """One pruned model."""
-        recipe, target = self.recipe(name, seed), depgraph.Target(params=keep)
+        """One pruned model, and for the first of a recipe and seed what it took: others take the same scores again."""
+        first, target = (name, seed) not in self.made, depgraph.Target(params=keep)
+        recipe = self.made.setdefault((name, seed), remembering(self.recipe(name, seed)))
         pruned, spent = measured(lambda: recipe.prune(self.graph, target))
         quality = self.subject.quality(pruned.model)
         if not math.isfinite(quality):
             raise ArithmeticError(f"the {self.subject.metric} is {quality}")
-        return {"quality": quality, "kept": parameters(pruned.model) / parameters(self.subject.model), **spent}
+        kept = parameters(pruned.model) / parameters(self.subject.model)
+        return {"quality": quality, "kept": kept, **(spent if first else {})}
 
 
 def seeds_of(name: str, count: int) -> range:

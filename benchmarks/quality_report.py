@@ -183,8 +183,8 @@ def _cost(found: Sequence[Table]) -> str:
     parts = [
         "## Cost",
         "CPU seconds in units of one forward pass over the calibration data, peak memory beyond what was held before in units of the "
-        "weights; scoring alone, and the whole of scoring, planning, cutting, checking and compensating (mean over shares and seeds, "
-        "highest peak). The first row is the model's own forward pass, the second forward and backward.",
+        "weights; scoring alone, and the whole of scoring, planning, cutting, checking and compensating (mean over seeds, of the "
+        "first share; the highest peak). The first row is the model's own forward pass, the second forward and backward.",
     ]
     for table in found:
         second, weights = table.dense["seconds"], table.dense["weights_mb"]
