@@ -45,15 +45,14 @@ class Group:
 class Entries:
     """A list or dict of modules whose entry k leaves, whole, with group `labels[k]` of an axis, as experts do.
 
-    `tensors` names what each entry holds, `nodes` the operators that go with it. `counts` are the integers that say how many
-    entries there are, and `keys` the names that those of a dict have afterwards: their "own", or the "first" ones.
+    `tensors` names what each entry holds, `nodes` the operators that go with it. `keys` says which names those of a dict have
+    afterwards: their "own", or the "first" ones.
     """
 
     container: str
     labels: np.ndarray = field(repr=False)
     tensors: tuple[frozenset[str], ...] = field(repr=False)
     nodes: tuple[frozenset[str], ...] = field(repr=False)
-    counts: tuple[Attr, ...] = ()
     keys: str = "own"
 
     def going(self, groups: Iterable[int]) -> list[int]:
@@ -62,11 +61,24 @@ class Entries:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """Integers of the model's modules that say how many indices there are, of which index k leaves with group `labels[k]`."""
+
+    attrs: tuple[Attr, ...]
+    labels: np.ndarray = field(repr=False)
+
+    def going(self, groups: Iterable[int]) -> np.ndarray:
+        """Which indices leave with these groups, as a boolean array."""
+        return np.isin(self.labels, list(groups))
+
+
+@dataclass(frozen=True)
 class Axis:
     """A set of dims, across the whole model, that must be narrowed together.
 
     `size` is its number of groups, `exact` whether removing a group equals zeroing it, `mixed_by` the operators that make
-    it inexact, `reasons` why certain groups can't go (by group number). `entries` are whole modules that go with groups.
+    it inexact, `reasons` why certain groups can't go (by group number). `entries` are whole modules that go with groups;
+    `counted` says that nothing but a trial showed that groups can go, in the module, and what counts them there.
     """
 
     name: str
@@ -76,6 +88,12 @@ class Axis:
     mixed_by: tuple[str, ...]
     labels: dict[int, np.ndarray] = field(repr=False)
     entries: tuple[Entries, ...] = ()
+    counted: Counted | None = None
+
+    @property
+    def tried(self) -> bool:
+        """Do its groups go as a trial showed, and not by what operators say of dims?"""
+        return self.counted is not None
 
     @property
     def exact(self) -> bool:

@@ -106,7 +106,7 @@ class Choice:
         if options.scope == "uniform" and graph.form != "graph":
             pinned = frozenset() if of_library(graph.model) else pinned | config_bound(graph)
         if options.form == "graph":  # whole modules leave a list of the module
-            pinned |= {a.name for a in graph.axes if a.entries}
+            pinned |= {a.name for a in graph.axes if a.tried}
         open_axes = [a for a in graph.axes if a.name not in pinned and not matches(a, options.protect)]
         stays = _never_empty(graph, scores, [a.name for a in open_axes if a.prunable.any()])
         for axis in open_axes:

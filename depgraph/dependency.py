@@ -104,7 +104,7 @@ class DependencyGraph:
     @property
     def form(self) -> str:
         """The only form that the model can be cut in, "module" or "graph"; "auto" where both may do."""
-        whole = any(axis.entries for axis in self.axes)
+        whole = any(axis.tried for axis in self.axes)
         return "module" if whole or only_as_module(self.capture.exported) else "auto"
 
     @property

@@ -212,7 +212,7 @@ class Kept:
 
     def of_dims(self) -> Kept:
         """The same without the axes with which whole modules go."""
-        masks = {n: m for n, m in self.masks.items() if not self.widths.axes[n].entries}
+        masks = {n: m for n, m in self.masks.items() if not self.widths.axes[n].tried}
         return Kept(self.widths, masks, self.left_out)
 
     def without(self, names: Iterable[str]) -> Kept:

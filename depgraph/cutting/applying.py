@@ -157,7 +157,7 @@ def _without_entries_in_place(plan: Plan, how: How) -> CutReport:
 
 def _of_dims(plan: Plan) -> Plan:
     """The plan without the axes that take whole modules along."""
-    left = {name: groups for name, groups in plan.removal.items() if not plan.graph[name].entries}
+    left = {name: groups for name, groups in plan.removal.items() if not plan.graph[name].tried}
     return replace(plan, removal=left)
 
 

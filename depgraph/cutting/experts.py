@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -44,7 +45,7 @@ Groups = Mapping[str, tuple[int, ...]]
 
 def with_entries(plan: Plan) -> dict[str, tuple[int, ...]]:
     """The part of a plan's removal that takes whole modules along."""
-    return {name: groups for name, groups in plan.removal.items() if plan.graph[name].entries}
+    return {name: groups for name, groups in plan.removal.items() if plan.graph[name].tried}
 
 
 def leaving(graph: DependencyGraph, removal: Groups) -> Shortening:
@@ -56,12 +57,21 @@ def leaving(graph: DependencyGraph, removal: Groups) -> Shortening:
         places = positions(graph.model, container, sized)
         found.integers |= renumber(graph.model, container, places, gone)
         found.entries += [(container, k) for k in sorted(gone, reverse=True)]
+    found.integers |= _counts(graph, removal)
     for entries in (entries for name in removal for entries in graph[name].entries):
-        left = len(going[entries.container])
-        found.integers |= {attr: _now(graph.model, attr) - left for attr in entries.counts}
         if entries.keys == "first" and entries.container not in found.keyed:
             found.keyed.append(entries.container)
     return found
+
+
+def _counts(graph: DependencyGraph, removal: Groups) -> dict[Attr, int]:
+    """What counts parts afterwards: an index stays that no axis takes away."""
+    gone: dict[Attr, np.ndarray] = {}
+    for name, groups in removal.items():
+        counted = graph[name].counted
+        for attr in () if counted is None else counted.attrs:
+            gone[attr] = counted.going(groups) | gone.get(attr, False)
+    return {attr: int((~mask).sum()) for attr, mask in gone.items()}
 
 
 def _narrowing(graph: DependencyGraph, kept: Kept) -> Iterator[tuple[str, int, list[int]]]:
@@ -81,10 +91,6 @@ def _going(graph: DependencyGraph, removal: Groups) -> dict[str, set[int]]:
         for entries in graph[name].entries:
             found.setdefault(entries.container, set()).update(entries.going(groups))
     return found
-
-
-def _now(model: nn.Module, attr: Attr) -> int:
-    return int(getattr(model.get_submodule(attr.module), attr.name))
 
 
 class Expected(NamedTuple):

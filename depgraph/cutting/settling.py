@@ -53,7 +53,7 @@ class Settler:
     _known: dict[tuple[int, tuple[int, ...]], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        whole = {axis.name for axis in self.rules.graph.axes if axis.entries}
+        whole = {axis.name for axis in self.rules.graph.axes if axis.tried}
         self.ties = [t for t in find_ties(self.rules) if any(a in self.order and a not in whole for a in t.axes)]
 
     def settle(self, counts: Counts) -> Counts:
