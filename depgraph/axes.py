@@ -43,10 +43,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Entries:
-    """A list or dict of modules whose entry k leaves, whole, with group `labels[k]` of an axis, as experts do.
+    """A container of modules whose entry k leaves, whole, with group `labels[k]` of an axis, as experts do; -1 stays.
 
-    `tensors` names what each entry holds, `nodes` the operators that go with it. `keys` says which names those of a dict have
-    afterwards: their "own", or the "first" ones.
+    `tensors` names what each entry holds, `nodes` the operators that go with it. `keys` says which names those that have names
+    of their own have afterwards: their "own", or the "first" ones.
     """
 
     container: str
@@ -62,9 +62,9 @@ class Entries:
 
 @dataclass(frozen=True)
 class Counted:
-    """Integers of the model's modules that say how many indices there are, of which index k leaves with group `labels[k]`."""
+    """An integer of the model's modules that says how many indices there are, of which index k leaves with group `labels[k]`."""
 
-    attrs: tuple[Attr, ...]
+    attr: Attr
     labels: np.ndarray = field(repr=False)
 
     def going(self, groups: Iterable[int]) -> np.ndarray:
@@ -77,8 +77,8 @@ class Axis:
     """A set of dims, across the whole model, that must be narrowed together.
 
     `size` is its number of groups, `exact` whether removing a group equals zeroing it, `mixed_by` the operators that make
-    it inexact, `reasons` why certain groups can't go (by group number). `entries` are whole modules that go with groups;
-    `counted` says that nothing but a trial showed that groups can go, in the module, and what counts them there.
+    it inexact, `reasons` why certain groups can't go (by group number). An axis that was `tried` is one as a trial of the module
+    showed, and not as operators say of dims: `entries` are whole modules that go with its groups, `counted` what counts them.
     """
 
     name: str
@@ -88,12 +88,8 @@ class Axis:
     mixed_by: tuple[str, ...]
     labels: dict[int, np.ndarray] = field(repr=False)
     entries: tuple[Entries, ...] = ()
-    counted: Counted | None = None
-
-    @property
-    def tried(self) -> bool:
-        """Do its groups go as a trial showed, and not by what operators say of dims?"""
-        return self.counted is not None
+    tried: bool = False
+    counted: tuple[Counted, ...] = ()
 
     @property
     def exact(self) -> bool:

@@ -84,7 +84,8 @@ def _entries(use: _Use) -> Description | None:
         return None
     relations, reached = use.anatomy.program.relations, use.axis.labels.keys()
     counts = [least.count for least in relations.least if use.anatomy.class_of(least.dim) in reached]
-    role, note = _kind_of_choices("experts", use.axis.entries[0].labels, max(counts, default=0))
+    labels = use.axis.entries[0].labels
+    role, note = _kind_of_choices("experts", labels[labels != NONE], max(counts, default=0))
     return Description(role, common(entries.container for entries in use.axis.entries), note)
 
 

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
 from depgraph.axes import Axis, Counted, Entries, Member, axis_of, owners_of
 from depgraph.capture.sizes import Attr
 from depgraph.classes import NONE
 from depgraph.coupling import Labelling, find_axes
+from depgraph.cutting.entries import in_order
 from depgraph.cutting.experts import Expected, check_without, expected, leaving
 from depgraph.cutting.shortening import shorten
 from depgraph.holders import HARD, Holder, Holders, ListOfParts, StackOfParts
@@ -70,48 +70,55 @@ class _Candidate:
         """Every other group, as far as enough stay."""
         axis = self.versions[0]
         most = axis.size - graph.widths.least(axis.name)
-        groups = tuple(range(0, axis.size, 2))[:most]
+        groups = tuple(np.flatnonzero(axis.prunable)[::2].tolist())[:most]
         return {axis.name: groups} if groups else {}
 
 
 def _candidates(holders: Holders) -> Iterator[_Candidate]:
     """For every class of dims that is as large as holders near what makes it: the axis from there, with these."""
-    graph, together = holders.graph, dict[int, list[Holder]]()
-    for one in holders.found:
-        for number in holders.nearest(one):
-            together.setdefault(number, []).append(one)
+    graph = holders.graph
     names = {axis.name: 1 for axis in graph.axes}
-    for number, near in together.items():
+    for number, near in holders.together.items():
         for found in _labellings(graph, number, near):
             axis = axis_of(found, holders.owners, graph.classes, names)
-            labels = axis.labels[number]
-            same = (a for a in graph.axes if number in a.labels and np.array_equal(a.labels[number], labels))
+            labels = axis.labels.pop(len(graph.classes.size))
+            same = (
+                a for a in graph.axes if number in a.labels and np.array_equal(a.labels[number], axis.labels[number])
+            )
             known = next(same, None)
             if known is None or not known.prunable.any():
                 axis = axis if known is None else replace(axis, name=known.name)
-                yield _Candidate(tuple(_versions(graph, axis, labels, near)))
+                yield _Candidate(tuple(_versions(graph, axis, near, [axis.labels[number], labels])))
 
 
 def _labellings(graph: DependencyGraph, number: int, near: list[Holder]) -> list[Labelling]:
-    """The axes from a class of dims as if nothing fixed it, stacks with it; none where more than its numbers does."""
-    classes, pushes = graph.classes, defaultdict(list, graph.classes.pushes)
-    every = np.arange(classes.size[number])
-    for stack in (one for one in near if isinstance(one, StackOfParts)):
-        for a, b in ((number, stack.number), (stack.number, number)):
+    """The axes from parts, of which each stands for an index of a class of dims, as if nothing fixed that; none where more
+
+    than its numbers does. The parts are a class of their own, behind the last.
+    """
+    classes, size = graph.classes, near[0].size
+    parts, every = len(classes.size), np.arange(size)
+    pushes = defaultdict(list, classes.pushes)
+    for other in {number, *(one.number for one in near if isinstance(one, StackOfParts))}:
+        for a, b in ((parts, other), (other, parts)):
             pushes[a] = [*pushes[a], (every, b, every)]
     hard = {k: reason for k, reason in classes.fixed_whole.items() if reason.why in HARD}
-    found = find_axes(replace(classes, fixed_whole=hard, pushes=pushes), [number], {number})
-    whole = (axis for axis in found if (axis.labels[number] != NONE).all())
+    widened = replace(classes, size=[*classes.size, size], fixed_whole=hard, pushes=pushes)
+    found = find_axes(widened, [parts], {number})
+    whole = (axis for axis in found if parts in axis.labels and (axis.labels[parts] != NONE).all())
     return [axis for axis in whole if not any(reason.why in HARD for reason in axis.reasons.values())]
 
 
-def _versions(graph: DependencyGraph, axis: Axis, labels: np.ndarray, near: list[Holder]) -> Iterator[Axis]:
-    """The axis with its entries, for each guess of which integers count them and how those of a dict are called."""
-    lists = [one for one in near if isinstance(one, ListOfParts)]
+def _versions(graph: DependencyGraph, axis: Axis, near: list[Holder], known: list[np.ndarray]) -> Iterator[Axis]:
+    """The axis with its entries, for each guess of which integers count them and how those with names are called.
+
+    `known` are the labels of the indices that parts stand for, and of the parts.
+    """
+    lists = [(one, one.spread(known[-1])) for one in near if isinstance(one, ListOfParts)]
     groups = {
         name: group
-        for one in lists
-        for names, group in zip(one.tensors, labels.tolist(), strict=True)
+        for one, spread in lists
+        for names, group in zip(one.tensors, spread.tolist(), strict=True)
         for name in names
     }
     held = (v for v in graph.capture.program.values.values() if v.kind in ("parameter", "buffer") and v.shape)
@@ -119,30 +126,35 @@ def _versions(graph: DependencyGraph, axis: Axis, labels: np.ndarray, near: list
         *axis.members,
         *(Member(v.target, 0, v.kind, np.full(v.shape[0], groups[v.target])) for v in held if v.target in groups),
     ]
-    dicts = any(isinstance(graph.model.get_submodule(one.path), nn.ModuleDict) for one in lists)
-    for attrs in _counts(graph, axis, near):
-        for keys in ("own", "first") if dicts else ("own",):
-            entries = tuple(Entries(one.path, labels, one.tensors, one.nodes, keys) for one in lists)
-            yield replace(axis, members=tuple(members), reasons={}, entries=entries, counted=Counted(attrs, labels))
+    axis = replace(axis, members=tuple(members), reasons={}, tried=True)
+    named = any(not in_order(graph.model.get_submodule(one.path)) for one, _ in lists)
+    for counted in _counts(graph, axis, near, known):
+        for keys in ("own", "first") if named else ("own",):
+            entries = tuple(Entries(one.path, spread, one.tensors, one.nodes, keys) for one, spread in lists)
+            yield replace(axis, entries=entries, counted=counted)
 
 
-def _counts(graph: DependencyGraph, axis: Axis, near: list[Holder]) -> list[tuple[Attr, ...]]:
-    """Guesses of which integers of the modules around count the parts: those that are as many, and no sizes; all; none."""
+def _counts(
+    graph: DependencyGraph, axis: Axis, near: list[Holder], known: list[np.ndarray]
+) -> list[tuple[Counted, ...]]:
+    """Guesses of which integers of the modules around count the parts, or the indices that these stand for, with these labels:
+
+    those that are as many, and no sizes; all; none.
+    """
     paths = _around(
         [*(path for one in near for path in one.where), *(m.target.rpartition(".")[0] for m in axis.members)]
     )
-    sized = frozenset(graph.sizes.users)
-    number = near[0].size
+    sized, labels = frozenset(graph.sizes.users), {len(one): one for one in known}
     found = [
-        Attr(path, name, ())
+        Counted(Attr(path, name, ()), labels[value])
         for path in paths
         if not type(graph.model.get_submodule(path)).__module__.startswith("torch.nn.")
         for name, value in vars(graph.model.get_submodule(path)).items()
-        if type(value) is int and value == number and not name.startswith("_")
+        if type(value) is int and value in labels and not name.startswith("_")
     ]
-    unsized = tuple(attr for attr in found if attr not in sized)
-    guesses = [unsized, tuple(found), (), *((attr,) for attr in found)]
-    return list(dict.fromkeys(guesses))
+    unsized = [counted for counted in found if counted.attr not in sized]
+    guesses = [unsized, found, [], *([counted] for counted in found)]
+    return list({tuple(c.attr for c in guess): tuple(guess) for guess in guesses}.values())
 
 
 def _around(paths: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What holds parts alike, one for each index of some dim: lists of modules, and tensors in which parts are stacked."""
+"""What holds parts alike, one for each index of some dim: containers of modules, and tensors in which parts are stacked."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import nn
+from torch.fx import Node
 
 from depgraph.axes import Owners
 from depgraph.capture.exported import decisions_of
 from depgraph.capture.lowering import GIVEN, INPUT, OUTPUT
 from depgraph.capture.places import module_path
+from depgraph.classes import NONE
+from depgraph.cutting.barring import chosen_among
+from depgraph.cutting.entries import kinds
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -25,27 +30,37 @@ _MATRIX = 2
 
 @dataclass(frozen=True)
 class ListOfParts:
-    """A list or dict of modules that are alike and share nothing: its path, and by entry what it holds and computes."""
+    """A container of modules of which `alike` are, and share nothing: its path, and by entry what it holds and computes."""
 
     path: str
+    alike: tuple[bool, ...]
     tensors: tuple[frozenset[str], ...]
     nodes: tuple[frozenset[str], ...]
+    plain: bool = False
+    """Is it a module that has them among other children, and no container?"""
 
     @property
     def size(self) -> int:
-        return len(self.tensors)
+        return sum(self.alike)
 
     @property
     def owner(self) -> str:
-        return self.path.rpartition(".")[0]
+        return self.path if self.plain else self.path.rpartition(".")[0]
 
     @property
     def where(self) -> tuple[str, ...]:
-        """The modules that hold it."""
+        """The modules that hold the parts."""
         return (self.path,)
 
     def holds(self, target: str) -> bool:
-        return target.startswith(f"{self.path}.")
+        """Is a tensor within a part, or elsewhere in the container?"""
+        return any(target in held for held in self.tensors) or not self.plain and target.startswith(f"{self.path}.")
+
+    def spread(self, labels: np.ndarray) -> np.ndarray:
+        """The labels of the parts over all entries, -1 for the others."""
+        found = np.full(len(self.alike), NONE)
+        found[np.flatnonzero(self.alike)] = labels[: self.size]
+        return found
 
 
 @dataclass(frozen=True)
@@ -55,15 +70,15 @@ class StackOfParts:
     number: int
     size: int
     targets: tuple[str, ...]
+    plain: bool = True
 
     @property
     def owner(self) -> str:
-        """What holds the modules that hold the tensors."""
         return self.where[0]
 
     @property
     def where(self) -> tuple[str, ...]:
-        """The modules that hold them."""
+        """The modules that hold the tensors."""
         return tuple(dict.fromkeys(target.rpartition(".")[0] for target in self.targets))
 
     def holds(self, target: str) -> bool:
@@ -74,7 +89,7 @@ Holder = ListOfParts | StackOfParts
 
 
 class Holders:
-    """The holders of a graph, and the fixed dims of what lies near them that their parts may stand for."""
+    """The holders of a graph, and the dims of what lies near them that their parts may stand for."""
 
     def __init__(self, graph: DependencyGraph, owners: Owners) -> None:
         self.graph = graph
@@ -82,55 +97,114 @@ class Holders:
 
     @cached_property
     def found(self) -> list[Holder]:
-        """Lists first, each in the order of the model."""
-        return [*_lists(self.graph), *self._stacks()]
+        """Containers first, each in the order of the model; stacks only where something is chosen."""
+        return [*_lists(self.graph), *(self._stacks() if self.routing else ())]
 
     @cached_property
-    def computed(self) -> frozenset[int]:
-        """The classes of dims of what is computed from the inputs."""
+    def routing(self) -> frozenset[int]:
+        """The classes of dims of parameters that hold all their indices, among whose indices the forward chooses, or shares out."""
+        among = {number for _, number in chosen_among(self.graph)} & self.owners.keys() & self._computed
+        return frozenset(number for number in among if self._parameters(number) and self._is_held(number))
+
+    @cached_property
+    def together(self) -> dict[int, list[Holder]]:
+        """By class of dims, the holders whose parts may stand for its indices, or for the first of these; all have as many."""
+        found: dict[int, list[Holder]] = {}
+        for one in self.found:
+            for number in self._nearest(one):
+                found.setdefault(number, []).append(one)
+        largest = {number: max(one.size for one in near) for number, near in found.items()}
+        return {number: [one for one in near if one.size == largest[number]] for number, near in found.items()}
+
+    def _nearest(self, one: Holder) -> list[int]:
+        """The classes of dims that can't lose anything, of the parameters outside of a holder that lie nearest to it.
+
+        They are as large, or something is chosen among their indices and some have no part.
+        """
+        if isinstance(one, StackOfParts) and one.number in self.routing:
+            return [one.number]
+        near = dict[int, tuple[int, bool]]()
+        for number in self.owners:
+            size, chosen = self.graph.classes.size[number], number in self.routing
+            may = size >= one.size if chosen else size == one.size and not one.plain and self._is_made(number)
+            parameters = self._parameters(number) if may else []
+            outside = [v for v in parameters if v.used and not one.holds(v.target)]
+            if outside and len(outside) == len(parameters):
+                depth = max(_shared(one.owner, v.target.rpartition(".")[0]) for v in outside)
+                near[number] = depth, size == one.size
+        return [number for number, place in near.items() if place == max(near.values())]
+
+    def _is_made(self, number: int) -> bool:
+        """Is it fixed, and the dim of something that is computed from the inputs?"""
+        classes = self.graph.classes
+        fixed = number in classes.fixed_whole or number in classes.fixed
+        return fixed and number in self._computed and self._is_held(number)
+
+    @cached_property
+    def _moving(self) -> frozenset[str]:
+        """The names of what is computed from the inputs."""
         values, moving = self.graph.capture.program.values, set[str]()
         for node in self.graph.capture.exported.graph.nodes:
             value = values.get(node.name)
             entered = node.op == "placeholder" and value is not None and value.kind == "input"
             if entered or any(given.name in moving for given in node.all_input_nodes):
                 moving.add(node.name)
-        of_dim = self.graph.classes.of_dim
-        return frozenset(int(of_dim[d]) for name in moving if name in values for d in values[name].dims)
+        return frozenset(moving & values.keys())
 
-    def nearest(self, one: Holder) -> list[int]:
-        """The classes of fixed dims as large as a holder, of the parameters outside of it that lie nearest to it."""
-        near = dict[int, int]()
-        for number, held in self.owners.items():
-            if number not in self.computed or not self._fixed(number, one.size):
-                continue
-            parameters = [v for v, _ in held if v.kind == "parameter"]
-            outside = [v for v in parameters if v.used and not one.holds(v.target)]
-            if outside and len(outside) == len(parameters):
-                near[number] = max(_shared(one.owner, v.target.rpartition(".")[0]) for v in outside)
-        return [number for number, depth in near.items() if depth == max(near.values())]
+    @cached_property
+    def _computed(self) -> frozenset[int]:
+        values, of_dim = self.graph.capture.program.values, self.graph.classes.of_dim
+        return frozenset(int(of_dim[d]) for name in self._moving for d in values[name].dims)
 
-    def _fixed(self, number: int, size: int) -> bool:
-        """Is a class of that size and fixed, by more than that inputs or outputs have its size?"""
+    def _parameters(self, number: int) -> list[Value]:
+        return [v for v, _ in self.owners[number] if v.kind == "parameter"]
+
+    def _is_held(self, number: int) -> bool:
+        """Can none of its indices go, for no other reason than what is done with them?"""
         classes = self.graph.classes
         whole, some = classes.fixed_whole.get(number), classes.fixed.get(number, {})
-        hard = [reason.why in HARD for reason in ([whole] if whole else [*some.values()])]
-        return classes.size[number] == size and bool(hard) and not any(hard)
+        if any(reason.why in HARD for reason in ([whole] if whole else some.values())):
+            return False
+        return not any(self.graph[name].prunable.any() for name in self.graph.widths.reaching.get(number, ()))
 
     def _stacks(self) -> Iterator[StackOfParts]:
+        """Dims of stacked tensors, and of what is a view of some; what the parts of these stand for may have the same class."""
         sizes = self.graph.classes.size
-        routing = {sizes[k] for k, held in self.owners.items() if self._routes(k, held)}
-        for number, held in self.owners.items():
-            size = sizes[number]
-            if size not in routing or not self._fixed(number, size) or self._routes(number, held):
+        largest = max(sizes[number] for number in self.routing)
+        for number, tensors in self._holding().items():
+            if not 1 < sizes[number] <= largest or not self._is_held(number):
                 continue
-            targets = tuple(v.target for v, _ in held if v.kind == "parameter" and v.used)
-            if any(_wide(v) >= _MATRIX for v, _ in held) and targets and size > 1:
-                yield StackOfParts(number, size, targets)
+            widest = max(_wide(value) for value in tensors)
+            if widest > _MATRIX or widest == _MATRIX and number not in self.routing:
+                targets = dict.fromkeys(held for value in tensors for held in self._held_by(value))
+                if targets:
+                    yield StackOfParts(number, sizes[number], tuple(targets))
 
-    def _routes(self, number: int, held: list[tuple[Value, int]]) -> bool:
-        """Is it a dim along which something is computed, by what isn't stacked?"""
-        flat = any(v.kind == "parameter" and v.used and _wide(v) <= _MATRIX for v, _ in held)
-        return flat and number in self.computed and self._fixed(number, self.graph.classes.size[number])
+    def _holding(self) -> dict[int, list[Value]]:
+        """By class of dims, the parameters that have it, and what is computed from parameters alone."""
+        found: dict[int, list[Value]] = {number: held for number in self.owners if (held := self._parameters(number))}
+        for name, value in self.graph.capture.program.values.items():
+            if value.kind == "activation" and name not in self._moving:
+                for dim in value.dims:
+                    found.setdefault(int(self.graph.classes.of_dim[dim]), []).append(value)
+        return found
+
+    def _held_by(self, value: Value) -> list[str]:
+        """The used parameters that a value is, or is computed from."""
+        values, found = self.graph.capture.program.values, list[str]()
+        queue, seen = [self._nodes[value.name]] if value.name in self._nodes else [], set[Node]()
+        while queue:
+            node = queue.pop()
+            held = values.get(node.name)
+            if held is not None and held.kind == "parameter" and held.used:
+                found.append(held.target)
+            queue += [given for given in node.all_input_nodes if given not in seen]
+            seen.update(node.all_input_nodes)
+        return found
+
+    @cached_property
+    def _nodes(self) -> dict[str, Node]:
+        return {node.name: node for node in self.graph.capture.exported.graph.nodes}
 
 
 def _wide(value: Value) -> int:
@@ -150,13 +224,26 @@ def _lists(graph: DependencyGraph) -> Iterator[ListOfParts]:
         named.setdefault(first, set()).add(name)
     held, computed = _by_module((name, name) for name in ties), _computed(graph)
     for path, module in graph.model.named_modules():
-        entries = list(module._modules.items()) if isinstance(module, (nn.ModuleList, nn.ModuleDict)) else []
-        if len(entries) < 2 or len({_kind(entry) for _, entry in entries}) > 1:
-            continue
-        paths = [f"{path}.{key}" if path else key for key, _ in entries]
-        tensors = tuple(frozenset(held.get(one, ())) for one in paths)
-        if all(names and all(named[ties[name]] <= names for name in names) for names in tensors):
-            yield ListOfParts(path, tensors, tuple(frozenset(computed.get(one, ())) for one in paths))
+        paths = {name: f"{path}.{name}" if path else name for name in module._modules}
+        for alike in _alike(module):
+            tensors = {name: frozenset(held.get(paths[name], ())) for name in alike}
+            if all(names and all(named[ties[n]] <= names for n in names) for names in tensors.values()):
+                yield ListOfParts(
+                    path,
+                    tuple(name in alike for name in paths),
+                    tuple(tensors.get(name, frozenset()) for name in paths),
+                    tuple(frozenset(computed.get(paths[name], ())) if name in alike else frozenset() for name in paths),
+                    not isinstance(module, (nn.ModuleList, nn.ModuleDict)),
+                )
+
+
+def _alike(module: nn.Module) -> list[set[str]]:
+    """The children of a module that are alike, by name: at least two, and of what runs its children in turn all."""
+    found: dict[object, set[str]] = {}
+    for name, kind in kinds(module).items():
+        found.setdefault(kind, set()).add(name)
+    least = len(module._modules) if isinstance(module, nn.Sequential) else 2
+    return [names for names in found.values() if len(names) >= max(least, 2)]
 
 
 def _computed(graph: DependencyGraph) -> dict[str, set[str]]:
@@ -175,11 +262,3 @@ def _by_module(named: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
             found.setdefault(outer, set()).add(what)
             outer = outer.rpartition(".")[0]
     return found
-
-
-def _kind(entry: nn.Module | None) -> object:
-    """Its class, and what it holds: of any size, as other cuts may have narrowed some entries."""
-    if entry is None:
-        return None
-    named = [*entry.named_parameters(), *entry.named_buffers()]
-    return type(entry), tuple((name, tensor.ndim) for name, tensor in named)

@@ -23,7 +23,6 @@ from depgraph.cutting.rewriting import by_name
 from depgraph.cutting.sides import operator_name
 
 if TYPE_CHECKING:
-    from depgraph.axes import Axis
     from depgraph.dependency import DependencyGraph
     from depgraph.graph import Value
 
@@ -51,16 +50,18 @@ Bars = dict[Place, np.ndarray]
 def bars_of(graph: DependencyGraph, removal: Mapping[str, Iterable[int]]) -> Bars:
     """The places at which the captured forward goes over what `removal` takes away (axis name -> groups)."""
     found: Bars = {}
+    places = list(chosen_among(graph))
     for name, groups in removal.items():
         axis, gone = graph[name], list(groups)
-        for place, number in _places(graph, axis):
-            indices = np.flatnonzero(np.isin(axis.labels[number], gone))
-            found[place] = np.union1d(found[place], indices) if place in found else indices
+        for place, number in places:
+            if number in axis.labels:
+                indices = np.flatnonzero(np.isin(axis.labels[number], gone))
+                found[place] = np.union1d(found[place], indices) if place in found else indices
     return found
 
 
-def _places(graph: DependencyGraph, axis: Axis) -> Iterator[tuple[Place, int]]:
-    """Places along dims that an axis reaches, with the class of the dim."""
+def chosen_among(graph: DependencyGraph) -> Iterator[tuple[Place, int]]:
+    """Where the captured forward goes over a dim to choose among its indices or to share out, with the class of the dim."""
     values, decisions = graph.capture.program.values, decisions_of(graph.capture.exported)
     seen: list[tuple[str, str, Value | None, Any]] = []
     for node in graph.capture.exported.graph.nodes:
@@ -74,9 +75,8 @@ def _places(graph: DependencyGraph, axis: Axis) -> Iterator[tuple[Place, int]]:
     for module, name, value, dim in seen:
         at = _single(dim)
         if value is not None and value.shape and at is not None:
-            number = graph.widths.class_of(value.dim(at))
-            if number in axis.labels:
-                yield Place(module, name, at % len(value.shape), value.shape[at]), number
+            number = int(graph.classes.of_dim[value.dim(at)])
+            yield Place(module, name, at % len(value.shape), value.shape[at]), number
 
 
 def _name_of(target: Any) -> str:

@@ -7,7 +7,8 @@ container (a cache's layer index), is numbered anew. What counts the entries is 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -16,22 +17,42 @@ from depgraph.capture.sizes import Attr
 
 Undo = Callable[[], None]
 _DEPTH = 3
+_NUMBER = re.compile(r"\d+")
 
 
-def leave(model: nn.Module, container: str, index: int, keys: str = "own") -> Undo:
+def leave(model: nn.Module, container: str, index: int, names: Sequence[str] = ()) -> Undo:
     """Take an entry out of a container; the others move up. The returned function takes it back.
 
-    In a dict of modules they keep their "own" keys, or have the "first" of those before.
+    In a list they are numbered anew. Elsewhere those that have one of `names` have the first of these afterwards; others keep theirs.
     """
     holder = model.get_submodule(container)
     before = dict(holder._modules)
-    kept = [(name, module) for k, (name, module) in enumerate(before.items()) if k != index]
-    if not isinstance(holder, nn.ModuleDict):
-        names = [str(k) for k in range(len(kept))]
-    else:
-        names = [name for name, _ in kept] if keys == "own" else list(before)[: len(kept)]
-    _refill(holder, dict(zip(names, (module for _, module in kept), strict=True)))
+    gone = list(before)[index]
+    kept = [name for name in before if name != gone]
+    alike = kept if in_order(holder) else [name for name in kept if name in names]
+    new = [str(k) for k in range(len(kept))] if in_order(holder) else names
+    moved = dict(zip(alike, new, strict=False))
+    _refill(holder, {moved.get(name, name): before[name] for name in kept})
     return lambda: _refill(holder, before)
+
+
+def in_order(holder: nn.Module) -> bool:
+    """Are its entries named by their position?"""
+    return isinstance(holder, (nn.ModuleList, nn.Sequential))
+
+
+def kinds(holder: nn.Module) -> dict[str, Any]:
+    """What each child of a module is like, by name: its class, and the tensors it holds, of any size, as cuts may have narrowed
+
+    some; where children aren't entries, also its name without the number in it. Those without tensors, or a number, are left out.
+    """
+    found: dict[str, Any] = {}
+    entries = isinstance(holder, (nn.ModuleList, nn.Sequential, nn.ModuleDict))
+    for name, child in holder.named_children():
+        held = tuple((n, t.ndim) for n, t in (*child.named_parameters(), *child.named_buffers()))
+        if held and (entries or _NUMBER.search(name)):
+            found[name] = type(child), held, "" if entries else _NUMBER.sub("", name)
+    return found
 
 
 def _refill(holder: nn.Module, modules: dict[str, nn.Module | None]) -> None:

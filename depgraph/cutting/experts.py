@@ -22,6 +22,7 @@ from depgraph.capture.exported import decisions_of
 from depgraph.capture.keeping import unwritten
 from depgraph.capture.restoring import own_containers
 from depgraph.capture.sizes import Attr
+from depgraph.classes import NONE
 from depgraph.cutting.barring import Bars, barred, bars_of
 from depgraph.cutting.draws import same_draws
 from depgraph.cutting.elsewhere import moved
@@ -59,8 +60,9 @@ def leaving(graph: DependencyGraph, removal: Groups) -> Shortening:
         found.entries += [(container, k) for k in sorted(gone, reverse=True)]
     found.integers |= _counts(graph, removal)
     for entries in (entries for name in removal for entries in graph[name].entries):
-        if entries.keys == "first" and entries.container not in found.keyed:
-            found.keyed.append(entries.container)
+        if entries.keys == "first":
+            names = list(graph.model.get_submodule(entries.container)._modules)
+            found.keyed[entries.container] = [names[k] for k in np.flatnonzero(entries.labels != NONE)]
     return found
 
 
@@ -68,9 +70,8 @@ def _counts(graph: DependencyGraph, removal: Groups) -> dict[Attr, int]:
     """What counts parts afterwards: an index stays that no axis takes away."""
     gone: dict[Attr, np.ndarray] = {}
     for name, groups in removal.items():
-        counted = graph[name].counted
-        for attr in () if counted is None else counted.attrs:
-            gone[attr] = counted.going(groups) | gone.get(attr, False)
+        for counted in graph[name].counted:
+            gone[counted.attr] = counted.going(groups) | gone.get(counted.attr, False)
     return {attr: int((~mask).sum()) for attr, mask in gone.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,13 +141,21 @@ def _slice(op: Sized) -> None:
     if step > 1 and len(wanted):
         new_start = int(wanted[0])
     if list(range(new_start, new_stop, step)) == wanted.tolist():
-        if op.arguments["start"] is not None and new_start != op.arguments["start"]:
-            op.changes["start"] = new_start
-        if stop < size and new_stop != op.arguments["end"]:
-            op.changes["end"] = new_stop
+        begin, end = (
+            _as_written(op.arguments[k], at, len(kept)) for k, at in (("start", new_start), ("end", new_stop))
+        )
+        if op.arguments["start"] is not None and begin != op.arguments["start"]:
+            op.changes["start"] = begin
+        if stop < size and end != op.arguments["end"]:
+            op.changes["end"] = end
         return
     op.target = _aten.index_select.default
     op.changes = {"self": op.arguments["self"], "dim": along, "index": torch.from_numpy(wanted)}
+
+
+def _as_written(given: Any, position: int, size: int) -> int:
+    """A position in a dim of this size, counted from its end where the one that was given is and that can be told."""
+    return position - size if isinstance(given, int) and given < 0 and position < size else position
 
 
 @rewrites("repeat", "tile")

@@ -51,7 +51,8 @@ class Shortening:
     passed: modules that are replaced, with the layout of what they return; of these `counting` keep the count
     in their place of a cache.
     integers and lists: what follows. entries: those that leave, by container, the last first. narrowed: tensors, their dims and the
-    indices that go. keyed: containers whose entries have the first of their keys afterwards. blank: parameters of modules that
+    indices that go. keyed: by container, the names of which those of its entries that have one have the first afterwards (None: of
+    all). blank: parameters of modules that
     stay, which only what goes reads. fields: other values of a config that follow.
     """
 
@@ -61,7 +62,7 @@ class Shortening:
     lists: list[tuple[Attr, int]] = field(default_factory=list)
     entries: list[tuple[str, int]] = field(default_factory=list)
     narrowed: list[tuple[str, int, list[int]]] = field(default_factory=list)
-    keyed: list[str] = field(default_factory=list)
+    keyed: dict[str, list[str] | None] = field(default_factory=dict)
     blank: list[str] = field(default_factory=list)
     fields: dict[Attr, Any] = field(default_factory=dict)
 
@@ -80,7 +81,7 @@ class Shortening:
             ],
             "entries": [[container, index] for container, index in self.entries],
             "narrowed": [[target, dim, indices] for target, dim, indices in self.narrowed],
-            "keyed": list(self.keyed),
+            "keyed": self.keyed,
             "blank": list(self.blank),
             "fields": [
                 {"module": a.module, "name": a.name, "keys": list(a.keys), "before": _now(model, a), "after": value}
@@ -98,7 +99,7 @@ class Shortening:
             [(attr_of(entry), entry["index"]) for entry in data["lists"]],
             [(container, index) for container, index in data["entries"]],
             [(target, dim, indices) for target, dim, indices in data.get("narrowed", ())],
-            list(data.get("keyed", ())),
+            dict.fromkeys(keyed) if isinstance(keyed := data.get("keyed", {}), list) else keyed,
             list(data.get("blank", ())),
             {attr_of(change): change["after"] for change in data.get("fields", ())},
         )
@@ -211,7 +212,7 @@ def shorten(model: nn.Module, how: Shortening) -> Undo:
         for attr, index in how.lists:
             undo.append(_drop(model, attr, index))
         for container, index in how.entries:
-            undo.append(leave(model, container, index, "first" if container in how.keyed else "own"))
+            undo.append(leave(model, container, index, _names(model, how, container)))
         undo += _narrowed(model, how)
     except BaseException as error:
         take_back()
@@ -221,6 +222,11 @@ def shorten(model: nn.Module, how: Shortening) -> Undo:
             ) from error
         raise
     return take_back
+
+
+def _names(model: nn.Module, how: Shortening, container: str) -> list[str]:
+    names = how.keyed.get(container, [])
+    return list(model.get_submodule(container)._modules) if names is None else names
 
 
 def _narrowed(model: nn.Module, how: Shortening) -> list[Undo]:
