@@ -78,15 +78,18 @@ def _shared(use: _Use) -> str:
     return _remarks(shared, _at_a_time(use, layers[:1]))
 
 
-def _entries(use: _Use) -> Description | None:
-    """Whole modules of a list that go with the outputs of a router."""
-    if not use.axis.entries:
+def _tried(use: _Use) -> Description | None:
+    """What goes with the outputs of a router as a trial showed: whole modules of a list, or slices of stacked weights."""
+    if not use.axis.tried:
         return None
     relations, reached = use.anatomy.program.relations, use.axis.labels.keys()
     counts = [least.count for least in relations.least if use.anatomy.class_of(least.dim) in reached]
-    labels = use.axis.entries[0].labels
-    role, note = _kind_of_choices("experts", labels[labels != NONE], max(counts, default=0))
-    return Description(role, common(entries.container for entries in use.axis.entries), note)
+    made = [groups for layer in use.writers if layer.out is not None and (groups := use.labels(layer.out)) is not None]
+    known = [entries.labels[entries.labels != NONE] for entries in use.axis.entries]
+    owners = [entries.container for entries in use.axis.entries]
+    owners = owners or [member.target.rpartition(".")[0] for member in use.axis.members]
+    role, note = _kind_of_choices("experts", next(iter((*known, *made)), None), max(counts, default=0))
+    return Description(role, common(owners), note)
 
 
 def _chosen(use: _Use) -> Description | None:
@@ -226,7 +229,7 @@ def _held(use: _Use) -> Description:
 
 
 _ROLES: tuple[Callable[[_Use], Description | None], ...] = (
-    _entries,
+    _tried,
     _stream,
     _chosen,
     _heads,

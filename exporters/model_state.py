@@ -69,5 +69,10 @@ def alternatives(model: nn.Module) -> Iterator[str]:
             yield note
 
 
+def one_by_one(model: nn.Module) -> bool:
+    """Do experts run in a loop over those that are chosen, as transformers' eager implementation has it?"""
+    return "eager" in _implementations(model, "experts")
+
+
 def _implementations(model: nn.Module, kind: str) -> list[str | None]:
     return [getattr(config, f"_{kind}_implementation", None) for config in _configs(model)]

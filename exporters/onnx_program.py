@@ -15,7 +15,7 @@ from exporters import translations
 from exporters.calls import Call, FlatModel, first_line
 from exporters.cases import NamedDims
 from exporters.dynamic import Dims, fixed_dims, for_torch, settled_names, specialised
-from exporters.model_state import alternatives, preserved
+from exporters.model_state import alternatives, one_by_one, preserved
 from exporters.quietly import quietly
 
 
@@ -55,8 +55,9 @@ def export_program(
             flat.restart()
             try:
                 return _export(flat, type(flat.model).__name__, call, examples, dims, opset), switched
-            except Refused:
-                note = next(attempts, None)
+            except (Refused, Branches) as error:
+                may = isinstance(error, Refused) or one_by_one(flat.model)
+                note = next(attempts, None) if may else None
                 if note is None:
                     raise
                 switched.append(note)

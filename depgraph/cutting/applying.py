@@ -128,7 +128,7 @@ def _without_entries(plan: Plan, how: How) -> CutReport:
     first = _module(rest, how) if rest.removal else None
     model = plan.graph.model if first is None else first.model
     wanted = _expected(plan, model, how)
-    shortening = leaving(plan.graph, removal)
+    shortening = leaving(plan.graph, removal, rest.removal)
     if first is None:
         model = shorter_copy(model, shortening)
     else:
@@ -145,7 +145,7 @@ def _without_entries_in_place(plan: Plan, how: How) -> CutReport:
             first, undo = _in_place(rest, how)
             steps.append(undo)
         wanted = _expected(plan, model, how)
-        shortening = leaving(plan.graph, with_entries(plan))
+        shortening = leaving(plan.graph, with_entries(plan), rest.removal)
         steps.append(shorten(model, shortening))
         return _entries_report(plan, model, shortening, wanted, first)
     except BaseException:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -49,10 +50,15 @@ def with_entries(plan: Plan) -> dict[str, tuple[int, ...]]:
     return {name: groups for name, groups in plan.removal.items() if plan.graph[name].tried}
 
 
-def leaving(graph: DependencyGraph, removal: Groups) -> Shortening:
-    """What must be done to the module so that the entries leave, and the indices that stand for them."""
-    kept, going = graph.widths.at(removal), _going(graph, removal)
-    found = Shortening(integers=graph.sizes.follow(kept), narrowed=list(_narrowing(graph, kept)))
+def leaving(graph: DependencyGraph, removal: Groups, before: Groups = MappingProxyType({})) -> Shortening:
+    """What must be done to the module so that the entries leave, and the indices that stand for them.
+
+    `before` is what it was cut of already.
+    """
+    cut, kept, going = graph.widths.at(before), graph.widths.at({**before, **removal}), _going(graph, removal)
+    known, rules = graph.sizes.follow(cut), graph.sizes
+    follow = {a: new for a, new in rules.follow(kept).items() if known.get(a, rules.now(a)) != new}
+    found = Shortening(integers=follow, narrowed=list(_narrowing(graph, cut, kept)))
     sized = frozenset(graph.sizes.users)
     for container, gone in going.items():
         places = positions(graph.model, container, sized)
@@ -75,14 +81,18 @@ def _counts(graph: DependencyGraph, removal: Groups) -> dict[Attr, int]:
     return {attr: int((~mask).sum()) for attr, mask in gone.items()}
 
 
-def _narrowing(graph: DependencyGraph, kept: Kept) -> Iterator[tuple[str, int, list[int]]]:
-    """The parameters and buffers that get narrower, along which dim, and without which indices."""
+def _narrowing(graph: DependencyGraph, cut: Kept, kept: Kept) -> Iterator[tuple[str, int, list[int]]]:
+    """The parameters and buffers that get narrower, along which dim, and without which of the indices that were left."""
     tensors = graph.tensors()
     for value in kept.smaller().values():
+        if value.kind not in ("parameter", "buffer") or value.target not in tensors:
+            continue
         for d, size in enumerate(value.shape):
-            stays = kept.of(value, d)
-            if stays is not None and value.kind in ("parameter", "buffer") and value.target in tensors:
-                yield value.target, d, sorted(set(range(size)) - set(stays.tolist()))
+            stays, left = kept.of(value, d), cut.of(value, d)
+            count = size if left is None else len(left)
+            gone = set() if stays is None else set(range(count)).difference(places_of(left, stays).tolist())
+            if gone:
+                yield value.target, d, sorted(gone)
 
 
 def _going(graph: DependencyGraph, removal: Groups) -> dict[str, set[int]]:
