@@ -104,35 +104,35 @@ class Holders:
     def routing(self) -> frozenset[int]:
         """The classes of dims of parameters that hold all their indices, among whose indices the forward chooses, or shares out."""
         among = {number for _, number in chosen_among(self.graph)} & self.owners.keys() & self._computed
-        return frozenset(number for number in among if self._parameters(number) and self._is_held(number))
+        return frozenset(number for number in among if self._outside(number) and self._is_held(number))
 
     @cached_property
     def together(self) -> dict[int, list[Holder]]:
-        """By class of dims, the holders whose parts may stand for its indices, or for the first of these; all have as many."""
-        found: dict[int, list[Holder]] = {}
+        """By class of dims, the holders nearest to it whose parts may stand for its first indices; all have as many parts."""
+        found: dict[int, list[tuple[int, int, Holder]]] = {}
         for one in self.found:
-            for number in self._nearest(one):
-                found.setdefault(number, []).append(one)
-        largest = {number: max(one.size for one in near) for number, near in found.items()}
-        return {number: [one for one in near if one.size == largest[number]] for number, near in found.items()}
+            for number, depth in self._nearest(one).items():
+                found.setdefault(number, []).append((depth, one.size, one))
+        most = {number: max((depth, size) for depth, size, _ in near) for number, near in found.items()}
+        return {n: [one for depth, size, one in near if (depth, size) == most[n]] for n, near in found.items()}
 
-    def _nearest(self, one: Holder) -> list[int]:
-        """The classes of dims that can't lose anything, of the parameters outside of a holder that lie nearest to it.
+    def _nearest(self, one: Holder) -> dict[int, int]:
+        """The classes of dims that can't lose anything, of the parameters outside of a holder that lie nearest to it, and how
 
-        They are as large, or something is chosen among their indices and some have no part.
+        much of their path is the same. They are as large, or something is chosen among their indices and some have no part.
         """
         if isinstance(one, StackOfParts) and one.number in self.routing:
-            return [one.number]
+            return {one.number: len(one.owner)}
         near = dict[int, tuple[int, bool]]()
         for number in self.owners:
             size, chosen = self.graph.classes.size[number], number in self.routing
             may = size >= one.size if chosen else size == one.size and not one.plain and self._is_made(number)
-            parameters = self._parameters(number) if may else []
-            outside = [v for v in parameters if v.used and not one.holds(v.target)]
-            if outside and len(outside) == len(parameters):
+            outside = self._outside(number) if may else []
+            if outside and not any(one.holds(v.target) for v in outside):
                 depth = max(_shared(one.owner, v.target.rpartition(".")[0]) for v in outside)
                 near[number] = depth, size == one.size
-        return [number for number, place in near.items() if place == max(near.values())]
+        best = max(near.values(), default=None)
+        return {number: place[0] for number, place in near.items() if place == best}
 
     def _is_made(self, number: int) -> bool:
         """Is it fixed, and the dim of something that is computed from the inputs?"""
@@ -155,6 +155,11 @@ class Holders:
     def _computed(self) -> frozenset[int]:
         values, of_dim = self.graph.capture.program.values, self.graph.classes.of_dim
         return frozenset(int(of_dim[d]) for name in self._moving for d in values[name].dims)
+
+    def _outside(self, number: int) -> list[Value]:
+        """The parameters with dims of a class, and where there are none the buffers, if all are used."""
+        held = self._parameters(number) or [v for v, _ in self.owners[number] if v.kind == "buffer"]
+        return held if all(value.used for value in held) else []
 
     def _parameters(self, number: int) -> list[Value]:
         return [v for v, _ in self.owners[number] if v.kind == "parameter"]
