@@ -165,7 +165,7 @@ def test_numbers_of_experts_that_count_keep_them_all(kind: type[Stacked]) -> Non
 
 
 @pytest.mark.parametrize("router", ["mixtral:mlp.gate", "gpt_oss:mlp.router"])
-@pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm", "eager"])
 def test_experts_of_transformers(router: str, implementation: str) -> None:
     """Independent of our own reference: the original whose router can't choose the experts that went."""
     name, _, path = router.partition(":")

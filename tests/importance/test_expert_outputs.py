@@ -87,7 +87,7 @@ def test_it_does_not_matter_how_the_code_goes_through_its_experts(kind: type[nn.
 
 def test_experts_of_transformers_score_alike_however_they_are_computed() -> None:
     found = []
-    for implementation in ("batched_mm", "grouped_mm"):
+    for implementation in ("batched_mm", "grouped_mm", "eager"):
         example = ZOO["mixtral"]()
         example.model.set_experts_implementation(implementation)
         graph = depgraph.trace(example.model, example.args, example.kwargs)
@@ -97,6 +97,7 @@ def test_experts_of_transformers_score_alike_however_they_are_computed() -> None
         rest = [s for name, s in scores.items() if name not in names]
         assert min(float(s.min()) for s in rest) > found[-1].max() > 0
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+    np.testing.assert_allclose(found[0], found[2], rtol=1e-5)
 
 
 def test_the_experts_that_put_out_least_go() -> None:
