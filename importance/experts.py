@@ -13,15 +13,14 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from depgraph import Axis, DependencyGraph
 from depgraph.capture.capturing import quiet
-from depgraph.cutting.sides import operator_name
 from depgraph.errors import DataError, ScoreError
 from depgraph.layers import Anatomy
 from importance.activation import with_unread
 from importance.calling import check_batches, inputs_of, moved
+from importance.choosing import choice_of, decided_at
 from importance.fpgm import in_front, indices_of, slices
 from importance.layout import Layout, Place
 from importance.rows import Samples
@@ -220,13 +219,13 @@ def _ranks(distances: np.ndarray, inner: np.ndarray) -> np.ndarray:
 
 def _together(graph: DependencyGraph, names: list[str], batches: Iterable[Any]) -> dict[str, np.ndarray]:
     """For every axis of experts, how many tokens each two of its groups were chosen for: [groups, groups], zero for itself."""
-    choosing = {name: _choice(graph, name) for name in names}
+    choosing = {name: choice_of(graph, name) for name in names}
     counts = {name: np.zeros((graph[name].size, graph[name].size)) for name in names}
     device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
     observer, seen, samples = graph.observer(), 0, Samples(1)
 
     def count(name: str, chosen: Tensor) -> None:
-        labels = torch.from_numpy(_labels(graph, name, choosing[name])).to(chosen.device)
+        labels = torch.from_numpy(choosing[name].labels).to(chosen.device)
         groups = labels[chosen.reshape(-1, chosen.shape[-1])]
         each = torch.zeros(len(groups), graph[name].size + 1, device=chosen.device).scatter_(
             1, groups % (graph[name].size + 1), 1.0
@@ -238,8 +237,13 @@ def _together(graph: DependencyGraph, names: list[str], batches: Iterable[Any]) 
         for batch in batches:
             args, kwargs = inputs_of(graph.model, moved(batch, device))
             samples = Samples.of(args, kwargs)
-            watch = {node.name: lambda chosen, name=name: count(name, chosen) for name, node in choosing.items()}
-            observer.run((args, kwargs), seen=watch)
+            made = {name: choice.made for name, choice in choosing.items() if choice.place is None}
+            if made:
+                watch = {node: lambda chosen, name=name: count(name, chosen) for name, node in made.items()}
+                observer.run((args, kwargs), seen=watch)
+            for name, choice in choosing.items():
+                if choice.place is not None:
+                    count(name, decided_at(observer.runnable(args, kwargs).exported, choice.place).to(device))
             seen += 1
     if not seen:
         raise DataError(
@@ -248,22 +252,3 @@ def _together(graph: DependencyGraph, names: list[str], batches: Iterable[Any]) 
     for found in counts.values():
         np.fill_diagonal(found, 0)
     return counts
-
-
-def _choice(graph: DependencyGraph, axis: str) -> Node:
-    """The last node that holds the indices of experts that a top-k has chosen."""
-    values = graph.capture.program.values
-    for node in reversed(list(graph.capture.exported.graph.nodes)):
-        value = values.get(node.name)
-        domain = value.domain if value is not None and value.shape[-1:] > (1,) else None
-        made_by = node.all_input_nodes[0].target if node.all_input_nodes else None
-        if domain is not None and operator_name(made_by) == "topk" and axis in graph.widths.axes_of(domain):
-            return node
-    raise ScoreError(f"no top-k chooses several of the experts of axis {axis!r} at a time: take coactivation=0")
-
-
-def _labels(graph: DependencyGraph, axis: str, node: Node) -> np.ndarray:
-    """The group of every index that a choice may hold, -1 for none."""
-    value = graph.capture.program.values[node.name]
-    found: np.ndarray = graph[axis].labels[graph.widths.class_of(value.domain)]  # type: ignore[arg-type]
-    return found

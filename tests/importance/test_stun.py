@@ -10,6 +10,7 @@ from torch import nn
 import depgraph
 from depgraph.errors import DataError, NothingToPrune, ScoreError
 from importance import ExpertClusters, averaged, clusters_below, clusters_of, merges
+from tests.test_expert_stacks import Looped
 from tests.test_experts import EXPERTS, PICKED, WIDTH, Dense, Scattered, Sorted, Stacked
 from tests.zoo import ZOO
 
@@ -115,6 +116,19 @@ def test_experts_chosen_for_the_same_tokens_are_near() -> None:
         found = ExpertClusters(batches, router=0.0, coactivation=1.0)(graph)[name]
         assert found.min() == pytest.approx(expected[0].distance)
         assert found.argmin() in (expected[0].kept, expected[0].lost)
+
+
+def test_the_same_is_seen_where_the_code_goes_by_what_was_chosen() -> None:
+    torch.manual_seed(0)
+    one, other = Stacked(), Looped()
+    other.load_state_dict(one.state_dict())
+    found = []
+    for model in (one.eval(), other.eval()):
+        graph = depgraph.trace(model, torch.ones(5, WIDTH).cumsum(0) - 3)
+        generator = torch.Generator().manual_seed(1)
+        batches = [torch.randn(n, WIDTH, generator=generator) for n in (40, 7)]
+        found.append(ExpertClusters(batches, coactivation=1.0)(graph)[experts_axis(graph, "router.weight")])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt_oss"])
