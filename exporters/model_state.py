@@ -49,7 +49,7 @@ def without_cache(model: nn.Module) -> None:
 
 
 _OFFERS = (
-    ("experts", "batched_mm", "experts run as one batched product, because the model's own kernel did not export"),
+    ("experts", "batched_mm", "experts run as one batched product, because the model's own way did not export"),
     ("attn", "eager", "attention is written out (eager), because the model's own kernel did not export"),
 )
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from depgraph.plan import Plan
 
 
+_ONLY_MODULE = "what the code takes one by one leaves a list of the module, or its weights, not a graph: use form='module' or 'auto'"
+
+
 @dataclass(frozen=True)
 class How:
     """form: "module" (the user's class), "graph" (a torch.fx.GraphModule) or "auto" (module where it can be expressed).
@@ -76,7 +79,7 @@ def apply(plan: Plan, **options: Any) -> CutReport:
                 raise
             why = str(error)
     if with_entries(plan):
-        raise CutError("whole modules leave a list of the module, not a graph: use form='module' or 'auto'")
+        raise CutError(_ONLY_MODULE)
     return _graph(plan, how, why)
 
 
@@ -123,7 +126,7 @@ def _in_place(plan: Plan, how: How) -> tuple[CutReport, Undo]:
 def _without_entries(plan: Plan, how: How) -> CutReport:
     """Narrow a copy along all other axes, then let whole modules leave it."""
     if how.form == "graph":
-        raise CutError("whole modules leave a list of the module, not a graph: use form='module' or 'auto'")
+        raise CutError(_ONLY_MODULE)
     removal, rest = with_entries(plan), _of_dims(plan)
     first = _module(rest, how) if rest.removal else None
     model = plan.graph.model if first is None else first.model

@@ -1,4 +1,6 @@
-"""Entries of lists of modules leave with the indices that stand for them: experts, with their rows of the router.
+"""Parts that the code takes one by one leave with the indices that stand for them: experts, with their rows of the router. They
+
+are entries of lists of modules, or slices of stacked weights.
 
 The cut model must compute what the original computes when it can't choose them (`barring`), on the example and on inputs
 made from it, where both decide by themselves.
@@ -46,7 +48,7 @@ Groups = Mapping[str, tuple[int, ...]]
 
 
 def with_entries(plan: Plan) -> dict[str, tuple[int, ...]]:
-    """The part of a plan's removal that takes whole modules along."""
+    """The part of a plan's removal that takes along what the code takes one by one."""
     return {name: groups for name, groups in plan.removal.items() if plan.graph[name].tried}
 
 
@@ -200,14 +202,14 @@ def check_without(graph: DependencyGraph, model: nn.Module, wanted: Expected) ->
         except Exception as failure:
             text = str(failure).strip().splitlines()
             raise CheckError(
-                f"{type(model).__name__} doesn't run without the modules that the plan takes out: "
+                f"{type(model).__name__} doesn't run without the parts that the plan takes out: "
                 f"{type(failure).__name__}: {text[0] if text else ''}"
             ) from failure
         error = max(error, difference(got, within))
         sensitivity = max(sensitivity, difference(within, free))
     if not error <= tolerance:
         raise CheckError(
-            f"{type(model).__name__} without the modules that the plan takes out differs by {error:.1e} of the largest output "
+            f"{type(model).__name__} without the parts that the plan takes out differs by {error:.1e} of the largest output "
             f"(allowed {tolerance:.0e}) from the original in which they can't be chosen: protect their axis"
         )
     return Check(error, sensitivity, tolerance, 0, 0)

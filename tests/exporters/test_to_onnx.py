@@ -269,6 +269,17 @@ def test_mixture_of_experts_keeps_its_grouped_products(tmp_path: Path) -> None:
     assert_agrees(report.path, model, {"input_ids": ids(3, 9)})
 
 
+@pytest.mark.slow
+def test_experts_in_a_loop_become_one_batched_product(tmp_path: Path) -> None:
+    config = transformers.MixtralConfig(**SMALL, vocab_size=64, num_key_value_heads=2, num_local_experts=4)
+    model = transformers.MixtralForCausalLM(config)
+    model.set_experts_implementation("eager")
+    report = to_onnx(model, (ids(2, 6),), tmp_path / "m.onnx")
+    assert model.config._experts_implementation == "eager"
+    assert any("one batched product" in note for note in report.notes)
+    assert_agrees(report.path, model, {"input_ids": ids(3, 9)})
+
+
 def test_a_fixed_batch_goes_static_and_says_so(tmp_path: Path) -> None:
     report = to_onnx(FixedBatch(), torch.randn(2, 8), tmp_path / "m.onnx")
     assert report.dynamic == {} and "dim 0 of 'x' (batch)" in report.notes[0]
