@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import onnx_ir
 import torch
 from onnxscript import opset18 as op
 from onnxscript.function_libs.torch_lib import registration
-from onnxscript.function_libs.torch_lib.ops import core
+from onnxscript.function_libs.torch_lib.ops import core, nn
 
 _aten = torch.ops.aten
 _ATTENTION = 23  # the operator set with attention as one operator
@@ -51,22 +51,39 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
         _aten._is_all_true.default: core.aten_all,
         _aten._is_any_true.default: core.aten_any,
     }
-    if opset >= _ATTENTION and _torch_attention() is not None:
-        found[_aten.scaled_dot_product_attention.default] = _attention
+    one = _attention_at_23() if opset >= _ATTENTION else None
+    found[_aten.scaled_dot_product_attention.default] = partial(_attention, one or nn.aten_scaled_dot_product_attention)
     experts = getattr(torch.ops.transformers, "grouped_mm_fallback", None)  # there once transformers is imported
     if experts is not None:
         found[experts.default] = _grouped_mm
     return found
 
 
-def _attention(query: Any, key: Any, value: Any, *rest: Any, enable_gqa: bool = False, **options: Any) -> Any:
-    """As torch translates it, but heads are shared where there are fewer keys, and only there, whatever the caller said."""
+def _attention(
+    translated: Callable[..., Any],
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    *rest: Any,
+    enable_gqa: bool = False,
+    **options: Any,
+) -> Any:
+    """As torch translates it, but heads are shared where there are fewer keys, and only there, whatever the caller said.
+
+    A query that may look at no key, as that of a padding token, gives zeros as in torch, and not the mean of all values.
+    """
     shared = query.shape[1] != key.shape[1]
-    return _torch_attention()(query, key, value, *rest, enable_gqa=shared, **options)
+    made = translated(query, key, value, attn_mask, *rest, enable_gqa=shared, **options)
+    if attn_mask is None or attn_mask.dtype != onnx_ir.DataType.BOOL:
+        return made
+    keys = op.Cast(attn_mask, to=onnx_ir.DataType.INT32)
+    looks = op.Cast(op.ReduceMax(keys, op.Constant(value_ints=[-1]), keepdims=1), to=onnx_ir.DataType.BOOL)
+    return op.Where(looks, made, op.CastLike(op.Constant(value_float=0.0), made))
 
 
 @cache
-def _torch_attention() -> Any:
+def _attention_at_23() -> Any:
     """torch's own translation into one operator; None where a later torch keeps it elsewhere."""
     try:
         module: Any = importlib.import_module("torch.onnx._internal.exporter._torchlib.ops.nn")

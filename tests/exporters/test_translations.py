@@ -104,3 +104,19 @@ def test_rows_past_the_last_group_are_zero(tmp_path: Path) -> None:
         given = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy(), "ends": other.numpy()})[0]
         assert not given[int(other[-1]) :].any()
         assert given[: int(other[-1])].any() == bool(other[-1])
+
+
+def padded(x: Tensor) -> Tensor:
+    """Attention in which the first token looks at nothing, as padding on the left does under a causal mask."""
+    heads = x.view(*x.shape[:-1], 2, 4).transpose(1, 2)
+    looks = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() & (torch.arange(x.shape[1]) > 0)
+    return nn.functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=looks).transpose(1, 2)
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+def test_queries_that_look_at_nothing_give_zeros(opset: int, tmp_path: Path) -> None:
+    model, x = Layer(padded), torch.randn(2, 3, 6)
+    assert not model(x)[:, 0].any()
+    exporters.to_onnx(model, x, tmp_path / "model.onnx", options=exporters.OnnxOptions(opset=opset))
+    given = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"x": x.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(given), model(x).detach(), rtol=1e-4, atol=1e-5)
