@@ -210,6 +210,11 @@ class Choice:
         """How far below the target a plan went, in the target's first metric."""
         return self.budget.slack(self.budget.spent_at(plan.kept()))
 
+    @property
+    def limit(self) -> float:
+        """The target's first limit."""
+        return self.budget.limits[self.budget.metric]
+
     def is_near(self, slack: float) -> bool:
         """Is a slack within what one group costs, or one group of each axis of a tie?"""
         ties = [tie.axes for tie in self.settler.ties] if self.settler is not None else []

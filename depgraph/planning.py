@@ -12,6 +12,7 @@ import numpy as np
 from depgraph.axes import build_axes
 from depgraph.choosing import Attempt, Choice
 from depgraph.classes import Classes
+from depgraph.cutting.expressible import is_expressible
 from depgraph.errors import DepgraphError, NothingToPrune, TargetError
 from depgraph.options import Options
 from depgraph.plan import Plan
@@ -28,6 +29,8 @@ _ATTEMPTS = {
     "module": (Attempt(bold=True, express=True), Attempt(pin=True)),
     "uniform": (Attempt(pin=True),),
 }
+_EXPRESSED = (Attempt(bold=True, express=True), Attempt(express=True), Attempt(pin=True, express=True))
+_DEARER, _SHORT = 1.5, 0.03  # how much more of its axes, and of the budget, a plan may take for the module's sake
 
 
 def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, **given: Any) -> Plan:
@@ -51,7 +54,37 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
         raise NothingToPrune(_nothing(graph))
     graph.check_unchanged()
     by_density = options.rank == "auto" and getattr(scorer, "additive", False) or options.rank == "density"
-    return _nearest(graph, checked_scores(graph, scorer), target, options, by_density=by_density)
+    scores = checked_scores(graph, scorer)
+    plan = _nearest(graph, scores, target, options, by_density=by_density)
+    if options.form != "auto" or options.scope == "uniform" or is_expressible(graph, plan.kept()):
+        return plan
+    return _in_module(plan, scores, target, options, by_density=by_density) or plan
+
+
+def _in_module(
+    plan: Plan, scores: Mapping[str, np.ndarray], target: Target, options: Options, *, by_density: bool
+) -> Plan | None:
+    """A plan for the same target that the module's own Python can express, where it costs the other axes little more.
+
+    Not one that takes half as much again of the axes that it narrows, nor one that goes far below the target.
+    """
+    most = _DEARER * _mean_share(plan)
+    for attempt in _EXPRESSED:
+        try:
+            choice = Choice(plan.graph, dict(scores), target, replace(options, form="module"), attempt)
+        except NothingToPrune:
+            continue
+        if by_density:
+            choice.weigh()
+        found = choice.plan()
+        if found is not None and _mean_share(found) <= most and choice.slack(found) <= _SHORT * choice.limit:
+            return found
+    return None
+
+
+def _mean_share(plan: Plan) -> float:
+    """The share of its groups that an axis of the plan loses, on average."""
+    return float(np.mean([len(groups) / plan.graph[name].size for name, groups in plan.removal.items()] or [0.0]))
 
 
 def _nearest(
