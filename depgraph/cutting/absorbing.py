@@ -8,7 +8,6 @@ it, and these are multiplied by what is missing.
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +17,8 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from depgraph.cutting.elements import Elements, rows_of
+from depgraph.cutting.elements import operator_name as _name
 from depgraph.cutting.expressing import Drift
 from depgraph.errors import CutError
 from depgraph.graph import Value
@@ -44,12 +45,15 @@ _MOVES = frozenset(
             "clone",
         ),
         *("transpose", "permute", "movedim", "t", "numpy_T", "slice", "select", "narrow", "index_select"),
-        *("split", "split_with_sizes", "chunk", "unbind", "to", "_to_copy", "alias", "detach", "dropout"),
+        *("split", "split_with_sizes", "chunk", "unbind", "to", "_to_copy", "type_as", "alias", "detach", "dropout"),
     ]
 )
 _LINEAR = frozenset(["linear", "conv1d", "conv2d", "addmm", "matmul", "mm"])
-_EITHER = frozenset(["mul", "matmul", "bmm", "einsum"])
-_ALL = frozenset(["add", "sub", "cat", "stack", "neg"])
+_EITHER = frozenset(["matmul", "bmm", "einsum"])
+_ALL = frozenset(["add", "sub", "neg"])
+_JOINS = frozenset(["cat", "stack"])
+_NORMS = {"layer_norm": -1, "rms_norm": -1, "batch_norm": 1}  # and the dim that their scales lie along
+_BIAS = {"linear": 2, "conv1d": 2, "conv2d": 2, "addmm": 0}
 _OF_A_WEIGHT = frozenset(
     [
         "t",
@@ -65,7 +69,9 @@ _OF_A_WEIGHT = frozenset(
         "narrow",
     ]
 )
-_FIRST = frozenset(["div", "gather", "roll"])
+_FIRST = frozenset(["gather", "roll"])
+_PARTS = frozenset(["slice", "select", "getitem", "index_select", "narrow"])
+_PASS = frozenset([*_EITHER, *_ALL, *_JOINS, *_NORMS, *_FIRST, "mul", "div", "getitem"])
 _MOST_WAYS = 16
 
 
@@ -132,20 +138,28 @@ class _Search:
         self.nodes = {n.name: n for n in self.graph.capture.exported.graph.nodes}
         signature = self.graph.capture.exported.graph_signature
         self.parameters = dict(signature.inputs_to_parameters)
+        self.ends: dict[Node, int] = {}
+        self._inside: dict[Node, bool] = {}
 
     def back_from(self, drift: Drift) -> list[Found]:
         """All ways to make up for a drift, the nearest first: which rows of which weights to scale."""
         node = self.nodes[drift.node]
-        operands = [a for a in node.args if isinstance(a, Node)][
-            : 2 if _name(node) == "scaled_dot_product_attention" else None
-        ]
-        return [way for operand in operands for way in self._walk(operand, [])]
+        count = 2 if _name(node) == "scaled_dot_product_attention" else len(node.args)
+        found: list[Found] = []
+        for place, operand in enumerate(node.args[:count]):
+            if isinstance(operand, Node):
+                self.ends = {node: place}
+                self._inside = {}
+                found += self._walk(operand, [])
+        return found
 
-    def _walk(self, node: Node, moves: list[Node]) -> list[Found]:
+    def _walk(self, node: Node, moves: list[Move]) -> list[Found]:
         """The weights (and which of their rows) that make `node`, in each way there is; none where no factor passes."""
         name = _name(node)
         if node.name in self.parameters:
-            return [] if _picks(moves) else [self._whole(node)]
+            return self._parameter(node, moves)
+        if not self._is_inside(node):
+            return []
         if name == "getitem" or name in _MOVES:
             return self._walk(node.all_input_nodes[0], [node, *moves])
         if name in _LINEAR and (made := self._linear(node, moves)) is not None:
@@ -153,16 +167,47 @@ class _Search:
         if name == "embedding":
             table = node.all_input_nodes[0]
             return [] if _picks(moves) or not self._is_read_once(table) else [self._whole(table)]
-        if name in ("layer_norm", "rms_norm"):
-            return self._together([self._walk(a, []) for a in node.all_input_nodes[1:]])
+        if name in _NORMS:
+            scales = [a for a in node.all_input_nodes[1:] if a.name in self.parameters]
+            return self._together([self._walk(a, [_Spread.over(node, _NORMS[name]), *moves]) for a in scales])
+        if name == "mul":
+            return [way for a in node.all_input_nodes for way in self._walk(a, [_Spread.over(node), *moves])]
+        if name in _ALL:
+            return self._together([self._walk(a, [_Spread.over(node), *moves]) for a in node.all_input_nodes])
+        if name == "div" and len(node.all_input_nodes) == 1:
+            return self._walk(node.all_input_nodes[0], moves)
+        if _picks(moves):
+            return []
         if name in _EITHER:
             return [way for a in node.all_input_nodes for way in self._walk(a, [])]
-        if name in _FIRST and node.all_input_nodes:
-            scaled, *others = node.all_input_nodes
-            return [] if name == "div" and others else self._walk(scaled, [])
-        if name in _ALL:
+        if name in _JOINS:
             return self._together([self._walk(a, []) for a in node.all_input_nodes])
-        return []
+        return self._walk(node.all_input_nodes[0], []) if name in _FIRST else []
+
+    def _is_inside(self, node: Node) -> bool:
+        """Does all that reads a tensor, but for other parts of it, lead to the operand that is followed back, and nowhere else?"""
+        if node not in self._inside:
+            self._inside[node] = all(self._leads_there(node, user) for user in node.users)
+        return self._inside[node]
+
+    def _leads_there(self, node: Node, user: Node) -> bool:
+        if user in self.ends:
+            places = [k for k, a in enumerate((*user.args, *user.kwargs.values())) if a is node]
+            return places == [self.ends[user]]
+        if not isinstance(user.meta.get("val"), (torch.Tensor, tuple, list)):  # a size
+            return True
+        name = _name(user)
+        if name in _PARTS:
+            return True
+        return (name in _MOVES or name in _PASS) and self._is_inside(user)
+
+    def _parameter(self, node: Node, moves: list[Move]) -> list[Found]:
+        """The rows of a parameter that `moves` leave, where nothing else reads it."""
+        shape = tuple(node.meta["val"].shape)
+        if not shape or not self._is_read_once(node):
+            return []
+        made = rows_of(shape, np.unique(_moved(torch.arange(int(np.prod(shape))).reshape(shape), moves)))
+        return [] if made is None else [{self.parameters[node.name]: np.append(made[1], made[0])}]
 
     @staticmethod
     def _together(parts: list[list[Found]]) -> list[Found]:
@@ -186,13 +231,14 @@ class _Search:
         same = [name for name, first in ties.items() if first == ties.get(target, target)]
         return bool(target) and len(node.users) == 1 and len(same) <= 1
 
-    def _linear(self, node: Node, moves: list[Node]) -> Found | None:
+    def _linear(self, node: Node, moves: list[Move]) -> Found | None:
         """The rows of the weight (and of a bias) that make what `moves` leave of a product with a parameter."""
         operands = [(a, self._held(a)) for a in node.all_input_nodes]
         weights = [held for a, held in operands[1:] if held is not None and len(a.meta["val"].shape) > 1]
         if not weights:
             return None
         made = _rows(node, moves)
+        bias = node.args[_BIAS[_name(node)]] if len(node.args) > _BIAS.get(_name(node), len(node.args)) else None
         widths, values = self.graph.widths, self.graph.capture.program.values
         out = values[node.name].dim(1 if _name(node).startswith("conv") else -1)
         found: Found = {}
@@ -206,7 +252,21 @@ class _Search:
                     return None
                 d, rows = source
                 found[self.parameters[held.parameter.name]] = np.append(rows[made], d)
+            elif operand is bias:
+                parts = self._parts_of(operand, made)
+                if parts is None:
+                    return None
+                found |= parts
         return found
+
+    def _parts_of(self, bias: Node, made: Rows) -> Found | None:
+        """The rows of the parameters that a bias is put together from, at the features `made`."""
+        elements = Elements(self.parameters)
+        numbers = elements.of(bias)
+        found = elements.rows(numbers.numpy()[made]) if numbers.ndim == 1 else None
+        if found is None or not all(self._is_read_once(node) for node in found):
+            return None
+        return {self.parameters[node.name]: np.append(rows, d) for node, (d, rows) in found.items()}
 
     def _held(self, node: Node) -> _Part | None:
         """The parameter that a node is, or a part of it, but for transposes."""
@@ -238,27 +298,48 @@ class _Part(NamedTuple):
         return None
 
 
-def _name(node: Node) -> str:
-    if node.target is operator.getitem:
-        return "getitem"
-    return str(node.target).split(".")[1].rstrip("_") if str(node.target).startswith("aten.") else ""
+class _Spread(NamedTuple):
+    """The operand of an elementwise operator, broadcast to `shape`; `dim` is where a single dim of it lies."""
+
+    shape: tuple[int, ...]
+    dim: int
+
+    @classmethod
+    def over(cls, node: Node, dim: int = -1) -> _Spread:
+        return cls(tuple(node.meta["val"].shape), dim)
+
+    def __call__(self, numbers: torch.Tensor) -> torch.Tensor:
+        if numbers.ndim == 1 and self.dim >= 0:
+            numbers = numbers.reshape([-1 if d == self.dim else 1 for d in range(len(self.shape))])
+        return numbers.expand(self.shape)
 
 
-def _picks(moves: list[Node]) -> bool:
-    return any(_name(m) in ("slice", "select", "getitem", "index_select", "narrow") for m in moves)
+Move = Node | _Spread
 
 
-def _rows(node: Node, moves: list[Node]) -> Rows:
+def _picks(moves: list[Move]) -> bool:
+    return any(isinstance(m, Node) and _name(m) in _PARTS for m in moves)
+
+
+def _rows(node: Node, moves: list[Move]) -> Rows:
     """Which output features of a linear map are left after `moves`: they are carried out on the features' numbers."""
     shape = node.meta["val"].shape
     channels = 1 if _name(node).startswith("conv") else -1
     numbers: Any = torch.arange(shape[channels])
     numbers = numbers.reshape([-1 if d == channels % len(shape) else 1 for d in range(len(shape))]).expand(shape)
+    return np.unique(_moved(numbers, moves))
+
+
+def _moved(numbers: Any, moves: list[Move]) -> np.ndarray:
+    """The numbers that `moves` leave."""
     for move in moves:
+        if isinstance(move, _Spread):
+            numbers = move(numbers)
+            continue
         call: Callable[..., Any] = move.target  # type: ignore[assignment]
-        if _name(move) in ("dropout", "to", "_to_copy", "alias", "detach"):
+        if _name(move) in ("dropout", "to", "_to_copy", "type_as", "alias", "detach"):
             continue
         if _name(move) in ("view", "_unsafe_view"):  # numbers that were expanded have no strides to view them by
             call = torch.ops.aten.reshape.default
         numbers = call(*(numbers if isinstance(a, Node) else a for a in move.args), **move.kwargs)
-    return np.unique(numbers.numpy())
+    return numbers.numpy()
