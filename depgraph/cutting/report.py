@@ -18,7 +18,8 @@ class Check:
     a vocabulary is trimmed, that other tokens make, as `moved_by` says), both as shares of the largest output. `exact_axes`
     were checked by zeroing, `mixed_axes` by comparing the cut model with the cut program. `calls` counts the torch calls
     whose shapes were compared with the prediction. `branches` were compared with the captured program without them. Axes
-    that take whole modules along, `chosen` of them, were compared with the original in which these can't be chosen.
+    that take whole modules along, `chosen` of them, were compared with the original in which these can't be chosen. Where
+    rounding alone moved the output by more than is allowed, by `rounding`, all this was computed in double precision.
     """
 
     error: float
@@ -31,6 +32,7 @@ class Check:
     moved_by: str = "the removal"
     branches: int = 0
     chosen: int = 0
+    rounding: float = 0.0
 
     @property
     def vacuous(self) -> bool:
@@ -44,6 +46,7 @@ class Check:
         return (
             f"{verdict}: error {self.error:.1e} of the largest output, where {self.moved_by} moved it by {self.sensitivity:.1e} "
             f"({self._parts()})"
+            + (f"; in double precision, as rounding alone moves it by {self.rounding:.1e}" if self.rounding else "")
         )
 
     def _parts(self) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,21 +26,23 @@ if TYPE_CHECKING:
 
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+Within = Callable[[], AbstractContextManager[Any]]
 
 
 def rerun(
-    graph: DependencyGraph, model: nn.Module, inputs: Inputs | None = None
+    graph: DependencyGraph, model: nn.Module, inputs: Inputs | None = None, within: Within = contextlib.nullcontext
 ) -> tuple[list[torch.Tensor], list[Call]]:
     """The output tensors and the torch calls of one forward that decides as the traced one did.
 
     After the outputs come the floating tensors that it decides by, unless the decisions are settled. Whatever it writes to
     tensors, inputs and all that its modules keep is put back.
-    `inputs` are the graph's own unless the model is cut in a vocabulary, see `inputs_at`.
+    `inputs` are the graph's own unless the model is cut in a vocabulary, see `inputs_at`. The forward alone runs `within`.
     """
     args, kwargs = own_containers(inputs if inputs is not None else (graph.args, graph.kwargs))
     decisions = None if isinstance(model, GraphModule) else decisions_of(graph.capture.exported)
     with quiet(model), torch.no_grad(), unwritten(model, *args, kwargs) as written, following(decisions) as given:
-        output, calls = replay(model, args, kwargs, decisions)
+        with within():
+            output, calls = replay(model, args, kwargs, decisions)
         made = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
         made += [] if decisions is None or decisions.settled else given
         return [written.own(tensor) for tensor in made], calls

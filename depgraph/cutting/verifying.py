@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 import torch.fx
@@ -17,11 +17,12 @@ from depgraph.capture.exported import decisions_of
 from depgraph.capture.recording import Call
 from depgraph.cutting.bypassing import bypassed
 from depgraph.cutting.choices import Chosen
+from depgraph.cutting.doubling import in_double
 from depgraph.cutting.draws import Drawing, may_draw, same_draws
 from depgraph.cutting.elsewhere import require_runs_by_itself
 from depgraph.cutting.reference import Following, Outputs, Reference
 from depgraph.cutting.report import Check
-from depgraph.cutting.rerunning import Inputs, inputs_at, inputs_of_others, rerun
+from depgraph.cutting.rerunning import Inputs, Within, inputs_at, inputs_of_others, rerun
 from depgraph.cutting.sides import Side
 from depgraph.cutting.slicing import positions
 from depgraph.errors import CheckError
@@ -34,7 +35,25 @@ if TYPE_CHECKING:
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 Tensors = list[torch.Tensor]
+Follow = Callable[[list[Call], Kept], int]
 _LARGE = 1e5
+_OF_TOLERANCE = 1e-2  # of what rounding may do in the model's own precision: what it may in double
+
+
+class _Compared(NamedTuple):
+    """A comparison, what the original computed, and whether that drew what the pruned model did."""
+
+    check: Check
+    original: list[tuple[Value, torch.Tensor]] = []
+    follows: bool = True
+
+    @property
+    def error(self) -> float:
+        return self.check.error
+
+    @property
+    def tolerance(self) -> float:
+        return self.check.tolerance
 
 
 class Verifier:
@@ -62,30 +81,40 @@ class Verifier:
     def on_meta(self) -> bool:
         return self.graph.on_meta
 
-    def check(self, model: nn.Module, follow_calls: Callable[[list[Call], Kept], int] | None = None) -> Check:
+    def check(self, model: nn.Module, follow_calls: Follow | None = None) -> Check:
         """Run both and compare; raises CheckError when they differ by more than rounding.
 
         `follow_calls` is given the torch calls of the pruned model and returns how many it compared.
         """
+        found = self._compared(model, follow_calls)
+        if not found.error <= found.tolerance:
+            found = self._in_double(model, found) or self._refused(model, found)
+        if decisions_of(self.graph.capture.exported) is not None and not isinstance(model, GraphModule):
+            require_runs_by_itself(self.graph, model, inputs_at(self.graph, self.plan.kept()))
+        return found.check
+
+    def _compared(self, model: nn.Module, follow_calls: Follow | None, within: Within = nullcontext) -> _Compared:
+        """Run both, `within` something, and compare."""
         graph = self.graph
         chosen, drawing, nodes = Chosen(), Drawing(), self.exported.graph.nodes
         draw = any(map(may_draw, nodes))
         with (
             same_draws(),
-            chosen if self._chooses() else contextlib.nullcontext(),
-            drawing if draw else contextlib.nullcontext(),
+            chosen if self._chooses() else nullcontext(),
+            drawing if draw else nullcontext(),
         ):
-            got, calls = rerun(graph, model, inputs_at(graph, self.plan.kept()))
+            got, calls = rerun(graph, model, inputs_at(graph, self.plan.kept()), within)
         compared = follow_calls(calls, self.plan.kept()) if follow_calls is not None else 0
         if self.on_meta:
-            return Check(0, 0, 0, len(self.exact), len(self.mixed), compared, "the model is on the meta device")
+            why = "the model is on the meta device"
+            return _Compared(Check(0, 0, 0, len(self.exact), len(self.mixed), compared, why))
         widths, empty = graph.widths, graph.widths.at({})
         sliced, zeroed = widths.at(self.mixed), widths.at(self.exact)
         tolerance = max(
             (TOLERANCE.get(t.dtype, 1e-4) for t in (*got, *_computed(nodes)) if t.is_floating_point()), default=1e-4
         )
         follow = Following(chosen.picks(nodes), tolerance, drawing.draws, self.plan.kept())
-        with torch.no_grad():
+        with torch.no_grad(), within():
             reference, original = self._references(Side(sliced, zeroed), Side(empty, empty), follow)
             expected = self._narrow(reference, zeroed, sliced)
         self._require_finite(expected)
@@ -94,16 +123,27 @@ class Verifier:
         check = Check(error, difference(expected, moved), tolerance, len(self.exact), len(self.mixed), compared)
         if graph.words is not None:
             check = replace(check, moved_by="other tokens")
-        if not error <= tolerance:
-            if not follow.drawn.followed:
-                self._require_repeatable(original, tolerance)
-            raise CheckError(
-                f"the pruned {type(model).__name__} differs from the zeroed original by {error:.1e} of the largest output "
-                f"(allowed {tolerance:.0e}, the removal itself moved it by {check.sensitivity:.1e}){self._leaks()}"
-            )
-        if decisions_of(graph.capture.exported) is not None and not isinstance(model, GraphModule):
-            require_runs_by_itself(graph, model, inputs_at(graph, self.plan.kept()))
-        return check
+        return _Compared(check, original, follow.drawn.followed)
+
+    def _in_double(self, model: nn.Module, found: _Compared) -> _Compared | None:
+        """The same comparison in double precision where that shows that only rounding differs; None where it doesn't."""
+        try:
+            again = self._compared(model, None, in_double)
+        except Exception:  # an operator that can't be run so proves nothing
+            return None
+        if not again.error <= found.tolerance * _OF_TOLERANCE:
+            return None
+        check = replace(again.check, tolerance=found.tolerance, calls=found.check.calls, rounding=found.error)
+        return again._replace(check=check)
+
+    def _refused(self, model: nn.Module, found: _Compared) -> NoReturn:
+        """Raise CheckError that says how far the two are apart."""
+        if not found.follows:
+            self._require_repeatable(found.original, found.tolerance)
+        raise CheckError(
+            f"the pruned {type(model).__name__} differs from the zeroed original by {found.error:.1e} of the largest output "
+            f"(allowed {found.tolerance:.0e}, the removal itself moved it by {found.check.sensitivity:.1e}){self._leaks()}"
+        )
 
     def _require_finite(self, expected: Tensors) -> None:
         numbers = [t for t in expected if t.numel() and _is_continuous(t)]
@@ -227,7 +267,7 @@ def _where_finite(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
     return float((a - b)[finite].abs().max()), float(b[finite].abs().max())
 
 
-def follow_shapes(graph: DependencyGraph) -> Callable[[list[Call], Kept], int]:
+def follow_shapes(graph: DependencyGraph) -> Follow:
     """Compares the shape of all that torch calls of a cut module made, and something reads, with the prediction.
 
     A mismatch raises CheckError. What nothing reads may be laid out otherwise on meta tensors.

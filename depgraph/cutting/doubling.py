@@ -1,0 +1,67 @@
+"""All floating-point numbers computed in double precision, whatever precision the weights have.
+
+A deep model may make so much of rounding that two computations of the same thing in single precision differ visibly. In double
+precision they don't, and what differs there is another computation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_DOUBLE = {
+    torch.float32: torch.float64,
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128,
+}
+_LEFT = frozenset(["__get__", "__set__", "__setitem__", "detach", "size", "dim"])
+
+
+@contextlib.contextmanager
+def in_double() -> Iterator[None]:
+    """Operators that run within take floating-point tensors as double ones, and make double ones."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Given(), _Made():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class _Given(TorchFunctionMode):
+    """Hands tensors over as double ones: some functions compare the precisions of what they are given first."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call one function, unless it writes to a tensor or only reads what one is like."""
+        name = getattr(func, "__name__", "")
+        if name in _LEFT or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i"):
+            return func(*args, **(kwargs or {}))
+        given = pytree.tree_map(_doubled, (args, kwargs or {}))
+        return func(*given[0], **given[1])
+
+
+class _Made(TorchDispatchMode):
+    """Makes double ones within functions too."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator; a tensor that it writes to keeps its precision."""
+        if func._schema.is_mutable:
+            return func(*args, **(kwargs or {}))
+        given = pytree.tree_map(_doubled, (args, kwargs or {}))
+        return func(*given[0], **given[1])
+
+
+def _doubled(leaf: Any) -> Any:
+    if isinstance(leaf, torch.dtype):
+        return _DOUBLE.get(leaf, leaf)
+    if isinstance(leaf, torch.Tensor) and leaf.dtype in _DOUBLE:
+        return leaf.to(_DOUBLE[leaf.dtype])
+    return leaf
