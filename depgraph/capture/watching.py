@@ -23,6 +23,7 @@ from depgraph.capture.expressions import parts
 from depgraph.capture.frames import here, where
 from depgraph.capture.hooking import hooked
 from depgraph.capture.matching import Path, Python, Source, given_expressions, sources
+from depgraph.capture.remembering import asked_anew
 from depgraph.capture.sizes import Expr, ShapeOf, SizeInt, observing, plain, tracked_extreme
 
 _names: dict[Any, str] = {}
@@ -165,6 +166,7 @@ def watched(model: nn.Module, log: Log, finish: Callable[[Any], None]) -> Iterat
         if log.tracer is not None:
             inside.enter_context(observing(log))
             inside.enter_context(_builtin_extremes())
+            inside.enter_context(asked_anew())
         inside.enter_context(Watch(log))
         inside.enter_context(boxed())
 
