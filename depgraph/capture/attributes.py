@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from depgraph.capture.restating import restate
 from depgraph.capture.restoring import is_open
 from depgraph.capture.sizes import Attr, SizeFloat, SizeInt, plain
 from depgraph.errors import CutError
@@ -32,11 +33,15 @@ def current(model: nn.Module, attr: Attr) -> int:
         CutError: the model has no such attribute.
     """
     try:
-        value = getattr(model.get_submodule(attr.module), attr.name)
-        for key in attr.keys:
-            value = _items(value)[key]
+        return _read(model.get_submodule(attr.module), attr)
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         raise CutError(f"{attr} is not in the model; was it changed since the graph was captured?") from error
+
+
+def _read(module: nn.Module, attr: Attr) -> int:
+    value = getattr(module, attr.name)
+    for key in attr.keys:
+        value = _items(value)[key]
     return plain(value)
 
 
@@ -44,16 +49,17 @@ def assign(model: nn.Module, attr: Attr, value: int) -> Undo:
     """Set the integer that `attr` names in `model` to `value`; the returned function takes it back.
 
     Lists, dicts and objects are changed in place, so that all who share them see it; tuples are rebuilt. An integer of
-    the class becomes one of the instance.
+    the class becomes one of the instance. What a copy of the module would make the integer from follows.
 
     Raises:
         CutError: the model has no such attribute.
     """
-    current(model, attr)
+    before = current(model, attr)
     module = model.get_submodule(attr.module)
     holder = vars(module)
     undo: list[Undo] = []
     _put(holder, attr.name, _changed(getattr(module, attr.name), attr.keys, value, undo), undo)
+    undo += restate(module, lambda held: _read(held, attr), before)
 
     def take_back() -> None:
         for step in reversed(undo):

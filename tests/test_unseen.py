@@ -1,0 +1,235 @@
+"""Ways of writing a model that no example in this repository has, each a small module of the pattern."""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import depgraph
+import importance
+from depgraph.cutting.report import CutReport
+from depgraph.cutting.verifying import Verifier
+from depgraph.errors import CheckError
+
+
+def cut(model: nn.Module, example: Tensor, share: float = 0.6, **options: Any) -> CutReport:
+    """A model that keeps a share of its parameters, and what was checked."""
+    graph = depgraph.trace(model.eval(), example)
+    report = graph.plan(importance.Magnitude(), depgraph.Target(params=share), **options).apply_with_report()
+    assert report.check is not None and not report.check.vacuous
+    return report
+
+
+@lru_cache(64)
+def parts_of(sizes: tuple[int, ...], heads: int) -> tuple[int, ...]:
+    return (*sizes[:-1], heads, sizes[-1] // heads)
+
+
+class SizesFromMemory(nn.Module):
+    """Heads whose sizes a function gives that keeps what it gave before."""
+
+    def __init__(self, width: int = 16, inner: int = 24, heads: int = 4, layers: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.made = nn.ModuleList(nn.Linear(width, 3 * inner) for _ in range(layers))
+        self.out = nn.ModuleList(nn.Linear(inner, width) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for made, out in zip(self.made, self.out, strict=True):
+            q, k, v = (
+                t.reshape(parts_of(tuple(t.shape), self.heads)).transpose(1, 2) for t in made(x).chunk(3, dim=-1)
+            )
+            attended = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+            x = x + out(attended.transpose(1, 2).flatten(2))
+        return x.mean(1)
+
+
+def test_sizes_that_a_function_remembers_follow_a_cut() -> None:
+    torch.manual_seed(0)
+    model, example = SizesFromMemory(), torch.randn(2, 5, 16)
+    model(example)  # the function knows these sizes by now
+    report = cut(model, example)
+    assert report.form == "module" and type(report.model) is SizesFromMemory
+    assert parts_of.cache_info().maxsize == 64  # it is the function that it was
+
+
+class Folded(nn.Module):
+    """A layer that reshapes by what it makes of its options, and is copied by these."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self._pairs = tuple(sizes.items())
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = dict(self._pairs)["width"]
+        return x.unflatten(-1, (x.shape[-1] // width, width)).transpose(1, 2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"sizes": self.sizes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state["sizes"])  # type: ignore[misc]
+
+
+class FoldsByOptions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.made, self.out = nn.Linear(16, 3 * 24), nn.Linear(24, 16)
+        self.fold = Folded(width=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.fold(t) for t in self.made(x).chunk(3, dim=-1))
+        return x + self.out(((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_a_copy_of_a_layer_with_a_state_of_its_own_is_as_narrow() -> None:
+    torch.manual_seed(0)
+    model, example = FoldsByOptions(), torch.randn(2, 5, 16)
+    report = cut(model, example)
+    assert report.form == "module" and report.model.fold.sizes["width"] < 8
+    assert torch.equal(copy.deepcopy(report.model)(example), report.model(example))
+    assert model.fold.sizes["width"] == 8
+
+
+class BiasInParts(nn.Module):
+    """Queries, keys and values whose bias is put together from two, with none for the keys."""
+
+    def __init__(self, width: int = 24, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.made = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias, self.v_bias = (nn.Parameter(torch.randn(width)) for _ in range(2))
+        self.out, self.readout = nn.Linear(width, width), nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias, requires_grad=False), self.v_bias))
+        made = F.linear(x, self.made.weight, bias)
+        q, k, v = made.reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.readout(x + self.out(attended))
+
+
+class QueriesReadTwice(nn.Module):
+    """Queries that attention reads, and a bias of positions too: only the keys can make up for the scale."""
+
+    def __init__(self, width: int = 24, heads: int = 2, length: int = 5) -> None:
+        super().__init__()
+        self.heads = heads
+        self.made = nn.Linear(width, 3 * width)
+        self.places = nn.Parameter(torch.randn(length, length, width // heads))
+        self.out, self.readout = nn.Linear(width, width), nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.made(x).reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = torch.einsum("bhqd,qkd->bhqk", q, self.places)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        return self.readout(x + self.out(attended))
+
+
+class NormedMaps(nn.Module):
+    """Attention over a picture, whose queries and keys come from batch norms."""
+
+    def __init__(self, width: int = 12, inner: int = 16) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (
+            nn.Sequential(nn.Conv2d(width, inner, 1, bias=False), nn.BatchNorm2d(inner)) for _ in range(3)
+        )
+        self.out = nn.Conv2d(inner, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).flatten(2).transpose(1, 2).unsqueeze(1) for f in (self.q, self.k, self.v))
+        attended = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2)
+        return x + self.out(attended.unflatten(2, x.shape[2:]))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), [(BiasInParts, (2, 5, 24)), (QueriesReadTwice, (2, 5, 24)), (NormedMaps, (2, 12, 4, 4))]
+)
+def test_weights_make_up_for_the_scale_of_a_narrower_attention(model: type[nn.Module], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    built, example = model(), torch.randn(shape)
+    for norm in built.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5), nn.init.normal_(norm.bias)
+    graph = depgraph.trace(built.eval(), example)
+    heads = [a for a in graph.axes if graph.sizes.solve(graph.widths.at({a.name: [0]})).drifts]
+    assert heads
+    report = graph.cut_plan({heads[0].name: range(heads[0].size // 3)}).apply_with_report()
+    assert report.form == "module" and report.check is not None and report.check.error < 1e-5
+
+
+class Amplifies(nn.Module):
+    """Makes visible numbers of what rounding leaves of a difference."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(8, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.out(torch.tanh(self.inner(x)) + 3)
+        return torch.sin(made * 1e4)
+
+
+def test_rounding_that_a_model_amplifies_is_no_difference() -> None:
+    torch.manual_seed(0)
+    model, example = Amplifies(), torch.randn(4, 8)
+    report = cut(model, example, 0.5)
+    assert report.check is not None and report.check.rounding > report.check.tolerance > 1e3 * report.check.error
+    assert "in double precision" in str(report)
+    assert {t.dtype for t in (example, *model.parameters(), *report.model.parameters())} == {torch.float32}
+    assert torch.get_default_dtype() is torch.float32
+
+
+def test_a_difference_that_a_model_amplifies_is_one() -> None:
+    torch.manual_seed(0)
+    model, example = Amplifies(), torch.randn(4, 8)
+    graph = depgraph.trace(model, example)
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.5))
+    small = plan.apply()
+    with torch.no_grad():
+        small.out.weight[0, 0] += 1e-4
+    with pytest.raises(CheckError, match="differs from the zeroed original"):
+        Verifier(plan).check(small)
+
+
+class HalvesOfShuffled(nn.Module):
+    """Halves of channels, mixed in between: how many groups each half loses can't be said for one block alone."""
+
+    def __init__(self, width: int = 16, blocks: int = 2) -> None:
+        super().__init__()
+        half = width // 2
+        self.stem = nn.Conv2d(3, width, 1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(half, 4 * half, 1), nn.ReLU(), nn.Conv2d(4 * half, half, 1)) for _ in range(blocks)
+        )
+        self.out = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            left, right = x.chunk(2, dim=1)
+            x = torch.cat((left, block(right)), dim=1)
+            x = x.unflatten(1, (2, x.shape[1] // 2)).transpose(1, 2).flatten(1, 2)
+        return self.out(x.mean((2, 3)))
+
+
+def test_a_plan_keeps_to_what_the_module_can_express_where_that_costs_little() -> None:
+    torch.manual_seed(0)
+    report = cut(HalvesOfShuffled(), torch.randn(2, 3, 4, 4), 0.7)
+    assert type(report.model) is HalvesOfShuffled
+    assert abs(report.after.params / report.before.params - 0.7) < 0.03
+
+
+def test_a_plan_leaves_the_module_where_the_rest_would_have_to_pay_for_it() -> None:
+    torch.manual_seed(0)
+    report = cut(HalvesOfShuffled(), torch.randn(2, 3, 4, 4), 0.35)
+    assert report.form == "graph"
+    kept = cut(HalvesOfShuffled(), torch.randn(2, 3, 4, 4), 0.35, form="module")
+    assert type(kept.model) is HalvesOfShuffled
