@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from depgraph.errors import TargetError
@@ -89,6 +90,18 @@ class Budget:
             else:
                 said.append(f"{measure}={value / max(self.dense[measure], 1):.3f}")
         return ", ".join(said)
+
+    def unread(self) -> str:
+        """How much of the parameters the traced forward doesn't read, so that they stay; empty where it reads them."""
+        program, ties = self.graph.capture.program, self.graph.capture.program.ties
+        held = [v for v in program.values.values() if v.kind == "parameter"]
+        read = {ties.get(v.target, v.target) for v in held if v.used}
+        idle = [v for v in held if ties.get(v.target, v.target) not in read]
+        count = sum(math.prod(v.shape) for v in idle)
+        if not count or self.metric not in ("params", "bytes"):
+            return ""
+        share = count / max(self.graph.dense_cost.params, 1)
+        return f"; the traced forward doesn't read {share:.1%} of the parameters, such as {idle[0].target!r}, and these stay"
 
     def held_by(self, kept: Kept) -> str:
         """Which operators take the time that remains; empty where time isn't limited, or isn't what is lacking."""

@@ -203,7 +203,7 @@ class Choice:
         kept = self.least or self.graph.widths.at({})
         return (
             f"a target of {self.target} can't be met: floors, protections and ties allow {self.budget.told(kept)} at the "
-            f"least{self.budget.held_by(kept)}"
+            f"least{self.budget.held_by(kept)}{self.budget.unread()}"
         )
 
     def slack(self, plan: Plan) -> float:

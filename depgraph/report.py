@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 METRICS = {"params": "parameters", "macs": "MACs", "bytes": "bytes"}
 _NUMBER = re.compile(r"((?:^|(?<=\.))\d+(?=\.))")
 ONLY_TOGETHER = "its indices can only go all at once"
+UNREAD = "the traced forward doesn't read it"
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ def uncovered(graph: DependencyGraph) -> list[Uncovered]:
                 for name in graph.widths.axes_of(dim):
                     left &= graph[name].labels[number] == NONE
                 if left.any():
-                    because = why_fixed(graph.classes, number, np.flatnonzero(left))
+                    because = why_fixed(graph.classes, number, np.flatnonzero(left)) if value.used else Reason(UNREAD)
                     said = _worded(because), because.why or because.text, because.free
                     found.append(Uncovered(value.target, d, value.shape[d], int(left.sum()), *said))
     return found

@@ -15,7 +15,7 @@ import depgraph
 import importance
 from depgraph.cutting.report import CutReport
 from depgraph.cutting.verifying import Verifier
-from depgraph.errors import CheckError
+from depgraph.errors import CheckError, TargetError
 
 
 def cut(model: nn.Module, example: Tensor, share: float = 0.6, **options: Any) -> CutReport:
@@ -233,3 +233,31 @@ def test_a_plan_leaves_the_module_where_the_rest_would_have_to_pay_for_it() -> N
     assert report.form == "graph"
     kept = cut(HalvesOfShuffled(), torch.randn(2, 3, 4, 4), 0.35, form="module")
     assert type(kept.model) is HalvesOfShuffled
+
+
+class SlicesFromTheEnd(nn.Module):
+    """Linear attention, whose normalisation is a last column that is put on and taken off again."""
+
+    def __init__(self, width: int = 16, inner: int = 12) -> None:
+        super().__init__()
+        self.made, self.out = nn.Linear(width, 3 * inner), nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.made(x).chunk(3, dim=-1)
+        v = F.pad(v, (0, 1), value=1.0)
+        made = F.relu(q) @ (F.relu(k).transpose(1, 2) @ v)
+        return x + self.out(made[..., :-1] / (made[..., -1:] + 1e-3))
+
+
+def test_slices_that_count_from_the_end_follow_a_cut() -> None:
+    torch.manual_seed(0)
+    report = cut(SlicesFromTheEnd(), torch.randn(2, 5, 16))
+    assert report.form == "module" and report.model.out.in_features < 12
+
+
+def test_what_the_forward_does_not_read_is_said_where_it_keeps_a_target_from_being_met() -> None:
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    model[0].register_module("never_called", nn.Linear(50, 50))
+    graph = depgraph.trace(model, torch.randn(2, 4))
+    with pytest.raises(TargetError, match=r"doesn't read 95.*of the parameters.*never_called"):
+        graph.plan(importance.Magnitude(), depgraph.Target(params=0.5))
