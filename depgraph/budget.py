@@ -93,10 +93,7 @@ class Budget:
 
     def unread(self) -> str:
         """How much of the parameters the traced forward doesn't read, so that they stay; empty where it reads them."""
-        program, ties = self.graph.capture.program, self.graph.capture.program.ties
-        held = [v for v in program.values.values() if v.kind == "parameter"]
-        read = {ties.get(v.target, v.target) for v in held if v.used}
-        idle = [v for v in held if ties.get(v.target, v.target) not in read]
+        idle = self.graph.capture.program.unread()
         count = sum(math.prod(v.shape) for v in idle)
         if not count or self.metric not in ("params", "bytes"):
             return ""

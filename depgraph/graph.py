@@ -269,6 +269,12 @@ class Program:
     by_products: set[str] = field(default_factory=set)
     """Names, such as "output 1", of outputs that another output is computed from."""
 
+    def unread(self) -> list[Value]:
+        """The parameters that the captured forward reads under none of their names."""
+        held = [value for value in self.values.values() if value.kind == "parameter"]
+        read = {self.ties.get(value.target, value.target) for value in held if value.used}
+        return [value for value in held if self.ties.get(value.target, value.target) not in read]
+
     def add(self, value_name: str, kind: Kind, shape: tuple[int, ...], **more: object) -> Value:
         """Register a value and its dims."""
         first = len(self.relations.sizes)

@@ -256,7 +256,7 @@ class Uncovered:
 
 def uncovered(graph: DependencyGraph) -> list[Uncovered]:
     """What no axis reaches of the dims of parameters that are wider than one."""
-    found = []
+    found, unread = [], {value.name for value in graph.capture.program.unread()}
     for value in stored_values(graph.capture.program):
         for d, dim in enumerate(value.dims):
             if value.kind == "parameter" and value.shape[d] > 1:
@@ -264,7 +264,8 @@ def uncovered(graph: DependencyGraph) -> list[Uncovered]:
                 for name in graph.widths.axes_of(dim):
                     left &= graph[name].labels[number] == NONE
                 if left.any():
-                    because = why_fixed(graph.classes, number, np.flatnonzero(left)) if value.used else Reason(UNREAD)
+                    why = why_fixed(graph.classes, number, np.flatnonzero(left))
+                    because = Reason(UNREAD) if value.name in unread else why
                     said = _worded(because), because.why or because.text, because.free
                     found.append(Uncovered(value.target, d, value.shape[d], int(left.sum()), *said))
     return found

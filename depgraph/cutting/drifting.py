@@ -60,9 +60,9 @@ def new_drifts(graph: DependencyGraph, before: list[Call], after: list[Call], kn
 
 def _computed(graph: DependencyGraph) -> set[str | None]:
     """Single numbers that are computed from inputs, parameters or buffers: what is cut may change them."""
-    reached: set[Node] = set()
+    reached, values = set[Node](), graph.sizes.values
     for node in graph.sizes.nodes.values():
-        starts = node.op == "placeholder" and graph.sizes.values[node.name].kind != "constant"
+        starts = node.op == "placeholder" and node.name in values and values[node.name].kind != "constant"
         if starts or any(parent in reached for parent in node.all_input_nodes):
             reached.add(node)
     return {node.name for node in reached if not _shape(node)}

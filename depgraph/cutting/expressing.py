@@ -234,8 +234,8 @@ class SizeRules:
 
     def _check_site(self, site: Site, need: Any, kept: Kept, solution: Solution) -> None:
         gives = site.value if site.expr is None else self.value(site.expr, kept, solution)
-        if self._is_bound(site) and isinstance(gives, int) and gives < 0:  # counted from the end
-            gives += self._ending(site, kept)
+        if self._is_bound(site) and isinstance(gives, int) and isinstance(need, int) and gives < 0 <= need:
+            gives += self._ending(site, kept)  # it was counted from the end
         if gives == need or (gives is not None and self.runs_out(site) and gives >= self._ending(site, kept)):
             return
         if isinstance(site.value, float):
