@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -261,3 +262,25 @@ def test_what_the_forward_does_not_read_is_said_where_it_keeps_a_target_from_bei
     graph = depgraph.trace(model, torch.randn(2, 4))
     with pytest.raises(TargetError, match=r"doesn't read 95.*of the parameters.*never_called"):
         graph.plan(importance.Magnitude(), depgraph.Target(params=0.5))
+
+
+class TakesSwitches(nn.Module):
+    """Attention with a scale of Python's own making, and arguments that are no tensors."""
+
+    def __init__(self, width: int = 16, inner: int = 12) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(width, inner) for _ in range(3))
+        self.out = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor, as_dict: bool = True, options: dict[str, Any] | None = None) -> Any:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        made = self.out((q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])).softmax(-1) @ v)
+        return {"made": made} if as_dict else (made,)
+
+
+def test_numbers_that_follow_a_size_are_found_beside_inputs_that_are_no_tensors() -> None:
+    torch.manual_seed(0)
+    kwargs = {"as_dict": False, "options": {"levels": 3, "mask": None}}
+    graph = depgraph.trace(TakesSwitches(), torch.randn(2, 5, 16), kwargs)
+    report = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7)).apply_with_report()
+    assert report.form == "module" and report.check is not None and report.check.error < 1e-5
