@@ -33,7 +33,8 @@ class Options:
     floor: the least share of every axis that stays (one group always does); or such shares by pattern, of which the largest
         that fits an axis counts, and 0 where none does.
     protect, only: axes to leave whole, and the only ones to touch: name patterns, axes or callables.
-    form: "module" also leaves whole what the module's Python can't express; "auto" and "graph" don't.
+    form: "module" also leaves whole what the module's Python can't express; "auto" does where the other axes lose at most
+        half as much again for that; "graph" doesn't.
     branches: blocks and branches that are left out whatever the scorer says; the target counts what they save.
     depth: scores of blocks or branches, or a search for them (see `importance.depth`). With it some are left out first, then
         groups are chosen as `scope` says; scope="both" lets branches and groups compete, by what each costs in loss;

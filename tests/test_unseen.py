@@ -16,7 +16,7 @@ import depgraph
 import importance
 from depgraph.cutting.report import CutReport
 from depgraph.cutting.verifying import Verifier
-from depgraph.errors import CheckError, TargetError
+from depgraph.errors import CheckError, CutError, TargetError
 
 
 def cut(model: nn.Module, example: Tensor, share: float = 0.6, **options: Any) -> CutReport:
@@ -284,3 +284,28 @@ def test_numbers_that_follow_a_size_are_found_beside_inputs_that_are_no_tensors(
     graph = depgraph.trace(TakesSwitches(), torch.randn(2, 5, 16), kwargs)
     report = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7)).apply_with_report()
     assert report.form == "module" and report.check is not None and report.check.error < 1e-5
+
+
+class ComparesFeatures(nn.Module):
+    """Features of two pictures by one network, compared at all places: its weights stand in both factors."""
+
+    def __init__(self, inner: int = 24) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, inner, 3))
+        self.out = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        one, other = self.features(torch.cat((x, y))).chunk(2)
+        one, other = one.flatten(2), other.flatten(2)
+        compared = one.transpose(1, 2) @ other / torch.sqrt(torch.tensor(one.shape[1]))
+        return self.out(compared)
+
+
+def test_weights_that_stand_in_both_factors_do_not_make_up_for_a_scale() -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(ComparesFeatures(), (torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)))
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.9))
+    with pytest.raises(CutError, match="no weight that only this reads can make up for it"):
+        graph.cut_plan({"features.2.weight:0": range(4)}).apply(form="module")
+    report = plan.apply_with_report()
+    assert report.check is not None and report.check.error < 1e-5

@@ -8,9 +8,9 @@ it, and these are multiplied by what is missing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.fx import Node
 from depgraph.cutting.elements import Elements, rows_of
 from depgraph.cutting.elements import operator_name as _name
 from depgraph.cutting.expressing import Drift
+from depgraph.cutting.movements import PARTS, Move, Part, Spread, moved, picks, rows_left
 from depgraph.errors import CutError
 from depgraph.graph import Value
 from depgraph.widths import Kept
@@ -70,7 +71,6 @@ _OF_A_WEIGHT = frozenset(
     ]
 )
 _FIRST = frozenset(["gather", "roll"])
-_PARTS = frozenset(["slice", "select", "getitem", "index_select", "narrow"])
 _PASS = frozenset([*_EITHER, *_ALL, *_JOINS, *_NORMS, *_FIRST, "mul", "div", "getitem"])
 _MOST_WAYS = 16
 
@@ -166,20 +166,20 @@ class _Search:
             return [made]
         if name == "embedding":
             table = node.all_input_nodes[0]
-            return [] if _picks(moves) or not self._is_read_once(table) else [self._whole(table)]
+            return [] if picks(moves) or not self._is_read_once(table) else [self._whole(table)]
         if name in _NORMS:
             scales = [a for a in node.all_input_nodes[1:] if a.name in self.parameters]
-            return self._together([self._walk(a, [_Spread.over(node, _NORMS[name]), *moves]) for a in scales])
+            return self._together([self._walk(a, [Spread.over(node, _NORMS[name]), *moves]) for a in scales])
         if name == "mul":
-            return [way for a in node.all_input_nodes for way in self._walk(a, [_Spread.over(node), *moves])]
+            return _of_one([self._walk(a, [Spread.over(node), *moves]) for a in node.all_input_nodes])
         if name in _ALL:
-            return self._together([self._walk(a, [_Spread.over(node), *moves]) for a in node.all_input_nodes])
+            return self._together([self._walk(a, [Spread.over(node), *moves]) for a in node.all_input_nodes])
         if name == "div" and len(node.all_input_nodes) == 1:
             return self._walk(node.all_input_nodes[0], moves)
-        if _picks(moves):
+        if picks(moves):
             return []
         if name in _EITHER:
-            return [way for a in node.all_input_nodes for way in self._walk(a, [])]
+            return _of_one([self._walk(a, []) for a in node.all_input_nodes])
         if name in _JOINS:
             return self._together([self._walk(a, []) for a in node.all_input_nodes])
         return self._walk(node.all_input_nodes[0], []) if name in _FIRST else []
@@ -197,7 +197,7 @@ class _Search:
         if not isinstance(user.meta.get("val"), (torch.Tensor, tuple, list)):  # a size
             return True
         name = _name(user)
-        if name in _PARTS:
+        if name in PARTS:
             return True
         return (name in _MOVES or name in _PASS) and self._is_inside(user)
 
@@ -206,7 +206,7 @@ class _Search:
         shape = tuple(node.meta["val"].shape)
         if not shape or not self._is_read_once(node):
             return []
-        made = rows_of(shape, np.unique(_moved(torch.arange(int(np.prod(shape))).reshape(shape), moves)))
+        made = rows_of(shape, np.unique(moved(torch.arange(int(np.prod(shape))).reshape(shape), moves)))
         return [] if made is None else [{self.parameters[node.name]: np.append(made[1], made[0])}]
 
     @staticmethod
@@ -237,7 +237,9 @@ class _Search:
         weights = [held for a, held in operands[1:] if held is not None and len(a.meta["val"].shape) > 1]
         if not weights:
             return None
-        made = _rows(node, moves)
+        made = rows_left(node, moves)
+        if any(len(np.intersect1d(made, rows_left(node, others))) for others in self._beside(moves)):
+            return None
         bias = node.args[_BIAS[_name(node)]] if len(node.args) > _BIAS.get(_name(node), len(node.args)) else None
         widths, values = self.graph.widths, self.graph.capture.program.values
         out = values[node.name].dim(1 if _name(node).startswith("conv") else -1)
@@ -259,6 +261,13 @@ class _Search:
                 found |= parts
         return found
 
+    def _beside(self, moves: list[Move]) -> Iterator[list[Move]]:
+        """The moves to what else is picked on the way that `moves` take, and leads elsewhere."""
+        for number, move in enumerate(moves):
+            if isinstance(move, Node):
+                siblings = [u for u in move.all_input_nodes[0].users if u is not move and _name(u) in PARTS]
+                yield from ([*moves[:number], u] for u in siblings if not self._is_inside(u))
+
     def _parts_of(self, bias: Node, made: Rows) -> Found | None:
         """The rows of the parameters that a bias is put together from, at the features `made`."""
         elements = Elements(self.parameters)
@@ -268,7 +277,7 @@ class _Search:
             return None
         return {self.parameters[node.name]: np.append(rows, d) for node, (d, rows) in found.items()}
 
-    def _held(self, node: Node) -> _Part | None:
+    def _held(self, node: Node) -> Part | None:
         """The parameter that a node is, or a part of it, but for transposes."""
         moves: list[Node] = []
         while node.name not in self.parameters:
@@ -276,70 +285,19 @@ class _Search:
                 return None
             moves.insert(0, node)
             node = node.all_input_nodes[0]
-        return _Part(node, moves)
+        return Part(node, moves)
 
 
-class _Part(NamedTuple):
-    """What `moves` leave of a parameter."""
-
-    parameter: Node
-    moves: list[Node]
-
-    def rows(self, operand: Node, dim: int) -> tuple[int, np.ndarray] | None:
-        """Which dim of the parameter, and which of its indices, lie along dimension `dim` of `operand`; None if that varies."""
-        shape = tuple(self.parameter.meta["val"].shape)
-        for d, size in enumerate(shape):
-            numbers: Any = torch.arange(size).reshape([-1 if k == d else 1 for k in range(len(shape))]).expand(shape)
-            for move in self.moves:
-                numbers = move.target(numbers, *move.args[1:], **move.kwargs)  # type: ignore[operator]
-            along = numbers.movedim(dim, 0).reshape(numbers.shape[dim], -1)
-            if size > 1 and bool((along == along[:, :1]).all()) and len(along[:, 0].unique()) == len(along):
-                return d, along[:, 0].numpy()
-        return None
+def _of_one(factors: list[list[Found]]) -> list[Found]:
+    """The ways of each factor of a product that leave the others as they are: a square of a weight would change twice."""
+    return [
+        way
+        for k, ways in enumerate(factors)
+        for way in ways
+        if not any(_meet(way, other) for j, others in enumerate(factors) if j != k for other in others)
+    ]
 
 
-class _Spread(NamedTuple):
-    """The operand of an elementwise operator, broadcast to `shape`; `dim` is where a single dim of it lies."""
-
-    shape: tuple[int, ...]
-    dim: int
-
-    @classmethod
-    def over(cls, node: Node, dim: int = -1) -> _Spread:
-        return cls(tuple(node.meta["val"].shape), dim)
-
-    def __call__(self, numbers: torch.Tensor) -> torch.Tensor:
-        if numbers.ndim == 1 and self.dim >= 0:
-            numbers = numbers.reshape([-1 if d == self.dim else 1 for d in range(len(self.shape))])
-        return numbers.expand(self.shape)
-
-
-Move = Node | _Spread
-
-
-def _picks(moves: list[Move]) -> bool:
-    return any(isinstance(m, Node) and _name(m) in _PARTS for m in moves)
-
-
-def _rows(node: Node, moves: list[Move]) -> Rows:
-    """Which output features of a linear map are left after `moves`: they are carried out on the features' numbers."""
-    shape = node.meta["val"].shape
-    channels = 1 if _name(node).startswith("conv") else -1
-    numbers: Any = torch.arange(shape[channels])
-    numbers = numbers.reshape([-1 if d == channels % len(shape) else 1 for d in range(len(shape))]).expand(shape)
-    return np.unique(_moved(numbers, moves))
-
-
-def _moved(numbers: Any, moves: list[Move]) -> np.ndarray:
-    """The numbers that `moves` leave."""
-    for move in moves:
-        if isinstance(move, _Spread):
-            numbers = move(numbers)
-            continue
-        call: Callable[..., Any] = move.target  # type: ignore[assignment]
-        if _name(move) in ("dropout", "to", "_to_copy", "type_as", "alias", "detach"):
-            continue
-        if _name(move) in ("view", "_unsafe_view"):  # numbers that were expanded have no strides to view them by
-            call = torch.ops.aten.reshape.default
-        numbers = call(*(numbers if isinstance(a, Node) else a for a in move.args), **move.kwargs)
-    return numbers.numpy()
+def _meet(one: Found, other: Found) -> bool:
+    """Do two ways scale some row of a weight in common?"""
+    return any(target in other and len(np.intersect1d(rows[:-1], other[target][:-1])) for target, rows in one.items())
