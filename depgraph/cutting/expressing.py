@@ -120,10 +120,6 @@ class SizeRules:
         source = self.values.get(node.all_input_nodes[0].name)
         return source is not None and site.value == source.shape[node.args[1]]  # type: ignore[index]
 
-    def _is_bound(self, site: Site) -> bool:
-        """Does a slice begin or end here?"""
-        return str(self.nodes[site.node].target) == "aten.slice.Tensor" and site.path in (("args", 2), ("args", 3))
-
     def _ending(self, site: Site, kept: Kept) -> int:
         node = self.nodes[site.node]
         return kept.shape(self.values[node.all_input_nodes[0].name])[node.args[1]]  # type: ignore[index]
@@ -234,8 +230,6 @@ class SizeRules:
 
     def _check_site(self, site: Site, need: Any, kept: Kept, solution: Solution) -> None:
         gives = site.value if site.expr is None else self.value(site.expr, kept, solution)
-        if self._is_bound(site) and isinstance(gives, int) and isinstance(need, int) and gives < 0 <= need:
-            gives += self._ending(site, kept)  # it was counted from the end
         if gives == need or (gives is not None and self.runs_out(site) and gives >= self._ending(site, kept)):
             return
         if isinstance(site.value, float):
