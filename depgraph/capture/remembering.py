@@ -10,7 +10,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from depgraph.capture.sizes import SizeFloat, SizeInt
 
@@ -33,18 +33,43 @@ def asked_anew() -> Iterator[None]:
             setattr(owner, name, held)
 
 
+class _Scan(NamedTuple):
+    """Where such functions stood in a module when it was looked through: what holds them, and under which name."""
+
+    module: Any
+    size: int
+    places: tuple[tuple[Any, str], ...]
+
+
+_scans: dict[str, _Scan] = {}
+
+
 def _found() -> Iterator[tuple[Any, str, Any]]:
-    """Where functions that keep what they gave stand: a module or a class, the name there, and the function."""
-    seen: set[int] = set()
+    """Where functions that keep what they gave stand: a module or a class, the name there, and the function.
+
+    A module is looked through again when it is another one, or has more or fewer names.
+    """
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in _LEFT_ALONE or not hasattr(module, "__dict__"):
             continue
-        for attribute, held in list(vars(module).items()):
+        scan = _scans.get(name)
+        if scan is None or scan.module is not module or scan.size != len(vars(module)):
+            scan = _scans[name] = _Scan(module, len(vars(module)), tuple(_places(name, module)))
+        for owner, attribute in scan.places:
+            held = vars(owner).get(attribute)
             if isinstance(held, _Keeping):
-                yield module, attribute, held
-            elif isinstance(held, type) and held.__module__ == name and id(held) not in seen:
-                seen.add(id(held))
-                yield from ((held, at, kept) for at, kept in vars(held).items() if isinstance(kept, _Keeping))
+                yield owner, attribute, held
+
+
+def _places(name: str, module: Any) -> Iterator[tuple[Any, str]]:
+    own = {}
+    for attribute, held in list(vars(module).items()):
+        if isinstance(held, _Keeping):
+            yield module, attribute
+        elif isinstance(held, type) and held.__module__ == name:
+            own[id(held)] = held
+    for held in own.values():
+        yield from ((held, at) for at, kept in vars(held).items() if isinstance(kept, _Keeping))
 
 
 def _anew(kept: Any) -> Callable[..., Any]:
