@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from depgraph import Cost, DependencyGraph, Plan, Target
+from depgraph.budget import LATENCY
 from depgraph.cutting.report import CutReport
 from depgraph.errors import PlanError, ScoreError
 from depgraph.scoring import Scorer, Scores, checked_scores
@@ -19,6 +20,7 @@ from importance.refitting import refit
 from importance.schedule import Schedule, Scheduled
 from importance.sequential import PROPAGATIONS, ByAxis, Known, reordered, sequential
 from importance.statistics import Gathering, Statistics, collect
+from importance.stepping import shares_of
 from importance.units import units
 
 
@@ -26,7 +28,8 @@ from importance.units import units
 class Pruned:
     """What a recipe made: the model, and what took over what went.
 
-    In one shot, `plan` is what was cut and `report` tells of the cut and its check; in steps, `scheduled` has these.
+    In one shot, `plan` is what was cut and `report` tells of the cut and its check. In steps, `scheduled` tells of each, and `plan`
+    is one of the first graph for all of them, None where that can't be told.
     """
 
     model: nn.Module
@@ -135,8 +138,7 @@ class Recipe:
 
         Raises: as `graph.plan`, `plan.apply` and `importance.collect` do; the graph's model stays as it is in any case.
         """
-        target = target if self.schedule is None else target.in_shares(graph.dense_cost)
-        steps = self.schedule(target) if callable(self.schedule) else self.schedule
+        steps = self.schedule(_in_proportion(graph, target)) if callable(self.schedule) else self.schedule
         done = self._at_once(graph, target, options) if steps is None else self._in_steps(graph, target, options, steps)
         for step in self.afterwards:
             step(done.model)
@@ -185,7 +187,7 @@ class Recipe:
 
         spread: Any = self._spread(self.score)
         found = replace(steps, after_cut=make_up).apply(graph, spread, target, **self._options(graph, options))
-        return Pruned(found.model, None, None, Compensated.joined(made) if made else None, found)
+        return Pruned(found.model, found.plan, None, Compensated.joined(made) if made else None, found)
 
     def _made_up(self, model: nn.Module, plan: Plan, found: Statistics | None) -> Compensated:
         """Let what stays make up for what went, with statistics that were found or of the recipe's batches."""
@@ -249,6 +251,13 @@ class Recipe:
         if self.gathering.axes is not None:
             return self.gathering
         return replace(self.gathering, axes=frozenset(a.name for a in graph.axes if a.prunable.any()))
+
+
+def _in_proportion(graph: DependencyGraph, target: Target) -> Target:
+    """A target as shares of the dense model, for what says how many steps it takes: milliseconds as if they went with MACs."""
+    shares = shares_of(graph, target)
+    timed = shares.pop(LATENCY, None)
+    return Target(**(shares if timed is None else shares | {"macs": min(timed, shares.get("macs", timed))}))  # type: ignore[arg-type]
 
 
 def _in_terms_of(prepared: DependencyGraph, dense: DependencyGraph, target: Target) -> Target:

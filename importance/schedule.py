@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from torch import nn
 
-import depgraph
-from depgraph import Axis, Cost, DependencyGraph, Plan, Target
-from depgraph.cutting.report import Check, CutReport
-from depgraph.cutting.rerunning import Inputs, inputs_at
-from depgraph.errors import DepgraphError, NothingToPrune, PlanError, ScoreError, TargetError
-from depgraph.onnx_door.graph import OnnxGraph
-from depgraph.options import Options, Pattern, matches
+from depgraph import Cost, DependencyGraph, Plan, Target
+from depgraph.cutting.report import CutReport
+from depgraph.errors import PlanError, ScoreError
 from depgraph.scoring import Scorer
 from importance.choices import pick
-from importance.earlier import followed
+from importance.stepping import Run, Step
 
 Curve = Callable[[float, float], float]
 """Maps how far the steps have come, in (0, 1], and the share that is to go in the end, to the share that is gone by then."""
@@ -46,31 +40,13 @@ CURVES: dict[str, Curve] = {"cubic": cubic, "linear": linear, "geometric": geome
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step that is done: which of how many, and what the model costs now.
-
-    `keep` has the share of the dense cost that the step was to keep, by metric. `check` is None where nothing was cut, as
-    the step before had met that already, or no check was wanted.
-    """
-
-    number: int
-    steps: int
-    keep: dict[str, float]
-    cost: Cost
-    check: Check | None = None
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"step {self.number} of {self.steps}"
-
-
-@dataclass(frozen=True)
 class Scheduled:
-    """The pruned model, what it cost before, and its steps."""
+    """The pruned model, what it cost before, its steps, and one plan of the first graph for all of them, where that can be told."""
 
     model: nn.Module = field(repr=False)
     before: Cost
     steps: tuple[Step, ...]
+    plan: Plan | None = field(default=None, repr=False)
 
     @property
     def after(self) -> Cost:
@@ -79,7 +55,7 @@ class Scheduled:
     def __str__(self) -> str:
         lines = []
         for step in self.steps:
-            shares = step.cost.share_of(self.before)
+            shares = step.left(self.before)
             parts = ", ".join(f"{m}={shares[m]:.4f} (at most {share:.4f})" for m, share in step.keep.items())
             lines += [f"{step}: {parts}", *(f"  {note}" for note in step.notes)]
         return "\n".join(lines)
@@ -144,7 +120,7 @@ class Schedule:
         """Prune a copy of the graph's model in steps; the model itself stays as it is, also after an error.
 
         Args:
-            graph: of the model as it is; `target` is a share of its cost.
+            graph: of the model as it is; `target` is a share of its cost, or milliseconds by a latency model of this graph.
             scorer: an estimator, called with the graph of every step.
             options: those of `graph.plan`; `protect` and `only` mean axes of this graph, `floor` shares of their groups here.
                 `form`, and `check` of `plan.apply`, hold for every cut.
@@ -156,20 +132,19 @@ class Schedule:
             raise ScoreError(
                 f"{self.steps} steps need a scorer, which is called in each: scores by axis fit one step only"
             )
-        run = _Run(graph, scorer, target, options, self.after_cut)
-        target = target.in_shares(graph.dense_cost)
-        for number, keep in enumerate(self._shown(target), start=1):
+        run = Run(graph, scorer, target, options, self.after_cut)
+        for number, keep in enumerate(self._shown(run.shares), start=1):
             with run.named(number, self.steps):
                 step = run.step(Step(number, self.steps, keep, graph.dense_cost))
             if self.after_step is not None:
                 self.after_step(run.model, step)
-        return Scheduled(run.model, graph.dense_cost, tuple(run.steps))
+        return Scheduled(run.model, graph.dense_cost, tuple(run.steps), run.plan())
 
-    def _shown(self, target: Target) -> Iterable[dict[str, float]]:
-        """What every step keeps, by metric, with a bar if asked for."""
-        gone = {metric: self.gone(1 - share) for metric, share in target.shares.items()}
-        keep = [{metric: 1 - each[k] for metric, each in gone.items()} for k in range(self.steps - 1)]
-        keep.append(dict(target.shares))
+    def _shown(self, shares: dict[str, float]) -> Iterable[dict[str, float]]:
+        """What every step keeps, by measure, with a bar if asked for."""
+        gone = {measure: self.gone(1 - share) for measure, share in shares.items()}
+        keep = [{measure: 1 - each[k] for measure, each in gone.items()} for k in range(self.steps - 1)]
+        keep.append(shares)
         if self.progress == "none":
             return keep
         from rich.console import Console
@@ -195,152 +170,3 @@ class Pace:
     def __call__(self, target: Target, /) -> Schedule:
         gone = max(1 - share for share in target.shares.values())
         return Schedule(max(1, math.ceil(gone / self.share - 1e-9)), self.curve)
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """What the next step has to know of a cut, without the model before it: groups left, and how to trace the model again."""
-
-    left: dict[str, int]
-    inputs: Inputs
-    free: frozenset[str]
-    fixed: frozenset[str]
-    params: int
-
-    @classmethod
-    def of(cls, plan: Plan, added: int) -> _Cut:
-        """After a cut that so many parameters were added to."""
-        graph = plan.graph
-        left = {axis.name: axis.size - len(plan.removal.get(axis.name, ())) for axis in graph.axes}
-        fixed = frozenset(graph.capture.program.by_products) - graph.free
-        return cls(left, _inputs(plan), graph.free, fixed, plan.cost().params + added)
-
-    def again(self, model: nn.Module) -> DependencyGraph:
-        """The graph of the cut model, with the same outputs free.
-
-        Raises PlanError where what was called after a step has changed shapes.
-        """
-        graph = depgraph.trace(model, *self.inputs, free=self.free, fixed=self.fixed)
-        if graph.dense_cost.params != self.params:
-            raise PlanError(
-                f"the model has {graph.dense_cost.params:,} parameters, the step before left {self.params:,}: "
-                "what is called after a step may change weights, not their shapes"
-            )
-        return graph
-
-
-class _Run:
-    """The state between steps: the model as far as it is cut, and either its graph or the cut that it comes from."""
-
-    def __init__(
-        self,
-        graph: DependencyGraph,
-        scorer: Scorer,
-        target: Target,
-        options: dict[str, Any],
-        after_cut: Callable[[Plan, CutReport], Any] | None,
-    ) -> None:
-        if not isinstance(target, Target):
-            raise TargetError(f"expected a Target such as depgraph.Target(params=0.7), got {target!r}")
-        if graph.words is not None:
-            raise PlanError("a graph with an open vocabulary can't be pruned in steps: trim it before or after")
-        self.dense = graph.dense_cost
-        self.state: DependencyGraph | _Cut = graph
-        self.scorer = scorer
-        self.after_cut = after_cut
-        self.options = _Kept(graph, {name: value for name, value in options.items() if name != "check"})
-        self.applying = {name: value for name, value in options.items() if name in ("form", "check")}
-        self.model = graph.model
-        self.steps: list[Step] = []
-
-    @contextmanager
-    def named(self, number: int, steps: int) -> Iterator[None]:
-        """Errors say in which step they came, and what the steps before had reached."""
-        try:
-            yield
-        except DepgraphError as error:
-            if steps == 1:
-                raise
-            shares = (self.steps[-1].cost if self.steps else self.dense).share_of(self.dense)
-            reached = ", ".join(f"{metric}={share:.3f}" for metric, share in shares.items())
-            kind = TargetError if self.steps and isinstance(error, NothingToPrune) else type(error)
-            raise kind(f"step {number} of {steps}, from a model with {reached}: {error}") from error
-
-    def step(self, wanted: Step) -> Step:
-        """Cut the model to what a step keeps, where it isn't that small yet; the first step makes it a copy in any case."""
-        graph = self._graph()
-        target = _remaining(wanted.keep, self.dense, graph.dense_cost)
-        done = replace(wanted, cost=graph.dense_cost)
-        if target is not None or not self.steps:
-            plan = graph.plan(self.scorer, target, **self.options.on(graph)) if target else graph.cut_plan({})
-            report = plan.apply_with_report(**self.applying)
-            before = _size(report.model)
-            if self.after_cut is not None:
-                self.after_cut(plan, report)
-            self.model, self.state = report.model, _Cut.of(plan, _size(report.model) - before)
-            done = replace(wanted, cost=report.after, check=report.check, notes=(*plan.notes, *report.notes))
-        self.steps.append(done)
-        return done
-
-    def _graph(self) -> DependencyGraph:
-        if isinstance(self.state, _Cut):
-            graph = self.state.again(self.model)
-            self.options.follow(self.state.left, graph)
-            self.state = graph
-        return self.state
-
-
-class _Kept:
-    """Options of a plan as they hold for later graphs: axes that were named stay so, floors are shares of the first widths."""
-
-    def __init__(self, graph: DependencyGraph, given: dict[str, Any]) -> None:
-        self.given = given
-        self.options = Options.of(given)
-        self.options.check_patterns(graph)
-        self.first = {axis.name: axis for axis in graph.axes}
-        self.now = {name: name for name in self.first}
-
-    def follow(self, left: dict[str, int], graph: DependencyGraph) -> None:
-        """From now on `graph` is the current one; of the axes of that before, the cut has left so many groups."""
-        names = followed(left, graph.axes)
-        self.now = {new: self.now[old] for new, old in names.items() if old in self.now}
-
-    def on(self, graph: DependencyGraph) -> dict[str, Any]:
-        """The options for the current graph."""
-        named = {name: self._named(getattr(self.options, name)) for name in ("protect", "only") if name in self.given}
-        stay = {new: self.options.floor_of(self.first[old]) * self.first[old].size for new, old in self.now.items()}
-        return (
-            self.given
-            | named
-            | {"floor": {n: min(groups / graph[n].size, 1.0) for n, groups in stay.items() if groups}}
-        )
-
-    def _named(self, patterns: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
-        def is_named(axis: Axis) -> bool:
-            return matches(self.first.get(self.now.get(axis.name, ""), axis), patterns)
-
-        return (is_named,) if patterns else ()
-
-
-def _inputs(plan: Plan) -> Inputs:
-    """The example inputs of the cut model, for `depgraph.trace`."""
-    if isinstance(plan.graph, OnnxGraph):
-        return (plan.graph.inputs_at(plan.kept()), {})  # type: ignore[return-value]
-    return inputs_at(plan.graph, plan.kept())
-
-
-def _size(model: Any) -> int:
-    if isinstance(model, ir.Model):
-        held = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
-        return sum(math.prod(tensor.shape.numpy()) for tensor in held if tensor is not None)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _remaining(keep: dict[str, float], dense: Cost, now: Cost) -> Target | None:
-    """The shares of a model's cost now that meet shares of its dense cost; None where it does."""
-    shares: dict[str, Any] = {}
-    for metric, share in keep.items():
-        most, cost = share * getattr(dense, metric), getattr(now, metric)
-        if cost > most:
-            shares[metric] = share if cost == getattr(dense, metric) else (math.floor(most) + 0.5) / cost
-    return Target(**shares) if shares else None

@@ -64,7 +64,11 @@ def test_a_model_without_data_in_bfloat16_is_built_in_float32(models: Path, caps
         (("models.py:pair", "--size", "1.2.3MB"), 2, "--size '1.2.3MB' is no size"),
         (("models.py:pair", "--size", "9kB", "--recipes", "taylor"), 2, "'taylor' needs data"),
         (("models.py:pair", "--size", "9kB", "--quantise", "int3"), 2, "'int3' is no precision"),
-        (("models.py:pair", "--size", "9kB", "--scope", "both"), 2, "--scope both isn't tried by build"),
+        (
+            ("models.py:pair", "--size", "9kB", "--scope", "both"),
+            2,
+            "--scope both compares changes of the loss: give a text",
+        ),
         (("models.py:pair", "--size", "9kB", "--scope", "depth", "--recipes", "obs"), 2, "leave out --recipes obs"),
         (("models.py:pair", "--size", "9kB", "--depth-score", "sleb"), 2, "--depth-score sleb needs data"),
         (("models.py:pair", "--size", "9kB", "--depth-score", "slep"), 2, "sleb"),

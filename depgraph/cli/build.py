@@ -95,7 +95,7 @@ def build(  # noqa: PLR0913  (the options of a command)
         )
     check_vacant(out)
     limits, deep = _limits(latency, size), _depth(depth_score, scope, recipes, data=data is not None or ".py:" in model)
-    scope = "auto" if scope == "depth" else scope
+    asked_scope, scope = scope, "auto" if scope in ("depth", "both") else scope
     with printing(as_json) as console:
         steps = Steps()
         device = Profile.load(profile) if profile is not None else None
@@ -117,7 +117,7 @@ def build(  # noqa: PLR0913  (the options of a command)
         subject = _subject(loaded, found, data is None)
         names = _listed(recipes) or ["magnitude" if subject.batches is None else "best"]
         check_names(names, data=subject.batches is not None)
-        check_depth(depth_score, data=subject.batches is not None)
+        check_depth(depth_score, asked_scope, data=subject.batches is not None)
         ways = Ways(tuple(names), precisions, options, seed, opset=opset, **deep)
         command = shlex.join(["depgraph", *sys.argv[1:]])
         made = make(subject, budget, out, ways, step=steps, command=command)
@@ -149,22 +149,31 @@ def _measurable(loaded: Loaded, found: TextData) -> bool:
 
 def _depth(named: str, scope: str, recipes: str, *, data: bool) -> dict[str, Any]:
     """How blocks are left out, as `Ways` takes it; raises typer.BadParameter for what contradicts, and as `check_depth` does."""
-    if scope == "both":
-        raise typer.BadParameter(
-            "--scope both isn't tried by build, which leaves blocks out first and then narrows: leave it out"
-        )
     if scope == "depth" and (named == "none" or recipes):
         other = "--depth-score none" if named == "none" else f"--recipes {recipes}"
         raise typer.BadParameter(f"--scope depth leaves blocks out and nothing else: leave out {other}")
+    if scope == "both" and named != "auto" and named.partition(":")[0] != "loss":
+        raise typer.BadParameter(
+            f"--scope both compares changes of the loss, which --depth-score {named} doesn't give: take loss, or leave it out"
+        )
+    if scope == "both" and not data:
+        raise DataError(
+            "--scope both compares changes of the loss: give a text with --data, or let file.py:function give 'batches'"
+        )
     check_depth(named, data=data)
-    return {"depth": named, **({"depth_shares": (1.0,)} if scope == "depth" else {})}
+    shares: dict[str, Any] = {"depth": {"depth_shares": (1.0,)}, "both": {"depth_shares": ("both",)}}
+    return {"depth": named, **shares.get(scope, {})}
 
 
-def check_depth(named: str, *, data: bool) -> None:
-    """Raise ScoreError for a name that is no depth score's, DataError where it needs data and there are none."""
+def check_depth(named: str, scope: str, *, data: bool) -> None:
+    """Raise ScoreError for a name that is no depth score's, DataError where it, or the scope, needs data and there are none."""
     from importance.choices import pick
     from importance.depth import depth_names, depth_needs_data
 
+    if scope == "both" and not data:
+        raise DataError(
+            "--scope both compares changes of the loss: give a text with --data, or let file.py:function give 'batches'"
+        )
     if named in ("auto", "none"):
         return
     pick(dict.fromkeys(depth_names()), named.partition(":")[0], "depth score")
@@ -211,7 +220,9 @@ def _show(made: Built, console: Console, as_json: bool) -> None:
     for note in story.notes:
         say(f"note: {note}")
     cut = (
-        "nothing had to go" if best.plan is None else f"by {best.recipe}, in {counted(best.rounds, 'round', 'rounds')}"
+        "nothing had to go"
+        if best.report is None
+        else f"by {best.recipe}, in {counted(best.rounds, 'round', 'rounds')}"
     )
     console.print(
         f"wrote {made.folder} ({best.precision}, {cut}): open report.html, or run python {made.folder}/run.py"

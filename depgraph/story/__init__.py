@@ -1,6 +1,6 @@
 """What a pruning did, told to people: a story as data (`parts`), made after a cut (`telling`), drawn as a page (`page`)."""
 
-from depgraph.story.in_steps import tell_steps
+from depgraph.story.in_steps import stages, tell_steps
 from depgraph.story.page import story_page
 from depgraph.story.parts import (
     AxisCut,
@@ -34,6 +34,7 @@ __all__ = [
     "Timing",
     "TradeOff",
     "Trial",
+    "stages",
     "story_page",
     "tell",
     "tell_steps",

@@ -35,6 +35,8 @@ class Done(Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
 
+    def left(self, before: Cost) -> dict[str, float]: ...
+
 
 def tell_steps(graph: DependencyGraph, model: Any, steps: Iterable[Done]) -> Story:
     """What steps took away from the model of a graph, of which `model` is left; parts are added as to that of `tell`.
@@ -53,14 +55,19 @@ def tell_steps(graph: DependencyGraph, model: Any, steps: Iterable[Done]) -> Sto
         layers=tuple(_layers(found.anatomy, Anatomy(after), family)),
         axes=tuple(_axes(found, after.axes, family)),
         check=max(checks, key=lambda check: check.error, default=None),
-        steps=tuple(_stage(step, graph.dense_cost) for step in done),
+        steps=stages(done, graph.dense_cost),
         notes=tuple(dict.fromkeys(note for step in done for note in step.notes)),
     )
 
 
+def stages(steps: Iterable[Done], dense: Cost) -> tuple[Stage, ...]:
+    """The steps as a report lists them."""
+    return tuple(_stage(step, dense) for step in steps)
+
+
 def _stage(step: Done, dense: Cost) -> Stage:
     error = None if step.check is None else step.check.error
-    return Stage(step.number, dict(step.keep), step.cost.share_of(dense), error)
+    return Stage(step.number, dict(step.keep), step.left(dense), error)
 
 
 def _layers(before: Anatomy, after: Anatomy, family: Mapping[str, int]) -> Iterator[LayerWidths]:

@@ -108,13 +108,19 @@ def _files(story: Story) -> str:
 def _steps(story: Story) -> str:
     """What every step was to keep and left, of a model that was pruned in several."""
     names = list(dict.fromkeys(metric for step in story.steps for metric in step.keep))
-    rows = []
+    left = [name for name in (*METRICS, *names) if all(name in step.left for step in story.steps)]
+    left, rows = list(dict.fromkeys(left)), []
     for step in story.steps:
-        asked = ", ".join(f"{METRICS[name]} {step.keep[name]:.1%}" for name in names if name in step.keep)
+        asked = ", ".join(f"{_word(name)} {step.keep[name]:.1%}" for name in names if name in step.keep)
         error = "#–" if step.error is None else f"#{step.error:.1e}"
-        rows.append(Row((f"#{step.number}", escape(asked), *(f"#{step.left[m]:.1%}" for m in METRICS), error)))
-    head = ("#step", "to keep at most", *(f"#{word}" for word in METRICS.values()), "#check's error")
+        rows.append(Row((f"#{step.number}", escape(asked), *(f"#{step.left[m]:.1%}" for m in left), error)))
+    head = ("#step", "to keep at most", *(f"#{_word(name)}" for name in left), "#check's error")
     return table(head, rows) if rows else ""
+
+
+def _word(measure: str) -> str:
+    """What a measure is called; those without a word of their own are one."""
+    return METRICS.get(measure, measure)
 
 
 def _making(story: Story) -> str:

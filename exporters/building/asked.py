@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -15,6 +15,8 @@ from importance.losses import Loss
 from importance.sweeping import Figure
 
 PRECISIONS = ("float32", "float16", "int8-dynamic", "int8-static", "int4")
+BOTH: Literal["both"] = "both"
+Share = float | Literal["both"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Ways:
 
     depth: the score or search by which blocks are left out (a name of `importance.depth.depth_names()`); "auto" takes one by
     the loss or, without data, by magnitude, where axes are neither protected nor named; "none" leaves all in. depth_shares: how
-    much of what is to go may be blocks, each tried: 0 is widths alone, 1 blocks alone, between them blocks first.
+    much of what is to go may be blocks, each tried: 0 is widths alone, 1 blocks alone, between them blocks first; with "both" blocks
+    and groups compete by what each costs in loss, which takes batches and scores that compare across axes.
     options: of `graph.plan`. rounds: how often a result that measures above the budget is made anew, smaller. shares: of the
     parameters, at which the trade-off of the report is measured. probes: how many axes its sensitivity curves are of.
     """
@@ -90,7 +93,7 @@ class Ways:
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     depth: str = "auto"
-    depth_shares: tuple[float, ...] = (0.0, 0.5, 1.0)
+    depth_shares: tuple[Share, ...] = (0.0, 0.5, BOTH, 1.0)
     rounds: int = 3
     shares: tuple[float, ...] = (0.9, 0.7, 0.5)
     probes: int = 12

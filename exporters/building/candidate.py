@@ -9,7 +9,9 @@ from torch import nn
 
 from depgraph.cutting.report import CutReport
 from depgraph.plan import Plan
+from exporters.building.asked import BOTH
 from exporters.building.pruning import Way
+from importance.stepping import Step
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Candidate:
     times: milliseconds of the dense float32 file and of this one, in turns. predicted: their ratio by the latency model.
     beside: bytes that files which generate are taken to have more. quality: of the file; where that couldn't be run in the model's
     place, of the float32 model, and `of_file` is false.
-    plan: None where the dense model keeps within the budget.
+    report: None where the dense model keeps within the budget; plan: None there too, and where steps don't tell which groups went.
     """
 
     way: Way
@@ -35,14 +37,20 @@ class Candidate:
     rounds: int
     of_file: bool = True
     beside: int = 0
+    steps: tuple[Step, ...] = ()
     why: str = ""
 
     @property
     def recipe(self) -> str:
         """What made it, in a word or three."""
-        if self.plan is None:
+        if self.report is None:
             return "dense"
-        return str(self.way) if self.plan.removal or not self.plan.branches else "depth"
+        return "depth" if self.only_blocks else str(self.way)
+
+    @property
+    def only_blocks(self) -> bool:
+        """Did blocks go, and no groups?"""
+        return self.plan is not None and bool(self.plan.branches) and not self.plan.removal
 
     @property
     def ratio(self) -> float:
@@ -52,6 +60,6 @@ class Candidate:
 
 def is_done(way: Way, made: list[Candidate]) -> bool:
     """Is there nothing left to do for a way: the dense model keeps within the budget, or blocks alone were enough before?"""
-    if made and made[-1].plan is None:
+    if made and made[-1].report is None:
         return True
-    return way.depth == 1 and any(one.plan is not None and not one.plan.removal for one in made)
+    return way.depth == 1 and any(one.only_blocks and one.way.depth != BOTH for one in made)

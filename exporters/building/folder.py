@@ -16,7 +16,9 @@ from depgraph.story import (
     Story,
     Timing,
     TradeOff,
+    stages,
     tell,
+    tell_steps,
     versions,
     write_story,
 )
@@ -107,7 +109,11 @@ def _plain(search: Search, found: Candidate, folder: Path) -> list[MadeFile]:
 def _story(search: Search, found: Candidate, told: Told) -> Story:
     graph, subject = search.graph, search.subject
     plan = found.plan if found.plan is not None else graph.cut_plan({})
-    story = tell(plan, found.report, search.pruner.scores_of(found.way, found.plan))
+    if found.steps and found.plan is None:
+        story = tell_steps(graph, found.model, found.steps)
+    else:
+        story = tell(plan, found.report, search.pruner.scores_of(found.way, found.plan))
+        story = story.with_(steps=stages(found.steps, graph.dense_cost))
     story = story if found.report is not None else story.with_(form="as it was")
     figure = subject.figure
     quality = Quality(

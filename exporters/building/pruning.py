@@ -1,41 +1,52 @@
-"""Pruning on the way to a budget: by a recipe or a score, along widths, by leaving blocks out, or by both in turn."""
+"""Pruning on the way to a budget: by a recipe or a score, along widths, by leaving blocks out, or by both in turn or at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
 import depgraph
 from depgraph.cutting.report import CutReport
-from depgraph.cutting.shortening import shortening_of
 from depgraph.dependency import DependencyGraph
-from depgraph.errors import CutError, DataError, NothingToPrune, PlanError, ScoreError, TargetError
+from depgraph.errors import NothingToPrune, TargetError
 from depgraph.options import Options
 from depgraph.plan import Plan
-from depgraph.scoring import Depth, Scores, checked_depth, is_search
-from exporters.building.asked import Subject, Ways
+from depgraph.scoring import Scores
+from exporters.building.asked import BOTH, Share, Subject, Ways
+from exporters.building.leaving import Leaving
 from importance import named, recipes
-from importance.depth import depth_named
 from importance.recipe import Recipe
-from importance.remembered import Remembered, RememberedSearch, remembering
+from importance.remembered import Remembered, remembering
+from importance.rivals import Rivals
+from importance.stepping import Step
 
-_FEW, _SLEB_NEEDS = 8, 4  # batches to choose blocks by; blocks, as the first and the last one stay there
+_BETWEEN = 0.75  # where ways that let blocks compete are tried: after those that leave out half, before blocks alone
+IN_STEPS = "in steps"
 
 
 @dataclass(frozen=True)
 class Way:
-    """A recipe or a score by name, and how much of what is to go are blocks: 0 none, 1 all of it."""
+    """A recipe or a score by name, and how much of what is to go are blocks: 0 none, 1 all of it, `BOTH` as they compete."""
 
     name: str
-    depth: float = 0.0
+    depth: Share = 0.0
 
     def __str__(self) -> str:
-        return self.name if not self.depth else "depth" if self.depth == 1 else f"{self.name} after depth"
+        said = {0: self.name, 1: "depth", BOTH: f"{self.name} and depth"}
+        return said.get(self.depth, f"{self.name} after depth")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a way made: the report of its cut, what was taken away, None where steps don't tell, and the steps, if it went in some."""
+
+    report: CutReport
+    plan: Plan | None
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass
@@ -49,92 +60,86 @@ class Pruner:
     _recipes: dict[str, Recipe] = field(default_factory=dict)
     _scorers: dict[str, Remembered] = field(default_factory=dict)
 
+    @cached_property
+    def leaving(self) -> Leaving:
+        """What says which blocks go."""
+        return Leaving(self.graph, self.subject, self.ways, self.notes)
+
     def all(self) -> list[Way]:
         """All ways: those that leave blocks out come last, and only where some can go; raises NothingToPrune for none."""
-        shares = sorted({share for share in self.ways.depth_shares if not share or self.depth is not None})
-        found = [Way(name, share) for share in shares if share < 1 for name in self.ways.recipes]
-        found += [Way(self.ways.recipes[0], 1.0) for share in shares if share == 1]
+        order: Callable[[Share], float] = lambda share: _BETWEEN if share == BOTH else float(share)  # noqa: E731
+        found = [way for share in sorted(set(self.ways.depth_shares), key=order) for way in self._ways(share)]
         if not found:
             raise NothingToPrune(
                 f"{self.graph.name} has no blocks that could be left out, and nothing else was asked for"
+                + "".join(f"; {note}" for note in self.notes)
             )
         return found
 
-    @cached_property
-    def depth(self) -> Depth | None:
-        """What says which blocks go (branches, in a model without blocks); None where none can or may."""
-        named, options = self.ways.depth, self.ways.options
-        kept = named == "auto" and (options.get("only") or options.get("protect"))
-        if named == "none" or kept or not any(self.ways.depth_shares):
-            return None
-        if not self.graph.branches:
-            self.notes += (
-                [] if named == "auto" else [f"{self.graph.name} has no blocks that could be left out by {named}"]
-            )
-            return None
-        batches = None if self.subject.batches is None else list(islice(self.subject.batches, _FEW))
-        name = self._usual(data=batches is not None) if named == "auto" else named
-        try:
-            found = self._asked_once(depth_named(name, batches, self.subject.loss, self.ways.seed))
-            return found if named != "auto" or is_search(found) else self._leaving(dict(found))  # type: ignore[arg-type, call-overload]
-        except (ScoreError, DataError) as error:
-            if named != "auto":
-                raise
-            self.notes.append(f"blocks weren't left out: {error}")
-            return None
+    def _ways(self, share: Share) -> Iterator[Way]:
+        """The ways that leave so much to blocks."""
+        if share and self.leaving.depth is None or share == BOTH and self.leaving.rises is None:
+            return
+        for name in self.ways.recipes if share != 1 else self.ways.recipes[:1]:
+            why = self._alone(name, share)
+            if not why:
+                yield Way(name, share)
+            elif self.ways.depth_shares == (share,):
+                self.notes.append(why)
 
-    def _usual(self, *, data: bool) -> str:
-        of = "blocks" if self.graph.blocks else "branches"
-        if not data:
-            return f"magnitude:{of}"
-        enough = len(self.graph.blocks) >= _SLEB_NEEDS
-        return "sleb" if enough and all(self._can_leave(block.name) for block in self.graph.blocks) else f"loss:{of}"
+    def _alone(self, name: str, share: Share) -> str:
+        """Why a recipe goes without blocks, or what leaves out some of these; empty where it doesn't."""
+        if share in (0, 1) or name not in recipes.RECIPES:
+            return ""
+        recipe = self._recipe(name)
+        if recipe.schedule is not None:
+            return f"{name} goes in steps, which take groups only"
+        if share == BOTH and self._competing(recipe) is None:
+            return f"scores of {name} can't compete with blocks"
+        return ""
 
-    def _leaving(self, scores: dict[str, float]) -> dict[str, float]:
-        """Those that can leave the module: a graph in its place has no `generate`, nor other sizes of inputs."""
-        found = {name: score for name, score in scores.items() if self._can_leave(name)}
-        if not found:
-            raise ScoreError(f"nothing can leave {self.graph.name} as a module")
-        return found
-
-    def _can_leave(self, name: str) -> bool:
-        try:
-            shortening_of(self.graph, [name])
-        except (CutError, PlanError):
-            return False
-        return True
-
-    def _asked_once(self, depth: Depth) -> Depth:
-        if not is_search(depth):
-            return checked_depth(self.graph, depth)
-        found = RememberedSearch(depth)  # type: ignore[arg-type]
-        found(self.graph, 1)
-        return found
-
-    def pruned(self, way: Way, target: depgraph.Target) -> tuple[Plan, CutReport]:
+    def pruned(self, way: Way, target: depgraph.Target) -> Done:
         """What a way makes of the model."""
         if way.depth == 1:
-            assert self.depth is not None
-            plan = self.graph.plan(self.depth, target, scope="depth")
-            return plan, plan.apply_with_report(form=self.ways.options.get("form", "auto"))
-        deep = {"depth": self.depth, "depth_share": way.depth} if way.depth else {}
+            return self._cut(self.graph.plan(self.leaving.depth, target, scope="depth"))  # type: ignore[arg-type]
+        deep: dict[str, Any] = {}
+        if way.depth:
+            first = {"depth": self.leaving.depth, "depth_share": way.depth}
+            deep = {"depth": self.leaving.rises, "scope": BOTH} if way.depth == BOTH else first
         if way.name in recipes.RECIPES:
-            return self._by_recipe(way.name, target, deep)
-        plan = self.graph.plan(self._scorer(way.name), target, **self.ways.options, **deep)
-        return plan, plan.apply_with_report(form=self.ways.options.get("form", "auto"))
+            return self._by_recipe(way, target, deep)
+        score: Any = self._scorer(way.name)
+        score = self.leaving.in_loss(score) if way.depth == BOTH else score
+        return self._cut(self.graph.plan(score, target, **{**self.ways.options, **deep}))
 
-    def _by_recipe(self, name: str, target: depgraph.Target, deep: Mapping[str, Any]) -> tuple[Plan, CutReport]:
+    def _cut(self, plan: Plan) -> Done:
+        return Done(plan.apply_with_report(form=self.ways.options.get("form", "auto")), plan)
+
+    def _by_recipe(self, way: Way, target: depgraph.Target, deep: Mapping[str, Any]) -> Done:
         """What a recipe makes; it takes every axis where those that it is for aren't enough."""
-        recipe = self._recipe(name)
+        recipe = self._recipe(way.name)
+        if way.depth == BOTH:
+            recipe = self._competing(recipe) or recipe
         given = {k: v for k, v in self.ways.options.items() if v != getattr(Options(), k)}
+        given |= deep
         try:
-            return recipe.reported(self.graph, target, **given, **deep)
+            return _carried_out(recipe, self.graph, target, given)
         except (NothingToPrune, TargetError) as error:
             if "only" in given:
                 raise
-            said = f"{name} takes axes of all kinds, as those that it is for aren't enough"
+            said = f"{way.name} takes axes of all kinds, as those that it is for aren't enough"
             self.notes += [] if any(note.startswith(said) for note in self.notes) else [f"{said}: {error}"]
-            return replace(recipe, units="all").reported(self.graph, target, **given, **deep)
+            return _carried_out(replace(recipe, units="all"), self.graph, target, given)
+
+    def _competing(self, recipe: Recipe) -> Recipe | None:
+        """The same with scores that are changes of the loss; None where it spreads its budget in a way of its own."""
+        if isinstance(recipe, Rivals):
+            rivals = [found for one in recipe.rivals if (found := self._competing(one)) is not None]
+            return replace(recipe, rivals=tuple(rivals)) if rivals else None
+        own = recipe.schedule or recipe.prepare or recipe.allocation
+        if own is not None or recipe.score is None or recipe.propagation != "dense":
+            return None
+        return replace(recipe, score=self.leaving.in_loss(recipe.score)) if _compares(recipe.score) else None
 
     def _recipe(self, name: str) -> Recipe:
         if name not in self._recipes:
@@ -162,6 +167,24 @@ class Pruner:
         return min(said, key=surprises, default=None)
 
 
+def _carried_out(recipe: Recipe, graph: DependencyGraph, target: depgraph.Target, options: Mapping[str, Any]) -> Done:
+    """What a recipe makes of a graph, in one shot or in steps, of whose checks the worst is told."""
+    done = recipe.prune(graph, target, **options)
+    made = () if done.compensated is None else (str(done.compensated),)
+    if done.report is not None:
+        return Done(replace(done.report, notes=(*done.report.notes, *made)), done.plan)
+    assert done.scheduled is not None
+    steps = done.scheduled.steps
+    check = max((s.check for s in steps if s.check is not None), key=lambda check: check.error, default=None)
+    notes = dict.fromkeys(note for step in steps for note in step.notes)
+    report = CutReport(done.model, IN_STEPS, graph.dense_cost, done.after, check, notes=(*notes, *made))
+    return Done(report, done.plan, steps)
+
+
+def _compares(score: Any) -> bool:
+    return getattr(score, "comparable", True)
+
+
 def _surprises(scores: Scores, plan: Plan) -> int:
     """How many groups went though others of their axis, which could go too, score lower and stay."""
     count = 0
@@ -172,4 +195,4 @@ def _surprises(scores: Scores, plan: Plan) -> int:
     return count
 
 
-__all__ = ["Pruner", "Way"]
+__all__ = ["Done", "Pruner", "Way"]

@@ -99,7 +99,7 @@ def _trade_off(search: Search, tried: list[Candidate], told: Told) -> TradeOff:
         cost = graph.dense_cost if one.report is None else one.report.after
         said = one.recipe if one.precision == "float32" else f"{one.recipe}, {one.precision}"
         points.append((said, cost.params / graph.dense_cost.params, one.quality))
-    way = best.way if best.plan is not None else Way(search.ways.recipes[0])
+    way = best.way if best.report is not None else Way(search.ways.recipes[0])
     for share in search.ways.shares:
         if all(abs(share - there) > _NEAR for _, there, _ in points):
             points += _point(search, way, share, told)
@@ -112,7 +112,7 @@ def _point(search: Search, way: Way, share: float, told: Told) -> list[tuple[str
     subject, target = search.subject, depgraph.Target(params=share)
     try:
         with search.step(f"{way} at {share:.0%} of the parameters"):
-            _, report = search.pruner.pruned(way, target)
+            report = search.pruner.pruned(way, target).report
             return [(str(way), report.after.params / report.before.params, subject.measure(report.model))]
     except DepgraphError as error:
         told.notes.append(f"{way} at {share:.0%} of the parameters: {error}")

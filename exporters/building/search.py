@@ -16,7 +16,6 @@ from torch import nn
 import depgraph
 from depgraph.dependency import DependencyGraph
 from depgraph.errors import DepgraphError, ExportError, NothingToPrune, TargetError
-from depgraph.plan import Plan
 from exporters.building.asked import Budget, Subject, Ways
 from exporters.building.candidate import Candidate, is_done
 from exporters.building.file_model import FileModel
@@ -24,7 +23,7 @@ from exporters.building.generating import Generated, generated
 from exporters.building.limits import Limits
 from exporters.building.precisions import Precision, calibration, file_bytes, made, measured_precision, side_by_side
 from exporters.building.predicting import Told, predicting
-from exporters.building.pruning import Pruner, Way
+from exporters.building.pruning import Done, Pruner, Way
 from exporters.calls import flatten_call
 from exporters.feeds import Feeds
 from exporters.onnx_export import OnnxOptions, to_onnx
@@ -127,7 +126,7 @@ class Search:
         most = self.budget.bytes
         for _ in range(self.ways.rounds if most is not None else 0):
             best, made = tried[0], self.generated(tried[0])
-            if most is None or made is None or made.bytes <= most or best.plan is None:
+            if most is None or made is None or made.bytes <= most or best.report is None:
                 break
             more = math.ceil((made.bytes - best.bytes) * _MORE)
             again = self._candidate(best.way, replace(precisions[best.precision], beside=more))
@@ -181,11 +180,9 @@ class Search:
     def _once(self, way: Way, precision: Precision, limits: Limits, number: int) -> Candidate:
         name = f"{next(self._numbers)}-{precision.name}"
         with self.step(f"{way}, {precision.name}: pruning"):
-            plan, report = (
-                (None, None)
-                if limits.met(self.graph, self.latency)
-                else self.pruner.pruned(way, limits.target(self.latency))
-            )
+            met = limits.met(self.graph, self.latency)
+            done = None if met else self.pruner.pruned(way, limits.target(self.latency))
+            report = None if done is None else done.report
             model = self.subject.model if report is None else report.model
         with self.step(f"{way}, {precision.name}: exporting"):
             float32 = (
@@ -199,16 +196,17 @@ class Search:
             way,
             precision.name,
             model,
-            plan,
+            None if done is None else done.plan,
             report,
             file,
             file_bytes(file),
             (times["dense"], times["made"]),
-            self._predicted(plan, precision),
+            self._predicted(done, precision),
             quality,
             number,
             of_file,
             int(precision.beside),
+            () if done is None else done.steps,
         )
         return self._judged(found)
 
@@ -229,11 +227,16 @@ class Search:
                 )
         return self.subject.measure(model), precision.name == "float32"
 
-    def _predicted(self, plan: Plan | None, precision: Precision) -> float | None:
+    def _predicted(self, done: Done | None, precision: Precision) -> float | None:
+        """The share of the dense float32 file's time by the latency model; None where that can't say."""
         if self.latency is None:
             return None
-        share = 1.0 if plan is None else self.latency.ms(plan.kept()) / self.latency.ms(self.graph.widths.at({}))
-        return share * precision.share
+        if done is not None and done.plan is None:  # the last step knows, where time was limited
+            share = done.steps[-1].latency
+        else:
+            kept = self.graph.widths.at({}) if done is None or done.plan is None else done.plan.kept()
+            share = self.latency.ms(kept) / self.latency.ms(self.graph.widths.at({}))
+        return None if share is None else share * precision.share
 
     def _over(self, found: Candidate) -> tuple[float, float]:
         """How many times the bytes, and the milliseconds, that are allowed; times are as measured, or a profile predicts."""

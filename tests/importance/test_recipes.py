@@ -47,7 +47,8 @@ def test_every_recipe_prunes_a_language_model(qwen: depgraph.DependencyGraph, na
     )
     cost = depgraph.trace(pruned.model, (), qwen.kwargs).dense_cost.params
     assert cost - bias <= target.shares["params"] * qwen.dense_cost.params
-    assert (pruned.scheduled is None) == (made.schedule is None) == (pruned.plan is not None)
+    assert (pruned.scheduled is None) == (made.schedule is None) == (pruned.report is not None)
+    assert pruned.plan is not None and (made.prepare is not None or pruned.plan.cost().params == cost - bias)
     assert all(torch.equal(t, before[n]) for n, t in qwen.model.state_dict().items())
 
 
