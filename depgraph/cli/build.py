@@ -160,7 +160,7 @@ def _depth(named: str, scope: str, recipes: str, *, data: bool) -> dict[str, Any
         raise DataError(
             "--scope both compares changes of the loss: give a text with --data, or let file.py:function give 'batches'"
         )
-    check_depth(named, data=data)
+    check_depth(named, scope, data=data)
     shares: dict[str, Any] = {"depth": {"depth_shares": (1.0,)}, "both": {"depth_shares": ("both",)}}
     return {"depth": named, **shares.get(scope, {})}
 
