@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from depgraph.capture.restoring import restored
+from depgraph.cutting.record import in_short
 from depgraph.dense import not_dense
 from depgraph.errors import ExportError
 from depgraph.finite import require_finite
@@ -39,6 +40,7 @@ class OnnxOptions:
         atol: Allowed error on top of that; None: 1e-5, float16 1e-3, bfloat16 1e-2.
         constants: Inputs (by the names of the file's inputs) whose example values are built in, so that the file doesn't
             take them: image grids and other sizes given as tensors, by whose values the code branches.
+        record: What the file says of how its model was pruned: "whole", or "costs", which leaves out what grows with what went.
     """
 
     opset: int = 20
@@ -47,6 +49,7 @@ class OnnxOptions:
     rtol: float | None = None
     atol: float | None = None
     constants: tuple[str, ...] = ()
+    record: Literal["whole", "costs"] = "whole"
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class _Result:
     dims: dict[str, dict[int, str]]
 
 
+_RECORDS: dict[str, Callable[[Any], Any]] = {"whole": lambda record: record, "costs": in_short}
 _DEFAULTS = OnnxOptions()
 
 
@@ -144,7 +148,7 @@ def to_onnx(
         raise ExportError(f"{found[0].upper()}{found[1:]}, which can't be exported: give the model in dense form.")
     require_finite(model, ExportError)
     target = Path(path)
-    record = getattr(model, "depgraph_record", None)
+    record = _RECORDS[options.record](getattr(model, "depgraph_record", None))
     with onnx_file.staging(target) as draft:
         call = built_in(flatten_call(model, args, kwargs), options.constants)
         subject, call = _prepared(model, call, options)

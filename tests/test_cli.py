@@ -22,12 +22,11 @@ import depgraph
 import importance
 from depgraph import cli
 from depgraph.cli import prune
-from depgraph.cli.data import Amount, perplexity, text_data
+from depgraph.cli.data import Amount, measured, perplexity, text_data
 from depgraph.cli.inputs import make_inputs
 from depgraph.cli.models import Loaded
 from depgraph.cli.output import CODES
-from depgraph.errors import CaptureError, ModelError
-from importance.losses import own_loss
+from depgraph.errors import CaptureError, DataError, ModelError
 
 from .zoo import ZOO
 
@@ -763,7 +762,7 @@ def test_text_becomes_batches_that_have_a_loss(name: str, keys: set[str]) -> Non
     assert all(batch.keys() == keys for batch in (*data.calibration, *data.held_out))
     assert [len(batch["input_ids"]) for batch in data.calibration] == [4, 4]
     assert data.held_out
-    assert 1 < perplexity(loaded.model, data.held_out, own_loss) < 1e6
+    assert 1 < perplexity(loaded.model, data.held_out, loaded.model) < 1e6
 
 
 def test_held_out_text_is_no_calibration_text() -> None:
@@ -789,3 +788,19 @@ def test_a_recipe_prunes_and_says_what_made_up_for_what_went(run: Run, given: Pa
     assert whole.code != 0 and "floor" in whole.err
     refused = run("prune", f"{given}:pair", "--keep", "params=0.5", "--recipe", "nope", "--dry-run")
     assert refused.code != 0 and "unknown recipe 'nope'" in refused.err
+
+
+def test_a_graph_that_takes_no_such_text_says_so_in_a_line() -> None:
+    class Picky(torch.fx.GraphModule):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("expected 3 tokens\nas captured")
+
+    loaded = Loaded(ZOO["llama_8_4"]().model, tokenizer=Letters())
+    data = text_data(loaded, Path("text"), "abcdefghijk lmnop " * 40, Amount(batches=2, length=16))
+    graph = Picky(torch.nn.Module(), torch.fx.Graph())
+    found = measured(loaded.model, graph, data)
+    assert found.figures is None
+    assert "4x16 tokens" in found.why and found.why.endswith("expected 3 tokens") and found.lines == [found.why]
+    assert measured(loaded.model, loaded.model, data).lines[0].startswith("perplexity on 64 held-out tokens: ")
+    with pytest.raises(DataError, match="expected 3 tokens"):
+        measured(loaded.model, torch.nn.Sequential(graph), data)

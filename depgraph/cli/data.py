@@ -7,14 +7,14 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from depgraph.capture.capturing import quiet
 from depgraph.cli.models import Loaded
-from depgraph.cutting.report import CutReport
 from depgraph.errors import DataError
 
 WINDOWS_A_BATCH = 4
@@ -86,13 +86,15 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def perplexity(model: nn.Module, batches: Iterable[Batch], loss: Callable[[Any, Batch], Tensor]) -> float:
-    """exp of the mean loss over batches of equal windows, in eval mode without gradients."""
+def perplexity(model: nn.Module, batches: Iterable[Batch], like: nn.Module) -> float:
+    """exp of the mean loss over batches of equal windows, in eval mode without gradients, of `like` or a form of it."""
+    from importance.calling import loss_of_form
+
     total = count = 0.0
     with quiet(model), torch.no_grad():
         for batch in batches:
             size = len(batch["input_ids"])
-            total += float(loss(model(**batch), batch)) * size
+            total += float(loss_of_form(like, model, batch, None)) * size
             count += size
     return math.exp(min(total / count, LARGEST_LOSS))
 
@@ -168,15 +170,38 @@ def _vocabulary(model: nn.Module) -> int | None:
     return getattr(get(), "num_embeddings", None) if get is not None else None
 
 
-def measured(dense: nn.Module, found: TextData, report: CutReport, loss: Any) -> dict[str, float] | None:
-    """Perplexity before and after on held-out text; None without any, or where a graph takes no such inputs."""
+class Measured(NamedTuple):
+    """Perplexities before and after, None without held-out text, and why there is none though there was a text."""
+
+    figures: dict[str, float] | None = None
+    why: str = ""
+
+    @property
+    def lines(self) -> list[str]:
+        """The same, as the command says it."""
+        if self.figures is None:
+            return [self.why] if self.why else []
+        change = f"{self.figures['before']:.3f} -> {self.figures['after']:.3f}"
+        return [f"perplexity on {self.figures['tokens']:,} held-out tokens: {change}"]
+
+
+def measured(dense: nn.Module, model: nn.Module, found: TextData) -> Measured:
+    """The perplexity of a dense and a pruned model on held-out text.
+
+    A graph in the place of a module may fail on sizes other than those that it was captured with; then it says so. Raises
+    DataError where a module fails.
+    """
     if not found.held_out:
-        return None
+        return Measured()
     try:
-        after = perplexity(report.model, found.held_out, loss)
-    except Exception:
-        if report.form == "graph":
-            return None
-        raise
-    before = perplexity(dense, found.held_out, loss)
-    return {"before": before, "after": after, "tokens": found.held_out_tokens}
+        after = perplexity(model, found.held_out, dense)
+    except Exception as error:
+        if not isinstance(model, GraphModule):
+            raise
+        shape = "x".join(map(str, found.held_out[0]["input_ids"].shape))
+        reason = " ".join(str(error).split())
+        return Measured(
+            why=f"perplexity wasn't measured, as the graph form can't take the text's batches of {shape} tokens: {reason}"
+        )
+    before = perplexity(dense, found.held_out, dense)
+    return Measured({"before": before, "after": after, "tokens": found.held_out_tokens})

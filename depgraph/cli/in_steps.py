@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from depgraph.checkpoint import save
-from depgraph.cli.data import TextData, perplexity
+from depgraph.cli.data import TextData, measured
 from depgraph.cli.models import Loaded
 from depgraph.cli.options import Wish
 from depgraph.cli.output import Steps
@@ -47,7 +47,6 @@ def is_in_steps(name: str) -> bool:
 
 def prune_in_steps(wish: Wish, given: Given, folder: Path | None, steps: Steps) -> InSteps:
     """Prune, and write the model, its report and its ONNX file where they are asked for."""
-    from importance.losses import own_loss
     from importance.recipes import named
 
     if folder is None:
@@ -66,18 +65,16 @@ def prune_in_steps(wish: Wish, given: Given, folder: Path | None, steps: Steps) 
             loaded.tokenizer.save_pretrained(folder)
     lines = ["", *str(done.scheduled).splitlines()]
     lines += [] if done.compensated is None else [str(done.compensated)]
-    figures, exported = None, None
-    if found.held_out:
-        with steps("measuring"):
-            before, after = (perplexity(model, found.held_out, own_loss) for model in (graph.model, done.model))
-        figures = {"before": before, "after": after, "tokens": found.held_out_tokens}
-        lines.append(f"perplexity on {found.held_out_tokens:,} held-out tokens: {before:.3f} -> {after:.3f}")
+    exported = None
+    with steps("measuring"):
+        quality = measured(graph.model, done.model, found)
+    lines += quality.lines
     if wish.onnx:
         exported = _onnx(wish, loaded, done.model, folder)
         lines.append(str(exported))
     if wish.report:
         with steps("writing the report"):
-            write_report(wish, tell_steps(graph, done.model, done.scheduled.steps), figures, folder)
+            write_report(wish, tell_steps(graph, done.model, done.scheduled.steps), quality, folder)
     files = sorted(path.name for path in folder.iterdir())
     data = {
         "model": graph.name,
@@ -86,7 +83,7 @@ def prune_in_steps(wish: Wish, given: Given, folder: Path | None, steps: Steps) 
         "kept": done.after.share_of(graph.dense_cost),
         "steps": [{"number": s.number, "keep": s.keep, "cost": asdict(s.cost)} for s in done.scheduled.steps],
         "error": done.error,
-        "perplexity": figures,
+        "perplexity": quality.figures,
         "onnx": onnx_json(exported) if exported else None,
         "folder": str(wish.out),
         "format": saved.format,

@@ -190,27 +190,25 @@ def _write_all(
     wish: o.Wish, loaded: Loaded, found: TextData, made: tuple[Plan, CutReport], folder: Path, steps: Steps
 ) -> tuple[dict[str, Any], list[str]]:
     """The result as data, and the lines that say it."""
-    from importance.losses import own_loss
-
     plan, report = made
     with steps("measuring"):
-        figures = measured(loaded.model, found, report, own_loss)
+        quality = measured(loaded.model, report.model, found)
     with steps("writing"):
         saved = _write(loaded, plan, report, folder)
     if wish.report:
-        write_report(wish, tell(plan, report), figures, folder)
+        write_report(wish, tell(plan, report), quality, folder)
     exported = None
     if wish.onnx:
         with steps("exporting to ONNX"):
             exported = _onnx(loaded, report, folder, wish.out or folder)
     result = cut_json(plan, report) | {
-        "perplexity": figures,
+        "perplexity": quality.figures,
         "onnx": onnx_json(exported) if exported else None,
         "folder": str(wish.out),
         "format": saved.format,
         "files": sorted(path.name for path in folder.iterdir()),
     }
-    lines = cut_lines(plan, report, figures)
+    lines = cut_lines(plan, report) + quality.lines
     if exported:
         lines.append(str(exported))
     lines.append(f"wrote {wish.out}: {', '.join(result['files'])}")

@@ -34,14 +34,13 @@ def measure_of(loaded: Loaded, found: TextData) -> Measure:
 
     Raises DataError where nothing can.
     """
-    from importance.losses import own_loss
     from importance.sweeping import Figure
 
     if loaded.accuracy is not None and loaded.held_out is not None:
         return Measure(Figure("accuracy", "held-out batches", True), partial(_accuracy, loaded=loaded))
     if found.held_out:
         figure = Figure("perplexity", f"{found.held_out_tokens:,} held-out tokens")
-        return Measure(figure, lambda model: perplexity(model, found.held_out, own_loss))
+        return Measure(figure, lambda model: perplexity(model, found.held_out, loaded.model))
     if loaded.held_out is not None:
         return Measure(Figure("loss", "held-out batches"), partial(_loss, batches=loaded.held_out, loaded=loaded))
     batches = loaded.batches if loaded.batches is not None else found.calibration

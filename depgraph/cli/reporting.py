@@ -5,16 +5,16 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
+from depgraph.cli.data import Measured
 from depgraph.cli.options import Wish
 from depgraph.options import Options
 from depgraph.story import Making, Quality, Story, versions, write_story
 
 
-def write_report(wish: Wish, story: Story, figures: Mapping[str, float] | None, folder: Path) -> None:
-    """Write `report.html` and `report.json` into a folder; `figures` are a perplexity before and after."""
+def write_report(wish: Wish, story: Story, found: Measured, folder: Path) -> None:
+    """Write `report.html` and `report.json` into a folder."""
     settings = {name: str(value) for name, value in wish.options.items() if value != getattr(Options(), name)}
     making = Making(
         command=shlex.join(["depgraph", *sys.argv[1:]]),
@@ -26,7 +26,8 @@ def write_report(wish: Wish, story: Story, figures: Mapping[str, float] | None, 
         made=datetime.date.today().isoformat(),
     )
     quality: tuple[Quality, ...] = ()
-    if figures:
+    if (figures := found.figures) is not None:
         on = f"{figures['tokens']:,} held-out tokens"
         quality = (Quality("perplexity", figures["before"], figures["after"], data=on),)
-    write_story(story.with_(making=making, quality=quality), folder)
+    notes = (*story.notes, *([found.why] if found.why else []))
+    write_story(story.with_(making=making, quality=quality, notes=notes), folder)

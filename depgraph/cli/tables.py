@@ -173,13 +173,9 @@ def cut_json(plan: Plan, report: CutReport) -> dict[str, Any]:
     }
 
 
-def cut_lines(plan: Plan, report: CutReport, figures: dict[str, float] | None) -> list[str]:
-    """The same in lines, with the perplexity before and after where that was measured."""
-    lines = ["", f"form: {report.form}", f"check: {report.check}", *plan.notes, *report.notes]
-    if figures:
-        change = f"{figures['before']:.3f} -> {figures['after']:.3f}"
-        lines.append(f"perplexity on {figures['tokens']:,} held-out tokens: {change}")
-    return lines
+def cut_lines(plan: Plan, report: CutReport) -> list[str]:
+    """The same in lines."""
+    return ["", f"form: {report.form}", f"check: {report.check}", *plan.notes, *report.notes]
 
 
 def print_result(dense: Cost, plan: Plan, lines: Iterable[str], console: Console) -> None:

@@ -63,6 +63,14 @@ def cuts(record: Mapping[str, Any] | None) -> list[Record]:
     return [*record["earlier"], dict(record)] if record else []
 
 
+def in_short(record: Any) -> Any:
+    """A record without what grows with what went: its inputs, and costs before the first cut and after the last."""
+    if not isinstance(record, Mapping) or "cost" not in record:
+        return record
+    costs = {"before": cuts(record)[0]["cost"]["before"], "after": record["cost"]["after"]}
+    return {name: record[name] for name in ("format", "form", "inputs") if name in record} | {"cost": costs}
+
+
 def put_record(model: nn.Module, before: Any) -> None:
     """Give a model the record that it had before a cut, or none."""
     if before is None:

@@ -45,7 +45,7 @@ class Candidate:
         """What made it, in a word or three."""
         if self.report is None:
             return "dense"
-        return "depth" if self.only_blocks else str(self.way)
+        return "depth" if self.only_blocks and self.way.depth != BOTH else str(self.way)
 
     @property
     def only_blocks(self) -> bool:

@@ -96,12 +96,12 @@ def _decoder(model: nn.Module, subject: Subject, folder: Path, precision: str, o
     fewer = None if precision == "float32" else QuantOptions(precision)  # type: ignore[arg-type]
     found = [b["input_ids"] for b in subject.batches or () if isinstance(b, dict) and "input_ids" in b][:_PROMPTS]
     prompt = found[0] if found else subject.kwargs["input_ids"]
-    options = GenaiOptions(OnnxOptions(opset=opset, dtype="float32"), fewer, data=found or None)
+    options = GenaiOptions(OnnxOptions(opset=opset, dtype="float32", record="costs"), fewer, data=found or None)
     to_genai(model, subject.tokenizer, folder, prompt, options=options)
 
 
 def _encoder_decoder(model: nn.Module, subject: Subject, folder: Path, precision: str, opset: int) -> None:
-    options = OnnxOptions(opset=opset, dtype="float32")
+    options = OnnxOptions(opset=opset, dtype="float32", record="costs")
     made = to_encoder_decoder_onnx(model, encoder_inputs(subject), folder, options=options)
     if precision != "float32":
         stand_in = EncoderDecoderFiles(folder, model)

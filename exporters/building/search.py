@@ -15,8 +15,8 @@ from torch import nn
 
 import depgraph
 from depgraph.dependency import DependencyGraph
-from depgraph.errors import DepgraphError, ExportError, NothingToPrune, TargetError
-from exporters.building.asked import Budget, Subject, Ways
+from depgraph.errors import DepgraphError, ExportError, NothingToPrune, ScoreError, TargetError
+from exporters.building.asked import BOTH, Budget, Subject, Ways
 from exporters.building.candidate import Candidate, is_done
 from exporters.building.file_model import FileModel
 from exporters.building.generating import Generated, generated
@@ -111,8 +111,8 @@ class Search:
                     break
                 try:
                     made.append(self._candidate(way, precision))
-                except (TargetError, NothingToPrune, ExportError) as error:
-                    _raise_trouble(error)
+                except (TargetError, NothingToPrune, ExportError, ScoreError) as error:
+                    _raise_trouble(error, way)
                     refused.append(error)
                     self.notes.append(f"{way} in {precision.name}: {error}")
             found += made
@@ -211,7 +211,7 @@ class Search:
         return self._judged(found)
 
     def _exported(self, model: nn.Module, path: Path) -> Path:
-        options = OnnxOptions(opset=self.ways.opset, dtype="float32")
+        options = OnnxOptions(opset=self.ways.opset, dtype="float32", record="costs")
         path.parent.mkdir(parents=True, exist_ok=True)
         to_onnx(model, self.subject.args, path, self.subject.kwargs, options=options)
         return path
@@ -265,9 +265,10 @@ class Search:
         )
 
 
-def _raise_trouble(error: DepgraphError) -> None:
-    """Raise an error that files made, such as a full disk: it says nothing of the way that was tried."""
-    if isinstance(error.__cause__, OSError):
+def _raise_trouble(error: DepgraphError, way: Way | None = None) -> None:
+    """Raise an error that says nothing of the way that was tried: of a full disk, or of scores that competing doesn't take."""
+    competes = way is not None and way.depth == BOTH
+    if isinstance(error.__cause__, OSError) or isinstance(error, ScoreError) and not competes:
         raise error
 
 

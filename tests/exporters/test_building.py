@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import depgraph
-from depgraph.errors import CheckpointError, ExportError, TargetError
+from depgraph.errors import CheckpointError, ExportError, NothingToPrune, TargetError
 from depgraph.story import Story
 from exporters.building import Budget, Subject, Ways, build
 from exporters.building.file_model import FileModel
@@ -224,6 +224,7 @@ def test_blocks_that_do_nothing_are_left_out(deep: Subject, tmp_path: Path, cloc
     ways = replace(QUICK, shares=(0.8,), probes=0)
     built = build(deep, Budget(latency_ms=dense * 0.65), tmp_path / "small", ways)
     assert [one.recipe for one in built.tried if not one.why] == ["depth", "magnitude after depth", "magnitude"]
+    assert not any("compete" in note for note in built.story.notes)  # nobody asked for that
     assert built.best.plan is not None and set(built.best.plan.branches) == {"2", "4"}
     assert built.best.quality < 1e-3 < built.tried[2].quality
     story = Story.load(tmp_path / "small" / "report.json")
@@ -246,6 +247,44 @@ def test_blocks_stay_where_that_is_asked(deep: Subject, ways: dict[str, Any]) ->
     every = [str(way) for way in Pruner(graph, deep, QUICK, []).all()]
     assert every == ["magnitude", "magnitude after depth", "depth"]
     assert [str(way) for way in Pruner(graph, deep, replace(QUICK, **ways), []).all()] == ["magnitude"]
+
+
+def test_blocks_and_groups_compete_in_one_plan(deep: Subject, tmp_path: Path, clock: list[float]) -> None:
+    dense = sum(p.numel() for p in deep.model.parameters()) / 1000
+    ways = replace(QUICK, recipes=("obs", "taylor"), depth_shares=("both",), shares=(), probes=0)
+    built = build(deep, Budget(latency_ms=dense * 0.59), tmp_path / "small", ways)
+    (one,) = built.tried
+    assert one.recipe == "obs and depth" and not one.why and one.plan is not None
+    assert {name.split(".")[0] for name in one.plan.branches} >= {"2", "4"}, "they do nothing"
+    assert any(
+        note.startswith("taylor and depth in float32: the scores") for note in built.story.notes
+    )  # it is at its least
+
+
+def test_what_can_not_compete_says_why(deep: Subject) -> None:
+    graph = depgraph.trace(deep.model, deep.args)
+    ways = replace(QUICK, recipes=("magnitude", "adapt_pruner"), depth_shares=("both",))
+    with pytest.raises(
+        NothingToPrune, match="scores of magnitude can't compete with blocks; adapt_pruner goes in steps"
+    ):
+        Pruner(graph, deep, ways, []).all()
+
+
+@pytest.mark.parametrize("limit", ["bytes", "latency_ms"])
+def test_a_recipe_that_goes_in_steps_is_built(deep: Subject, tmp_path: Path, clock: list[float], limit: str) -> None:
+    dense = sum(p.numel() for p in deep.model.parameters()) / 1000
+    most = {"bytes": int(_dense_bytes(deep, tmp_path) * 0.75), "latency_ms": dense * 0.75}[limit]
+    ways = replace(QUICK, recipes=("adapt_pruner",), depth_shares=(0.0,), shares=(), probes=0)
+    built = build(deep, Budget(**{limit: most}), tmp_path / "small", ways)  # type: ignore[arg-type]
+    best, story = built.best, built.story
+    assert best.recipe == "adapt_pruner" and best.plan is not None and best.predicted is not None
+    assert best.predicted == pytest.approx(best.ratio, rel=0.01)  # the clock's files take what is predicted
+    assert len(story.steps) >= 5 and story.after.params == sum(p.numel() for p in best.model.parameters())
+    assert any(axis.removed for axis in story.axes) and story.check is not None
+    assert best.rounds < 3 and best.bytes - story.after.bytes < 6000, "what went is told elsewhere"
+    assert "to keep at most" in (tmp_path / "small" / "report.html").read_text()
+    graph = depgraph.trace(deep.model, deep.args)
+    assert depgraph.Plan.load(graph, tmp_path / "small" / "plan.json").cost() == story.after
 
 
 class _Flat(nn.Module):

@@ -346,3 +346,47 @@ def test_steps_print_what_was_reached(graph: Graph) -> None:
     text = str(Schedule(2, "linear").apply(graph, importance.Magnitude(), HALF))
     assert text.splitlines()[0].startswith("step 1 of 2: params=0.7")
     assert text.splitlines()[1].startswith("step 2 of 2: params=0.4")
+
+
+# What the steps add up to
+
+
+@pytest.mark.parametrize("name", ["llama_8_4", "residual_cnn"])
+def test_all_steps_are_one_plan_of_the_first_graph(name: str) -> None:
+    graph = zoo_graph(name)
+    done = Schedule(3).apply(graph, importance.Magnitude(), HALF)
+    assert done.plan is not None and done.plan.graph is graph
+    assert done.plan.cost() == done.after
+    assert equal(state(done.plan.apply()), state(done.model))
+
+
+class _Pairs:
+    """Milliseconds are pairs of groups, begun ones too, of every axis of one graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    def ms(self, kept: Any, /) -> float:
+        assert kept.widths is self.graph.widths
+        gone = {name: int(mask.sum()) for name, mask in kept.masks.items()}
+        return sum(-(-(axis.size - gone.get(axis.name, 0)) // 2) for axis in self.graph.axes)
+
+    def parts(self, kept: Any, /) -> dict[str, float]:
+        return {"all": self.ms(kept)}
+
+
+def test_milliseconds_are_met_by_the_latency_model_of_the_first_graph(graph: Graph) -> None:
+    latency = _Pairs(graph)
+    dense = latency.ms(graph.widths.at({}))
+    done = Schedule(3, "linear").apply(
+        graph, importance.Magnitude(), depgraph.Target(latency_ms=0.4 * dense, latency=latency)
+    )
+    assert done.plan is not None and latency.ms(done.plan.kept()) <= 0.4 * dense
+    assert [s.keep["latency"] for s in done.steps] == pytest.approx([0.8, 0.6, 0.4])
+    assert all(0.35 < s.latency <= s.keep["latency"] for s in done.steps if s.latency is not None)
+    assert "latency=0.4" in str(done)
+    paced = importance.Recipe("paced", importance.Magnitude(), schedule=importance.Pace(0.1))
+    both = depgraph.Target(latency_ms=0.8 * dense, latency=latency, bytes=graph.dense_cost.bytes * 3 // 4)
+    pruned = paced.prune(graph, both)
+    assert pruned.scheduled is not None and len(pruned.scheduled.steps) == 3
+    assert pruned.after.bytes <= graph.dense_cost.bytes * 3 / 4
