@@ -3,8 +3,7 @@
 python benchmarks/edge.py --data DIR [--report benchmarks/edge.md]      all models, a fresh process each; DIR as for quality.py
 python benchmarks/edge.py --models tiny-llama digits-cnn --size 0.6 --time 0.8 --quantise int8-dynamic
 
-Budgets are shares of the dense model's ONNX file and of its time in ONNX Runtime on the example, measured first; then they are
-absolute, as a user would give them. One thread; dense and pruned run in turns, the lowest tenth of 20 runs counts.
+Budgets are shares of the dense model's ONNX file and of its time in ONNX Runtime on the example, measured once. One thread; dense and pruned run in turns, the lowest tenth of 20 runs counts.
 """
 
 from __future__ import annotations
@@ -27,10 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "examples")]
 import quality_report  # noqa: E402
 import quality_subjects  # noqa: E402
 
-import depgraph  # noqa: E402
-from exporters import MeasuredLatency, OnnxOptions, to_onnx  # noqa: E402
 from exporters.building import Budget, Subject, Ways, build  # noqa: E402
-from exporters.building.precisions import file_bytes  # noqa: E402
 from importance.sweeping import Figure  # noqa: E402
 
 IMAGES, TEXTS = 32, 2  # in a run that is timed
@@ -49,32 +45,24 @@ def subject_of(found: quality_subjects.Subject) -> Subject:
 
 def made(subject: Subject, shares: tuple[float | None, float | None], ways: Ways) -> dict[str, Any]:
     """The row of one model: its budget, what was taken, what was tried."""
-    graph = depgraph.trace(subject.model, subject.args, subject.kwargs)
     size, time_share = shares
     started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        to_onnx(
-            subject.model, subject.args, Path(folder) / "d.onnx", subject.kwargs, options=OnnxOptions(dtype="float32")
-        )
-        most = None if size is None else int(file_bytes(Path(folder) / "d.onnx") * size)
-        dense = file_bytes(Path(folder) / "d.onnx")
-        ms = None if time_share is None else MeasuredLatency.of(graph).dense_ms * time_share
-        built = build(subject, Budget(latency_ms=ms, bytes=most), Path(folder) / "out", ways)
-        best = built.best
-        after = built.story.after.params / built.story.before.params
-        return {
-            "budget": f"{most:,} B, {ms:.3g} ms" if most and ms else f"{most:,} B" if most else f"{ms:.3g} ms",
-            "way": f"{best.recipe}, {best.precision}",
-            "parameters": after,
-            "file": best.bytes / dense,
-            "time": best.ratio,
-            "predicted": best.predicted,
-            "quality": [built.story.quality[0].before, best.quality],
-            "metric": subject.figure.name,
-            "rounds": best.rounds,
-            "seconds": time.process_time() - started,
-            "tried": [[one.recipe, one.precision, one.bytes, one.ratio, one.quality, one.why] for one in built.tried],
-        }
+        built = build(subject, Budget(latency_share=time_share, bytes_share=size), Path(folder) / "out", ways)
+    best = built.best
+    return {
+        "budget": built.story.making.target,
+        "way": f"{best.recipe}, {best.precision}",
+        "parameters": built.story.after.params / built.story.before.params,
+        "file": best.bytes / next(file.dense_bytes for file in built.story.files if file.dense_bytes),
+        "time": best.ratio,
+        "predicted": best.predicted,
+        "quality": [built.story.quality[0].before, best.quality],
+        "metric": subject.figure.name,
+        "rounds": best.rounds,
+        "seconds": time.process_time() - started,
+        "tried": [[one.recipe, one.precision, one.bytes, one.ratio, one.quality, one.why] for one in built.tried],
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:

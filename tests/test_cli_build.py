@@ -58,7 +58,8 @@ def test_a_model_without_data_in_bfloat16_is_built_in_float32(models: Path, caps
     ("arguments", "code", "says"),
     [
         (("models.py:pair",), 2, "give a budget: --latency 20ms, --size 30MB, or both"),
-        (("models.py:pair", "--latency", "0.5"), 2, "--latency '0.5' is no time: give a number and a unit"),
+        (("models.py:pair", "--latency", "1.5"), 2, "--latency '1.5' is no time: give a number and a unit"),
+        (("models.py:pair", "--size", "100%"), 2, "--size '100%' is no size"),
         (("models.py:pair", "--latency", "0ms"), 2, "--latency '0ms' is no time"),
         (("models.py:pair", "--size", "10q"), 2, "--size '10q' is no size: give a number and a unit"),
         (("models.py:pair", "--size", "1.2.3MB"), 2, "--size '1.2.3MB' is no size"),
@@ -82,6 +83,14 @@ def test_what_can_not_be_built_leaves_nothing(
     assert build(*arguments, "--out", "small") == code
     assert says in capsys.readouterr().err
     assert not Path("small").exists()
+
+
+def test_limits_may_be_shares_of_the_dense_file(models: Path) -> None:
+    assert build("models.py:pair", "--size", "60%", "--out", "small") == 0
+    story = json.loads(Path("small/report.json").read_text())
+    (file,) = story["files"]
+    assert 0.4 < file["bytes"] / file["dense_bytes"] <= 0.6
+    assert story["making"]["target"] == f"{int(0.6 * file['dense_bytes']):,} bytes"
 
 
 def test_batches_follow_a_model_to_float32() -> None:

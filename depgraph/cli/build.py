@@ -14,7 +14,7 @@ from rich.table import Table
 from depgraph.cli import options as o
 from depgraph.cli.app import app
 from depgraph.cli.data import Amount, TextData, read_text, text_data
-from depgraph.cli.keeping import milliseconds_of, size_of
+from depgraph.cli.keeping import limit_of
 from depgraph.cli.models import Loaded, Loading, in_float32, load_model
 from depgraph.cli.onnx_files import is_onnx
 from depgraph.cli.output import Steps, check_vacant, print_json, printing, say, showing
@@ -29,12 +29,15 @@ if TYPE_CHECKING:
 
 
 Latency = Annotated[
-    str, typer.Option(help="the longest that one run may take (of a text, one window of --length tokens): 20ms")
+    str,
+    typer.Option(
+        help="the longest that one run may take (of a text, one window of --length tokens): 20ms, or 0.5 of the dense model's"
+    ),
 ]
 Size = Annotated[
     str,
     typer.Option(
-        help="the largest that a file which runs alone may be, with its weights (encoder and decoder are one): 30MB"
+        help="the largest that a file which runs alone may be, with its weights (encoder and decoder are one): 30MB, or 0.5 of the dense one"
     ),
 ]
 Folder = Annotated[Path, typer.Option("--out", help="a new folder for all that is made", show_default=False)]
@@ -99,7 +102,7 @@ def build(  # noqa: PLR0913  (the options of a command)
     with printing(as_json) as console:
         steps = Steps()
         device = Profile.load(profile) if profile is not None else None
-        budget = Budget(*limits, threads, device)
+        budget = Budget(**limits, threads=threads, profile=device)
         precisions = ("float32", *_precisions(quantise))
         check_names(_listed(recipes), data=data is not None or ".py:" in model)
         with steps("loading"):
@@ -183,11 +186,14 @@ def check_depth(named: str, scope: str, *, data: bool) -> None:
         )
 
 
-def _limits(latency: str, size: str) -> tuple[float | None, int | None]:
-    """Milliseconds and bytes; raises typer.BadParameter."""
+def _limits(latency: str, size: str) -> dict[str, Any]:
+    """Milliseconds and bytes, or shares of them, as `Budget` takes them; raises typer.BadParameter."""
     if not latency and not size:
         raise typer.BadParameter("give a budget: --latency 20ms, --size 30MB, or both")
-    return milliseconds_of("--latency", latency) if latency else None, size_of("--size", size) if size else None
+    ms, time_share = limit_of("--latency", latency) if latency else (None, None)
+    most, size_share = limit_of("--size", size) if size else (None, None)
+    whole = None if most is None else round(most)
+    return {"latency_ms": ms, "latency_share": time_share, "bytes": whole, "bytes_share": size_share}
 
 
 def _listed(text: str) -> list[str]:

@@ -17,7 +17,7 @@ from depgraph.target import METRICS, Target
 
 _UNITS = {"ms": 1.0, "s": 1000.0, "us": 0.001}
 _SIZES = {"": 1, "B": 1, "kB": 1000, "KB": 1000, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_NUMBER = re.compile(r"([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)")
+_NUMBER = re.compile(r"([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*|%)")
 _SAY = "give shares such as params=0.7 or macs=0.6,bytes=0.5, a size such as size=30MB, a time such as latency=20ms"
 
 
@@ -113,22 +113,18 @@ def _time(text: str, value: str) -> tuple[float | None, float | None]:
     return (number * _UNITS[match[2]], None) if match[2] else (None, number)
 
 
-def milliseconds_of(option: str, text: str) -> float:
-    """`20ms` as milliseconds; raises typer.BadParameter."""
+def limit_of(option: str, text: str) -> tuple[float | None, float | None]:
+    """`20ms` or `30MB` as milliseconds or bytes, or `0.5` or `50%` as a share of the dense model's; raises typer.BadParameter."""
+    units, what, such = _LIMITS[option]
     match = _NUMBER.fullmatch(text.strip())
-    number = _number(match[1]) if match and match[2] in _UNITS else 0.0
-    if match is None or not 0 < number < math.inf:
-        raise typer.BadParameter(f"{option} {text!r} is no time: give a number and a unit, such as {option} 20ms")
-    return number * _UNITS[match[2]]
-
-
-def size_of(option: str, text: str) -> int:
-    """`30MB` as bytes; raises typer.BadParameter."""
-    match = _NUMBER.fullmatch(text.strip())
-    number = _number(match[1]) if match and match[2] in _SIZES else 0.0
-    if match is None or not 1 <= number * _SIZES.get(match[2], 0) < math.inf:
-        raise typer.BadParameter(f"{option} {text!r} is no size: give a number and a unit, such as {option} 30MB")
-    return round(number * _SIZES[match[2]])
+    number = _number(match[1]) if match else 0.0
+    if match and match[2] in ("", "%") and 0 < number < (100 if match[2] else 1):
+        return None, number / 100 if match[2] else number
+    if match is None or not 0 < number * units.get(match[2], 0) < math.inf:
+        raise typer.BadParameter(
+            f"{option} {text!r} is no {what}: give a number and a unit, such as {option} {such}, or a share of the dense model's, 0.5"
+        )
+    return number * units[match[2]], None
 
 
 def _number(text: str) -> float:
@@ -139,4 +135,5 @@ def _number(text: str) -> float:
         return 0.0
 
 
+_LIMITS = {"--latency": (_UNITS, "time", "20ms"), "--size": (_SIZES, "size", "30MB")}
 _READ: dict[str, Any] = {"bytes": _size, "latency": _time}

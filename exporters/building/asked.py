@@ -52,27 +52,49 @@ class Subject:
 class Budget:
     """Limits that all hold: milliseconds of one run on the example's sizes, bytes of each file that runs alone, with its weights.
 
-    The file with a cache, of a model that generates, is such a file; an encoder and a decoder are one together.
+    The file with a cache, of a model that generates, is such a file; an encoder and a decoder are one together. `latency_share` and
+    `bytes_share` are the same as shares of the dense model's time and of its float32 file.
     `profile` is that of a device; without it this machine is measured, with `threads`. Raises TargetError for limits that
-    are no positive numbers, and when none is given.
+    are no positive numbers, for shares from 1, where a limit is given in both ways, and when none is given.
     """
 
     latency_ms: float | None = None
     bytes: int | None = None
     threads: int = 1
     profile: Profile | None = None
+    latency_share: float | None = None
+    bytes_share: float | None = None
 
     def __post_init__(self) -> None:
-        given = {"latency_ms": self.latency_ms, "bytes": self.bytes}
+        most = {"latency_ms": math.inf, "bytes": math.inf, "latency_share": 1, "bytes_share": 1}
+        given = {name: value for name in most if (value := getattr(self, name)) is not None}
         for name, value in given.items():
-            if value is not None and not 0 < value < math.inf:
-                raise TargetError(f"a budget of {name}={value!r} is none: give a positive number")
-        if all(value is None for value in given.values()):
+            if not 0 < value < most[name]:
+                below = " below 1" if most[name] == 1 else ""
+                raise TargetError(f"a budget of {name}={value!r} is none: give a positive number{below}")
+        if len({name.partition("_")[0] for name in given}) < len(given):
+            raise TargetError(
+                f"a budget of {' and '.join(given)} limits one thing twice: give it as a number or as a share"
+            )
+        if not given:
             raise TargetError("a budget needs a limit: milliseconds of a run, bytes of the file, or both")
 
+    @property
+    def timed(self) -> bool:
+        """Is time limited?"""
+        return self.latency_ms is not None or self.latency_share is not None
+
+    def of(self, dense_ms: float, dense_bytes: int) -> Budget:
+        """The same without shares, of a model that takes so many milliseconds and bytes."""
+        ms = self.latency_ms if self.latency_share is None else self.latency_share * dense_ms
+        most = self.bytes if self.bytes_share is None else int(self.bytes_share * dense_bytes)
+        return Budget(ms, most, self.threads, self.profile)
+
     def __str__(self) -> str:
-        said = [f"{self.latency_ms:g} ms"] if self.latency_ms is not None else []
+        said = [f"{self.latency_ms:.4g} ms"] if self.latency_ms is not None else []
+        said += [f"{self.latency_share:.0%} of the time"] if self.latency_share is not None else []
         said += [f"{self.bytes:,} bytes"] if self.bytes is not None else []
+        said += [f"{self.bytes_share:.0%} of the bytes"] if self.bytes_share is not None else []
         return ", ".join(said)
 
 

@@ -33,7 +33,7 @@ def predicting(
     None, and a note, where the budget doesn't limit it and the model is slow to measure, or can't be measured. Raises as
     `MeasuredLatency.of` does where it limits it.
     """
-    limited = budget.latency_ms is not None
+    limited = budget.timed
     if not limited and budget.profile is None and _seconds(dense, example, budget.threads) > _SLOW:
         told.notes.append(f"times aren't predicted, as a run takes more than {_SLOW:g} s and --latency isn't given")
         return None
@@ -57,7 +57,7 @@ def _measured(graph: DependencyGraph, dense: Path, example: Feeds, budget: Budge
     """A device's profile is of the file as it is exported for that; here, the dense file is looked at."""
     if budget.profile is not None:
         return MeasuredLatency.of(graph, budget.profile, threads=budget.threads)
-    file, runs = graph_of_file(dense, example, graph.name), _RUNS[budget.latency_ms is not None]
+    file, runs = graph_of_file(dense, example, graph.name), _RUNS[budget.timed]
     return MeasuredLatency.of(graph, runs=runs, threads=budget.threads, file=file)
 
 

@@ -35,10 +35,10 @@ Step = Callable[[str], AbstractContextManager[Any]]
 
 @dataclass
 class Search:
-    """Searches for `subject` within `budget`; files go to `work`, `step` says what is being done."""
+    """Searches for `subject` within what is `asked`; files go to `work`, `step` says what is being done."""
 
     subject: Subject
-    budget: Budget
+    asked: Budget
     ways: Ways
     work: Path
     step: Step = field(default=lambda what: nullcontext())
@@ -60,7 +60,13 @@ class Search:
     @cached_property
     def latency(self) -> MeasuredLatency | None:
         """How long what widths take, on the device of the profile or here; None where that isn't limited, and slow to find out."""
-        return predicting(self.graph, self.dense, self.example, self.budget, Told(self.step, self.notes))
+        return predicting(self.graph, self.dense, self.example, self.asked, Told(self.step, self.notes))
+
+    @cached_property
+    def budget(self) -> Budget:
+        """The limits as milliseconds and bytes."""
+        dense_ms = self.latency.dense_ms if self.asked.timed and self.latency is not None else 0.0
+        return self.asked.of(dense_ms, file_bytes(self.dense))
 
     @cached_property
     def beside(self) -> int:

@@ -363,9 +363,16 @@ def test_a_folder_that_is_there_stays(subject: Subject, tmp_path: Path) -> None:
 
 
 def test_budgets_are_positive() -> None:
-    for given in ({}, {"latency_ms": 0.0}, {"bytes": -1}, {"latency_ms": float("nan")}):
+    for given in ({}, {"latency_ms": 0.0}, {"bytes": -1}, {"latency_ms": float("nan")}, {"bytes_share": 1.0}):
         with pytest.raises(TargetError, match=r"a budget (needs a limit|of .* is none)"):
             Budget(**given)  # type: ignore[arg-type]
+
+
+def test_a_budget_of_shares_is_one_of_numbers_once_the_dense_model_is_measured() -> None:
+    assert Budget(latency_share=0.5, bytes_share=0.25, threads=2).of(8.0, 1000) == Budget(4.0, 250, 2)
+    assert Budget(latency_ms=3).of(8.0, 1000) == Budget(latency_ms=3)
+    with pytest.raises(TargetError, match="bytes and bytes_share limits one thing twice"):
+        Budget(bytes=10, bytes_share=0.5)
 
 
 def test_other_numbers_than_float32_are_refused(subject: Subject, tmp_path: Path) -> None:
