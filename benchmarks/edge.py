@@ -3,7 +3,8 @@
 python benchmarks/edge.py --data DIR [--report benchmarks/edge.md]      all models, a fresh process each; DIR as for quality.py
 python benchmarks/edge.py --models tiny-llama digits-cnn --size 0.6 --time 0.8 --quantise int8-dynamic
 
-Budgets are shares of the dense model's ONNX file and of its time in ONNX Runtime on the example, measured once. One thread; dense and pruned run in turns, the lowest tenth of 20 runs counts.
+Budgets are shares of the dense model's ONNX file and of its time in ONNX Runtime on the example, measured once. One thread; dense
+and pruned run in turns, the lowest tenth of 20 runs counts.
 """
 
 from __future__ import annotations

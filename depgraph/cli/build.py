@@ -37,7 +37,7 @@ Latency = Annotated[
 Size = Annotated[
     str,
     typer.Option(
-        help="the largest that a file which runs alone may be, with its weights (encoder and decoder are one): 30MB, or 0.5 of the dense one"
+        help="the largest that a file which runs alone may be, with its weights (encoder and decoder are one): 30MB, or 0.5 of the dense"
     ),
 ]
 Folder = Annotated[Path, typer.Option("--out", help="a new folder for all that is made", show_default=False)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,5 +136,8 @@ def _number(text: str) -> float:
         return 0.0
 
 
-_LIMITS = {"--latency": (_UNITS, "time", "20ms"), "--size": (_SIZES, "size", "30MB")}
+_LIMITS: dict[str, tuple[Mapping[str, float], str, str]] = {
+    "--latency": (_UNITS, "time", "20ms"),
+    "--size": (_SIZES, "size", "30MB"),
+}
 _READ: dict[str, Any] = {"bytes": _size, "latency": _time}
