@@ -122,7 +122,8 @@ class Grid:
             return found
         beside = {a: ms for a, ms in self.odd.items() if (a < step) == (wide_in < step)}
         if beside and (wide_in < step or not self.sides[0].by_blocks(wide_in)):
-            return found * _line(beside, wide_in) / self._on(settled[0], max(self._lines(1)))
+            slower = _line(beside, wide_in) / self._on(settled[0], max(self._lines(1)))
+            return found * (slower if wide_in < step else max(slower, 1.0))  # no other way beats that of the whole block
         return found * self.sides[0].share(wide_in)
 
     def _lines(self, side: int) -> Sequence[int]:
@@ -152,7 +153,7 @@ class Alone:
         if wide_in in self.times:
             return self.times[wide_in]
         if self.odd and not self.stairs.by_blocks(wide_in) and wide_in >= min(self.odd):
-            return _line(self.odd, wide_in)
+            return max(_line(self.odd, wide_in), _line(self.times, self.stairs.up(wide_in)))
         return _line(self.times, self.stairs.up(wide_in)) * self.stairs.share(wide_in)
 
 

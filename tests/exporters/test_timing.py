@@ -287,6 +287,13 @@ def test_fewer_blocks_never_seem_slower_than_more() -> None:
     assert Alone.of({16: 1.0, 32: 9.0, 64: 3.0}, {}, Stairs(16)).ms(32, 32) == pytest.approx(3.0)
 
 
+def test_a_size_within_a_block_never_seems_faster_than_the_block() -> None:
+    stairs = Stairs(16, 4)
+    grid = Grid.of([(16, 64), (32, 64), (64, 64), (63, 64)], [1.0, 2.0, 4.0, 3.2], 1, (stairs, Stairs(16)))
+    assert grid.ms(63, 64) == grid.ms(62, 64) == pytest.approx(4.0)
+    assert Alone.of({16: 1.0, 32: 2.0, 64: 4.0}, {15: 0.9, 63: 3.2}, stairs).ms(63, 63) == pytest.approx(4.0)
+
+
 def test_what_other_programs_took_of_a_long_operator_is_not_its_time(
     measured: dict[str, Any], graph: Any, file: Any
 ) -> None:
