@@ -155,6 +155,8 @@ def test_a_recipe_in_steps_has_a_report_with_its_steps(model: Path, tmp_path: Pa
     assert sum(axis["removed"] for axis in told["axes"]) == sum(o[0] - o[1] for o in (y["out"] for y in narrowed))
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<h2>Steps</h2>" in page and page.count("to keep at most") == 1
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert sum(len(axis["removed"]) for axis in plan["axes"].values()) == sum(axis["removed"] for axis in told["axes"])
     assert run(*given[:-1], "--dry-run").exit_code == 2
 
 

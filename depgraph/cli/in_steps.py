@@ -1,4 +1,4 @@
-"""`prune` by a recipe that cuts in steps: what each left, without a plan, as each step is of another model."""
+"""`prune` by a recipe that cuts in steps: what each left, and one plan of the first model for all, where that can be told."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from depgraph.cli.options import Wish
 from depgraph.cli.output import Steps
 from depgraph.cli.reporting import write_report
 from depgraph.cli.tables import cost_table, onnx_json
+from depgraph.cli.times import timed
 from depgraph.dependency import DependencyGraph
 from depgraph.options import Options
 from depgraph.story.in_steps import tell_steps
@@ -75,16 +76,25 @@ def prune_in_steps(wish: Wish, given: Given, folder: Path | None, steps: Steps) 
     if wish.report:
         with steps("writing the report"):
             write_report(wish, tell_steps(graph, done.model, done.scheduled.steps), quality, folder)
+    times = None
+    if done.plan is not None:
+        done.plan.save(folder / "plan.json")
+        times = target.latency and timed(target.latency, done.plan, folder / "model.onnx", steps)
+    lines += [times.line] if times else []
     files = sorted(path.name for path in folder.iterdir())
     data = {
         "model": graph.name,
         "before": asdict(graph.dense_cost),
         "after": asdict(done.after),
         "kept": done.after.share_of(graph.dense_cost),
-        "steps": [{"number": s.number, "keep": s.keep, "cost": asdict(s.cost)} for s in done.scheduled.steps],
+        "steps": [
+            {"number": s.number, "keep": s.keep, "cost": asdict(s.cost), "latency": s.latency}
+            for s in done.scheduled.steps
+        ],
         "error": done.error,
         "perplexity": quality.figures,
         "onnx": onnx_json(exported) if exported else None,
+        "latency": times.data if times else None,
         "folder": str(wish.out),
         "format": saved.format,
         "files": files,

@@ -123,7 +123,9 @@ class Grid:
         beside = {a: ms for a, ms in self.odd.items() if (a < step) == (wide_in < step)}
         if beside and (wide_in < step or not self.sides[0].by_blocks(wide_in)):
             slower = _line(beside, wide_in) / self._on(settled[0], max(self._lines(1)))
-            return found * (slower if wide_in < step else max(slower, 1.0))  # no other way beats that of the whole block
+            return found * (
+                slower if wide_in < step else max(slower, 1.0)
+            )  # no other way beats that of the whole block
         return found * self.sides[0].share(wide_in)
 
     def _lines(self, side: int) -> Sequence[int]:
