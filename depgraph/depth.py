@@ -69,7 +69,9 @@ def _shortest(graph: DependencyGraph, ranking: Names, target: Target, base: Name
     """The shortest beginning of a ranking that meets the target, without what it is met without."""
     least = int(target.left_out or 0)
     if least > len(ranking) or not is_met(graph, (*base, *ranking), target):
-        raise TargetError(_refusal(graph, target, (*base, *ranking), len(ranking)))
+        raise TargetError(
+            _refusal(graph, target, (*base, *ranking), len(ranking)), _above(graph, target, (*base, *ranking))
+        )
     length = bisect_left(range(least, len(ranking)), True, key=lambda n: is_met(graph, (*base, *ranking[:n]), target))
     found = list(ranking[: least + length])
     for name in reversed(found[:-1] if target.left_out is None else []):
@@ -85,6 +87,12 @@ def _refusal(graph: DependencyGraph, target: Target, names: Names, number: int) 
     said = {m: f"{v:.3g} ms" if m == LATENCY else f"{v / max(getattr(dense, m), 1):.3f}" for m, v in left.items()}
     least = ", ".join(f"{measure}={value}" for measure, value in said.items())
     return f"a target of {target} can't be met by leaving out blocks or branches: without all {number} that may go it is {least}"
+
+
+def _above(graph: DependencyGraph, target: Target, names: Names) -> float:
+    """How many times its limit what is spent without these is, by the measure that is farthest above."""
+    left, limits = spent(graph, names, target), most(graph, target)
+    return max((left[measure] / limit for measure, limit in limits.items() if limit > 0), default=math.inf)
 
 
 class _Searched:

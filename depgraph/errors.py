@@ -1,5 +1,7 @@
 """Every error the library raises on purpose: one sentence that says what, where, and what to do."""
 
+import math
+
 
 class DepgraphError(Exception):
     """Base of all errors raised on purpose by `depgraph`, `importance` and `exporters`."""
@@ -30,7 +32,11 @@ class NothingToPrune(DepgraphError):
 
 
 class TargetError(DepgraphError):
-    """A target is out of range, or lies below what the floors allow."""
+    """A target is out of range, or lies below what the floors allow: then the least that can be reached is `above` times its limit."""
+
+    def __init__(self, message: str = "", above: float = math.inf) -> None:
+        super().__init__(message)
+        self.above = above
 
 
 class ScoreError(DepgraphError):

@@ -104,7 +104,8 @@ def _nearest(
         plan = choice.plan()
         if plan is None:
             least = (choice.lowest or choice.budget.dense)[choice.budget.metric]
-            refusals.append((least, TargetError(choice.refusal())))
+            above = least / max(choice.budget.limits[choice.budget.metric], choice.budget.least(choice.budget.metric))
+            refusals.append((least, TargetError(choice.refusal(), above)))
             continue
         slack = choice.slack(plan)
         if choice.is_near(slack):

@@ -262,8 +262,10 @@ class Search:
 
     def _unmet(self, found: list[Candidate], refused: list[DepgraphError]) -> TargetError:
         if not found:
-            first = refused[0] if refused else "no precision is left to try"
-            return TargetError(f"nothing keeps within {self.budget}: {first}")
+            least = min(
+                refused, key=lambda error: getattr(error, "above", math.inf), default="no precision is left to try"
+            )
+            return TargetError(f"nothing keeps within {self.budget}: {least}")
         nearest = min(found, key=lambda one: max(self._over(one)))
         return TargetError(
             f"nothing keeps within {self.budget}; nearest came {nearest.recipe} in {nearest.precision}, which {nearest.why}: raise the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 import depgraph
+import importance
 from depgraph.errors import CheckpointError, ExportError, NothingToPrune, TargetError
 from depgraph.story import Story
 from exporters.building import Budget, Subject, Ways, build
@@ -259,6 +261,19 @@ def test_blocks_and_groups_compete_in_one_plan(deep: Subject, tmp_path: Path, cl
     assert any(
         note.startswith("taylor and depth in float32: the scores") for note in built.story.notes
     )  # it is at its least
+
+
+def test_what_nothing_reaches_says_the_least_of_all_ways(deep: Subject, tmp_path: Path, clock: list[float]) -> None:
+    graph = depgraph.trace(deep.model, deep.args)
+    ways = replace(QUICK, shares=(), probes=0)
+    with pytest.raises(TargetError, match=r"nothing keeps within 0.001 ms: .* at the least") as caught:
+        build(deep, Budget(latency_ms=0.001), tmp_path / "small", ways)
+    least = float(re.search(r"latency=([\d.]+) ms at the least", str(caught.value))[1])  # type: ignore[index]
+    with pytest.raises(TargetError) as alone:
+        graph.plan(importance.Magnitude(), depgraph.Target(latency_ms=0.001, latency=_Clock(graph)), scope="axis")
+    widths = float(re.search(r"latency=([\d.]+) ms at the least", str(alone.value))[1])  # type: ignore[index]
+    assert least < widths  # blocks went, too
+    assert alone.value.above == pytest.approx(widths / 0.001, rel=0.01)
 
 
 def test_what_can_not_compete_says_why(deep: Subject) -> None:
