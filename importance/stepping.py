@@ -153,7 +153,7 @@ class Run:
         """A plan is carried out: how fast what is left is, and which groups of the first graph went."""
         if self.target.latency is not None:
             now = Later(self.lineage, self.target.latency, plan.graph).ms(plan.kept())
-            self.latency = now / self.target.latency.ms(self.lineage.first.widths.at({}))
+            self.latency = now / (self.target.latency.ms(self.lineage.first.widths.at({})) or 1.0)
         self.lineage.cut(plan)
 
     def _remaining(self, keep: dict[str, float], graph: DependencyGraph) -> Target | None:
@@ -232,7 +232,10 @@ def _remaining(keep: dict[str, float], dense: Cost, now: Cost) -> dict[str, Any]
 
 def shares_of(graph: DependencyGraph, target: Target) -> dict[str, float]:
     """A target as shares of what the dense model costs, by measure, "latency" among them, but for those that it meets anyway."""
-    found = {} if target.latency is None else {LATENCY: target.latency_ms / target.latency.ms(graph.widths.at({}))}  # type: ignore[operator]
+    found = dict[str, float]()
+    if target.latency is not None and target.latency_ms is not None:
+        dense = target.latency.ms(graph.widths.at({}))
+        found[LATENCY] = target.latency_ms / dense if dense else math.inf
     found |= target.shares
     if target.most_bytes is not None:
         found["bytes"] = target.most_bytes / max(graph.dense_cost.bytes, 1)

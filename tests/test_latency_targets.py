@@ -188,12 +188,21 @@ def test_milliseconds_need_a_model_and_a_number(given: dict[str, Any]) -> None:
         depgraph.Target(**given)
 
 
-def test_steps_take_shares_and_bytes_but_no_milliseconds(graph: DependencyGraph) -> None:
+def test_steps_take_bytes_and_milliseconds(graph: DependencyGraph) -> None:
     schedule = importance.Schedule(steps=2)
     done = schedule.apply(graph, importance.Magnitude(), depgraph.Target(bytes=150_000))
     assert done.steps[-1].cost.bytes <= 150_000
-    with pytest.raises(TargetError, match="one shot"):
-        schedule.apply(graph, importance.Magnitude(), timed(Synthetic(graph, {}), 5))
+    model = Synthetic(graph, {axis.name: staircase(16) for axis in graph.axes})
+    done = schedule.apply(graph, importance.Magnitude(), timed(model, 5))
+    assert len(done.steps) == 2
+    assert model.ms(done.plan.kept()) <= 5 < model.ms(graph.widths.at({}))
+
+
+def test_steps_leave_a_limit_that_is_met_as_it_is(graph: DependencyGraph) -> None:
+    nothing = Synthetic(graph, {})
+    assert not nothing.ms(graph.widths.at({}))
+    done = importance.Schedule(steps=2).apply(graph, importance.Magnitude(), timed(nothing, 5))
+    assert done.steps[-1].cost.params > 0.9 * graph.dense_cost.params
 
 
 def test_a_cut_to_milliseconds_is_right(graph: DependencyGraph) -> None:
