@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,5 +61,20 @@ class Samples:
         total = moved.numel() // max(moved.shape[-1], 1)
         samples = self.count if self.count and total % self.count == 0 and moved.ndim > 1 else 1
         rows = moved.reshape(samples, -1, moved.shape[-1])
-        fits = (m.to(rows.device) for m in self.masks if m.shape == rows.shape[:2])
-        return Rows(rows, next(fits, None))
+        found = (_text(mask.to(rows.device), moved.shape[:-1], samples) for mask in self.masks)
+        return Rows(rows, next((text for text in found if text is not None), None))
+
+
+def _text(mask: Tensor, dims: Sequence[int], samples: int) -> Tensor | None:
+    """A mask [samples, tokens] for the rows of a tensor with these dims, which has heads, say, before or after the tokens.
+
+    None where none of its dims, or more than one, is that of the tokens.
+    """
+    if len(mask) != samples or dims[0] % samples:
+        return None
+    inner = (dims[0] // samples, *dims[1:])
+    tokens = [at for at, size in enumerate(inner) if size == mask.shape[1]]
+    if len(tokens) != 1:
+        return None
+    spread = mask.reshape(samples, *(mask.shape[1] if at == tokens[0] else 1 for at in range(len(inner))))
+    return spread.expand(samples, *inner).reshape(samples, -1)

@@ -104,7 +104,7 @@ def einsum(op: Op) -> None:
         run = "." * (len(value.shape) - len(term.replace("...", "")))
         for d, letter in enumerate(term.replace("...", run)):
             if letter not in right and letter not in others:
-                op.contract(value, d)
+                op.contract_alone(value, d)
 
 
 def _spaced(term: str) -> str:

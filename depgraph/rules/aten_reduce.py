@@ -32,7 +32,7 @@ def total(op: Op) -> None:
     reduced = _given_dims(op, "dim")
     _align_kept(op, reduced, op.output)
     for d in reduced:
-        op.contract(op.inputs[0], d)
+        op.contract_alone(op.inputs[0], d)
 
 
 _STATISTICS = aten("""

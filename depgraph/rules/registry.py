@@ -106,6 +106,10 @@ class Op:
         """This operator sums `operand` over dimension `dim`, in the `product`-th of the products that it takes."""
         self.relations.contractions.append(Contraction(self.name, operand.name, dim % len(operand.shape), product))
 
+    def contract_alone(self, operand: Value, dim: int) -> None:
+        """This operator sums `operand` over dimension `dim` as it is, multiplied with nothing: a product of its own."""
+        self.contract(operand, dim, product=-1 - len(self.relations.contractions))
+
     def relate(self, equation: str, *inputs: Value | None, work: str = "", why: str = "", **sizes: int) -> None:
         """State an axis equation over `inputs` (the operator's tensors by default; None skips a term) and its outputs.
 

@@ -190,11 +190,25 @@ def test_padding_does_not_count() -> None:
     other[:, :3] = 1
     graph = depgraph.trace(example.model, (), {"input_ids": tokens, "attention_mask": mask})
     first, second = (collect(graph, [{"input_ids": ids, "attention_mask": mask}], [Norms()]) for ids in (tokens, other))
+    heads = {bool(c.weight): first.of(c, Norms()).rows / int(mask.sum()) for c in first.consumers}
+    assert heads[True] == 1 and heads[False] in (8, 4), "each head has rows of its own where queries meet keys"
     for consumer in first.consumers:
-        if consumer.weight:
-            here, there = first.of(consumer, Norms()), second.of(consumer, Norms())
-            assert here.rows == int(mask.sum())
-            assert torch.allclose(here.squares, there.squares, rtol=1e-4, atol=1e-5)
+        here, there = first.of(consumer, Norms()), second.of(consumer, Norms())
+        assert torch.allclose(here.squares, there.squares, rtol=1e-4, atol=1e-5)
+
+
+def test_channels_that_are_summed_by_themselves_are_multiplied_with_nothing() -> None:
+    class Reduced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 15), nn.Linear(15, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.up(x)
+            return self.down(hidden) + hidden.sum() + torch.einsum("nc,k->n", hidden, x[0])[:, None]
+
+    graph = depgraph.trace(Reduced().eval(), torch.randn(2, 4))
+    assert [c.weight for c in importance.consumers_of(graph)] == ["down.weight"]
 
 
 def test_batches_of_other_shapes_count_like_those_of_the_example() -> None:
