@@ -209,6 +209,8 @@ class Reading:
     def _contract(self, node: Node, on: list[Node]) -> State | None:
         """A product: it reads what is summed over, and what isn't goes on as a vector."""
         reads, carried = list[Use](), list[Node]()
+        if self._in_parts(node):
+            raise self.refuse(node, "multiplies parts of its channels by themselves")
         addends = [n for n in on if self._is_addend(node, n)]
         for given in (n for n in on if n not in addends):
             value, dim = self.program.values[given.name], self.along(given)
@@ -231,6 +233,11 @@ class Reading:
         for given in addends:
             self.vectors(node, [given])
         return State("vector", node) if self.along(node) is not None else None
+
+    def _in_parts(self, node: Node) -> bool:
+        """Does a product (a convolution of groups) sum fewer channels than come in?"""
+        values, here = self.program.values, (m for (op, _, _), m in self.met.items() if op == node.name)
+        return any(values[m.operand].shape[m.dim] != values[m.other].shape[m.other_dim] for m in here)
 
     def _is_addend(self, node: Node, given: Node) -> bool:
         schema = getattr(node.target, "_schema", None)
