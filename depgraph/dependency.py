@@ -148,7 +148,7 @@ class DependencyGraph:
         """Apply a plan of this graph; see `depgraph.plan.Plan.apply`."""
         from depgraph.cutting.applying import apply
 
-        with at_rest(self.model):
+        with at_rest(self.model), torch.inference_mode(False):
             return apply(plan, **options)
 
     @cached_property

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 Watcher = Callable[["Met"], None]
 Seen = Mapping[str, Callable[[torch.Tensor], None]]
 Shapes = tuple[Any, ...]
+_FROM_ZERO = ("embedding", "embedding_bag")  # operators that take no index from behind
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -69,17 +70,20 @@ class Runnable:
         return meetings(self.program, self.exported.graph.nodes)
 
     @cached_property
-    def tables(self) -> dict[str, int]:
-        """The sizes of the tables that inputs point into as they are, by the names of these."""
+    def tables(self) -> dict[str, tuple[int, int]]:
+        """The least index and the size of the tables that inputs point into as they are, by the names of these."""
         nodes = {node.name: node for node in self.exported.graph.nodes}
-        found: dict[str, int] = {}
+        found: dict[str, tuple[int, int]] = {}
         for dim, _, reason in self.program.relations.fixed:
             looking = nodes.get(reason.lift.removeprefix("index "))
             for given in looking.all_input_nodes if looking is not None and reason.lift.startswith("index ") else ():
                 while given.op == "call_function" and given.all_input_nodes[1:] == [] and _moves(given):
                     given = given.all_input_nodes[0]
                 if given.op == "placeholder":
-                    found[given.name] = min(self.program.relations.sizes[dim], found.get(given.name, 1 << 62))
+                    size = self.program.relations.sizes[dim]
+                    least = 0 if operator_name(looking.target) in _FROM_ZERO else -size
+                    before = found.get(given.name, (least, size))
+                    found[given.name] = max(least, before[0]), min(size, before[1])
         return found
 
     @cached_property
@@ -237,11 +241,11 @@ class Observer:
     def _require_within(self, found: Runnable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise DataError when integers of an input that are looked up in a table lie outside of it."""
         for name, leaf in zip(found.inputs, pytree.tree_leaves((args, dict(kwargs))), strict=False):
-            size = found.tables.get(name)
-            if size is None or not isinstance(leaf, torch.Tensor) or leaf.is_floating_point() or not leaf.numel():
+            table = found.tables.get(name)
+            if table is None or not isinstance(leaf, torch.Tensor) or leaf.is_floating_point() or not leaf.numel():
                 continue
-            largest, least = int(leaf.max()), int(leaf.min())
-            if largest >= size or least < -size:
+            (first, size), largest, least = table, int(leaf.max()), int(leaf.min())
+            if largest >= size or least < first:
                 raise DataError(
                     f"input {name!r} of a batch holds the index {largest if largest >= size else least}, but the table that it "
                     f"points into has {size} rows: look for a tokenizer that isn't the model's"
@@ -328,5 +332,11 @@ def _alike(exported: CapturedProgram, traced: Capture) -> bool:
         a.name == b.name
         and a.target == b.target
         and [n.name for n in a.all_input_nodes] == [n.name for n in b.all_input_nodes]
+        and _rank(a) == _rank(b)
         for a, b in zip(mine, own, strict=True)
     )
+
+
+def _rank(node: Node) -> int | None:
+    made = node.meta.get("val")
+    return made.ndim if isinstance(made, torch.Tensor) else None

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from importance.choices import pick
 from importance.rows import Rows
@@ -309,5 +310,5 @@ class Gram:
 
 def finite(accumulator: Any) -> bool:
     """Are all tensors of an accumulator free of NaN and infinity?"""
-    held = [t for t in vars(accumulator).values() if isinstance(t, Tensor)]
+    held = [t for t in pytree.tree_leaves(vars(accumulator)) if isinstance(t, Tensor)]
     return all(bool(torch.isfinite(t).all()) for t in held)

@@ -124,7 +124,8 @@ def _blocks(graph: DependencyGraph) -> list[str]:
     names = blocks(graph)
     if not names:
         raise ScoreError(
-            f"{graph.name} has no blocks that are repeated, numbered, in one container: give numbers by axis"
+            f"{graph.name} has no blocks that are repeated, numbered, in one container, to spread the budget over: take a recipe or an "
+            "allocation without blocks (such as flap or obs), or give this one numbers by axis"
         )
     return names
 

@@ -179,6 +179,7 @@ def principal(graph: DependencyGraph, batches: Iterable[Any], how: Rotation | No
     require_module(graph, "a rotation", "modules whose weights it turns")
     check_batches(batches)
     how = how or Rotation()
+    graph.require_finite(ScoreError)
     begun = BASES[how.bases](graph, how.ties)
     again = begun.graph
     order = {node.name: k for k, node in enumerate(again.nodes)}
@@ -224,6 +225,8 @@ def _grams(
             count += 1
     if not count:
         raise DataError("there are no batches to rotate by (a generator gives its batches only once: pass a list)")
+    if not any(rows.values()) and signals:
+        raise DataError("the batches are empty: no row of them is read from a residual stream, give some with samples")
     for axis, total in sums.items():
         if not bool(torch.isfinite(total).all()):
             raise DataError(f"NaN or infinity is read from {axis!r}: look at the weights before it and at the batches")

@@ -160,6 +160,8 @@ def collect(
             count += 1
     if not count:
         raise DataError("there are no batches to collect from (a generator gives its batches only once: pass a list)")
+    if collector.empty and not collector.found:
+        raise DataError("the batches are empty: they hold no row that comes into any consumer, give some with samples")
     collector.require_finite()
     return Statistics(graph, collector.found, count)
 
@@ -175,11 +177,13 @@ class Collector:
         self.wanted = wanted
         self.found: dict[Key, dict[Statistic, Any]] = {}
         self.samples = Samples(1)
+        self.empty = False
         self._weighed: set[Key] = set()
 
     def __call__(self, met: Met) -> None:
         consumer = self.consumers.get(met.meeting.key)
-        if consumer is None:
+        if consumer is None or not met.operand.numel():
+            self.empty = self.empty or consumer is not None
             return
         if consumer.key not in self.found:
             self.found[consumer.key] = {statistic: statistic.start(consumer) for statistic in self.wanted}

@@ -11,6 +11,7 @@ from depgraph.errors import NothingToPrune
 from depgraph.layers import Anatomy
 from importance.choices import pick
 
+_LOOK = ": depgraph inspect, or graph.show(), says what holds each"
 _STREAM = ("residual stream",)
 _WITHIN = ("head width", "rotary pairs", "query heads", "dimension ", "inputs")
 _EXPERTS = ("experts", "groups of experts", "entries", "groups of entries")
@@ -34,11 +35,14 @@ def units(graph: DependencyGraph, which: str = "units") -> list[str]:
     roles = describe(Anatomy(graph))
     found = [axis.name for axis in graph.axes if axis.prunable.any() and which in _kinds(roles[axis.name].role)]
     if not found and which == "all":
-        raise NothingToPrune(
-            f"{graph.name} has no axis that may lose a group: depgraph inspect, or graph.show(), says what holds each"
-        )
+        raise NothingToPrune(f"{graph.name} has no axis that may lose a group{_LOOK}")
     if not found:
-        raise NothingToPrune(f"{graph.name} has no axis of the kind {which!r}: {KINDS[which]}")
+        free = [_kinds(roles[axis.name].role) for axis in graph.axes if axis.prunable.any()]
+        there = " and ".join(repr(kind) for kind in KINDS if any(kind in kinds for kinds in free))
+        raise NothingToPrune(
+            f"{graph.name} has no axis of the kind {which!r} ({KINDS[which]}) that may lose a group"
+            + (f": take a recipe or units of another kind, it has {there}" if there else _LOOK)
+        )
     return found
 
 

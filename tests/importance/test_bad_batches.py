@@ -1,0 +1,96 @@
+"""What calibration data that can't be used is answered with, whichever score or recipe asks for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import depgraph
+import importance
+from depgraph.errors import DataError, ScoreError
+from importance import CRITERIA, Activation, recipes
+
+WORDS = 20
+
+
+class Words(nn.Module):
+    """Token ids in, logits out, with one block on a stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm, self.head = nn.Embedding(WORDS, 8), nn.LayerNorm(8), nn.Linear(8, WORDS, bias=False)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        return self.head(x + self.down(self.up(self.norm(x)).relu()))
+
+
+def graph_of(model: nn.Module | None = None) -> depgraph.DependencyGraph:
+    torch.manual_seed(0)
+    return depgraph.trace((model or Words()).eval(), torch.randint(0, WORDS, (2, 6)))
+
+
+EMPTY = {"no samples": torch.zeros(0, 6, dtype=torch.long), "no tokens": torch.zeros(2, 0, dtype=torch.long)}
+
+
+@pytest.mark.parametrize("batch", EMPTY.values(), ids=EMPTY.keys())
+def test_batches_without_a_row_are_refused(batch: Tensor) -> None:
+    graph = graph_of()
+    for score in (*(Activation([batch], name) for name in CRITERIA), importance.OptimalBrain([batch])):
+        with pytest.raises(DataError, match="the batches are empty"):
+            score(graph)
+    for name in ("flap", "obs", "slicegpt"):
+        with pytest.raises(DataError, match="the batches are empty"):
+            recipes.named(name, [batch]).prune(graph, depgraph.Target(params=0.8))
+
+
+def test_an_empty_batch_beside_others_changes_nothing() -> None:
+    graph, batch = graph_of(), torch.randint(0, WORDS, (2, 6))
+    for name in CRITERIA:
+        alone, beside = (Activation(given, name)(graph) for given in ([batch], [EMPTY["no tokens"], batch]))
+        assert all((alone[axis] == beside[axis]).all() for axis in alone)
+
+
+@pytest.mark.parametrize("index", [-1, WORDS])
+def test_ids_that_a_table_has_no_row_for_are_refused(index: int) -> None:
+    graph, batch = graph_of(), torch.full((2, 6), index)
+    with pytest.raises(DataError, match=rf"holds the index {index}, but .* has {WORDS} rows: look for a tokenizer"):
+        Activation([batch])(graph)
+    with pytest.raises(DataError, match=r"look for ids beyond a table \(of a tokenizer that isn't the model's\)"):
+        importance.Taylor([batch])(graph)
+
+
+def test_batches_of_another_rank_are_scored_like_samples() -> None:
+    graph, batch = graph_of(), torch.randint(0, WORDS, (1, 6))
+    whole, flat = Activation([batch], "ifv")(graph), Activation([batch[0]], "ifv")(graph)
+    assert whole["up.weight:0"] == pytest.approx(flat["up.weight:0"])
+
+
+@pytest.mark.parametrize("name", list(CRITERIA))
+def test_activations_that_overflow_are_named_by_every_criterion(name: str) -> None:
+    model = Words()
+    with torch.no_grad():
+        model.up.bias.fill_(1e30)
+        model.down.weight.fill_(1e30)
+    with pytest.raises(ScoreError, match=r"NaN or infinity comes in at the input of (down|head).weight"):
+        Activation([torch.randint(0, WORDS, (2, 6))], name)(graph_of(model))
+
+
+def test_a_rotation_names_the_weight_that_is_not_finite() -> None:
+    model = Words()
+    with torch.no_grad():
+        model.norm.weight[0] = torch.nan
+    with pytest.raises(ScoreError, match=r"'norm.weight' holds NaN or infinite values"):
+        recipes.slicegpt([torch.randint(0, WORDS, (2, 6))]).prune(graph_of(model), depgraph.Target(params=0.8))
+
+
+def test_a_model_that_is_cut_in_inference_mode_can_be_trained() -> None:
+    graph: Any = graph_of()
+    with torch.inference_mode():
+        model = graph.plan(importance.Magnitude(), depgraph.Target(params=0.8)).apply()
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+    model(torch.randint(0, WORDS, (2, 6))).sum().backward()
