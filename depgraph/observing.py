@@ -76,7 +76,9 @@ class Runnable:
         found: dict[str, tuple[int, int]] = {}
         for dim, _, reason in self.program.relations.fixed:
             looking = nodes.get(reason.lift.removeprefix("index "))
-            for given in looking.all_input_nodes if looking is not None and reason.lift.startswith("index ") else ():
+            if looking is None or not reason.lift.startswith("index "):
+                continue
+            for given in looking.all_input_nodes:
                 while given.op == "call_function" and given.all_input_nodes[1:] == [] and _moves(given):
                     given = given.all_input_nodes[0]
                 if given.op == "placeholder":

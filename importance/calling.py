@@ -174,7 +174,11 @@ def run_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         raise
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
         first = (str(error).splitlines() or [""])[0]
-        first += ": look for ids beyond a table (of a tokenizer that isn't the model's)" if isinstance(error, IndexError) else ""
+        first += (
+            ": look for ids beyond a table (of a tokenizer that isn't the model's)"
+            if isinstance(error, IndexError)
+            else ""
+        )
         raise DataError(
             f"a batch doesn't fit {type(model).__name__}, which failed with {type(error).__name__}: {first}"
         ) from error

@@ -165,7 +165,7 @@ def compensate(
             continue
         target = bias_of(held, reader, how)
         if how.kind == "bias" and target is None:
-            refused.append(f"{reader.consumer.weight}: it has no bias")
+            refused.append(f"{reader.consumer.weight}: no bias of its own can take over means")
             continue
         work.append((reader, target, change_of(reader, how, data, bias=target is not None)))
     rows = _Rows(plan, how)
