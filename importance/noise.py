@@ -81,4 +81,4 @@ def _leaves(given: list[Any], own: Runnable) -> list[_Leaf]:
     names = iter(own.inputs)
     all_known = len(own.inputs) == len(given)
     named = [next(names, "") if all_known or isinstance(leaf, Tensor) else "" for leaf in given]
-    return [_Leaf(leaf, name, own.tables.get(name, 0)) for leaf, name in zip(given, named, strict=True)]
+    return [_Leaf(leaf, name, own.tables.get(name, (0, 0))[1]) for leaf, name in zip(given, named, strict=True)]
