@@ -132,7 +132,7 @@ def loss(output: Tensor, batch: dict[str, Tensor]) -> Tensor:
 @torch.no_grad()
 def accuracy(model: nn.Module, test: Digits) -> float:
     """The share of images that get the right class."""
-    return (model(test.images).argmax(-1) == test.labels).float().mean().item()
+    return (model(images=test.images).argmax(-1) == test.labels).float().mean().item()
 
 
 def train(name: str, data: Digits) -> nn.Module:
