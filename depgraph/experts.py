@@ -51,9 +51,9 @@ def with_experts(graph: DependencyGraph) -> list[Axis]:
 
 
 def _beside(axes: list[Axis], found: list[Axis]) -> list[Axis]:
-    """The axes found behind the others, or in the place of those that they are named after; none of what they reach and
+    """The axes found behind the others, or in the place of those that they are named after.
 
-    that can lose nothing.
+    What can lose nothing and is reached by them is left out.
     """
     named, reached = {axis.name: axis for axis in found}, {number for axis in found for number in axis.labels}
     left = [axis for axis in axes if axis.name in named or axis.prunable.any() or not reached.issuperset(axis.labels)]
@@ -92,9 +92,9 @@ def _candidates(holders: Holders) -> Iterator[_Candidate]:
 
 
 def _labellings(graph: DependencyGraph, number: int, near: list[Holder]) -> list[Labelling]:
-    """The axes from parts, of which each stands for an index of a class of dims, as if nothing fixed that; none where more
+    """The axes from parts, of which each stands for an index of a class of dims, as if nothing fixed that.
 
-    than its numbers does. The parts are a class of their own, behind the last.
+    None where more than its numbers does. The parts are a class of their own, behind the last.
     """
     classes, size = graph.classes, near[0].size
     parts, every = len(classes.size), np.arange(size)

@@ -117,9 +117,9 @@ class Holders:
         return {n: [one for depth, size, one in near if (depth, size) == most[n]] for n, near in found.items()}
 
     def _nearest(self, one: Holder) -> dict[int, int]:
-        """The classes of dims that can't lose anything, of the parameters outside of a holder that lie nearest to it, and how
+        """The classes of dims of the parameters outside of a holder that lie nearest to it, and how much of their path is the same.
 
-        much of their path is the same. They are as large, or something is chosen among their indices and some have no part.
+        They can't lose anything, and are as large, or something is chosen among their indices and some have no part.
         """
         if isinstance(one, StackOfParts) and one.number in self.routing:
             return {one.number: len(one.owner)}

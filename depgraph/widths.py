@@ -137,9 +137,9 @@ class Widths:
 
 
 class Reach(NamedTuple):
-    """The classes of dims that one axis reaches: those that it reaches `alone`, how many indices of each every group has
+    """The classes of dims that one axis reaches: those that it reaches `alone`, and those that others reach too.
 
-    there (classes x groups), and those that others reach too.
+    counts: how many indices every group has in each of the former, an array of classes x groups.
     """
 
     alone: list[int]

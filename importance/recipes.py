@@ -192,7 +192,7 @@ def best(batches: Batches, loss: Loss | None = None, weight: str = "taylor") -> 
     worse than equal shares on another. The ranking by shares and Taylor is far ahead of equal shares on one model (9.1 and 11.5
     at 60%) and behind on another (29.3 and 27.7), so both are tried. benchmarks/quality.md has it beside the others, on vision
     models too. `weight="share"` does without a loss, with that ranking alone. With few tokens for wide consumers the fit learns the
-    batches by heart, and `obs` is the better one: all-MiniLM-L6-v2 on 2,500 tokens.
+    batches by heart, and `obs` is the better one.
     """
     how = Compensation(biases="existing", inputs="pruned")
     ranked = Recipe("best", RelativeLoss(batches, batches, loss, weight), batches, scope="global", compensation=how)

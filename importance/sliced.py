@@ -32,8 +32,7 @@ def slicegpt_shortcuts(batches: Batches, how: Rotation = Rotation(bases="each"))
     stay, which costs one channel (the paper makes them RMS norms); nothing is mixed at random within what stays.
 
     At equal width it is ahead of `slicegpt`; but the products are parameters, two of d' x d' a block, and at equal parameters it
-    depends. At 80%, perplexity, means of three draws, this and `slicegpt`: tiny-llama 24.1 and 24.5, deep12-llama 12.6 and 10.4,
-    stories260k-llama 49 and 41. `Rotation(bases="each", signals="dense")` finds all bases in one pass, and does worse.
+    depends (benchmarks/quality.md). `Rotation(bases="each", signals="dense")` finds all bases in one pass, and does worse.
     """
     prepare = partial(principal, batches=batches, how=how)
     return Recipe("slicegpt_shortcuts", None, batches, units="stream", prepare=prepare)

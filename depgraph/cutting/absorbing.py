@@ -17,8 +17,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from depgraph.cutting.elements import Elements, rows_of
-from depgraph.cutting.elements import operator_name as _name
+from depgraph.cutting.elements import Elements, aten_name, rows_of
 from depgraph.cutting.expressing import Drift
 from depgraph.cutting.movements import PARTS, Move, Part, Spread, moved, picks, rows_left
 from depgraph.errors import CutError
@@ -144,7 +143,7 @@ class _Search:
     def back_from(self, drift: Drift) -> list[Found]:
         """All ways to make up for a drift, the nearest first: which rows of which weights to scale."""
         node = self.nodes[drift.node]
-        count = 2 if _name(node) == "scaled_dot_product_attention" else len(node.args)
+        count = 2 if aten_name(node) == "scaled_dot_product_attention" else len(node.args)
         found: list[Found] = []
         for place, operand in enumerate(node.args[:count]):
             if isinstance(operand, Node):
@@ -155,7 +154,7 @@ class _Search:
 
     def _walk(self, node: Node, moves: list[Move]) -> list[Found]:
         """The weights (and which of their rows) that make `node`, in each way there is; none where no factor passes."""
-        name = _name(node)
+        name = aten_name(node)
         if node.name in self.parameters:
             return self._parameter(node, moves)
         if not self._is_inside(node):
@@ -196,7 +195,7 @@ class _Search:
             return places == [self.ends[user]]
         if not isinstance(user.meta.get("val"), (torch.Tensor, tuple, list)):  # a size
             return True
-        name = _name(user)
+        name = aten_name(user)
         if name in PARTS:
             return True
         return (name in _MOVES or name in _PASS) and self._is_inside(user)
@@ -240,9 +239,11 @@ class _Search:
         made = rows_left(node, moves)
         if any(len(np.intersect1d(made, rows_left(node, others))) for others in self._beside(moves)):
             return None
-        bias = node.args[_BIAS[_name(node)]] if len(node.args) > _BIAS.get(_name(node), len(node.args)) else None
+        bias = (
+            node.args[_BIAS[aten_name(node)]] if len(node.args) > _BIAS.get(aten_name(node), len(node.args)) else None
+        )
         widths, values = self.graph.widths, self.graph.capture.program.values
-        out = values[node.name].dim(1 if _name(node).startswith("conv") else -1)
+        out = values[node.name].dim(1 if aten_name(node).startswith("conv") else -1)
         found: Found = {}
         for operand, held in operands:
             if held is not None:
@@ -265,7 +266,7 @@ class _Search:
         """The moves to what else is picked on the way that `moves` take, and leads elsewhere."""
         for number, move in enumerate(moves):
             if isinstance(move, Node):
-                siblings = [u for u in move.all_input_nodes[0].users if u is not move and _name(u) in PARTS]
+                siblings = [u for u in move.all_input_nodes[0].users if u is not move and aten_name(u) in PARTS]
                 yield from ([*moves[:number], u] for u in siblings if not self._is_inside(u))
 
     def _parts_of(self, bias: Node, made: Rows) -> Found | None:
@@ -281,7 +282,7 @@ class _Search:
         """The parameter that a node is, or a part of it, but for transposes."""
         moves: list[Node] = []
         while node.name not in self.parameters:
-            if _name(node) not in _OF_A_WEIGHT or not node.all_input_nodes:
+            if aten_name(node) not in _OF_A_WEIGHT or not node.all_input_nodes:
                 return None
             moves.insert(0, node)
             node = node.all_input_nodes[0]

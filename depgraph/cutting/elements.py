@@ -38,7 +38,7 @@ class Elements:
         return made
 
     def _made(self, node: Node) -> Any:
-        name = operator_name(node)
+        name = aten_name(node)
         if node.name in self.parameters:
             return self._numbered(node)
         if name in _ZEROS:
@@ -81,7 +81,7 @@ def rows_of(shape: tuple[int, ...], elements: np.ndarray) -> tuple[int, np.ndarr
     return None
 
 
-def operator_name(node: Node) -> str:
+def aten_name(node: Node) -> str:
     """The name of an ATen operator without its overload; "getitem"; empty for others."""
     if node.target is operator.getitem:
         return "getitem"

@@ -42,9 +42,9 @@ def in_order(holder: nn.Module) -> bool:
 
 
 def kinds(holder: nn.Module) -> dict[str, Any]:
-    """What each child of a module is like, by name: its class, and the tensors it holds, of any size, as cuts may have narrowed
+    """What each child of a module is like, by name: its class, and the tensors it holds, of any size, as cuts may narrow some.
 
-    some; where children aren't entries, also its name without the number in it. Those without tensors, or a number, are left out.
+    Where children aren't entries, also its name without the number in it. Those without tensors, or a number, are left out.
     """
     found: dict[str, Any] = {}
     entries = isinstance(holder, (nn.ModuleList, nn.Sequential, nn.ModuleDict))

@@ -1,9 +1,7 @@
-"""Parts that the code takes one by one leave with the indices that stand for them: experts, with their rows of the router. They
+"""Parts that the code takes one by one leave with the indices that stand for them: experts, with their rows of the router.
 
-are entries of lists of modules, or slices of stacked weights.
-
-The cut model must compute what the original computes when it can't choose them (`barring`), on the example and on inputs
-made from it, where both decide by themselves.
+They are entries of lists of modules, or slices of stacked weights. The cut model must compute what the original computes when it
+can't choose them (`barring`), on the example and on inputs made from it, where both decide by themselves.
 """
 
 from __future__ import annotations

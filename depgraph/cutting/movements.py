@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from depgraph.cutting.elements import operator_name
+from depgraph.cutting.elements import aten_name
 
 PARTS = frozenset(["slice", "select", "getitem", "index_select", "narrow"])
+_STAYING = frozenset(["dropout", "to", "_to_copy", "type_as", "alias", "detach"])
+_VIEWS = frozenset(["view", "_unsafe_view"])
 
 
 class Part(NamedTuple):
@@ -53,13 +55,13 @@ Move = Node | Spread
 
 
 def picks(moves: Sequence[Move]) -> bool:
-    return any(isinstance(m, Node) and operator_name(m) in PARTS for m in moves)
+    return any(isinstance(m, Node) and aten_name(m) in PARTS for m in moves)
 
 
 def rows_left(node: Node, moves: Sequence[Move]) -> np.ndarray:
     """Which output features of a linear map are left after `moves`: they are carried out on the features' numbers."""
     shape = node.meta["val"].shape
-    channels = 1 if operator_name(node).startswith("conv") else -1
+    channels = 1 if aten_name(node).startswith("conv") else -1
     numbers: Any = torch.arange(shape[channels])
     numbers = numbers.reshape([-1 if d == channels % len(shape) else 1 for d in range(len(shape))]).expand(shape)
     return np.unique(moved(numbers, moves))
@@ -72,12 +74,9 @@ def moved(numbers: Any, moves: Sequence[Move]) -> np.ndarray:
             numbers = move(numbers)
             continue
         call: Callable[..., Any] = move.target  # type: ignore[assignment]
-        if operator_name(move) in ("dropout", "to", "_to_copy", "type_as", "alias", "detach"):
+        if aten_name(move) in _STAYING:
             continue
-        if operator_name(move) in (
-            "view",
-            "_unsafe_view",
-        ):  # numbers that were expanded have no strides to view them by
+        if aten_name(move) in _VIEWS:  # numbers that were expanded have no strides to view them by
             call = torch.ops.aten.reshape.default
         numbers = call(*(numbers if isinstance(a, Node) else a for a in move.args), **move.kwargs)
     return numbers.numpy()
