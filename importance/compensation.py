@@ -90,13 +90,14 @@ class Compensation:
     """kind: "bias" or "least-squares"; biases: what may take over means, see `BIASES`; damping: a share of the mean variance.
 
     inputs: "dense" solves each consumer for the inputs that it has in the dense model, "pruned" (least squares, in recipes) one
-    after the other for those that it has then, see `importance.refitting`. rows: gives, for a plan, what else is added to
+    after the other for those that it has then, see `importance.refitting`; of several dampings each then takes the one that
+    fits best the rows it isn't fitted to, see `importance.ridge`. rows: gives, for a plan, what else is added to
     parameters by name (before they are cut), such as `importance.RowUpdate`; with dense inputs only.
     """
 
     kind: str = "least-squares"
     biases: str = "create"
-    damping: float = 0.01
+    damping: float | tuple[float, ...] = 0.01
     inputs: str = "dense"
     rows: Callable[[Plan], Mapping[str, Tensor]] | None = None
 
@@ -104,12 +105,19 @@ class Compensation:
         pick(WAYS, self.kind, "kind of compensation")
         pick(BIASES, self.biases, "use of biases")
         pick(INPUTS, self.inputs, "kind of inputs")
-        if not 0 <= self.damping < float("inf"):
-            raise ScoreError(f"damping must be a finite number of at least 0, it is {self.damping}")
+        if not self.dampings or not all(0 <= one < float("inf") for one in self.dampings):
+            raise ScoreError(f"damping must be a finite number of at least 0, or several, it is {self.damping}")
+        if len(self.dampings) > 1 and self.inputs != "pruned":
+            raise ScoreError(f'damping={self.damping}: several to choose from go with inputs="pruned" only, give one')
         if self.rows is not None and self.inputs != "dense":
             raise ScoreError(
                 f'rows={self.rows!r} goes with inputs="dense": what is solved for other inputs has no use for it'
             )
+
+    @property
+    def dampings(self) -> tuple[float, ...]:
+        """Those to choose from."""
+        return self.damping if isinstance(self.damping, tuple) else (self.damping,)
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
@@ -192,7 +200,7 @@ def change_of(reader: Reader, how: Compensation, found: Statistics, *, bias: boo
         inside = reader.gone[(reader.gone >= block.start) & (reader.gone < block.stop)] - block.start
         sums = found.of(reader.consumer, way.needs)
         wide = Block(block.matrix.double().cpu(), block.start)
-        change = solve(wide, torch.from_numpy(inside), _part(sums, block), how.damping)
+        change = solve(wide, torch.from_numpy(inside), _part(sums, block), how.dampings[0])
         narrow = narrow or change.weight is not None
         blocks.append(Block(wide.matrix if change.weight is None else change.weight, block.start))
         biases.append(change.bias)

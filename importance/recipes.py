@@ -29,6 +29,7 @@ from importance.recipe import Recipe
 from importance.reduction import Reduction
 from importance.reestimation import Reestimation
 from importance.relative import RelativeLoss
+from importance.ridge import DAMPINGS
 from importance.rivals import Rivals
 from importance.row_update import RowUpdate
 from importance.schedule import Pace, Schedule
@@ -182,25 +183,26 @@ def obs(
 
 
 def best(batches: Batches, loss: Loss | None = None, weight: str = "taylor") -> Recipe:
-    """Ours: greedy OBS losses, the budget spread in two ways, of which the one with the lower loss on the batches is taken; then
-    every consumer fitted anew, one after the other, on what the pruned model gives it.
+    """Ours: greedy OBS losses, the budget spread in two ways, of which the one whose outputs stay nearer to the dense model's is
+    taken; then every consumer fitted anew, one after the other, on what the pruned model gives it, each with the damping
+    that fits best the quarter of the data that it isn't fitted to.
 
     One way is a single ranking of all axes, of losses as shares of the outputs they change, an axis counted by its Taylor score
     per parameter; the other is the same share of every axis. Why so, by perplexity on three small trained Llamas, each part
     changed with the others fixed: OBS scores beat the others before any compensation; solving for the pruned model's own inputs
     beats solving for the dense ones; created biases add nothing then; raw losses in one ranking are best on one model and far
-    worse than equal shares on another. The ranking by shares and Taylor is far ahead of equal shares on one model (9.1 and 11.5
-    at 60%) and behind on another (29.3 and 27.7), so both are tried. benchmarks/quality.md has it beside the others, on vision
-    models too. `weight="share"` does without a loss, with that ranking alone. With few tokens for wide consumers the fit learns the
-    batches by heart, and `obs` is the better one.
+    worse than equal shares on another. The ranking by shares and Taylor is far ahead of equal shares on one model (9.1 and 10.5
+    at 60%) and behind on another (29.3 and 27.7), so both are tried. With few tokens for wide consumers a fit with little damping
+    learns the batches by heart, and a loss on these doesn't tell; hence the damping, and the choice by outputs.
+    benchmarks/quality.md has it beside the others, on vision models too. `weight="share"` does without a loss, with that
+    ranking alone.
     """
-    how = Compensation(biases="existing", inputs="pruned")
+    how = Compensation(biases="existing", inputs="pruned", damping=DAMPINGS)
     ranked = Recipe("best", RelativeLoss(batches, batches, loss, weight), batches, scope="global", compensation=how)
     if weight != "taylor":
         return ranked
     equal = Recipe("best", OptimalBrain(batches, rounds=32), batches, scope="axis", compensation=how)
-    fields = {"batches": batches, "compensation": how, "loss": loss, "rivals": (ranked, equal)}
-    return Rivals("best", ranked.score, **fields)  # type: ignore[arg-type]
+    return Rivals("best", ranked.score, batches, compensation=how, rivals=(ranked, equal))
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from importance.columns import blocks_of
 from importance.compensation import Compensated, Compensation, bias_of, row_scale, write_bias
 from importance.holding import Held, held_by
 from importance.patches import patches
-from importance.problems import damped
 from importance.readers import Reader, readers_among
+from importance.ridge import Fit, Parted
 from importance.rows import Samples
 from importance.statistics import Key, consumers_of
 
@@ -58,44 +58,12 @@ def refit(model: Any, plan: Plan, batches: Iterable[Any], how: Compensation | No
     return Compensated(tuple(dict.fromkeys(work.changed)), tuple(work.created), tuple(work.left))
 
 
-@dataclass
-class _Sums:
-    """Over the rows of all batches, on the CPU: their number, sums of dense inputs x and pruned ones z, x'z and z'z."""
-
-    rows: int
-    x: Tensor
-    z: Tensor
-    xz: Tensor
-    zz: Tensor
-
-    @classmethod
-    def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> _Sums:
-        """Of rows [rows, columns], dense and pruned."""
-        found: _Sums | None = None
-        for x, z in pairs:
-            made = (x.sum(0), z.sum(0), x.T @ z, z.T @ z)
-            new = cls(len(x), *(tensor.double().cpu() for tensor in made))
-            found = new if found is None else found.plus(new)
-        if found is None:
-            raise DataError("there are no batches to fit with (a generator gives its batches only once: pass a list)")
-        return found
-
-    def plus(self, other: _Sums) -> _Sums:
-        """Sums over the rows of both."""
-        return _Sums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-    def spread(self) -> tuple[Tensor, Tensor]:
-        """Covariances of x with z, and of z."""
-        x, z = self.x / self.rows, self.z / self.rows
-        return self.xz / self.rows - torch.outer(x, z), self.zz / self.rows - torch.outer(z, z)
-
-
 @dataclass(frozen=True)
 class _Step:
     """A consumer before which both models stand, with the sums over all batches."""
 
     reader: Reader
-    sums: _Sums
+    sums: Parted
 
 
 class _Work:
@@ -151,7 +119,7 @@ class _Work:
             stands = [(next(a, None), next(b, None)) for a, b in runs]
             yield _Step(*self._sums(stands, samples))
 
-    def _sums(self, stands: list[tuple[Met | None, Met | None]], samples: list[Samples]) -> tuple[Reader, _Sums]:
+    def _sums(self, stands: list[tuple[Met | None, Met | None]], samples: list[Samples]) -> tuple[Reader, Parted]:
         keys = {a.meeting.key if a else None for a, _ in stands} | {
             self._key(b.meeting) if b else None for _, b in stands
         }
@@ -162,23 +130,23 @@ class _Work:
                 "weights can't be fitted one after the other: use compensate"
             )
         pairs = ((_rows(a, s), _rows(b, s)) for (a, b), s in zip(stands, samples, strict=True) if a and b)
-        sums = _Sums.of(pairs)
+        parted = Parted.of(pairs, parted=len(self.how.dampings) > 1)
+        sums = parted.all
         if not bool(torch.isfinite(sums.zz).all() and torch.isfinite(sums.xz).all()):
             raise ScoreError(f"NaN or infinity comes in at {self.readers[key].consumer}: look at the weights before it")
-        return self.readers[key], sums
+        return self.readers[key], parted
 
     def solve(self, step: _Step) -> None:
         """Give one consumer the weights, and the bias, that fit best."""
-        reader, sums = step.reader, step.sums
+        reader, sums = step.reader, step.sums.all
         parameter = self.held.get(reader.consumer.weight)
         target = self.biases.get(reader.consumer.key)
         (dense,) = blocks_of(reader.consumer, reader.tensor.detach().double().cpu(), reader.columns)
         now = _matrix(reader, parameter.double().cpu())
         wanted = dense.matrix if reader.outputs_kept is None else dense.matrix[torch.from_numpy(reader.outputs_kept)]
         wanted = wanted * _scale(now, wanted, reader)
-        xz, zz = sums.spread() if target else (sums.xz / sums.rows, sums.zz / sums.rows)
-        ridge = damped(zz, self.how.damping)
-        fresh = torch.linalg.solve(ridge, (wanted @ xz + now @ (ridge - zz)).T).T
+        fit = Fit(wanted, now, centred=target is not None)
+        fresh = fit.solved(sums, fit.damping(step.sums, self.how.dampings))
         self.held.put(reader.consumer.weight, _shaped(reader, fresh, parameter))
         self.changed.append(reader.consumer.weight)
         if target:

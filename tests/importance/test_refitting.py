@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import depgraph
 from depgraph.errors import DataError, ScoreError
 from importance import Compensation, OptimalBrain, compensate, recipes
 from importance.refitting import refit
 from importance.relative import RelativeLoss
-from importance.rivals import Rivals, mean_loss
+from importance.rivals import Rivals, distance, mean_loss
 from tests.importance.test_activation import Net
 from tests.zoo import MODULES, ZOO
 
@@ -110,6 +111,10 @@ def test_unknown_names_are_refused() -> None:
         RelativeLoss([torch.zeros(1)], weight="equal")
     with pytest.raises(ScoreError, match="unknown kind of inputs 'sparse'"):
         Compensation(inputs="sparse")
+    with pytest.raises(ScoreError, match='several to choose from go with inputs="pruned" only'):
+        Compensation(damping=(0.01, 0.1))
+    with pytest.raises(ScoreError, match="damping must be a finite number of at least 0, or several"):
+        Compensation(damping=(), inputs="pruned")
     with pytest.raises(ScoreError, match="'best' needs calibration data"):
         recipes.named("best")
 
@@ -129,6 +134,28 @@ def test_of_rivals_the_one_with_the_lower_loss_is_taken() -> None:
         made = found.prune(graph, target)
         assert mean_loss(model, made.model, batches, loss) <= mean_loss(model, alone.model, batches, loss) * 1.0001
         assert found.plan(graph, target).removal == made.plan.removal  # type: ignore[union-attr]
+
+
+def test_without_a_loss_the_one_with_the_nearer_outputs_is_taken() -> None:
+    model, batches = _net()
+    graph, target = depgraph.trace(model, batches[0]), depgraph.Target(params=0.7)
+    good, bad = replace(recipes.obs(batches), units="all"), replace(recipes.random(seed=1), units="all")
+    near, far = (distance(model, one.prune(graph, target).model, batches) for one in (good, bad))
+    assert near is not None and far is not None and 0 < near < far
+    for order in ((good, bad), (bad, good)):
+        made = Rivals("either", None, batches, units="all", rivals=order).prune(graph, target).model
+        assert distance(model, made, batches) == pytest.approx(near)
+
+
+def test_the_distance_is_a_share_of_the_outputs() -> None:
+    model, (x, *_) = _net()
+    twice: Any = copy.deepcopy(model)
+    with torch.no_grad():
+        twice.head.weight.mul_(2)
+        twice.head.bias.mul_(2)
+    assert distance(model, twice, [x]) == pytest.approx(1, rel=1e-5)
+    assert distance(model, model, [x]) == 0
+    assert distance(nn.Identity(), nn.Linear(5, 3), [x]) is None  # other shapes tell nothing
 
 
 def test_rivals_need_something_to_choose_by() -> None:
