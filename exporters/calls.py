@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from depgraph.capture.keeping import unwritten
+from depgraph.capture.strides import InMemoryOrder
 from depgraph.errors import ExportError
 
 
@@ -206,7 +207,8 @@ class FlatModel(nn.Module):
     def outputs(self, tensors: Sequence[Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """As `named_outputs`, of the model on these tensors."""
         args, kwargs = self._call.build(tensors)
-        return named_outputs(self.model(*args, **kwargs))
+        with InMemoryOrder():
+            return named_outputs(self.model(*args, **kwargs))
 
 
 def output_names(flat: FlatModel, call: Call) -> tuple[tuple[str, ...], list[str]]:

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from depgraph.capture.keeping import unwritten
+from depgraph.cutting.draws import may_draw
 from exporters.calls import FlatModel
 from exporters.cases import Case, Subject
 from exporters.onnx_check import Differs, Tolerance, compare
@@ -68,12 +70,23 @@ def with_first_of_equals(flat: FlatModel, cases: Sequence[Case]) -> list[Case] |
     return settled if met else None
 
 
+def _draws(node: Node) -> bool:
+    return node.op == "call_function" and may_draw(node)
+
+
 def traced_otherwise(
     program: torch.onnx.ONNXProgram, subject: Subject, cases: Sequence[Case], tolerance: Tolerance
 ) -> Differs | None:
     """An error that says so, if already what torch.export captured differs from the model, before any translation."""
     if program.exported_program is None:
         return None
+    owner = type(subject.flat.model).__name__
+    drawing = dict.fromkeys(str(node.target) for node in program.exported_program.graph.nodes if _draws(node))
+    if drawing:
+        return Differs(
+            f"{owner} draws random numbers in eval mode ({', '.join(drawing)}), which a file draws otherwise, so that nothing can "
+            "be compared; not written: let the model take them as an input."
+        )
     for case in cases:
         try:
             module = program.exported_program.module()
@@ -86,7 +99,7 @@ def traced_otherwise(
                 compare(f"{name!r} at {case.label}", expected, got.detach().numpy(), tolerance)
             except Differs:
                 return Differs(
-                    f"{type(subject.flat.model).__name__} gives another {name!r} at {case.label} when torch.export captures it "
+                    f"{owner} gives another {name!r} at {case.label} when torch.export captures it "
                     "than when it runs, so its code asks whether it is captured (a mask that it then builds, say); not "
                     "written: give the inputs for which it leaves out a part, such as masks, or mend that code."
                 )

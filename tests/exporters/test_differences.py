@@ -59,3 +59,20 @@ def test_a_model_that_computes_something_else_when_captured_is_told_so(tmp_path:
     ):
         exporters.to_onnx(Captured(), torch.randn(2, 6, 6), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+class Noisy(nn.Module):
+    """Adds noise, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) + torch.randn_like(x)
+
+
+def test_what_draws_random_numbers_is_said_to(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"Noisy draws random numbers in eval mode \(aten\.randn_like\.default\)"):
+        exporters.to_onnx(Noisy(), torch.randn(2, 4), tmp_path / "noisy.onnx")
+    assert not (tmp_path / "noisy.onnx").exists()

@@ -43,6 +43,9 @@ CASES = {
     "all and any of truths": lambda x: (
         x * torch.ops.aten._is_all_true(x > -99.0) + torch.ops.aten._is_any_true(x > 99.0).to(x.dtype)
     ),
+    "views by strides of dims in another order": lambda x: (
+        x.transpose(1, 2).contiguous().transpose(1, 2).as_strided((2, 3, 3, 4), (24, 1, 6, 3))
+    ),
     "stable sort": lambda x: (
         (x > 0).int().sort(stable=True, dim=1).indices.argsort(dim=1, stable=True, descending=True)
     ),
