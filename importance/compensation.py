@@ -22,7 +22,7 @@ from importance.choices import pick
 from importance.columns import Block, as_weight, blocks_of
 from importance.gains import Few, Matrix, Spread
 from importance.holding import Held, held_by
-from importance.readers import Reader, readers_of
+from importance.readers import Reader, readers_of, unseen
 from importance.statistics import Gathering, Statistics, collect
 
 BIASES = {
@@ -185,6 +185,7 @@ def compensate(
             created += write_bias(held, reader, target, left)
             changed.append(target)
     changed += rows.write(held)
+    refused += unseen(plan)
     held.note(created)
     return Compensated(tuple(dict.fromkeys(changed)), tuple(created), tuple(refused))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from depgraph.widths import Kept
 from importance.patches import window_of
 from importance.statistics import Consumer, Statistics
 
+_LOOP = "an operator that loops, such as a recurrent one"
 _BIASES = {"linear": "bias", "conv1d": "bias", "conv2d": "bias", "addmm": "self"}
 
 
@@ -91,6 +93,18 @@ def readers_among(consumers: Iterable[Consumer], plan: Plan) -> Iterator[Reader]
             takes_bias=takes,
             refused=_elsewhere(consumer, by_target[consumer.weight], nodes, program.values),
         )
+
+
+def unseen(plan: Plan) -> Iterator[str]:
+    """Of every parameter that loses columns of which nobody sees what comes in (recurrent ones, within their operator): why it is left."""
+    program, kept = plan.graph.capture.program, plan.kept()
+    products = Counter((c.op, c.product) for c in program.relations.contractions)
+    names: dict[str, None] = {}
+    for c in program.relations.contractions:
+        value = program.values[c.operand]
+        if products[c.op, c.product] == 1 and value.kind == "parameter" and kept.of(value, c.dim) is not None:
+            names[program.ties.get(value.target, value.target)] = None
+    return (f"{name}: what comes into it is within {_LOOP}" for name in names)
 
 
 def _window(node: Any, weight: Tensor) -> int:

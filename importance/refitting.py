@@ -26,7 +26,7 @@ from importance.columns import blocks_of
 from importance.compensation import Compensated, Compensation, bias_of, row_scale, write_bias
 from importance.holding import Held, held_by
 from importance.patches import patches
-from importance.readers import Reader, readers_among
+from importance.readers import Reader, readers_among, unseen
 from importance.ridge import Fit, Parted
 from importance.rows import Samples
 from importance.statistics import Key, consumers_of
@@ -55,7 +55,7 @@ def refit(model: Any, plan: Plan, batches: Iterable[Any], how: Compensation | No
         held.put_back()
         raise
     held.note(work.created)
-    return Compensated(tuple(dict.fromkeys(work.changed)), tuple(work.created), tuple(work.left))
+    return Compensated(tuple(dict.fromkeys(work.changed)), tuple(work.created), (*work.left, *unseen(plan)))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import depgraph
 import exporters
+import importance
 from depgraph.errors import ScoreError
 from importance import Compensation, Gathering, Gram, Moments, OptimalBrain, Weights, collect, compensate
 from importance.problems import Problem
@@ -291,3 +292,26 @@ def test_what_stands_behind_a_block_that_left_is_fitted_to_what_it_was(deep: Any
             return float(sum((model(x) - graph.model(x)).square().sum() for x in batches))
 
     assert error(fitted) < 0.8 * error(plain)
+
+
+class Recurrent(nn.Module):
+    """Two recurrent layers between linear maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rnn, self.head = nn.Linear(6, 12), nn.LSTM(12, 16, 2, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.rnn(self.embed(x))[0])
+        return found
+
+
+@pytest.mark.parametrize("inputs", ["dense", "pruned"])
+def test_recurrent_weights_that_take_nothing_over_are_named(inputs: str) -> None:
+    model, batches = Recurrent(), [torch.randn(4, 5, 6)]
+    graph = depgraph.trace(model, batches[0])
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7))
+    make_up = refit if inputs == "pruned" else compensate
+    made = make_up(plan.apply(), plan, batches, Compensation(inputs=inputs))
+    assert {"rnn.weight_hh_l0", "rnn.weight_ih_l1", "rnn.weight_hh_l1"} == {line.split(":")[0] for line in made.left}
+    assert "head.weight" in made.changed and "3 stay as they were" in str(made)
