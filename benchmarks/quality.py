@@ -92,7 +92,7 @@ class Bench:
 
     def __init__(self, subject: qs.Subject, given: argparse.Namespace) -> None:
         self.subject, self.given = subject, given
-        self.graph = depgraph.trace(subject.model, kwargs=subject.example(), fixed=subject.fixed)
+        self.graph = depgraph.trace(subject.model, kwargs=subject.example())
         self.batches = {seed: subject.batches(seed) for seed in range(given.seeds)}
         self.made: dict[tuple[str, int], recipes.Recipe] = {}
 

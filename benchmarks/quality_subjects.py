@@ -49,7 +49,7 @@ class Subject:
     """A model with all that a measurement needs.
 
     batches: calibration batches, dicts of the model's arguments, for a seed. quality: the figure `metric`, a key of
-    `quality_report.HIGHER_IS_BETTER`, of any model in the place of this one. fixed: outputs that must stay as they are.
+    `quality_report.HIGHER_IS_BETTER`, of any model in the place of this one.
     """
 
     model: nn.Module
@@ -57,7 +57,6 @@ class Subject:
     quality: Callable[[nn.Module], float]
     metric: str
     loss: Loss | None = None
-    fixed: tuple[str, ...] = ()
 
     def example(self) -> dict[str, Tensor]:
         """What to trace with: two samples."""
@@ -158,7 +157,6 @@ def embeddings(data: Path, sizes: Sizes) -> Subject:
         lambda pruned: (_embeddings(pruned, held_out) * dense).sum(-1).mean().item(),
         "cosine",
         contrastive,
-        fixed=("output 0",),
     )
 
 

@@ -188,7 +188,7 @@ class ByProduct(nn.Module):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         hidden = self.up(x)
-        return {"hidden": hidden, "logits": self.down(hidden)}
+        return {"logits": self.down(hidden), "hidden": hidden}
 
 
 def test_by_products_do_not_fix_and_unread_parameters_make_no_axis() -> None:
@@ -197,10 +197,29 @@ def test_by_products_do_not_fix_and_unread_parameters_make_no_axis() -> None:
     report = graph.cut_plan({graph.axes[0].name: [0, 1]}).apply_with_report()
     assert report.model(torch.randn(2, 4))["hidden"].shape == (2, 4)
     assert report.notes == (
-        "output 0 now has shape (2, 4), it had (2, 6) (keep it with trace(..., fixed=['output 0']))",
+        "output 1 now has shape (2, 4), it had (2, 6) (keep it with trace(..., fixed=['output 1']))",
         "left as they were, since the traced forward doesn't read them: never; code that reads them with what was cut (in "
         "training, say) fails until they are cut by hand",
     )
+
+
+class Encoder(nn.Module):
+    """Gives its states, and a pooled one that weights compute from them, as bare encoders do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.pool = nn.Linear(4, 12), nn.Linear(12, 6), nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        states = self.second(torch.relu(self.first(x)))
+        return states, self.pool(states[:, 0])
+
+
+def test_the_first_output_stays_whatever_is_computed_from_it() -> None:
+    graph = depgraph.trace(Encoder(), torch.randn(2, 3, 4))
+    assert [axis.size for axis in graph.axes if axis.prunable.any()] == [12]
+    free = depgraph.trace(Encoder(), torch.randn(2, 3, 4), free=["output 0"])
+    assert [axis.size for axis in free.axes if axis.prunable.any()] == [12, 6]
 
 
 class Policy(nn.Module):
@@ -253,9 +272,9 @@ def test_a_tied_parameter_is_read_under_any_of_its_names() -> None:
 
 
 def test_a_by_product_can_be_kept_by_name() -> None:
-    graph = depgraph.trace(ByProduct(), torch.randn(2, 4), fixed=["output 0"])
+    graph = depgraph.trace(ByProduct(), torch.randn(2, 4), fixed=["output 1"])
     assert not any(axis.prunable.any() for axis in graph.axes)
-    assert "output 0" in graph.show()
+    assert "output 1" in graph.show()
     with pytest.raises(PlanError, match=r"the model has no output 7; it has output 0, output 1"):
         depgraph.trace(ByProduct(), torch.randn(2, 4), fixed=["output 7"])
     with pytest.raises(PlanError, match="no output 0 logits"):

@@ -286,9 +286,10 @@ def concrete(size: int | torch.SymInt, node: Node) -> int:
 
 
 def final_outputs(outputs: list[Node], weighing: set[Node]) -> set[str]:
-    """Names of the outputs that no other output is computed from by operators that weigh it with parameters.
+    """Names of the outputs that no other output is computed from by operators that weigh it with parameters, and of the first.
 
-    Hidden states beside logits aren't final; logits beside their entropy, or beside a loss, are: no weight would go with them.
+    Hidden states behind logits aren't final; logits beside their entropy, or beside a loss, are: no weight would go with them.
+    The first output is what a model is for, whatever else it computes from it (a pooled one, say).
     """
     chosen = {node.name for node in outputs}
     inner: set[str] = set()
@@ -302,7 +303,7 @@ def final_outputs(outputs: list[Node], weighing: set[Node]) -> set[str]:
         if weighed and node.name in chosen:
             inner.add(node.name)
         queue.extend((parent, weighed or node in weighing) for parent in node.all_input_nodes)
-    return chosen - inner or chosen
+    return chosen - inner | {node.name for node in outputs[:1]}
 
 
 def op_of(node: Node, lowering: _Lowering) -> rules.Op:

@@ -307,11 +307,11 @@ def test_a_file_that_makes_much_of_rounding_is_not_held_to_less_than_that() -> N
 def test_an_output_that_another_is_computed_from_may_become_narrower_under_a_name_of_its_own() -> None:
     """h = x W is handed on as the output "hidden"; y = h V."""
     nodes = [node("MatMul", "x w", "h"), node("Identity", "h", "hidden"), node("MatMul", "h v", "y")]
-    outputs = [value("hidden", [2, 16]), value("y", [2, 3])]
+    outputs = [value("y", [2, 3]), value("hidden", [2, 16])]
     graph = _graph(model(nodes, [value("x", [2, 6])], outputs, weights(w=(6, 16), v=(16, 3))))
     report = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7)).apply_with_report()
     assert report.notes == (
-        "output 0 now has shape (2, 11), it had (2, 16) (keep it with trace(..., fixed=['output 0']))",
+        "output 1 now has shape (2, 11), it had (2, 16) (keep it with trace(..., fixed=['output 1']))",
     )
 
 
