@@ -118,8 +118,13 @@ class Widths:
             work = work * np.array([w.op not in ops for w in self.program.relations.work])
         return Cost(params, int(work.sum()), stored)
 
+    @cached_property
+    def _numbers(self) -> list[int]:
+        """The numbers of all dims' classes as a list, which gives single ones faster than an array."""
+        return self.classes.of_dim.tolist()  # type: ignore[no-any-return]
+
     def class_of(self, dim: int) -> int:
-        return int(self.classes.of_dim[dim])
+        return self._numbers[dim]
 
     def axes_of(self, dim: int) -> list[str]:
         """Names of the axes that reach a dim."""
@@ -214,6 +219,13 @@ class Kept:
         """The same without the axes with which whole modules go."""
         masks = {n: m for n, m in self.masks.items() if not self.widths.axes[n].tried}
         return Kept(self.widths, masks, self.left_out)
+
+    def is_same(self, other: Kept) -> bool:
+        """Does `other` keep the same of the same graph?"""
+        alike = (
+            self.widths is other.widths and self.left_out == other.left_out and self.masks.keys() == other.masks.keys()
+        )
+        return alike and all(np.array_equal(mask, other.masks[name]) for name, mask in self.masks.items())
 
     def without(self, names: Iterable[str]) -> Kept:
         """The same, with branches and blocks of these names left out too."""

@@ -75,6 +75,7 @@ class SizeRules:
                 self.users.setdefault(site.expr, []).append(site)
         self._now: dict[Attr, int] = {}
         self._prepared: dict[str, Prepared | None] = {}
+        self._last: tuple[Kept, Solution] | None = None
 
     def now(self, attr: Attr) -> int:
         """The value of an attribute in the uncut model."""
@@ -129,7 +130,11 @@ class SizeRules:
 
         Axes with which whole modules go are left to `cutting.experts`.
         """
-        return self._solve(kept.of_dims())
+        kept = kept.of_dims()
+        if self._last is None or not self._last[0].is_same(kept):  # planning asks for what is then cut
+            self._last = kept, self._solve(kept)
+        found = self._last[1]
+        return Solution(dict(found.attributes), list(found.conflicts), list(found.drifts))
 
     def follow(self, kept: Kept) -> dict[Attr, int]:
         """The attributes that follow from the dims of all axes of a cut, whole modules' too, conflicts or not."""

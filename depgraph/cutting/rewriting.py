@@ -61,7 +61,7 @@ class Sized:
 
     def size(self, size: Any, value: Value, d: int) -> Any:
         """The size of a dim after the cut; of one that holds the batch too (a size that is computed), the share that stays."""
-        after, before = self.shape(value)[d], value.shape[d]
+        after, before = self.kept.size(value.dim(d)), value.shape[d]
         return Share(size, Fraction(after, before)) if isinstance(size, Node) else after
 
 
