@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,15 @@ def there_and_back(model: nn.Module, folder: Path, build: Callable[[], nn.Module
     return depgraph.load(folder, model=build)
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 2 kB, as if the disk were full."""
+    """No file may grow beyond 2 kB, as if the disk were full: within a test only, as pytest writes a log between them."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("form", ["module", "graph"])
@@ -162,9 +165,9 @@ def test_replace_lets_only_a_saved_model_go(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_full_disk_leaves_nothing_and_an_earlier_save_whole(tmp_path: Path, small_files: None) -> None:
+def test_a_full_disk_leaves_nothing_and_an_earlier_save_whole(tmp_path: Path) -> None:
     example = MODULES["mlp"]()
-    with pytest.raises(CheckpointError, match="can't be written"):
+    with small_files(), pytest.raises(CheckpointError, match="can't be written"):
         depgraph.save(example.model, tmp_path / "new" / "saved")
     assert list(tmp_path.iterdir()) == []
 
