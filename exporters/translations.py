@@ -13,6 +13,8 @@ from onnxscript import opset18 as op
 from onnxscript.function_libs.torch_lib import registration
 from onnxscript.function_libs.torch_lib.ops import core, nn
 
+from exporters.complex_operators import COMPLEX, zeros
+
 _aten = torch.ops.aten
 _ATTENTION = 23  # the operator set with attention as one operator
 _GILES_CENTRE = (
@@ -48,6 +50,7 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
         _aten.sort.stable: _sort_stable,
         _aten.topk.default: _topk,
         _aten.erfinv.default: _erfinv,
+        _aten.zeros.default: zeros,
         _aten._is_all_true.default: core.aten_all,
         _aten._is_any_true.default: core.aten_any,
     }
@@ -175,6 +178,7 @@ def _register_complex() -> None:
         ("aten::expand", _complex_expand),
         ("aten::select.int", _complex_select),
         ("aten::index.Tensor", _complex_index),
+        *COMPLEX.items(),
     ):
         held = registration.default_registry
         if name not in held or not held[name].complex:

@@ -33,7 +33,21 @@ def rotated(x: Tensor) -> Tensor:
     return torch.view_as_real(pairs[:, :, None] * chosen[None, :, None, :].unsqueeze(-2)[..., 0, :]).flatten(1)
 
 
+SPECTRAL = torch.complex(*torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)))
+
+
+def spectral(x: Tensor) -> Tensor:
+    waves = torch.fft.rfft(x, dim=-1)
+    out = torch.zeros(x.shape[0], 4, waves.shape[-1], dtype=torch.cfloat)
+    out[..., :4] = torch.einsum("bim,iom->bom", waves[:, :, :4], SPECTRAL[:, :, :4])
+    out[:, -1] = torch.einsum("bim->bm", waves)
+    more = waves.new_zeros(out.shape)
+    more[:, 0] = waves[:, 1]
+    return torch.fft.irfft(out + more + torch.zeros_like(waves)[:, :1], n=x.shape[-1])
+
+
 CASES = {
+    "sums over complex products": spectral,
     "squeeze of a dim that isn't 1": lambda x: x.squeeze(1).squeeze(-1).squeeze((1, 2)),
     "squeeze of some dims of several": lambda x: x[:, None, :, None].squeeze((1, 2, 3)).unsqueeze(1).squeeze(1),
     "inverse error function": lambda x: (

@@ -1,0 +1,80 @@
+"""Operators on complex tensors that torch's exporter lacks: a file has pairs of numbers, in a last dim of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx_ir
+from onnxscript import opset18 as op
+from onnxscript.function_libs.torch_lib.ops import core
+
+_REAL = {
+    onnx_ir.DataType.COMPLEX64: onnx_ir.DataType.FLOAT,
+    onnx_ir.DataType.COMPLEX128: onnx_ir.DataType.DOUBLE,
+}
+
+
+def _einsum(equation: str, tensors: Sequence[Any], path: Any = None) -> Any:
+    """The real and the imaginary parts apart."""
+    parts = [[op.Gather(t, op.Constant(value_int=k), axis=-1) for k in (0, 1)] for t in tensors]
+    if len(parts) > 2:
+        raise NotImplementedError("a sum over complex products is translated for two operands")
+
+    def summed(*chosen: Any) -> Any:
+        return op.Einsum(*chosen, equation=equation)
+
+    if len(parts) == 1:
+        pair = [summed(part) for part in parts[0]]
+    else:
+        (a, b), (c, d) = parts
+        pair = [op.Sub(summed(a, c), summed(b, d)), op.Add(summed(a, d), summed(b, c))]
+    last = op.Constant(value_ints=[-1])
+    return op.Concat(*(op.Unsqueeze(part, last) for part in pair), axis=-1)
+
+
+def _copy(self: Any, src: Any, non_blocking: bool = False) -> Any:
+    return op.Expand(op.CastLike(src, self), op.Shape(self))
+
+
+def _slice_scatter(self: Any, src: Any, dim: int = 0, start: Any = None, end: Any = None, step: Any = 1) -> Any:
+    return core.aten_slice_scatter(self, src, _before(dim), start, end, step)
+
+
+def _select_scatter(self: Any, src: Any, dim: int, index: int) -> Any:
+    return core.aten_select_scatter(self, src, _before(dim), index)
+
+
+def zeros(size: Sequence[Any], dtype: Any = None, **options: Any) -> Any:
+    """Of complex numbers, which a file has as pairs: as torch translates others."""
+    real = _REAL.get(dtype)
+    if real is not None:
+        return core.aten_zeros([*size, 2], real)
+    return core.aten_zeros(size, onnx_ir.DataType.FLOAT if dtype is None else dtype)
+
+
+def _new_zeros(self: Any, size: Sequence[Any], dtype: Any = None, **options: Any) -> Any:
+    """Complex numbers, unless another type is asked for."""
+    pairs = dtype is None or dtype in _REAL
+    made = core.aten_zeros([*size, 2] if pairs else size, onnx_ir.DataType.FLOAT if pairs else dtype)
+    return op.CastLike(made, self) if pairs else made
+
+
+def _zeros_like(self: Any, dtype: Any = None, **options: Any) -> Any:
+    return op.Expand(op.CastLike(op.Constant(value_float=0.0), self), op.Shape(self))
+
+
+def _before(dim: int) -> int:
+    """A dim that counts from the end, before that of the pairs."""
+    return dim if dim >= 0 else dim - 1
+
+
+COMPLEX: dict[str, Callable[..., Any]] = {
+    "aten::einsum": _einsum,
+    "aten::copy": _copy,
+    "aten::slice_scatter": _slice_scatter,
+    "aten::select_scatter": _select_scatter,
+    "aten::new_zeros": _new_zeros,
+    "aten::zeros_like": _zeros_like,
+}
+"""Translations by the names that onnxscript registers them under."""
