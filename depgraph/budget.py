@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from depgraph.errors import TargetError
 from depgraph.target import Target
-from depgraph.widths import Kept, Removal
+from depgraph.unmet import LATENCY, Unmet, sized
+from depgraph.widths import Kept, Removal, stored_values
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
 
-LATENCY = "latency"
 _SMALLEST = 1e-9  # of the dense milliseconds: what counts as a difference of latency
 _MOST_HOLDERS = 3
+_STORED: dict[str, Callable[[float], str]] = {"bytes": sized, "params": lambda count: f"{count:,.0f}"}
 Spent = dict[str, float]
 
 
@@ -79,17 +81,9 @@ class Budget:
         """The smallest difference that counts."""
         return 1.0 if measure != LATENCY else _SMALLEST * max(self.dense.get(LATENCY, 1.0), 1e-9)
 
-    def told(self, kept: Kept) -> str:
-        """What remains spends, as a refusal says it, with what holds the time."""
-        spent, said = self.spent_at(kept), []
-        for measure, value in spent.items():
-            if measure == LATENCY:
-                said.append(f"latency={value:.3g} ms")
-            elif measure == "bytes" and self.target.most_bytes is not None:
-                said.append(f"bytes={value:,.0f}")
-            else:
-                said.append(f"{measure}={value / max(self.dense[measure], 1):.3f}")
-        return ", ".join(said)
+    def unmet(self, kept: Kept, allow: str, more: str = "") -> Unmet:
+        """What remains at the least, as `allow` says, and what holds it; `more` is said behind that."""
+        return Unmet(allow, self.spent_at(kept), f"{self._held_by(kept)}{more}")
 
     def unread(self) -> str:
         """How much of the parameters the traced forward doesn't read, so that they stay; empty where it reads them."""
@@ -100,12 +94,32 @@ class Budget:
         share = count / max(self.graph.dense_cost.params, 1)
         return f"; the traced forward doesn't read {share:.1%} of the parameters, such as {idle[0].target!r}, and these stay"
 
-    def held_by(self, kept: Kept) -> str:
-        """Which operators take the time that remains; empty where time isn't limited, or isn't what is lacking."""
-        if self.target.latency is None or self.spent_at(kept)[LATENCY] <= self.limits[LATENCY]:
+    def _held_by(self, kept: Kept) -> str:
+        """What takes most of the first measure that is above its limit: operators of time, tensors of bytes and parameters."""
+        spent = self.spent_at(kept)
+        lacking = next((measure for measure, limit in self.limits.items() if spent[measure] > limit), None)
+        if lacking == LATENCY and self.target.latency is not None:
+            said = {
+                name: f"{name} {ms:.3g} ms"
+                for name, ms in self.target.latency.parts(kept.without(self.branches)).items()
+            }
+            return _holders(self.target.latency.parts(kept.without(self.branches)), said)
+        if lacking is None or lacking not in _STORED:
             return ""
-        parts = sorted(self.target.latency.parts(kept.without(self.branches)).items(), key=lambda entry: -entry[1])
-        total = sum(ms for _, ms in parts) or 1.0
-        shown = [f"{name} {ms:.3g} ms" for name, ms in parts[:_MOST_HOLDERS] if ms > 0]
-        share = sum(ms for _, ms in parts[:_MOST_HOLDERS]) / total
-        return f"; what remains is held by {', '.join(shown)} ({share:.0%} of it)" if shown else ""
+        sizes = self._stored(kept, lacking)
+        return _holders(sizes, {name: f"{name} {_STORED[lacking](size)}" for name, size in sizes.items()})
+
+    def _stored(self, kept: Kept, measure: str) -> dict[str, float]:
+        """What each tensor that stays takes, by its name."""
+        gone, found = kept.gone.tensors | self.gone[0], dict[str, float]()
+        for value in stored_values(self.graph.capture.program):
+            if value.target not in gone and (measure == "bytes" or value.kind == "parameter"):
+                found[value.target] = math.prod(kept.shape(value)) * (value.itemsize if measure == "bytes" else 1)
+        return found
+
+
+def _holders(parts: Mapping[str, float], said: Mapping[str, str]) -> str:
+    """The largest of some parts, as they are said, and their share of all."""
+    order = sorted((name for name in parts if parts[name] > 0), key=lambda name: -parts[name])[:_MOST_HOLDERS]
+    share = sum(parts[name] for name in order) / (sum(parts.values()) or 1.0)
+    return f"; what remains is held by {', '.join(said[name] for name in order)} ({share:.0%} of it)" if order else ""

@@ -31,6 +31,7 @@ from depgraph.rankings import RANKINGS, Item, Ranking
 from depgraph.rounding import Rounding
 from depgraph.stairs import stops
 from depgraph.target import Target
+from depgraph.unmet import Unmet
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -198,13 +199,10 @@ class Choice:
         plan = Plan.of(self.graph, removal, self._exempt(removal), self.options.branches)
         return None if self.attempt.express and not is_expressible(self.graph, plan.kept()) else plan
 
-    def refusal(self) -> str:
+    def refusal(self) -> Unmet:
         """Why there is no plan."""
         kept = self.least or self.graph.widths.at({})
-        return (
-            f"a target of {self.target} can't be met: floors, protections and ties allow {self.budget.told(kept)} at the "
-            f"least{self.budget.held_by(kept)}{self.budget.unread()}"
-        )
+        return self.budget.unmet(kept, "floors, protections and ties allow", self.budget.unread())
 
     def slack(self, plan: Plan) -> float:
         """How far below the target a plan went, in the target's first metric."""

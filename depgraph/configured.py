@@ -16,6 +16,7 @@ from depgraph.moves import Finder, Move, added
 from depgraph.plan import Plan
 from depgraph.rounding import Rounding
 from depgraph.target import Target
+from depgraph.unmet import Unmet
 from depgraph.widths import Cost
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class _Search:
         limits = [move.most for move in self.moves]
         chosen = self._fewest(limits)
         if chosen is None:
-            raise TargetError(self._too_small())
+            unmet = self._too_small()
+            raise TargetError(unmet.sentence(self.target, self.graph.dense_cost), unmet=unmet)
         while chosen[0] and self._slack(chosen[0]) > _NEAR:
             last = self._last(chosen[0])
             limits[last] = chosen[0][last] - 1
@@ -177,12 +179,10 @@ class _Search:
         moved = {axis for move in self.finder.moves for axis in move.counts}
         return ", ".join(dict.fromkeys(self.graph[name].kind for name in self.freedom.order if name not in moved))
 
-    def _too_small(self) -> str:
+    def _too_small(self) -> Unmet:
         ranking = self._ranking([move.most for move in self.moves])
         kept = self.graph.widths.at(self.removal(self._steps(ranking, len(ranking))))
         whole = self._whole()
         stays = f"; no config narrows {whole}" if whole else ""
-        return (
-            f"a target of {self.target} can't be met with scope='uniform': what configs of {self.name} express, floors and "
-            f"protections allow {self.budget.told(kept)} at the least{self.budget.held_by(kept)}{stays}"
-        )
+        allow = f"with scope='uniform', what configs of {self.name} express, floors and protections allow"
+        return self.budget.unmet(kept, allow, stays)

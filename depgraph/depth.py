@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, cast
 
-from depgraph.budget import LATENCY, Spent
+from depgraph.budget import LATENCY, Budget, Spent
 from depgraph.errors import ScoreError, TargetError
 from depgraph.remaining import why_not
 from depgraph.scoring import Depth, DepthSearch, checked_depth, is_search
@@ -27,7 +27,6 @@ def chosen(graph: DependencyGraph, depth: Depth, target: Target, base: Names = (
         TargetError: so many can't go, or all that may go don't make the model that small.
         ScoreError: scores aren't numbers of what can be left out, or there is nothing.
     """
-    target = target.with_byte_share(graph.dense_cost)
     if is_search(depth):
         return _Searched(graph, cast(DepthSearch, depth), target, base).chosen()
     ranking = ranked(graph, checked_depth(graph, depth), base)
@@ -56,12 +55,15 @@ def spent(graph: DependencyGraph, names: Sequence[str], target: Target) -> Spent
     cost, found = graph.cost(branches=names), Spent()
     if target.latency is not None:
         found[LATENCY] = float(target.latency.ms(graph.widths.at({}).without(names)))
-    return found | {metric: float(getattr(cost, metric)) for metric in target.shares}
+    limited = (*target.shares, *(("bytes",) if target.most_bytes is not None else ()))
+    return found | {metric: float(getattr(cost, metric)) for metric in limited}
 
 
 def most(graph: DependencyGraph, target: Target) -> Spent:
-    """What the model may spend, by measure of a target that says no number of bytes."""
+    """What the model may spend, by measure of a target."""
     found = {metric: share * getattr(graph.dense_cost, metric) for metric, share in target.shares.items()}
+    if target.most_bytes is not None:
+        found["bytes"] = float(target.most_bytes)
     return found if target.latency_ms is None else {LATENCY: target.latency_ms, **found}
 
 
@@ -69,9 +71,7 @@ def _shortest(graph: DependencyGraph, ranking: Names, target: Target, base: Name
     """The shortest beginning of a ranking that meets the target, without what it is met without."""
     least = int(target.left_out or 0)
     if least > len(ranking) or not is_met(graph, (*base, *ranking), target):
-        raise TargetError(
-            _refusal(graph, target, (*base, *ranking), len(ranking)), _above(graph, target, (*base, *ranking))
-        )
+        raise _refusal(graph, target, (*base, *ranking), len(ranking))
     length = bisect_left(range(least, len(ranking)), True, key=lambda n: is_met(graph, (*base, *ranking[:n]), target))
     found = list(ranking[: least + length])
     for name in reversed(found[:-1] if target.left_out is None else []):
@@ -80,13 +80,16 @@ def _shortest(graph: DependencyGraph, ranking: Names, target: Target, base: Name
     return tuple(found)
 
 
-def _refusal(graph: DependencyGraph, target: Target, names: Names, number: int) -> str:
+def _refusal(graph: DependencyGraph, target: Target, names: Names, number: int) -> TargetError:
+    above = _above(graph, target, names)
     if target.left_out is not None and target.left_out > number:
-        return f"{target.left_out} blocks or branches of {graph.name} can't be left out: {number} of those with scores can go together"
-    left, dense = spent(graph, names, target), graph.dense_cost
-    said = {m: f"{v:.3g} ms" if m == LATENCY else f"{v / max(getattr(dense, m), 1):.3f}" for m, v in left.items()}
-    least = ", ".join(f"{measure}={value}" for measure, value in said.items())
-    return f"a target of {target} can't be met by leaving out blocks or branches: without all {number} that may go it is {least}"
+        return TargetError(
+            f"{target.left_out} blocks or branches of {graph.name} can't be left out: {number} of those with scores can go together",
+            above,
+        )
+    budget = Budget(graph, target, names)
+    unmet = budget.unmet(graph.widths.at({}), f"without all {number} blocks or branches that may go it is")
+    return TargetError(unmet.sentence(target, graph.dense_cost), above, unmet)
 
 
 def _above(graph: DependencyGraph, target: Target, names: Names) -> float:

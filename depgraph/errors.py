@@ -1,6 +1,12 @@
 """Every error the library raises on purpose: one sentence that says what, where, and what to do."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from depgraph.unmet import Unmet
 
 
 class DepgraphError(Exception):
@@ -32,11 +38,14 @@ class NothingToPrune(DepgraphError):
 
 
 class TargetError(DepgraphError):
-    """A target is out of range, or lies below what the floors allow: then the least that can be reached is `above` times its limit."""
+    """A target is out of range, or lies below what the floors allow: then the least that can be reached is `above` times its limit.
 
-    def __init__(self, message: str = "", above: float = math.inf) -> None:
+    `unmet` has the least by measure, None where the target was out of range."""
+
+    def __init__(self, message: str = "", above: float = math.inf, unmet: Unmet | None = None) -> None:
         super().__init__(message)
         self.above = above
+        self.unmet = unmet
 
 
 class ScoreError(DepgraphError):

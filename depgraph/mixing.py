@@ -34,8 +34,6 @@ def plan_of(graph: DependencyGraph, scorer: Scorer | Scores | Depth, target: Tar
     if not isinstance(target, Target):
         raise TargetError(f"expected a Target such as depgraph.Target(params=0.7), got {target!r}")
     width = {name: value for name, value in given.items() if name not in ("scope", "depth", "depth_share")}
-    if options.depth is not None or options.scope in ("depth", "both"):
-        target = target.with_byte_share(graph.dense_cost)
     if options.scope == "depth":
         if options.depth is not None:
             raise PlanError("scope='depth' takes the scores of blocks or branches as the scorer: leave depth= out")
@@ -57,7 +55,7 @@ def _depth_first(
     graph: DependencyGraph, scorer: Scorer | Scores, target: Target, width: dict[str, Any], options: Options
 ) -> Plan:
     """Leave out what the target, or the share of it that is meant for depth, asks for; then choose groups of what is left."""
-    if not target.shares and target.latency is None:
+    if not target.shares and target.latency is None and target.most_bytes is None:
         raise TargetError(
             f"target {target} leaves nothing for the groups to do: use scope='depth', or give a share too"
         )
@@ -73,6 +71,9 @@ def _part(graph: DependencyGraph, target: Target, options: Options) -> Target:
     """The part of a target that is meant for depth: so much of what is to go, of every measure."""
     share = options.depth_share
     found: dict[str, Any] = {m: 1 - share * (1 - kept) for m, kept in target.shares.items()}
+    if target.most_bytes is not None:
+        now = graph.dense_cost.bytes
+        found["bytes"] = max(round(now - share * (now - target.most_bytes)), target.most_bytes)
     if target.latency_ms is not None and target.latency is not None:
         dense = target.latency.ms(graph.widths.at({}))
         found["latency_ms"] = max(dense - share * (dense - target.latency_ms), target.latency_ms)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,12 @@ class NpzFolder:
         self.files = sorted(Path(folder).glob("*.npz"))
         if not self.files:
             raise DataError(f"{folder} has no .npz files: give a folder with one for each batch, arrays by input name")
+
+    def __getitem__(self, which: slice) -> NpzFolder:
+        """Some of them, by their order."""
+        some = copy(self)
+        some.files = self.files[which]
+        return some
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for file in self.files:

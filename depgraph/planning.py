@@ -105,7 +105,8 @@ def _nearest(
         if plan is None:
             least = (choice.lowest or choice.budget.dense)[choice.budget.metric]
             above = least / max(choice.budget.limits[choice.budget.metric], choice.budget.least(choice.budget.metric))
-            refusals.append((least, TargetError(choice.refusal(), above)))
+            unmet = choice.refusal()
+            refusals.append((least, TargetError(unmet.sentence(target, graph.dense_cost), above, unmet)))
             continue
         slack = choice.slack(plan)
         if choice.is_near(slack):

@@ -15,6 +15,7 @@ import onnxruntime
 from onnxruntime import quantization
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 
 from depgraph.errors import ExportError
 from exporters import onnx_file
@@ -183,6 +184,7 @@ def _loaded(source: Path) -> onnx.ModelProto:
 
 def _float16(job: _Job) -> None:
     made = convert_float_to_float16(job.model, keep_io_types=True, node_block_list=list(job.options.exclude))
+    OnnxModel.graph_topological_sort(made.graph)  # casts stand at the end, where ONNX wants them before what reads them
     _save(made, job.draft)
 
 

@@ -13,6 +13,7 @@ from depgraph.budget import LATENCY
 from depgraph.cutting.report import CutReport
 from depgraph.errors import PlanError, ScoreError
 from depgraph.scoring import Scorer, Scores, checked_scores
+from depgraph.unmet import in_words_of
 from importance.allocations import Allocated, Allocation
 from importance.choices import pick
 from importance.compensation import Compensated, Compensation, compensate
@@ -219,7 +220,8 @@ class Recipe:
             return self._planned(graph, self.score, target, options)
         prepared = self.prepare(graph)
         options = {"only": prepared.axes, **options}
-        plan = self._planned(prepared.graph, prepared.scores, _in_terms_of(prepared.graph, graph, target), options)
+        with in_words_of(target, graph.dense_cost):
+            plan = self._planned(prepared.graph, prepared.scores, _in_terms_of(prepared.graph, graph, target), options)
         prepared.settle(plan)
         return replace(plan, notes=(*plan.notes, *prepared.notes))
 

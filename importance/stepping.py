@@ -21,6 +21,7 @@ from depgraph.onnx_door.graph import OnnxGraph
 from depgraph.options import Options, Pattern, matches
 from depgraph.scoring import Scorer
 from depgraph.target import METRICS
+from depgraph.unmet import in_words_of
 from importance.earlier import followed
 from importance.lineage import Later, Lineage
 
@@ -119,11 +120,16 @@ class Run:
             yield
         except DepgraphError as error:
             if steps == 1:
-                raise
+                with in_words_of(self.target, self.dense):
+                    raise
             shares = self.steps[-1].left(self.dense) if self.steps else self.dense.share_of(self.dense)
             reached = ", ".join(f"{metric}={share:.3f}" for metric, share in shares.items())
+            where = f"step {number} of {steps}, from a model with {reached}: "
+            if isinstance(error, TargetError) and error.unmet is not None:  # of a share of what is left by now
+                with in_words_of(self.target, self.dense, where):
+                    raise
             kind = TargetError if self.steps and isinstance(error, NothingToPrune) else type(error)
-            raise kind(f"step {number} of {steps}, from a model with {reached}: {error}") from error
+            raise kind(f"{where}{error}") from error
 
     def step(self, wanted: Step) -> Step:
         """Cut the model to what a step keeps, where it isn't that small yet; the first step makes it a copy in any case."""

@@ -164,7 +164,7 @@ ASKED: dict[str, tuple[Callable[[depgraph.DependencyGraph], Any], type[DepgraphE
     "too small a share": (
         lambda g: g.plan({"1.mlp": 0.0}, Target(params=0.1), scope="depth"),
         TargetError,
-        "without all 1 that may go it is params=0",
+        "without all 1 blocks or branches that may go it is params=0",
     ),
     "a search, too small": (
         lambda g: g.plan(depth.FinerCut(batches(), "norm"), Target(params=0.01), scope="depth"),
@@ -269,7 +269,9 @@ def test_milliseconds_are_met_by_leaving_out_as_little_as_does(graph: depgraph.D
     assert plan.branches and not plan.removal and taken(plan) <= 0.6
     for name in plan.branches:
         assert taken(plan.without(name)) > 0.6
-    with pytest.raises(TargetError, match=r"without all 4 that may go it is latency=.* ms"):
+    with pytest.raises(
+        TargetError, match=r"without all 4 blocks or branches that may go it is latency=.* ms at the least"
+    ):
         graph.plan(SCORES, timed(graph, 0.01), scope="depth")
 
 

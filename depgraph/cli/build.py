@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +15,14 @@ from rich.table import Table
 from depgraph.cli import options as o
 from depgraph.cli.app import app
 from depgraph.cli.data import Amount, TextData, read_text, text_data
+from depgraph.cli.file_points import refuse_gradients
 from depgraph.cli.keeping import limit_of
 from depgraph.cli.models import Loaded, Loading, in_float32, load_model
-from depgraph.cli.onnx_files import is_onnx
+from depgraph.cli.onnx_files import folder_of, is_onnx
 from depgraph.cli.output import Steps, check_vacant, print_json, printing, say, showing
 from depgraph.cli.points import check_names
 from depgraph.cli.quality import measure_of, shift_of
-from depgraph.errors import DataError, ModelError
+from depgraph.errors import DataError, ModelError, ScoreError
 from depgraph.plain import plain
 from depgraph.report import counted
 
@@ -60,6 +62,10 @@ DepthScore = Annotated[
     ),
 ]
 Threads = Annotated[int, typer.Option(help="threads that ONNX Runtime computes with", min=1)]
+Open = Annotated[
+    list[str] | None,
+    typer.Option("--open", help="a size that an ONNX file leaves open, such as height=320 (repeatable)"),
+]
 
 
 @app.command()
@@ -84,18 +90,20 @@ def build(  # noqa: PLR0913  (the options of a command)
     seed: o.Seed = 0,
     base: o.Base = "",
     opset: o.Opset = 20,
+    open_sizes: Open = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
     """Make a model keep within milliseconds and megabytes, and leave a folder that runs, with a report."""
-    from exporters.building import Budget, Ways
+    from exporters.building import Budget, Ways, file_subject
     from exporters.building import build as make
     from exporters.timing.profile import Profile
 
-    if is_onnx(model):
-        raise ModelError(
-            f"build needs a PyTorch model, and {model} is an ONNX file: prune and quantise the file instead"
-        )
+    sizes, given = (
+        o.parse_sizes(open_sizes, "--open"),
+        {"--base": base, "--length": length, "--opset": opset, "--open": open_sizes},
+    )
+    _refuse_of_file(model, given, scope, _listed(recipes))
     check_vacant(out)
     limits, deep = _limits(latency, size), _depth(depth_score, scope, recipes, data=data is not None or ".py:" in model)
     asked_scope, scope = scope, "auto" if scope in ("depth", "both") else scope
@@ -105,19 +113,13 @@ def build(  # noqa: PLR0913  (the options of a command)
         budget = Budget(**limits, threads=threads, profile=device)
         precisions = ("float32", *_precisions(quantise))
         check_names(_listed(recipes), data=data is not None or ".py:" in model)
-        with steps("loading"):
-            stored = load_model(model, Loading("cpu", "auto", seed, base))
-            loaded = in_float32(stored)
-            found = TextData([], [])
-            if data is not None:
-                found = text_data(loaded, data, read_text(data), Amount(batches, length, seed))
         options: dict[str, Any] = {"scope": scope, "round_to": o.rounding(round_to), "floor": floor}
         options |= {"protect": tuple(protect or ()), "only": tuple(only or ())}
-        if loaded is not stored:
-            say(
-                "note: the model is built in float32, in which budgets and files are: --quantise float16 allows fewer bits"
-            )
-        subject = _subject(loaded, found, data is None)
+        with steps("loading"):
+            if is_onnx(model):
+                subject = file_subject(model, None if data is None else folder_of(data), sizes)
+            else:
+                subject = _loaded(model, Loading("cpu", "auto", seed, base), data, Amount(batches, length, seed))
         names = _listed(recipes) or ["magnitude" if subject.batches is None else "best"]
         check_names(names, data=subject.batches is not None)
         check_depth(depth_score, asked_scope, data=subject.batches is not None)
@@ -126,6 +128,34 @@ def build(  # noqa: PLR0913  (the options of a command)
         made = make(subject, budget, out, ways, step=steps, command=command)
     with showing():
         _show(made, console, as_json)
+
+
+def _loaded(model: str, loading: Loading, data: Path | None, amount: Amount) -> Subject:
+    """A PyTorch model with what came with it, or a text."""
+    stored = load_model(model, loading)
+    loaded = in_float32(stored)
+    found = TextData([], [])
+    if data is not None:
+        found = text_data(loaded, data, read_text(data), amount)
+    if loaded is not stored:
+        say("note: the model is built in float32, in which budgets and files are: --quantise float16 allows fewer bits")
+    return _subject(loaded, found, data is None)
+
+
+def _refuse_of_file(model: str, given: Mapping[str, Any], scope: str, names: list[str]) -> None:
+    """Raise ModelError for what an ONNX file can't be asked, or a PyTorch model; ScoreError for scores that need gradients."""
+    if not is_onnx(model):
+        if given["--open"]:
+            raise ModelError("--open is for ONNX files: leave it out for a PyTorch model")
+        return
+    for option, usual in (("--base", ""), ("--length", None), ("--opset", 20)):
+        if given[option] != usual:
+            raise ModelError(f"{option} {given[option]} is for PyTorch models: leave it out for an ONNX file")
+    if scope == "both":
+        raise ScoreError(
+            "--scope both compares changes of the loss, which an ONNX file doesn't give: load the PyTorch model, or leave it out"
+        )
+    refuse_gradients(names)
 
 
 def _subject(loaded: Loaded, found: TextData, own: bool) -> Subject:

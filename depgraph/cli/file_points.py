@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 import depgraph
 from depgraph.cli.models import first_line
@@ -26,8 +24,6 @@ from depgraph.options import Options
 
 if TYPE_CHECKING:
     from importance.sweeping import Outcome, Point
-
-Feeds = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -74,11 +70,13 @@ class FileMaker:
         return Running(self.graph.model)
 
     def _tried(self, point: Point) -> dict[str, Any]:
+        from exporters.building.files import shift
+
         try:
             pruned, cost, error = self._pruned(point)
             dense_ms, ms = self._times(pruned)
-            shift = self._shift(Running(pruned))
-            quality = shift if math.isfinite(shift) else None
+            moved = shift(Running(pruned), self._dense, self.batches)
+            quality = moved if math.isfinite(moved) else None
             return {"cost": cost, "error": error, "quality": quality, "dense_ms": dense_ms, "ms": ms}
         except DepgraphError as error:
             return {"refused": str(error)}
@@ -99,21 +97,6 @@ class FileMaker:
         plan = self.graph.plan(named(point.name, batches=data, seed=self.seed), target, **self.options)
         report = plan.apply_with_report()
         return report.model, report.after, report.check.error if report.check is not None else None
-
-    def _shift(self, pruned: Running) -> float:
-        """How far the outputs move, as a share of their length, over all batches."""
-        apart = whole = 0.0
-        for given in self._given():
-            for ours, theirs in zip(pruned(given), self._dense(given), strict=True):
-                if ours.dtype.kind == "f" and ours.shape == theirs.shape:
-                    apart += float(np.square((ours - theirs).astype(np.float64)).sum())
-                    whole += float(np.square(theirs.astype(np.float64)).sum())
-        return math.sqrt(apart / max(whole, 1e-30))
-
-    def _given(self) -> Iterator[Feeds]:
-        """The batches by the names of the file's inputs."""
-        names = set(self.graph.inputs)
-        return ({name: array for name, array in batch.items() if name in names} for batch in self.batches)
 
     def _times(self, pruned: Any) -> tuple[float, float]:
         """Milliseconds of a run of both files on the example, in turns."""

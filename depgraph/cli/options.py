@@ -137,14 +137,14 @@ class Wish:
         return str(self.options["scope"])
 
 
-def parse_sizes(given: list[str] | None) -> dict[str, int]:
-    """`height=320` and the like as sizes by name; raises typer.BadParameter."""
+def parse_sizes(given: list[str] | None, option: str = "--size") -> dict[str, int]:
+    """`height=320` and the like as sizes by name, which an option gives; raises typer.BadParameter."""
     sizes: dict[str, int] = {}
     for text in given or ():
         name, _, value = text.rpartition("=")
         if not name or not value.isdigit() or not int(value):
             raise typer.BadParameter(
-                f"--size {text!r}: give the name of an open size and a whole number, as height=320"
+                f"{option} {text!r}: give the name of an open size and a whole number, as height=320"
             )
         sizes[name] = int(value)
     return sizes

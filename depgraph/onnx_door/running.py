@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from depgraph.errors import CaptureError
 from depgraph.onnx_door.arrays import read_array
-from depgraph.onnx_door.examples import Arrays
+from depgraph.onnx_door.examples import Arrays, runtime_inputs
 from depgraph.onnx_door.pieces import LoadError, Pieces, RunError, said
 
 _INLINE = 1 << 29
@@ -23,6 +23,7 @@ class Running:
 
     def __init__(self, model: ir.Model) -> None:
         self.outputs = [str(output.name) for output in model.graph.outputs]
+        self.inputs = frozenset(str(value.name) for value in runtime_inputs(model))
         self.pieces = Pieces(model) if is_large(model) else None
         import onnxruntime  # 20 MB that who prunes modules doesn't need
 

@@ -2,6 +2,7 @@
 
 from exporters.building.asked import PRECISIONS, Budget, Subject, Ways
 from exporters.building.candidate import Candidate
+from exporters.building.files import file_subject
 from exporters.building.result import Built, build
 
-__all__ = ["PRECISIONS", "Budget", "Built", "Candidate", "Subject", "Ways", "build"]
+__all__ = ["PRECISIONS", "Budget", "Built", "Candidate", "Subject", "Ways", "build", "file_subject"]

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import Tensor, nn
-
 from depgraph.errors import TargetError
+from depgraph.unmet import sized
 from exporters.timing.profile import Profile
 from importance.losses import Loss
 from importance.sweeping import Figure
@@ -23,29 +22,20 @@ Share = float | Literal["both"]
 class Subject:
     """A model in eval mode with example inputs of the sizes that it will be run with, and what is known of it.
 
-    measure: a figure of quality of any model in its place, which `figure` names. batches: to score, compensate and calibrate
-    with; `loss` of an output and a batch, None for the model's own.
+    model: a module; or the path of an ONNX file, or an onnx_ir.Model, with `kwargs` of arrays by input name or of open sizes (or
+    nothing: inputs are made up), which `file_subject` makes a subject of.
+    measure: a figure of quality of any model in its place, which `figure` names; of an onnx_ir.Model, where this is a file.
+    batches: to score, compensate and calibrate with; `loss` of an output and a batch, None for the model's own.
     """
 
-    model: nn.Module
+    model: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    measure: Callable[[nn.Module], float]
+    measure: Callable[[Any], float]
     figure: Figure
     batches: Iterable[Any] | None = None
     loss: Loss | None = None
     tokenizer: Any = None
-
-    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a run."""
-        return self.args, self.kwargs
-
-    @property
-    def sizes(self) -> str:
-        """The shapes of the example inputs, such as "input_ids 2x16"."""
-        named = {**{f"input {k}": arg for k, arg in enumerate(self.args)}, **self.kwargs}
-        shapes = {name: "x".join(map(str, t.shape)) for name, t in named.items() if isinstance(t, Tensor)}
-        return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
 
 
 @dataclass(frozen=True)
@@ -89,6 +79,12 @@ class Budget:
         ms = self.latency_ms if self.latency_share is None else self.latency_share * dense_ms
         most = self.bytes if self.bytes_share is None else int(self.bytes_share * dense_bytes)
         return Budget(ms, most, self.threads, self.profile)
+
+    @property
+    def words(self) -> str:
+        """The limits as a person says them, where they are no shares: "20 ms and 30 MB"."""
+        ms = [] if self.latency_ms is None else [f"{self.latency_ms:.4g} ms"]
+        return " and ".join([*ms, *([] if self.bytes is None else [sized(self.bytes)])])
 
     def __str__(self) -> str:
         said = [f"{self.latency_ms:.4g} ms"] if self.latency_ms is not None else []

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-import depgraph
 from depgraph.story import (
     MadeFile,
     Making,
@@ -29,7 +28,7 @@ from exporters.building.search import Candidate, Search
 from exporters.onnx_file import data_path
 
 _HERE = Path(__file__).resolve().parent
-MODEL, RUN, EXAMPLE, PLAN, PYTORCH = "model.onnx", "run.py", "example.npz", "plan.json", "pytorch"
+MODEL, RUN, EXAMPLE, PLAN = "model.onnx", "run.py", "example.npz", "plan.json"
 
 
 @dataclass
@@ -44,13 +43,10 @@ class Told:
 
 def write_result(search: Search, found: Candidate, folder: Path, told: Told) -> Story:
     """Write all of a result into a folder that exists, and tell what it is; raises ExportError where a file can't be made."""
-    subject = search.subject
     with search.step("writing"):
         files, more = _generating(search, found, folder, told)
         files += _plain(search, found, folder)
-        depgraph.save(found.model, folder / PYTORCH)
-        if hasattr(subject.tokenizer, "save_pretrained"):
-            subject.tokenizer.save_pretrained(folder / PYTORCH)
+        search.source.kept(found.model, folder, found.precision)
         if found.plan is not None:
             found.plan.save(folder / PLAN)
         story = _story(search, found, told)
@@ -135,7 +131,7 @@ def _story(search: Search, found: Candidate, told: Told) -> Story:
 
 def _timings(search: Search, found: Candidate) -> list[Timing]:
     here = "" if search.budget.profile is None else ", on this machine"
-    threads, what = search.budget.threads, f"{MODEL} on {search.subject.sizes}"
+    threads, what = search.budget.threads, f"{MODEL} on {search.sizes}"
     measured = found.times
     said = [Timing(what + here, "measured", measured[0], measured[1], threads, 1 / found.ratio)]
     if search.latency is not None and found.predicted is not None:
@@ -147,7 +143,7 @@ def _timings(search: Search, found: Candidate) -> list[Timing]:
 def settings_of(search: Search) -> dict[str, str]:
     """What a result was made with, besides the recipe."""
     ways, budget = search.ways, search.budget
-    said = {"budget": str(budget), "threads": str(budget.threads), "sizes": search.subject.sizes}
+    said = {"budget": str(budget), "threads": str(budget.threads), "sizes": search.sizes}
     said |= {"recipes tried": ", ".join(ways.recipes), "precisions tried": ", ".join(ways.precisions)}
     return said | {name: str(value) for name, value in ways.options.items() if value not in ((), "auto", 1, 0.0)}
 

@@ -7,6 +7,8 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
+from torch import nn
+
 from depgraph.cutting.shortening import shortening_of
 from depgraph.dependency import DependencyGraph
 from depgraph.errors import CutError, DataError, PlanError, ScoreError
@@ -48,6 +50,13 @@ class Leaving:
         """What the loss rises by without each, which changes by groups compare with; None where that isn't known or asked for."""
         named = self.ways.depth
         if BOTH not in self.ways.depth_shares or self.depth is None or self.batches is None:
+            return None
+        if not self._is_module:
+            if self.ways.depth_shares == (BOTH,):
+                raise ScoreError(
+                    f"blocks and groups compete by changes of the loss, which {self.graph.name}, an ONNX file, doesn't give: load the "
+                    "PyTorch model, or leave the scope out, so that blocks go before groups"
+                )
             return None
         if named != "auto" and named.partition(":")[0] != "loss":
             return None
@@ -93,7 +102,13 @@ class Leaving:
             raise ScoreError(f"nothing can leave {self.graph.name} as a module")
         return found
 
+    @property
+    def _is_module(self) -> bool:
+        return isinstance(self.graph.model, nn.Module)
+
     def _can_leave(self, name: str) -> bool:
+        if not self._is_module:
+            return True
         try:
             shortening_of(self.graph, [name])
         except (CutError, PlanError):

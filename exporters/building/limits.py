@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 import depgraph
 from depgraph.dependency import DependencyGraph
-from depgraph.errors import TargetError
 from exporters.building.asked import Budget
 from exporters.building.precisions import Precision
 from exporters.timing.model import MeasuredLatency
 
+_NOTHING = 2  # bytes
 _CLOSER = 0.985  # of what would just fit by measure: where rounds end, they should end below
 
 
@@ -23,12 +23,8 @@ class Limits:
 
     @classmethod
     def of(cls, budget: Budget, precision: Precision) -> Limits:
-        """Raises TargetError where the file is too large for any plan, even without weights."""
-        weights = None if budget.bytes is None else precision.weights(budget.bytes)
-        if weights is not None and weights < 2:
-            raise TargetError(
-                f"a file of {budget.bytes:,} bytes is less than the graph alone takes ({precision.rest:,.0f} bytes): ask for more"
-            )
+        """What is left for weights where the rest of the file takes more than that is next to nothing, which no plan meets."""
+        weights = None if budget.bytes is None else max(precision.weights(budget.bytes), _NOTHING)
         ms = None if budget.latency_ms is None else precision.milliseconds(budget.latency_ms)
         return cls(weights, ms)
 

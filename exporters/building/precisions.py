@@ -46,6 +46,10 @@ class Precision:
         rest = max(found - weights * self.rate, 0) * _GROWTH
         return max(min(int((file_bytes - self.beside - rest) / self.rate), int(weights * _LESS)), 2)
 
+    def file_bytes(self, weights: float) -> float:
+        """Bytes of the largest file, of so many bytes of float32 weights."""
+        return self.rest + self.beside + weights * self.rate
+
     def milliseconds(self, ms: float) -> float:
         """How long the float32 file may take, for one of this precision to take `ms`."""
         return ms / self.share

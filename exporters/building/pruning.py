@@ -18,7 +18,8 @@ from depgraph.plan import Plan
 from depgraph.scoring import Scores
 from exporters.building.asked import BOTH, Share, Subject, Ways
 from exporters.building.leaving import Leaving
-from importance import named, recipes
+from exporters.building.sources import Source, source_of
+from importance import recipes
 from importance.recipe import Recipe
 from importance.remembered import Remembered, remembering
 from importance.rivals import Rivals
@@ -59,6 +60,10 @@ class Pruner:
     notes: list[str]
     _recipes: dict[str, Recipe] = field(default_factory=dict)
     _scorers: dict[str, Remembered] = field(default_factory=dict)
+
+    @cached_property
+    def _from(self) -> Source:
+        return source_of(self.subject, self.ways)
 
     @cached_property
     def leaving(self) -> Leaving:
@@ -143,15 +148,12 @@ class Pruner:
 
     def _recipe(self, name: str) -> Recipe:
         if name not in self._recipes:
-            made = recipes.named(name, self.subject.batches, self.subject.loss, self.ways.seed)
-            self._recipes[name] = remembering(made)
+            self._recipes[name] = remembering(self._from.recipe(name))
         return self._recipes[name]
 
     def _scorer(self, name: str) -> Remembered:
         if name not in self._scorers:
-            subject = self.subject
-            made = named(name, batches=subject.batches, loss=subject.loss, seed=self.ways.seed)
-            self._scorers[name] = Remembered(made)
+            self._scorers[name] = Remembered(self._from.scorer(name))
         return self._scorers[name]
 
     def scores_of(self, way: Way, plan: Plan | None) -> Scores | None:

@@ -10,10 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import depgraph
-from depgraph.errors import DepgraphError, ExportError
+from depgraph.errors import DepgraphError
 from depgraph.storage import appearing, free_folder
 from depgraph.story import Story, TradeOff, Trial
 from depgraph.story.parts import Sensitivity
@@ -68,7 +66,6 @@ def build(
         ExportError, CaptureError, DataError, ScoreError: as exporting, tracing and scoring do.
     """
     path = free_folder(folder, "never")
-    _require_float32(subject)
     with tempfile.TemporaryDirectory() as work, appearing(path) as draft:
         given = Ways() if ways is None else ways
         search = Search(subject, budget, given, Path(work), step=step or (lambda what: nullcontext()))
@@ -79,16 +76,6 @@ def build(
         told.sensitivity = _sensitivity(search, told)
         story = write_result(search, best, draft, told)
     return Built(path, story, tuple(tried))
-
-
-def _require_float32(subject: Subject) -> None:
-    """Budgets, figures and files are of float32, from which fewer bits are made."""
-    others = {p.dtype for p in subject.model.parameters() if p.is_floating_point()} - {torch.float32}
-    if others:
-        kind = str(min(others, key=str)).removeprefix("torch.")
-        raise ExportError(
-            f"the model has weights in {kind}, and is built from float32: give model.float(), and Ways(precisions=...) for fewer bits"
-        )
 
 
 def _trade_off(search: Search, tried: list[Candidate], told: Told) -> TradeOff:
@@ -126,12 +113,15 @@ def _sensitivity(search: Search, told: Told) -> Sensitivity | None:
     if not batches or not search.ways.probes:
         return None
     probing = Probing(shares=(0.25, 0.5), most=search.ways.probes)
+    loss, said = search.source.loss(search.graph)
     try:
         with search.step("probing single axes"):
-            return sensitivity(search.graph, batches, search.subject.loss, probing)
+            found = sensitivity(search.graph, batches, loss, probing)
     except DepgraphError as error:
         told.notes.append(f"no sensitivities: {error}")
         return None
+    told.notes += [said] if said else []
+    return found
 
 
 def _rows(batch: Any, count: int) -> Any:

@@ -11,22 +11,18 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-import depgraph
 from depgraph.dependency import DependencyGraph
 from depgraph.errors import DepgraphError, ExportError, NothingToPrune, ScoreError, TargetError
+from depgraph.unmet import LATENCY, sized
 from exporters.building.asked import BOTH, Budget, Subject, Ways
 from exporters.building.candidate import Candidate, is_done
-from exporters.building.file_model import FileModel
 from exporters.building.generating import Generated, generated
 from exporters.building.limits import Limits
 from exporters.building.precisions import Precision, calibration, file_bytes, made, measured_precision, side_by_side
 from exporters.building.predicting import Told, predicting
 from exporters.building.pruning import Done, Pruner, Way
-from exporters.calls import flatten_call
+from exporters.building.sources import Source, source_of
 from exporters.feeds import Feeds
-from exporters.onnx_export import OnnxOptions, to_onnx
 from exporters.timing.model import MeasuredLatency
 
 _MORE = 1.01  # of what files that generate took more than that of one run, so that another round ends below
@@ -50,7 +46,14 @@ class Search:
     def graph(self) -> DependencyGraph:
         """The traced model."""
         with self.step("tracing"):
-            return depgraph.trace(self.subject.model, self.subject.args, self.subject.kwargs)
+            found = self.source.traced()
+        self.source.require_float32(found)
+        return found
+
+    @cached_property
+    def source(self) -> Source:
+        """How the model is traced, written and scored."""
+        return source_of(self.subject, self.ways)
 
     @cached_property
     def pruner(self) -> Pruner:
@@ -81,19 +84,24 @@ class Search:
     def dense(self) -> Path:
         """The file of the model as it is, in float32."""
         with self.step("exporting the dense model"):
-            return self._exported(self.subject.model, self.work / "dense" / "model.onnx")
+            return self._exported(self.graph.model, self.work / "dense" / "model.onnx")
 
     @cached_property
     def dense_quality(self) -> float:
         """The figure of quality of the model as it is."""
         with self.step("measuring the dense model's quality"):
-            return self.subject.measure(self.subject.model)
+            return self.subject.measure(self.graph.model)
 
     @cached_property
     def example(self) -> Feeds:
         """The example inputs by the names of a file's inputs."""
-        call = flatten_call(self.subject.model, self.subject.args, self.subject.kwargs)
-        return {name: tensor.detach().cpu().numpy() for name, tensor in zip(call.names, call.tensors, strict=True)}
+        return self.source.example(self.graph)
+
+    @property
+    def sizes(self) -> str:
+        """The shapes of the example inputs, such as "input_ids 2x16"."""
+        shapes = {name: "x".join(map(str, array.shape)) for name, array in self.example.items()}
+        return ", ".join(f"{name} {shape}".strip() for name, shape in shapes.items())
 
     @cached_property
     def data(self) -> list[Feeds]:
@@ -119,8 +127,9 @@ class Search:
                     made.append(self._candidate(way, precision))
                 except (TargetError, NothingToPrune, ExportError, ScoreError) as error:
                     _raise_trouble(error, way)
-                    refused.append(error)
-                    self.notes.append(f"{way} in {precision.name}: {error}")
+                    said = _least(error, way, precision, self.budget)
+                    refused.append(said)
+                    self.notes.append(f"{way} in {precision.name}: {said}")
             found += made
         fitting = [one for one in found if not one.why]
         if not fitting:
@@ -189,7 +198,7 @@ class Search:
             met = limits.met(self.graph, self.latency)
             done = None if met else self.pruner.pruned(way, limits.target(self.latency))
             report = None if done is None else done.report
-            model = self.subject.model if report is None else report.model
+            model = self.graph.model if report is None else report.model
         with self.step(f"{way}, {precision.name}: exporting"):
             float32 = (
                 self.dense if report is None else self._exported(model, self.work / name / "float32" / "model.onnx")
@@ -216,17 +225,15 @@ class Search:
         )
         return self._judged(found)
 
-    def _exported(self, model: nn.Module, path: Path) -> Path:
-        options = OnnxOptions(opset=self.ways.opset, dtype="float32", record="costs")
+    def _exported(self, model: Any, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        to_onnx(model, self.subject.args, path, self.subject.kwargs, options=options)
-        return path
+        return self.source.written(model, path)
 
-    def _quality(self, model: nn.Module, file: Path, precision: Precision) -> tuple[float, bool]:
+    def _quality(self, model: Any, file: Path, precision: Precision) -> tuple[float, bool]:
         """Quality, and whether it is the file's: a float32 file computes what the model does, others are asked if they can be."""
         if precision.name != "float32":
             try:
-                return self.subject.measure(FileModel(file, self.subject.model, self.budget.threads)), True
+                return self.subject.measure(self.source.stand_in(file, self.budget.threads)), True
             except Exception as error:
                 self.notes.append(
                     f"quality is that of the float32 model, as the {precision.name} file couldn't be run in its place ({error})"
@@ -257,7 +264,8 @@ class Search:
         size, time = self._over(found)
         beside = f", or {found.bytes + found.beside:,} with its cache," if found.beside else ""
         said = [f"takes {found.bytes:,} bytes{beside} of {self.budget.bytes:,}"] if size > 1 else []
-        said += [f"takes {time:.2f} times the milliseconds"] if time > 1 else []
+        most = self.budget.latency_ms
+        said += [f"takes {time * most:.4g} ms of {most:.4g}"] if most is not None and time > 1 else []
         return replace(found, why=" and ".join(said))
 
     def _unmet(self, found: list[Candidate], refused: list[DepgraphError]) -> TargetError:
@@ -265,12 +273,30 @@ class Search:
             least = min(
                 refused, key=lambda error: getattr(error, "above", math.inf), default="no precision is left to try"
             )
-            return TargetError(f"nothing keeps within {self.budget}: {least}")
+            return TargetError(f"nothing keeps within {self.budget.words}: {least}", getattr(least, "above", math.inf))
         nearest = min(found, key=lambda one: max(self._over(one)))
         return TargetError(
-            f"nothing keeps within {self.budget}; nearest came {nearest.recipe} in {nearest.precision}, which {nearest.why}: raise the "
-            "budget, allow other precisions, or lift floors and protections"
+            f"nothing keeps within {self.budget.words}; nearest came {nearest.recipe} in {nearest.precision}, which {nearest.why}: "
+            "raise the budget, allow other precisions, or lift floors and protections"
         )
+
+
+def _least(error: DepgraphError, way: Way, precision: Precision, budget: Budget) -> DepgraphError:
+    """A refusal of a plan as one of the file: what that takes at the least, and what holds it; others as they are."""
+    unmet = error.unmet if isinstance(error, TargetError) else None
+    if unmet is None:
+        return error
+    said, above = list[str](), list[float]()
+    if LATENCY in unmet.least and budget.latency_ms:
+        ms = unmet.least[LATENCY] * precision.share
+        said.append(f"{ms:.3g} ms")
+        above.append(ms / budget.latency_ms)
+    if "bytes" in unmet.least and budget.bytes:
+        size = precision.file_bytes(unmet.least["bytes"])
+        said.append(f"a file of {sized(size)} ({sized(precision.file_bytes(0))} without weights)")
+        above.append(size / budget.bytes)
+    told = f"{unmet.where}{unmet.allow} {' and '.join(said)} at the least, by {way} in {precision.name}{unmet.held}"
+    return TargetError(told, max(above, default=math.inf), unmet)
 
 
 def _raise_trouble(error: DepgraphError, way: Way | None = None) -> None:
