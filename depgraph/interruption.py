@@ -1,4 +1,4 @@
-"""Ctrl-C leaves a mark: libraries may swallow a KeyboardInterrupt or make another error of it, and the command must still stop.
+"""Ctrl-C, or a request to end (SIGTERM), leaves a mark: libraries may swallow a KeyboardInterrupt or make another error of it, and the command must still stop.
 
 Only the command listens; without it nothing here does anything. Imports nothing heavy, so that it is ready first.
 """
@@ -10,19 +10,23 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 CODE = 130
 SENTENCE = "interrupted: nothing was written"
 _ONE_PRESS = 1.0  # seconds: what comes sooner is the same wish, and must not stop the clearing up
 _pressed: list[float] = []
-_kept: list[str] = []
+_kept: list[tuple[Path, str]] = []
 
 
 def listen() -> None:
-    """From now on Ctrl-C leaves a mark and raises KeyboardInterrupt (not where the caller's shell has it ignored)."""
+    """From now on Ctrl-C and SIGTERM leave a mark and raise KeyboardInterrupt (not where the caller's shell has them ignored)."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _press)
+        sys.unraisablehook = _unraisable
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _press)
         sys.unraisablehook = _unraisable
 
 
@@ -45,21 +49,23 @@ def happened() -> bool:
 
 
 @contextmanager
-def keeping(what: str) -> Iterator[None]:
-    """Within, an interruption leaves something behind, which `what` says."""
-    _kept.append(what)
+def keeping(path: Path, what: str) -> Iterator[None]:
+    """Within, an interruption leaves something behind, which `what` says, as soon as there is a file at `path`."""
+    entry = path, what
+    _kept.append(entry)
     try:
         yield
     except BaseException as error:
         if not (_pressed or isinstance(error, KeyboardInterrupt)):
-            _kept.remove(what)
+            _kept.remove(entry)
         raise
-    _kept.remove(what)
+    _kept.remove(entry)
 
 
 def sentence() -> str:
     """What to say of an interruption; what is kept is said once."""
-    return f"interrupted: {_kept.pop()}" if _kept else SENTENCE
+    path, what = _kept.pop() if _kept else (None, "")
+    return f"interrupted: {what}" if path is not None and path.exists() else SENTENCE
 
 
 def check() -> None:
@@ -70,5 +76,6 @@ def check() -> None:
 
 def finish() -> None:
     """All is done: Ctrl-C comes too late and changes nothing."""
-    if signal.getsignal(signal.SIGINT) is _press:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is _press:
+            signal.signal(number, signal.SIG_IGN)

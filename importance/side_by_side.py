@@ -6,12 +6,14 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import wait as ended
 from typing import Any, TypeVar
 
 import torch
@@ -85,12 +87,21 @@ def _pool(make: Callable[[T], R], jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin(make: Callable[[Any], Any], threads: int) -> None:
-    """Ready a process: quiet, and ended by Ctrl-C without a word."""
+    """Ready a process: quiet, ended by Ctrl-C without a word, and with the process that began it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(threads)
     _held.append(make)
+
+
+def _end_with_parent() -> None:
+    """End as soon as the process that began this one has, however that ended."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        ended([parent.sentinel])
+        os._exit(1)
 
 
 def _call(task: Any) -> Any:

@@ -18,6 +18,7 @@ STARTS = {
     "module": ["-m", "depgraph"],
 }
 ARRIVES = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+ASKED = ARRIVES.replace("SIGINT", "SIGTERM")
 MANGLED = """
 import os, signal
 try:
@@ -59,7 +60,7 @@ def started(arguments: list[str], path: Path) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("torch", [ARRIVES, MANGLED])
+@pytest.mark.parametrize("torch", [ARRIVES, ASKED, MANGLED])
 def test_an_interruption_while_torch_is_imported(tmp_path: Path, start: str, torch: str) -> None:
     (tmp_path / "torch.py").write_text(torch)
     done = started(STARTS[start], tmp_path)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -234,3 +238,46 @@ def test_what_a_file_can_not_be_swept_by_is_refused(
 ) -> None:
     code, shown, said = run(capfd, file, "--keep", "params=0.5", "--out", "out", *given)
     assert code == 2 and says in said and not shown and not Path("out").exists()
+
+
+CHILDREN = """
+import os, time
+from pathlib import Path
+from importance.side_by_side import made
+
+def work(number):
+    Path(f"{os.getpid()}.pid").touch()
+    time.sleep(0.1 if not number else 60)
+    return 1
+
+if __name__ == "__main__":
+    list(made([0, 1, 2], work, lambda result: 1, 2))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
+    (tmp_path / "work.py").write_text(CHILDREN)
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    began = subprocess.Popen([sys.executable, "work.py"], cwd=tmp_path, env=environment)
+    numbers = set[str]()
+    until = time.monotonic() + 120
+    while len(numbers) < 2 and time.monotonic() < until:
+        numbers = {path.stem for path in tmp_path.glob("*.pid")}
+        time.sleep(0.2)
+    began.kill()
+    began.wait()
+    assert len(numbers) == 2
+    while any(_works(number) for number in numbers) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not any(_works(number) for number in numbers)
+
+
+def _works(number: str) -> bool:
+    """Is a process of that number there that hasn't ended?"""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -128,7 +128,7 @@ def _swept(
     if earlier:
         say(f"{earlier} of {len(points)} points are there already")
     with (
-        interruption.keeping(f"what was made is kept in {out / LOG}, and the same command goes on"),
+        interruption.keeping(out / LOG, f"what was made is kept in {out / LOG}, and the same command goes on"),
         Steps()("sweeping"),
     ):
         made = sweep(points, maker, log, jobs or (processors() if maker.device == "cpu" else 1), _tell)

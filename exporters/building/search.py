@@ -46,9 +46,7 @@ class Search:
     def graph(self) -> DependencyGraph:
         """The traced model."""
         with self.step("tracing"):
-            found = self.source.traced()
-        self.source.require_float32(found)
-        return found
+            return self.source.traced()
 
     @cached_property
     def source(self) -> Source:

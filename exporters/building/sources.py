@@ -33,12 +33,8 @@ PYTORCH, FLOAT32 = "pytorch", "float32.onnx"
 class Source(Protocol):
     """What a model comes from, and goes back to."""
 
-    def require_float32(self, graph: DependencyGraph) -> None:
-        """Raise ExportError where weights aren't float32, from which fewer bits are made."""
-        ...
-
     def traced(self) -> DependencyGraph:
-        """The graph of the model on its example."""
+        """The graph of the model on its example; raises ExportError where weights aren't float32, from which fewer bits are made."""
         ...
 
     def example(self, graph: DependencyGraph) -> Feeds:
@@ -77,15 +73,13 @@ class ModuleSource:
     subject: Subject
     ways: Ways
 
-    def require_float32(self, graph: DependencyGraph) -> None:
+    def traced(self) -> DependencyGraph:
         others = {p.dtype for p in self.subject.model.parameters() if p.is_floating_point()} - {torch.float32}
         if others:
             kind = str(min(others, key=str)).removeprefix("torch.")
             raise ExportError(
                 f"the model has weights in {kind}, and is built from float32: give model.float(), and Ways(precisions=...) for fewer bits"
             )
-
-    def traced(self) -> DependencyGraph:
         return depgraph.trace(self.subject.model, self.subject.args, self.subject.kwargs)
 
     def example(self, graph: DependencyGraph) -> Feeds:
@@ -122,7 +116,8 @@ class FileSource:
     subject: Subject
     ways: Ways
 
-    def require_float32(self, graph: DependencyGraph) -> None:
+    def traced(self) -> DependencyGraph:
+        graph = depgraph.trace(self.subject.model, self.subject.args, self.subject.kwargs)
         held = graph.capture.lowered.held  # type: ignore[attr-defined]
         kinds = {name: tensor.dtype for name in graph.parameter_ranks() if (tensor := stored(held[name])) is not None}
         for name, kind in kinds.items():
@@ -131,9 +126,7 @@ class FileSource:
                     f"the file holds {name!r} in {kind.name.lower()}, and a file is built from float32: give the float32 file, and allow "
                     "fewer bits with --quantise or Ways(precisions=...); depgraph prune takes this one as it is"
                 )
-
-    def traced(self) -> DependencyGraph:
-        return depgraph.trace(self.subject.model, self.subject.args, self.subject.kwargs)
+        return graph
 
     def example(self, graph: DependencyGraph) -> Feeds:
         return {name: np.asarray(array) for name, array in graph.inputs.items()}  # type: ignore[attr-defined]
