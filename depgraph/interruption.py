@@ -1,4 +1,6 @@
-"""Ctrl-C, or a request to end (SIGTERM), leaves a mark: libraries may swallow a KeyboardInterrupt or make another error of it, and the command must still stop.
+"""Ctrl-C, or a request to end (SIGTERM), leaves a mark.
+
+Libraries may swallow a KeyboardInterrupt or make another error of it, and the command must still stop.
 
 Only the command listens; without it nothing here does anything. Imports nothing heavy, so that it is ready first.
 """

@@ -1,7 +1,7 @@
 """A kit: what a device needs to measure one model, in a folder of small files and one script.
 
 dense.onnx has the model's operators and sizes without its weights (ONNX Runtime makes tensors of equal values when it loads
-it), the micro models have its operators at other widths, and measure.py times them all.
+it), narrow.onnx the same at half of the widths, the micro models have its operators at other widths, and measure.py times them all.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,10 @@ from depgraph.onnx_door.graph import OnnxGraph
 from exporters.onnx_file import writing
 from exporters.timing import measure
 from exporters.timing.micro import Point, Signature, micro_model
+from exporters.timing.narrow import halved, narrow_model
 from exporters.timing.operators import Operators
 
-SCRIPT, FORMAT = "measure.py", measure.FORMAT
+SCRIPT, NARROW, FORMAT = "measure.py", "narrow.onnx", measure.FORMAT
 STAIRS = {
     "conv.in": "stairs of channels in",
     "conv.out": "stairs of channels out",
@@ -58,11 +61,16 @@ def write_kit(graph: OnnxGraph, folder: str | os.PathLike[str]) -> Path:
     operators = Operators(graph)
     with writing(path):
         ir.save(skeleton(graph.model), path / "dense.onnx")
-        arrays: dict[str, Any] = {name: np.asarray(array) for name, array in graph.inputs.items()}
+        if (narrow := narrow_model(graph)) is not None:
+            ir.save(skeleton(narrow, places(graph.model)), path / NARROW)
+        arrays: dict[str, Any] = {name: np.asarray(array) for name, array in graph.inputs_at(halved(graph)).items()}
+        np.savez(path / "narrow.npz", **arrays)
+        arrays = {name: np.asarray(array) for name, array in graph.inputs.items()}
         np.savez(path / "inputs.npz", **arrays)
         entries = [_written(path, k, *planned) for k, planned in enumerate(_planned(operators))]
         about: dict[str, Any] = {"format": FORMAT, "model": graph.name, "fingerprint": fingerprint(graph)}
         about |= {"dense": "dense.onnx", "inputs": "inputs.npz", "micro": entries}
+        about |= {"narrow": NARROW, "narrow inputs": "narrow.npz"} if narrow is not None else {}
         (path / "kit.json").write_text(json.dumps(about, indent=1) + "\n")
         shutil.copyfile(str(measure.__file__), path / SCRIPT)
     return path
@@ -83,11 +91,23 @@ def fingerprint(graph: OnnxGraph) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def skeleton(model: ir.Model) -> ir.Model:
-    """The model with operators named n0, n1, ... in their order, and large stored tensors made of one value each."""
+def places(model: ir.Model) -> dict[str, int]:
+    """The position of every operator by the name of its first output."""
+    return {str(node.outputs[0].name): position for position, node in enumerate(model.graph)}
+
+
+def skeleton(model: ir.Model, known: Mapping[str, int] | None = None) -> ir.Model:
+    """The model with operators named n0, n1, ... in their order, and large stored tensors made of one value each.
+
+    `known` are the `places` of the model that it was cut from, whose operators have the same names here; those that the cut added
+    come behind.
+    """
     made = model.clone()
     graph = made.graph
-    for position, node in enumerate(graph):
+    own = places(model) if known is None else known
+    added = count(len(own))
+    for node in graph:
+        position = own[name] if (name := str(node.outputs[0].name)) in own else next(added)
         node.name = f"n{position}"
         for k, value in enumerate(node.outputs):
             value.name = f"n{position}" if k == 0 else f"n{position}_{k}"

@@ -179,19 +179,28 @@ def alone(model, feeds, runs, threads):
     return min(by_clock, max(low(times) - sum(node["ms"] for node in nodes if number_of(node) is None), 0.0))
 
 
+def loaded(path):
+    with np.load(path) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
 def measure(folder, runs=30, threads=1, told=lambda line: None):
     """The profile of this machine for a kit, as plain data."""
     folder = Path(folder)
     kit = json.loads((folder / "kit.json").read_text())
-    with np.load(folder / kit["inputs"]) as arrays:
-        feeds = {name: arrays[name] for name in arrays.files}
+    feeds = loaded(folder / kit["inputs"])
     told(f"{kit['model']}: the whole model")
     whole = dense(folder / kit["dense"], feeds, runs, threads)
+    about = {"format": FORMAT, "model": kit["model"], "fingerprint": kit["fingerprint"], "machine": machine(threads)}
+    if "narrow" in kit:
+        told(f"{kit['model']}: at half of its widths")
+        about["narrow"] = {
+            "nodes": profiled(folder / kit["narrow"], loaded(folder / kit["narrow inputs"]), runs, threads)
+        }
     found = {}
     for number, entry in enumerate(kit["micro"], start=1):
         told(f"{kit['model']}: operators {number} of {len(kit['micro'])}")
         found[entry["key"]] = micro(folder / entry["file"], entry, runs, threads)
-    about = {"format": FORMAT, "model": kit["model"], "fingerprint": kit["fingerprint"], "machine": machine(threads)}
     return {**about, "dense": whole, "micro": found}
 
 

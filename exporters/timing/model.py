@@ -2,9 +2,9 @@
 
     milliseconds(widths) = sum over operators of  measured(dense) * f(widths) / f(dense widths)
 
-f is a table of the operator measured at other widths (convolutions, products with stored matrices), or else the number of its
-multiply-accumulates or elements, plus what an operator costs at any size. Short operators are compared within one file and run, and
-long ones by their thread's own time, so it makes little difference how busy the machine is.
+f is a table of the operator measured at other widths (convolutions, products with stored matrices), or else goes by the number of its
+multiply-accumulates or elements, through its time in the model at half of all widths. Short operators are compared within one file
+and run, and long ones by their thread's own time, so it makes little difference how busy the machine is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 import depgraph
 from depgraph.dependency import DependencyGraph
@@ -27,6 +29,7 @@ from exporters.calls import flatten_call
 from exporters.onnx_export import OnnxOptions, to_onnx
 from exporters.timing.carrying import Carrier
 from exporters.timing.kit import key_of
+from exporters.timing.narrow import halved, through
 from exporters.timing.operators import CONV, PRODUCT, Classes, Operators, Shape
 from exporters.timing.profile import Profile, measured_profile
 from exporters.timing.tables import Alone, Grid
@@ -40,6 +43,7 @@ _FUSED = {
     "FusedGemm": PRODUCT,
 }
 _NUMBER = re.compile(r"n(\d+)(?!\d)")
+_SEEN = 0.02  # milliseconds: an operator that takes less is too short to see in what way it follows its size
 _AT_LEAST = 0.003  # milliseconds: an operator that takes less is taken to cost the same at any size
 _LONG = 1.0  # milliseconds: an operator that takes more may never run without another program's turn within it
 _BETWEEN = 0.003  # milliseconds from one operator to the next, at the most
@@ -169,9 +173,9 @@ def _in_memory(path: Path) -> Any:
 def _parts(operators: Operators, profile: Profile) -> Iterator[_Part]:
     """The operators that ONNX Runtime ran, each with what its time depends on; together they take the dense model's time."""
     measured = profile.data["dense"]["nodes"]
-    tables = profile.tables()
+    known = _Known(profile.tables(), profile.narrow, halved(operators.graph).class_sizes())
     claimed = _claimed(operators, measured)
-    found = [_part(operators, tables, *entry) for entry in zip(measured, claimed, strict=True)]
+    found = [_part(operators, known, *entry) for entry in zip(measured, claimed, strict=True)]
     for part, node, ops in zip(found, measured, _gone_with(operators, claimed), strict=True):
         part.ops, part.often = ops, node["often"]
     _undisturbed(found)
@@ -184,16 +188,28 @@ def _parts(operators: Operators, profile: Profile) -> Iterator[_Part]:
         yield part
 
 
-def _part(
-    operators: Operators, tables: Mapping[str, Grid | Alone], node: Mapping[str, Any], position: int | None
-) -> _Part:
+class _Known(NamedTuple):
+    """What a profile knows of operators at other sizes: tables by signature; times at the narrow model's sizes of classes."""
+
+    tables: Mapping[str, Grid | Alone]
+    narrow: Mapping[tuple[str, str], Mapping[str, Any]]
+    sizes: np.ndarray
+
+    def like(self, operators: Operators, node: Mapping[str, Any]) -> Shape:
+        """The runs of activations that are shaped as what an operator makes, in the narrow model too."""
+        runs, half = operators.like(tuple(node["shape"])), self.narrow.get((node["name"], node["op"]))
+        alike = [run for run in runs if half and [int(self.sizes[number]) for number in run] == list(half["shape"])]
+        return Shape(tuple(alike) or runs)
+
+
+def _part(operators: Operators, known: _Known, node: Mapping[str, Any], position: int | None) -> _Part:
     """A measured operator, which is that at a position of the file or else not known to be one."""
     sizes = operators.graph.widths.classes.size
-    shape = operators.shape(position) if position is not None else Shape(operators.like(tuple(node["shape"])))
+    shape = operators.shape(position) if position is not None else known.like(operators, node)
     name = operators.name(position) if position is not None else f"{node['name']} ({node['op']})"
     part = _Part(name, node["ms"])
     if shape.signature is not None:
-        table = tables.get(key_of(shape.signature))
+        table = known.tables.get(key_of(shape.signature))
         if table is None:
             raise ProfileError(
                 f"the profile has no times of {key_of(shape.signature)}: make it again with `depgraph profile`"
@@ -203,7 +219,9 @@ def _part(
         part.share = _looked_up(table, part.alone)
     elif shape.runs:
         part.classes = tuple(number for run in shape.runs for number in run)
-        part.share = _counted(tuple(map(len, shape.runs)), tuple(int(sizes[n]) for n in part.classes), node)
+        dense, halves = (tuple(int(of[n]) for n in part.classes) for of in (sizes, known.sizes))
+        half = known.narrow.get((node["name"], node["op"])) if node["ms"] >= _SEEN else None
+        part.share = _counted(tuple(map(len, shape.runs)), (dense, halves), node, None if half is None else half["ms"])
     return part
 
 
@@ -233,8 +251,16 @@ def _looked_up(table: Grid | Alone, dense: float) -> Function:
     return lambda sizes: table.ms(*sizes) / dense if dense else 1.0
 
 
-def _counted(lengths: tuple[int, ...], dense: tuple[int, ...], node: Mapping[str, Any]) -> Function:
-    """In proportion to the sum of the runs, but for what an operator costs at any size."""
+def _counted(
+    lengths: tuple[int, ...],
+    widths: tuple[tuple[int, ...], tuple[int, ...]],
+    node: Mapping[str, Any],
+    half: float | None,
+) -> Function:
+    """By the sum of the runs: in proportion to it, but for what an operator costs at any size, or through its time at half of the widths.
+
+    `widths` are the sizes in the dense model and in the narrow one, where it takes `half` milliseconds, None where that isn't known.
+    """
 
     def total(sizes: tuple[int, ...]) -> int:
         found, start = 0, 0
@@ -243,8 +269,14 @@ def _counted(lengths: tuple[int, ...], dense: tuple[int, ...], node: Mapping[str
             start += length
         return found
 
-    whole, fixed = max(total(dense), 1), min(_AT_LEAST * node["often"] / node["ms"], 1.0) if node["ms"] else 1.0
-    return lambda sizes: fixed + (1 - fixed) * total(sizes) / whole
+    whole, fixed = max(total(widths[0]), 1), min(_AT_LEAST * node["often"] / node["ms"], 1.0) if node["ms"] else 1.0
+    less = total(widths[1])
+    if half is None or not less < whole:
+        return lambda sizes: fixed + (1 - fixed) * total(sizes) / whole
+    share = half / node["ms"]
+    least = max(share - (1 - share) * less / (whole - less), min(fixed, share))  # of nothing, on the line through both
+    line = through([(0.0, least), (float(less), min(share, 1.0)), (float(whole), 1.0)])
+    return lambda sizes: line(total(sizes))
 
 
 def _claimed(operators: Operators, measured: list[Mapping[str, Any]]) -> list[int | None]:

@@ -40,6 +40,11 @@ class Profile:
         return float(self.data["dense"]["ms"])
 
     @property
+    def narrow(self) -> dict[tuple[str, str], Mapping[str, Any]]:
+        """Operators at half of the widths, by name and what they are; empty in profiles that were made without."""
+        return {(node["name"], node["op"]): node for node in self.data.get("narrow", {"nodes": []})["nodes"]}
+
+    @property
     def stairs(self) -> dict[str, Stairs]:
         """The staircases by side: "conv.in", "conv.out", "depthwise", "matmul.out"; those that the model has."""
         found: dict[str, Stairs] = {}
@@ -129,6 +134,7 @@ class Profile:
             )
         try:
             times = [data["dense"]["ms"], *(n["ms"] for n in data["dense"]["nodes"])]
+            times += [n["ms"] for n in data.get("narrow", {"nodes": []})["nodes"]]
             times += [ms for entry in data["micro"].values() for ms in entry["ms"]]
             whole = all(
                 len(entry["ms"]) == len(entry["points"]) and entry["odd"] >= 0 for entry in data["micro"].values()
