@@ -178,9 +178,10 @@ def _parts(operators: Operators, profile: Profile) -> Iterator[_Part]:
     found = [_part(operators, known, *entry) for entry in zip(measured, claimed, strict=True)]
     for part, node, ops in zip(found, measured, _gone_with(operators, claimed), strict=True):
         part.ops, part.often = ops, node["often"]
+    between = profile.dense_ms - sum(part.dense for part in found)  # before other programs' turns are taken from these
+    between = min(max(between, 0.0), _BETWEEN * sum(node["often"] for node in measured))
     _undisturbed(found)
     total = sum(part.dense for part in found)
-    between = min(max(profile.dense_ms - total, 0.0), _BETWEEN * sum(node["often"] for node in measured))
     if between:
         yield _Part(_BETWEEN_ALL, between, often=0)
     for part in found:

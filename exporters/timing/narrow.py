@@ -14,14 +14,14 @@ import onnx_ir as ir
 from depgraph.errors import DepgraphError
 from depgraph.onnx_door.cutting import cut_model
 from depgraph.onnx_door.graph import OnnxGraph
-from depgraph.widths import Kept, Removal
+from depgraph.widths import Kept
 
 _LEFT = 2  # one in so many groups
 
 
 def halved(graph: OnnxGraph) -> Kept:
     """What is left of the graph where half of the groups of every axis, of those that may, have gone."""
-    removal: Removal = {}
+    removal = dict[str, np.ndarray]()
     for axis in graph.axes:
         step, free = graph.widths.step(axis.name), np.flatnonzero(axis.prunable)
         most = min(axis.size - axis.size // _LEFT, axis.size - graph.widths.least(axis.name), len(free))

@@ -24,6 +24,8 @@ import importance
 from depgraph.errors import ExportError, ProfileError, TargetError
 from exporters.timing import measure
 from exporters.timing.kit import skeleton
+from exporters.timing.model import _Known
+from exporters.timing.narrow import halved, through
 from exporters.timing.operators import Operators
 from exporters.timing.tables import Alone, Grid, Stairs
 
@@ -361,3 +363,48 @@ def test_a_block_that_is_left_out_takes_no_time() -> None:
     assert same.ms(latency.file.widths.at({}).without([branch])) == pytest.approx(
         latency.ms(whole.without([block.name]))
     )
+
+
+def test_an_operator_without_a_table_goes_through_its_time_at_half_of_the_widths(
+    measured: dict[str, Any], file: Any
+) -> None:
+    made = exact(measured)
+    made["narrow"] = copy.deepcopy(measured["narrow"])
+    dense = {(n["name"], n["op"]): n for n in made["dense"]["nodes"]}
+    shared = [n for n in made["narrow"]["nodes"] if (n["name"], n["op"]) in dense]
+    assert len(shared) == len(dense) == len(made["narrow"]["nodes"]), "the narrow model has the same operators"
+    for node in shared:
+        node["ms"] = 0.08 * node["often"]
+    plain, fitted = (
+        exporters.MeasuredLatency(file, file, exporters.Profile.of({**made, "narrow": narrow}))
+        for narrow in ({"nodes": []}, made["narrow"])
+    )
+    whole, half = file.widths.at({}), halved(file)
+    before, after = ({k: v / one.parts(whole)[k] for k, v in one.parts(half).items()} for one in (plain, fitted))
+    counted = [name for name in after if after[name] != pytest.approx(before[name])]
+    assert counted and all(after[name] == pytest.approx(0.8) for name in counted)
+    assert fitted.ms(whole) == pytest.approx(plain.ms(whole))
+
+
+def test_the_line_through_measured_times_never_falls() -> None:
+    line = through([(0.0, 0.2), (4.0, 0.5), (8.0, 0.4)])
+    assert [line(size) for size in (0, 2, 4, 6, 8, 12)] == pytest.approx([0.2, 0.35, 0.5, 0.5, 0.5, 0.5])
+
+
+def test_a_fused_operator_is_told_by_its_shape_in_the_narrow_model(tmp_path: Path) -> None:
+    class Same(nn.Module):
+        """Two axes of one width, of which one can't be narrowed."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(32, 32), nn.Linear(32, 32)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down(nn.functional.gelu(self.up(x)))
+
+    found = exporters.onnx_graph(depgraph.trace(Same().eval(), torch.randn(4, 32)))
+    half = halved(found).class_sizes()
+    operators, node = Operators(found), {"name": "BiasGelu", "op": "BiasGelu", "shape": [4, 32]}
+    assert len(operators.like((4, 32))) > 1
+    (run,) = _Known({}, {("BiasGelu", "BiasGelu"): {"ms": 1.0, "shape": [4, 16]}}, half).like(operators, node).runs
+    assert [int(half[number]) for number in run] == [4, 16]
