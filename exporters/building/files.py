@@ -19,6 +19,7 @@ from depgraph.errors import DataError
 from depgraph.npz import NpzFolder
 from depgraph.onnx_door.loading import input_names, load
 from depgraph.onnx_door.running import Running
+from depgraph.report import counted
 from exporters.building.asked import Subject
 from exporters.feeds import Feeds
 from importance.losses import Loss
@@ -52,7 +53,11 @@ def file_subject(
         raise DataError(f"the first batch lacks the input {missing[0]!r}: the file takes {', '.join(map(repr, names))}")
     aside = len(batches) // _HELD_OUT
     score, held_out = (batches[:-aside], batches[-aside:]) if aside else (batches, batches)
-    on = f"{len(held_out)} held-out batches" if aside else f"the {len(batches)} batches that scores are from"
+    on = (
+        counted(len(held_out), "held-out batch", "held-out batches")
+        if aside
+        else f"the {len(batches)} batches that scores are from"
+    )
     example = dict(sizes) if sizes else {name: first[name] for name in names}
     return Subject(Path(path), (), example, Shift(Path(path), held_out), Figure(SHIFT, on), score)
 
