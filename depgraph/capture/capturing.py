@@ -130,6 +130,7 @@ def _unsliceable(tensor: torch.Tensor) -> str:
 def quiet(model: Any) -> Iterator[None]:
     """Eval mode and, where the model's config has the switch, no key-value cache; everything is put back afterwards.
 
+    Functions that the model compiles run as they are written: a compiler takes what watches a forward for part of it.
     What isn't a module, a file, has no modes.
     """
     if not isinstance(model, nn.Module):
@@ -143,7 +144,8 @@ def quiet(model: Any) -> Iterator[None]:
             module.training = False
         for config in configs.values():
             config.use_cache = False
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         for module in training:
             module.training = True
