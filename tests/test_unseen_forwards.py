@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import exporters
 from tests.test_unseen import cut
@@ -33,3 +36,44 @@ def test_a_function_that_is_compiled_runs_as_it_is_written(tmp_path: Path) -> No
     report = cut(CompiledWithin(), example)
     assert report.form == "module" and report.model.out.in_features < 16
     exporters.to_onnx(report.model, (example,), tmp_path / "m.onnx")
+
+
+def shifted_by_zeros(scores: Tensor) -> Tensor:
+    zeros = torch.zeros((*scores.size()[:3], 1))
+    wide = torch.cat([zeros, scores], -1).view(*scores.size()[:2], scores.size(3) + 1, scores.size(2))
+    return wide[:, :, 1:].view_as(scores)[:, :, :, : scores.size(-1) // 2 + 1]
+
+
+def shifted_by_padding(scores: Tensor) -> Tensor:
+    b, h, q, n = scores.shape
+    return F.pad(scores, (1, 0)).view(b, h, n + 1, q)[:, :, 1:].view(b, h, q, n)[..., : n // 2 + 1]
+
+
+class RelativePositions(nn.Module):
+    """Attention by content and by distance, both divided by the root of a head's width (Dai et al., "Transformer-XL")."""
+
+    def __init__(self, shift: object, width: int = 16, heads: int = 2) -> None:
+        super().__init__()
+        self.heads, self.each, self.shift = heads, width // heads, shift
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.distance = nn.Linear(width, width, bias=False)
+        self.content_bias = nn.Parameter(torch.randn(heads, self.each))
+        self.distance_bias = nn.Parameter(torch.randn(heads, self.each))
+        self.register_buffer("table", torch.randn(1, 9, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = x.size(0)
+        q = self.q(x).view(b, -1, self.heads, self.each)
+        k, v = (f(x).view(b, -1, self.heads, self.each).transpose(1, 2) for f in (self.k, self.v))
+        p = self.distance(self.table).view(1, -1, self.heads, self.each).transpose(1, 2)
+        content = (q + self.content_bias).transpose(1, 2) @ k.transpose(-2, -1)
+        distance = self.shift((q + self.distance_bias).transpose(1, 2) @ p.transpose(-2, -1))  # type: ignore[operator]
+        attended = ((content + distance) / math.sqrt(self.each)).softmax(-1) @ v
+        return x + self.out(attended.transpose(1, 2).contiguous().view(b, -1, self.heads * self.each))
+
+
+@pytest.mark.parametrize("shift", [shifted_by_zeros, shifted_by_padding])
+def test_the_scale_of_scores_that_are_shifted_is_made_up_for(shift: object) -> None:
+    torch.manual_seed(0)
+    report = cut(RelativePositions(shift), torch.randn(2, 5, 16))
+    assert report.form == "module" and report.model.each < 8

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from depgraph.cutting.elements import Elements, aten_name, rows_of
+from depgraph.cutting.elements import ZEROS, Elements, aten_name, rows_of
 from depgraph.cutting.expressing import Drift
-from depgraph.cutting.movements import PARTS, Move, Part, Spread, moved, picks, rows_left
+from depgraph.cutting.movements import LIKE, PARTS, Move, Part, Spread, moved, picks, rows_left
 from depgraph.errors import CutError
 from depgraph.graph import Value
 from depgraph.widths import Kept
@@ -45,7 +45,8 @@ _MOVES = frozenset(
             "clone",
         ),
         *("transpose", "permute", "movedim", "t", "numpy_T", "slice", "select", "narrow", "index_select"),
-        *("split", "split_with_sizes", "chunk", "unbind", "to", "_to_copy", "type_as", "alias", "detach", "dropout"),
+        *("split", "split_with_sizes", "chunk", "unbind", "to", "_to_copy", "alias", "detach", "dropout"),
+        *LIKE,
     ]
 )
 _LINEAR = frozenset(["linear", "conv1d", "conv2d", "addmm", "matmul", "mm"])
@@ -69,9 +70,9 @@ _OF_A_WEIGHT = frozenset(
         "narrow",
     ]
 )
-_FIRST = frozenset(["gather", "roll"])
+_FIRST = frozenset(["gather", "roll", "pad", "constant_pad_nd"])
 _PASS = frozenset([*_EITHER, *_ALL, *_JOINS, *_NORMS, *_FIRST, "mul", "div", "getitem"])
-_MOST_WAYS = 16
+_MOST_WAYS, _MOST_TRIED = 16, 256
 
 
 def absorb(graph: DependencyGraph, model: nn.Module, drifts: list[Drift], kept: Kept) -> None:
@@ -149,7 +150,7 @@ class _Search:
             if isinstance(operand, Node):
                 self.ends = {node: place}
                 self._inside = {}
-                found += self._walk(operand, [])
+                found += filter(None, self._walk(operand, []))
         return found
 
     def _walk(self, node: Node, moves: list[Move]) -> list[Found]:
@@ -157,7 +158,9 @@ class _Search:
         name = aten_name(node)
         if node.name in self.parameters:
             return self._parameter(node, moves)
-        if not self._is_inside(node):
+        if name in ZEROS:  # which no factor changes
+            return [{}]
+        if not self._is_inside(node) or _pads_with_another_number(node):
             return []
         if name == "getitem" or name in _MOVES:
             return self._walk(node.all_input_nodes[0], [node, *moves])
@@ -175,7 +178,7 @@ class _Search:
             return self._together([self._walk(a, [Spread.over(node), *moves]) for a in node.all_input_nodes])
         if name == "div" and len(node.all_input_nodes) == 1:
             return self._walk(node.all_input_nodes[0], moves)
-        if picks(moves):
+        if any(True for _ in self._beside(moves)):
             return []
         if name in _EITHER:
             return _of_one([self._walk(a, []) for a in node.all_input_nodes])
@@ -196,7 +199,7 @@ class _Search:
         if not isinstance(user.meta.get("val"), (torch.Tensor, tuple, list)):  # a size
             return True
         name = aten_name(user)
-        if name in PARTS:
+        if name in PARTS or name in LIKE and user.args[0] is not node:
             return True
         return (name in _MOVES or name in _PASS) and self._is_inside(user)
 
@@ -210,9 +213,10 @@ class _Search:
 
     @staticmethod
     def _together(parts: list[list[Found]]) -> list[Found]:
-        """One way of each part at once."""
+        """One way of each part at once, which scales each part once: what several parts hold is scaled for all of them."""
         found = []
-        for ways in itertools.islice(itertools.product(*parts), _MOST_WAYS):
+        tried = itertools.islice(itertools.product(*parts), _MOST_TRIED)
+        for ways in itertools.islice((ways for ways in tried if _for_all(ways, parts)), _MOST_WAYS):
             merged: Found = {}
             for target, rows in (item for way in ways for item in way.items()):
                 both = np.union1d(rows[:-1], merged[target][:-1]) if target in merged else rows[:-1]
@@ -289,6 +293,11 @@ class _Search:
         return Part(node, moves)
 
 
+def _pads_with_another_number(node: Node) -> bool:
+    """Does it put numbers beside its operand that aren't zero, which a factor would change?"""
+    return "pad" in aten_name(node) and any(isinstance(a, (int, float)) and a != 0 for a in node.args[2:])
+
+
 def _of_one(factors: list[list[Found]]) -> list[Found]:
     """The ways of each factor of a product that leave the others as they are: a square of a weight would change twice."""
     return [
@@ -297,6 +306,17 @@ def _of_one(factors: list[list[Found]]) -> list[Found]:
         for way in ways
         if not any(_meet(way, other) for j, others in enumerate(factors) if j != k for other in others)
     ]
+
+
+def _for_all(ways: tuple[Found, ...], parts: list[list[Found]]) -> bool:
+    """Is each weight that one of `ways`, the way of each part, scales also scaled by those of the parts that it makes?"""
+    return not any(
+        any(_meet({target: rows}, other) for other in parts[j]) and not _meet({target: rows}, ways[j])
+        for k, way in enumerate(ways)
+        for target, rows in way.items()
+        for j in range(len(parts))
+        if j != k
+    )
 
 
 def _meet(one: Found, other: Found) -> bool:

@@ -20,7 +20,7 @@ _LAID_OUT = frozenset(
         *("chunk", "unbind", "slice", "select", "narrow"),
     ]
 )
-_ZEROS = frozenset(["zeros", "zeros_like", "new_zeros"])
+ZEROS = frozenset(["zeros", "zeros_like", "new_zeros"])
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Elements:
         name = aten_name(node)
         if node.name in self.parameters:
             return self._numbered(node)
-        if name in _ZEROS:
+        if name in ZEROS:
             return torch.full(tuple(node.meta["val"].shape), NOTHING)
         if name in _LAID_OUT:
             args, kwargs = pytree.tree_map_only(Node, self._made, (node.args, dict(node.kwargs)))

@@ -14,6 +14,7 @@ from depgraph.cutting.elements import aten_name
 PARTS = frozenset(["slice", "select", "getitem", "index_select", "narrow"])
 _STAYING = frozenset(["dropout", "to", "_to_copy", "type_as", "alias", "detach"])
 _VIEWS = frozenset(["view", "_unsafe_view"])
+LIKE = frozenset(["view_as", "reshape_as", "expand_as", "type_as"])  # of a second tensor they take the shape or the type
 
 
 class Part(NamedTuple):
@@ -75,6 +76,10 @@ def moved(numbers: Any, moves: Sequence[Move]) -> np.ndarray:
             continue
         call: Callable[..., Any] = move.target  # type: ignore[assignment]
         if aten_name(move) in _STAYING:
+            continue
+        if aten_name(move) in LIKE:
+            shape = tuple(move.meta["val"].shape)
+            numbers = numbers.expand(shape) if aten_name(move) == "expand_as" else numbers.reshape(shape)
             continue
         if aten_name(move) in _VIEWS:  # numbers that were expanded have no strides to view them by
             call = torch.ops.aten.reshape.default
