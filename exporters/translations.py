@@ -17,6 +17,7 @@ from exporters.complex_operators import COMPLEX, zeros
 
 _aten = torch.ops.aten
 _ATTENTION = 23  # the operator set with attention as one operator
+_INDICES = (onnx_ir.DataType.INT64, onnx_ir.DataType.BOOL)
 _GILES_CENTRE = (
     2.81022636e-08,
     3.43273939e-07,
@@ -53,6 +54,8 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
         _aten.zeros.default: zeros,
         _aten._is_all_true.default: core.aten_all,
         _aten._is_any_true.default: core.aten_any,
+        _aten.index_put.default: _index_put,
+        _aten._unsafe_index_put.default: _index_put,
     }
     one = _attention_at_23() if opset >= _ATTENTION else None
     found[_aten.scaled_dot_product_attention.default] = partial(_attention, one or nn.aten_scaled_dot_product_attention)
@@ -115,6 +118,19 @@ def _topk(self: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool =
     return core.aten_topk(self, k, dim, largest, True)
 
 
+def _index_put(self: Any, indices: Sequence[Any], values: Any, accumulate: bool = False) -> Any:
+    """ONNX takes 64-bit indices only."""
+    return core.aten_index_put(self, [_wide(index) for index in indices], values, accumulate)
+
+
+def _wide(index: Any) -> Any:
+    if index is None or index.dtype in _INDICES:
+        return index
+    wide = op.Cast(index, to=onnx_ir.DataType.INT64)
+    wide.shape, wide.dtype = index.shape, onnx_ir.DataType.INT64
+    return wide
+
+
 def _erfinv(self: Any) -> Any:
     """M. Giles, "Approximating the erfinv function" (2010), to single precision: two polynomials in -log(1 - x * x)."""
 
@@ -170,6 +186,16 @@ def _complex_index(self: Any, indices: Sequence[Any]) -> Any:
     return core.aten_index(self, indices)
 
 
+def _complex_pad(self: Any, pad: Sequence[Any], mode: str = "constant", value: float | None = None) -> Any:
+    if value:
+        raise NotImplementedError("complex tensors are padded with zeros, or with what they hold")
+    return nn.aten_pad(self, [0, 0, *pad], mode)
+
+
+def _complex_constant_pad(self: Any, pad: Sequence[Any], value: float = 0.0) -> Any:
+    return _complex_pad(self, pad, value=value)
+
+
 @cache
 def _register_complex() -> None:
     """Say how views of complex tensors are views of pairs: torch.onnx.export takes translations of real tensors only."""
@@ -179,6 +205,8 @@ def _register_complex() -> None:
         ("aten::select.int", _complex_select),
         ("aten::index.Tensor", _complex_index),
         *COMPLEX.items(),
+        ("aten::pad", _complex_pad),
+        ("aten::constant_pad_nd", _complex_constant_pad),
     ):
         held = registration.default_registry
         if name not in held or not held[name].complex:

@@ -46,8 +46,21 @@ def spectral(x: Tensor) -> Tensor:
     return torch.fft.irfft(out + more + torch.zeros_like(waves)[:, :1], n=x.shape[-1])
 
 
+def of_spectrum(x: Tensor) -> Tensor:
+    """Windows of a signal from a spectrum, which torch puts together by indices of 32 bits."""
+    spectrum = torch.fft.rfft(x.transpose(1, 2).reshape(x.shape[0], 8, -1), dim=1)
+    return torch.istft(spectrum, 8, 4, window=torch.ones(8))
+
+
+def padded_pairs(x: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(nn.functional.pad(pairs, (1, 0, 0, 2)))
+
+
 CASES = {
     "sums over complex products": spectral,
+    "inverse short-time transform": of_spectrum,
+    "pads of complex numbers": padded_pairs,
     "squeeze of a dim that isn't 1": lambda x: x.squeeze(1).squeeze(-1).squeeze((1, 2)),
     "squeeze of some dims of several": lambda x: x[:, None, :, None].squeeze((1, 2, 3)).unsqueeze(1).squeeze(1),
     "inverse error function": lambda x: (
