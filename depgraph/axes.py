@@ -168,7 +168,7 @@ def _numbered(touched: np.ndarray, most: int) -> np.ndarray:
 
 
 def _name(members: tuple[Member, ...], taken: dict[str, int]) -> str:
-    parameters = [m for m in members if m.kind == "parameter"]
+    parameters = [m for m in members if m.kind == "parameter"] or members
     main = min(parameters, key=lambda m: (not _alone(m), m.dim != 0))
     name = f"{main.target}:{main.dim}{_suffix(main.labels)}"
     taken[name] = taken.get(name, 0) + 1

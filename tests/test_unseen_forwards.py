@@ -77,3 +77,68 @@ def test_the_scale_of_scores_that_are_shifted_is_made_up_for(shift: object) -> N
     torch.manual_seed(0)
     report = cut(RelativePositions(shift), torch.randn(2, 5, 16))
     assert report.form == "module" and report.model.each < 8
+
+
+class Attends(nn.Module):
+    """Attention of one sequence to another, without a mask, written out."""
+
+    def __init__(self, width: int, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor, to: Tensor) -> Tensor:
+        q, k, v = (
+            f(t).view(*t.shape[:2], self.heads, -1).transpose(1, 2) for f, t in ((self.q, x), (self.k, to), (self.v, to))
+        )
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        return x + self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class PositionsInABuffer(nn.Module):
+    """Blocks in lists, between which a softmax shares out positions that a buffer holds one by one."""
+
+    def __init__(self, width: int = 16, length: int = 6) -> None:
+        super().__init__()
+        self.register_buffer("positions", torch.randn(length, width))
+        self.wide = nn.Linear(4, width)
+        self.reads, self.writes = (nn.ModuleList(Attends(width) for _ in range(2)) for _ in range(2))
+        self.start, self.head = nn.Parameter(torch.randn(3, width)), nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.wide(x) + self.positions
+        for block in self.reads:
+            x = block(x, x)
+        y = self.start.expand(len(x), -1, -1)
+        for block in self.writes:
+            y = block(y, x)
+        return self.head(y)
+
+
+def test_positions_in_a_buffer_are_no_parts_to_choose_from() -> None:
+    torch.manual_seed(0)
+    report = cut(PositionsInABuffer(), torch.randn(2, 6, 4))
+    assert len(report.model.positions) == 6 and len(report.model.reads) == 2
+
+
+class FindsNothing(nn.Module):
+    """A second head looks at what passes a threshold, which nothing of the example does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 8, 3, padding=1)
+        self.score, self.box = nn.Linear(8, 1), nn.Sequential(nn.Linear(8 * 16, 12), nn.ReLU(), nn.Linear(12, 4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        made = self.features(x)
+        score = self.score(made.mean((2, 3))).sigmoid()
+        found = torch.where(score[:, 0] > 1.0)[0]
+        return score, self.box(made[found].flatten(start_dim=1)).reshape(len(found), 2, 2)
+
+
+def test_a_head_that_is_given_nothing_is_cut_all_the_same() -> None:
+    torch.manual_seed(0)
+    report = cut(FindsNothing(), torch.randn(2, 3, 4, 4))
+    channels = report.model.features.out_channels
+    assert channels < 8 and report.model.box[0].in_features == channels * 16
+    assert report.model.box(torch.randn(3, channels * 16)).shape == (3, 4)

@@ -23,10 +23,30 @@ def refold(op: Op) -> None:
     for source, output in zip(op.inputs, op.outputs, strict=False):
         if math.prod(source.shape) != math.prod(output.shape):
             op.fix_all("its bytes are read as another type")
+        elif not math.prod(source.shape):
+            _refold_empty(op, source, output)
         else:
             op.relations.refold(list(source.dims), list(output.dims))
     if op.target.endswith("_as.default"):
         op.align_elementwise([op.inputs[1], op.output])
+
+
+def _refold_empty(op: Op, source: Value, output: Value) -> None:
+    """Without elements, what comes before the dim of size 0 is laid out anew by itself, and so is what comes behind it."""
+    (before, rest), (now_before, now_rest) = (_at_zero(value) for value in (source, output))
+    sizes = op.relations.sizes
+    pairs = ((before, now_before), (rest[:1], now_rest[:1]), (rest[1:], now_rest[1:]))
+    if all(math.prod(sizes[d] for d in old) == math.prod(sizes[d] for d in new) for old, new in pairs):
+        for old, new in pairs:
+            op.relations.refold(old, new)
+    else:
+        op.fix_all("it has no elements, and is laid out anew")
+
+
+def _at_zero(value: Value) -> tuple[list[int], list[int]]:
+    """The dims before the first of size 0, and the others."""
+    at = value.shape.index(0)
+    return list(value.dims[:at]), list(value.dims[at:])
 
 
 @rule("aten.view_as_real", "aten.view_as_complex")
