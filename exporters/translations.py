@@ -56,6 +56,7 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
         _aten._is_any_true.default: core.aten_any,
         _aten.index_put.default: _index_put,
         _aten._unsafe_index_put.default: _index_put,
+        _aten._cdist_forward.default: _cdist,
     }
     one = _attention_at_23() if opset >= _ATTENTION else None
     found[_aten.scaled_dot_product_attention.default] = partial(_attention, one or nn.aten_scaled_dot_product_attention)
@@ -129,6 +130,19 @@ def _wide(index: Any) -> Any:
     wide = op.Cast(index, to=onnx_ir.DataType.INT64)
     wide.shape, wide.dtype = index.shape, onnx_ir.DataType.INT64
     return wide
+
+
+def _cdist(x1: Any, x2: Any, p: float, compute_mode: int | None = None) -> Any:
+    """The p-norm of each row of the first less each row of the second."""
+    apart = op.Abs(op.Sub(op.Unsqueeze(x1, [-2]), op.Unsqueeze(x2, [-3])))
+    if p == 0:
+        return op.ReduceSum(op.CastLike(op.Cast(apart, to=onnx_ir.DataType.BOOL), x1), [-1], keepdims=0)
+    if p == 1:
+        return op.ReduceSum(apart, [-1], keepdims=0)
+    if p == float("inf"):
+        return op.ReduceMax(apart, [-1], keepdims=0)
+    power = op.Constant(value=onnx_ir.tensor(p, dtype=x1.dtype))
+    return op.Pow(op.ReduceSum(op.Pow(apart, power), [-1], keepdims=0), op.Reciprocal(power))
 
 
 def _erfinv(self: Any) -> Any:

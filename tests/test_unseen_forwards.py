@@ -142,3 +142,31 @@ def test_a_head_that_is_given_nothing_is_cut_all_the_same() -> None:
     channels = report.model.features.out_channels
     assert channels < 8 and report.model.box[0].in_features == channels * 16
     assert report.model.box(torch.randn(3, channels * 16)).shape == (3, 4)
+
+
+class RotatesComplexPairs(nn.Module):
+    """Queries and keys are pairs that are rotated as complex numbers, and divided by the root of their width."""
+
+    def __init__(self, width: int = 16, heads: int = 2) -> None:
+        super().__init__()
+        self.heads, self.each = heads, width // heads
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
+        angles = torch.outer(torch.arange(9.0), 100.0 ** -torch.linspace(0, 1, self.each // 2))
+        self.turns = torch.polar(torch.ones_like(angles), angles)
+
+    def rotated(self, x: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+        return torch.view_as_real(pairs * self.turns[: x.shape[1], None]).flatten(3).type_as(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (f(x).view(b, n, self.heads, self.each) for f in (self.q, self.k, self.v))
+        q, k, v = (t.transpose(1, 2) for t in (self.rotated(q), self.rotated(k), v))
+        attended = (q @ k.transpose(2, 3) / math.sqrt(self.each)).softmax(-1) @ v
+        return x + self.out(attended.transpose(1, 2).contiguous().view(b, n, -1))
+
+
+def test_the_scale_of_pairs_that_are_rotated_is_made_up_for() -> None:
+    torch.manual_seed(0)
+    report = cut(RotatesComplexPairs(), torch.randn(2, 5, 16))
+    assert report.form == "module" and report.model.each < 8

@@ -70,7 +70,7 @@ _OF_A_WEIGHT = frozenset(
         "narrow",
     ]
 )
-_FIRST = frozenset(["gather", "roll", "pad", "constant_pad_nd"])
+_FIRST = frozenset(["gather", "roll", "pad", "constant_pad_nd", "view_as_complex", "view_as_real"])
 _PASS = frozenset([*_EITHER, *_ALL, *_JOINS, *_NORMS, *_FIRST, "mul", "div", "getitem"])
 _MOST_WAYS, _MOST_TRIED = 16, 256
 
