@@ -20,11 +20,12 @@ _SEED = 20
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs, and what PyTorch makes of them."""
+    """Inputs, and what PyTorch makes of them; `rounding` is how much further apart rounding may take each output, if anything."""
 
     label: str
     inputs: tuple[Tensor, ...]
     expected: tuple[Tensor, ...]
+    rounding: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +77,9 @@ def check_file(path: Path, subject: Subject, cases: Sequence[Case], tolerance: T
     worst = Difference()
     for case in cases:
         actual = _run_onnx(session, subject, case)
-        for name, expected, got in zip(subject.outputs, case.expected, actual, strict=True):
-            worst |= compare(f"{name!r} at {case.label}", expected, got, tolerance)
+        allowed = [replace(tolerance, absolute=tolerance.absolute + more) for more in case.rounding]
+        for k, (name, expected, got) in enumerate(zip(subject.outputs, case.expected, actual, strict=True)):
+            worst |= compare(f"{name!r} at {case.label}", expected, got, allowed[k] if allowed else tolerance)
     return worst
 
 

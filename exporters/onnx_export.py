@@ -26,6 +26,7 @@ from exporters.dynamic import Dims, Specialised, enlarged, ladder
 from exporters.model_state import preserved, without_cache
 from exporters.onnx_program import Branches, Refused, Uncaptured, export_frozen, export_program, name_dims, rename_dims
 from exporters.opsets import check_opset, check_reached
+from exporters.rounding import ROUNDED, in_double_precision
 
 
 @dataclass(frozen=True)
@@ -263,9 +264,26 @@ def _difference(
     except onnx_check.Differs as error:
         settled = with_first_of_equals(job.flat, cases)
         if settled is None:
+            if (found := _in_double(job, subject, cases, tolerance)) is not None:
+                return found
             raise (traced_otherwise(program, subject, cases, tolerance) or error) from None
     difference = onnx_check.check_file(job.draft, subject, settled, tolerance)
     job.notes.append(TIES)
+    return difference
+
+
+def _in_double(
+    job: _Job, subject: check_cases.Subject, cases: list[check_cases.Case], tolerance: onnx_check.Tolerance
+) -> onnx_check.Difference | None:
+    """The largest difference from what the model computes in double precision; None where that is more than rounding makes."""
+    doubled = in_double_precision(job.flat, cases)
+    if doubled is None:
+        return None
+    try:
+        difference = onnx_check.check_file(job.draft, subject, doubled[0], tolerance)
+    except onnx_check.Differs:
+        return None
+    job.notes.append(ROUNDED.format(doubled[1]))
     return difference
 
 
