@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from depgraph.capture.keeping import unwritten
 from depgraph.capture.strides import InMemoryOrder
 from depgraph.errors import ExportError
+from exporters.constants import ConstantsKnown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,8 +198,10 @@ class FlatModel(nn.Module):
         """Run the model on the call's tensors."""
         if self._progress.done and torch.compiler.is_dynamo_compiling():
             raise RuntimeError("captured already")
+        known = ConstantsKnown() if _traces(tensors) else contextlib.nullcontext()
         try:
-            outputs = tuple(self.outputs(tensors)[0].values())
+            with known:
+                outputs = tuple(self.outputs(tensors)[0].values())
         except GuardOnDataDependentSymNode:
             self._progress.done = True
             raise
@@ -209,6 +213,12 @@ class FlatModel(nn.Module):
         args, kwargs = self._call.build(tensors)
         with InMemoryOrder():
             return named_outputs(self.model(*args, **kwargs))
+
+
+def _traces(tensors: Sequence[Tensor]) -> bool:
+    """Does torch.export run the code on these, which then have no data, other than by reading it?"""
+    running = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    return running and bool(tensors) and all(type(tensor) is not Tensor for tensor in tensors)
 
 
 def output_names(flat: FlatModel, call: Call) -> tuple[tuple[str, ...], list[str]]:

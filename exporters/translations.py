@@ -57,6 +57,8 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
         _aten.index_put.default: _index_put,
         _aten._unsafe_index_put.default: _index_put,
         _aten._cdist_forward.default: _cdist,
+        _aten._linalg_slogdet.default: _slogdet,
+        torch.ops.prims.prod.default: _prod,
     }
     one = _attention_at_23() if opset >= _ATTENTION else None
     found[_aten.scaled_dot_product_attention.default] = partial(_attention, one or nn.aten_scaled_dot_product_attention)
@@ -130,6 +132,18 @@ def _wide(index: Any) -> Any:
     wide = op.Cast(index, to=onnx_ir.DataType.INT64)
     wide.shape, wide.dtype = index.shape, onnx_ir.DataType.INT64
     return wide
+
+
+def _slogdet(A: Any) -> Any:
+    """The sign of a determinant and the logarithm of its size; what torch keeps for a gradient isn't made."""
+    found = op.CastLike(op.Det(op.Cast(A, to=onnx_ir.DataType.FLOAT)), A)
+    return op.Sign(found), op.Log(op.Abs(found)), op.Identity(A), op.Identity(A)
+
+
+def _prod(inp: Any, dims: Sequence[int] | None, *, output_dtype: Any = None) -> Any:
+    """As cumulative products come to."""
+    made = op.ReduceProd(inp, None if dims is None else list(dims), keepdims=0)
+    return made
 
 
 def _cdist(x1: Any, x2: Any, p: float, compute_mode: int | None = None) -> Any:

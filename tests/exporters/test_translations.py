@@ -63,6 +63,8 @@ CASES = {
     "pads of complex numbers": padded_pairs,
     "squeeze of a dim that isn't 1": lambda x: x.squeeze(1).squeeze(-1).squeeze((1, 2)),
     "squeeze of some dims of several": lambda x: x[:, None, :, None].squeeze((1, 2, 3)).unsqueeze(1).squeeze(1),
+    "cumulative products": lambda x: (x.tanh() + 1.5).cumprod(-1),
+    "sizes of determinants": lambda x: torch.linalg.slogdet(x.unfold(-1, 3, 1)[:, :, :3])[1],
     "distances": lambda x: sum(torch.cdist(x, x[:1] * 0.5, p) for p in (0.0, 1.0, 1.5, 2.0, float("inf"))),
     "inverse error function": lambda x: (
         (x.tanh() * 0.999).erfinv() + torch.tensor([1.0, -1.0, 0, 0.3]).erfinv()[2:].sum()
