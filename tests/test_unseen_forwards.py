@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import exporters
-from tests.test_unseen import cut
+from tests.test_unseen import Amplifies, cut
 
 
 @torch.compile(dynamic=True)
@@ -170,3 +170,17 @@ def test_the_scale_of_pairs_that_are_rotated_is_made_up_for() -> None:
     torch.manual_seed(0)
     report = cut(RotatesComplexPairs(), torch.randn(2, 5, 16))
     assert report.form == "module" and report.model.each < 8
+
+
+class StandardisesByNumbers(Amplifies):
+    """The mean and deviation that it standardises by are numbers in its code, which single precision rounds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, deviation = torch.tensor([0.485, 0.456] * 4), torch.as_tensor([0.229, 0.224] * 4, dtype=x.dtype)
+        return super().forward((x - mean) / deviation) if x.abs().max() > 0 else x[:, :3]
+
+
+def test_numbers_of_the_code_are_rounded_alike_in_both_that_are_compared() -> None:
+    torch.manual_seed(0)
+    report = cut(StandardisesByNumbers(), torch.randn(4, 8), 0.5)
+    assert report.check is not None and report.check.rounding > report.check.tolerance > 1e3 * report.check.error

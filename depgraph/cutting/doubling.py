@@ -21,17 +21,27 @@ _DOUBLE = {
     torch.bfloat16: torch.float64,
     torch.complex64: torch.complex128,
 }
+_OF_DATA = frozenset(["tensor", "as_tensor", "asarray", "Tensor", "FloatTensor"])
 _LEFT = frozenset(["__get__", "__set__", "__setitem__", "detach", "size", "dim"])
 
 
 @contextlib.contextmanager
 def in_double() -> Iterator[None]:
-    """Operators that run within take floating-point tensors as double ones, and make double ones."""
+    """Operators that run within take floating-point tensors as double ones, and make double ones.
+
+    Numbers in the code that become a tensor are rounded as they are outside: so they stand in a captured program.
+    """
+    with _by_default(torch.float64) as before, _Given(before), _Made():
+        yield
+
+
+@contextlib.contextmanager
+def _by_default(dtype: torch.dtype) -> Iterator[torch.dtype]:
+    """Make `dtype` the one that floating-point tensors have where the code doesn't say; gives the one before."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
-        with _Given(), _Made():
-            yield
+        yield before
     finally:
         torch.set_default_dtype(before)
 
@@ -39,9 +49,16 @@ def in_double() -> Iterator[None]:
 class _Given(TorchFunctionMode):
     """Hands tensors over as double ones: some functions compare the precisions of what they are given first."""
 
+    def __init__(self, usual: torch.dtype) -> None:
+        super().__init__()
+        self.usual = usual
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call one function, unless it writes to a tensor or only reads what one is like."""
         name = getattr(func, "__name__", "")
+        if name in _OF_DATA:
+            with _by_default(self.usual):
+                return func(*args, **(kwargs or {}))
         if name in _LEFT or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i"):
             return func(*args, **(kwargs or {}))
         given = pytree.tree_map(_doubled, (args, kwargs or {}))
