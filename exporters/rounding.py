@@ -39,7 +39,9 @@ def in_double_precision(flat: FlatModel, cases: Sequence[Case]) -> tuple[list[Ca
         if not all(share <= _MOST for _, share in moved):
             return None
         worst = max(worst, *(share for _, share in moved))
-        expected = tuple(t.detach().cpu() if t.is_floating_point() else e for t, e in zip(made, case.expected, strict=True))
+        expected = tuple(
+            t.detach().cpu() if t.is_floating_point() else e for t, e in zip(made, case.expected, strict=True)
+        )
         found.append(replace(case, expected=expected, rounding=tuple(_TIMES * distance for distance, _ in moved)))
     return found, worst
 

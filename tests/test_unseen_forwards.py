@@ -89,7 +89,8 @@ class Attends(nn.Module):
 
     def forward(self, x: Tensor, to: Tensor) -> Tensor:
         q, k, v = (
-            f(t).view(*t.shape[:2], self.heads, -1).transpose(1, 2) for f, t in ((self.q, x), (self.k, to), (self.v, to))
+            f(t).view(*t.shape[:2], self.heads, -1).transpose(1, 2)
+            for f, t in ((self.q, x), (self.k, to), (self.v, to))
         )
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         return x + self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))

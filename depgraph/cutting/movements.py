@@ -14,7 +14,9 @@ from depgraph.cutting.elements import aten_name
 PARTS = frozenset(["slice", "select", "getitem", "index_select", "narrow"])
 _STAYING = frozenset(["dropout", "to", "_to_copy", "type_as", "alias", "detach"])
 _VIEWS = frozenset(["view", "_unsafe_view"])
-LIKE = frozenset(["view_as", "reshape_as", "expand_as", "type_as"])  # of a second tensor they take the shape or the type
+LIKE = frozenset(
+    ["view_as", "reshape_as", "expand_as", "type_as"]
+)  # of a second tensor they take the shape or the type
 
 
 class Part(NamedTuple):
