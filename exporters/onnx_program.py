@@ -16,6 +16,7 @@ from exporters.calls import Call, FlatModel, first_line
 from exporters.cases import NamedDims
 from exporters.dynamic import Dims, fixed_dims, for_torch, settled_names, specialised
 from exporters.model_state import alternatives, one_by_one, preserved
+from exporters.no_ops import exact_no_ops
 from exporters.quietly import quietly
 
 
@@ -96,7 +97,7 @@ def _export(
 ) -> torch.onnx.ONNXProgram:
     shapes = for_torch(call, dims)
     try:
-        with quietly():
+        with quietly(), exact_no_ops():
             program = torch.onnx.export(
                 module.eval(),
                 examples,
