@@ -33,6 +33,15 @@ def _einsum(equation: str, tensors: Sequence[Any], path: Any = None) -> Any:
     return op.Concat(*(op.Unsqueeze(part, last) for part in pair), axis=-1)
 
 
+def _times_number(self: Any, other: complex) -> Any:
+    """(a + bi)(c + di), of which the number is c + di."""
+    a, b = (op.Gather(self, op.Constant(value_int=k), axis=-1) for k in (0, 1))
+    c, d = (op.CastLike(op.Constant(value_float=part), self) for part in (complex(other).real, complex(other).imag))
+    last = op.Constant(value_ints=[-1])
+    pair = op.Sub(op.Mul(a, c), op.Mul(b, d)), op.Add(op.Mul(a, d), op.Mul(b, c))
+    return op.Concat(*(op.Unsqueeze(part, last) for part in pair), axis=-1)
+
+
 def _copy(self: Any, src: Any, non_blocking: bool = False) -> Any:
     return op.Expand(op.CastLike(src, self), op.Shape(self))
 
@@ -72,6 +81,7 @@ def _before(dim: int) -> int:
 COMPLEX: dict[str, Callable[..., Any]] = {
     "aten::einsum": _einsum,
     "aten::copy": _copy,
+    "aten::mul.Scalar": _times_number,
     "aten::slice_scatter": _slice_scatter,
     "aten::select_scatter": _select_scatter,
     "aten::new_zeros": _new_zeros,

@@ -336,3 +336,26 @@ def test_entries_of_a_dict_that_the_example_passes_by_go_with_the_one_it_takes()
     assert pruned.body.out_features < 16
     for task in ("first", "second"):
         torch.testing.assert_close(pruned(x, task=task), expected(x, task=task), rtol=1e-4, atol=1e-5)
+
+
+class FixedView(nn.Module):
+    """Branches on a value, and has a size in its code that a cut would change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if y.sum() > 0:
+            y = y * 2
+        return self.second(y.view(-1, 3, 4).flatten(1))
+
+
+def test_a_refusal_does_not_offer_a_form_that_there_is_not() -> None:
+    graph = depgraph.trace(FixedView().eval(), (torch.randn(4, 8),))
+    plan = graph.cut_plan({"first.weight:0/blocks": [0]})
+    with pytest.raises(
+        CutError, match=r"the code gives the number 3; plan with form='module' to leave such axes whole$"
+    ):
+        plan.apply()

@@ -275,9 +275,10 @@ def _expressed(plan: Plan) -> Solution:
 
 def _refusal(plan: Plan, conflicts: list[Conflict]) -> str:
     more = f" (and {len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
+    graph = "" if plan.graph.form == "module" else "use form='graph' (or 'auto'), or "
     return (
         f"the code of {type(plan.graph.model).__name__} can't express this cut, {conflicts[0]}{more}; "
-        "use form='graph' (or 'auto'), or plan with form='module' to leave such axes whole"
+        f"{graph}plan with form='module' to leave such axes whole"
     )
 
 

@@ -59,6 +59,9 @@ def padded_pairs(x: Tensor) -> Tensor:
 
 CASES = {
     "sums over complex products": spectral,
+    "complex times a number": lambda x: torch.view_as_real(
+        torch.ops.aten.mul.Scalar(torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)), 2 - 3j)
+    ),
     "inverse short-time transform": of_spectrum,
     "pads of complex numbers": padded_pairs,
     "squeeze of a dim that isn't 1": lambda x: x.squeeze(1).squeeze(-1).squeeze((1, 2)),
