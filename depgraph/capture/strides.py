@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+_BY_STRIDES = (Tensor.as_strided, torch.as_strided, torch.ops.aten.as_strided, torch.ops.aten.as_strided.default)
+
 
 class InMemoryOrder(TorchFunctionMode):
     """Takes views by strides of tensors whose dims are in the order of their memory, by permuting these first.
@@ -21,7 +23,7 @@ class InMemoryOrder(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func in (Tensor.as_strided, torch.as_strided) and args and isinstance(args[0], Tensor):
+        if func in _BY_STRIDES and args and isinstance(args[0], Tensor):
             args = (_in_order(args[0]), *args[1:])
         return func(*args, **kwargs)
 

@@ -79,6 +79,9 @@ CASES = {
     "views by strides of dims in another order": lambda x: (
         x.transpose(1, 2).contiguous().transpose(1, 2).as_strided((2, 3, 3, 4), (24, 1, 6, 3))
     ),
+    "views by strides in a captured program": lambda x: torch.ops.aten.as_strided.default(
+        x.transpose(1, 2).contiguous().transpose(1, 2), (2, 3, 3, 4), (24, 1, 6, 3)
+    ),
     "stable sort": lambda x: (
         (x > 0).int().sort(stable=True, dim=1).indices.argsort(dim=1, stable=True, descending=True)
     ),
