@@ -9,15 +9,27 @@ import onnx_ir
 from onnxscript import opset18 as op
 from onnxscript.function_libs.torch_lib.ops import core
 
+_LARGEST_POWER = 8
 _REAL = {
     onnx_ir.DataType.COMPLEX64: onnx_ir.DataType.FLOAT,
     onnx_ir.DataType.COMPLEX128: onnx_ir.DataType.DOUBLE,
 }
 
 
+def _parts(pairs: Any) -> tuple[Any, Any]:
+    """The real and the imaginary part."""
+    real, imaginary = (op.Gather(pairs, op.Constant(value_int=k), axis=-1) for k in (0, 1))
+    return real, imaginary
+
+
+def _pairs(real: Any, imaginary: Any) -> Any:
+    last = op.Constant(value_ints=[-1])
+    return op.Concat(op.Unsqueeze(real, last), op.Unsqueeze(imaginary, last), axis=-1)
+
+
 def _einsum(equation: str, tensors: Sequence[Any], path: Any = None) -> Any:
     """The real and the imaginary parts apart."""
-    parts = [[op.Gather(t, op.Constant(value_int=k), axis=-1) for k in (0, 1)] for t in tensors]
+    parts = [_parts(tensor) for tensor in tensors]
     if len(parts) > 2:
         raise NotImplementedError("a sum over complex products is translated for two operands")
 
@@ -25,21 +37,37 @@ def _einsum(equation: str, tensors: Sequence[Any], path: Any = None) -> Any:
         return op.Einsum(*chosen, equation=equation)
 
     if len(parts) == 1:
-        pair = [summed(part) for part in parts[0]]
-    else:
-        (a, b), (c, d) = parts
-        pair = [op.Sub(summed(a, c), summed(b, d)), op.Add(summed(a, d), summed(b, c))]
-    last = op.Constant(value_ints=[-1])
-    return op.Concat(*(op.Unsqueeze(part, last) for part in pair), axis=-1)
+        return _pairs(*(summed(part) for part in parts[0]))
+    (a, b), (c, d) = parts
+    return _pairs(op.Sub(summed(a, c), summed(b, d)), op.Add(summed(a, d), summed(b, c)))
+
+
+def _times(one: tuple[Any, Any], other: tuple[Any, Any]) -> tuple[Any, Any]:
+    (a, b), (c, d) = one, other
+    return op.Sub(op.Mul(a, c), op.Mul(b, d)), op.Add(op.Mul(a, d), op.Mul(b, c))
 
 
 def _times_number(self: Any, other: complex) -> Any:
-    """(a + bi)(c + di), of which the number is c + di."""
-    a, b = (op.Gather(self, op.Constant(value_int=k), axis=-1) for k in (0, 1))
-    c, d = (op.CastLike(op.Constant(value_float=part), self) for part in (complex(other).real, complex(other).imag))
-    last = op.Constant(value_ints=[-1])
-    pair = op.Sub(op.Mul(a, c), op.Mul(b, d)), op.Add(op.Mul(a, d), op.Mul(b, c))
-    return op.Concat(*(op.Unsqueeze(part, last) for part in pair), axis=-1)
+    real, imaginary = (
+        op.CastLike(op.Constant(value_float=part), self) for part in (complex(other).real, complex(other).imag)
+    )
+    return _pairs(*_times(_parts(self), (real, imaginary)))
+
+
+def _exp(self: Any) -> Any:
+    real, imaginary = _parts(self)
+    size = op.Exp(real)
+    return _pairs(op.Mul(size, op.Cos(imaginary)), op.Mul(size, op.Sin(imaginary)))
+
+
+def _power(self: Any, exponent: complex) -> Any:
+    """Of a small whole number: products."""
+    if exponent not in range(1, _LARGEST_POWER + 1):
+        raise NotImplementedError(f"complex tensors are raised to whole numbers up to {_LARGEST_POWER}")
+    made = base = _parts(self)
+    for _ in range(int(complex(exponent).real) - 1):
+        made = _times(made, base)
+    return _pairs(*made)
 
 
 def _copy(self: Any, src: Any, non_blocking: bool = False) -> Any:
@@ -70,7 +98,10 @@ def _new_zeros(self: Any, size: Sequence[Any], dtype: Any = None, **options: Any
 
 
 def _zeros_like(self: Any, dtype: Any = None, **options: Any) -> Any:
-    return op.Expand(op.CastLike(op.Constant(value_float=0.0), self), op.Shape(self))
+    """Complex numbers, unless another type is asked for."""
+    if dtype is None or dtype in _REAL:
+        return op.Expand(op.CastLike(op.Constant(value_float=0.0), self), op.Shape(self))
+    return op.Expand(op.Cast(op.Constant(value_float=0.0), to=dtype), op.Shape(self, end=-1))
 
 
 def _before(dim: int) -> int:
@@ -82,6 +113,8 @@ COMPLEX: dict[str, Callable[..., Any]] = {
     "aten::einsum": _einsum,
     "aten::copy": _copy,
     "aten::mul.Scalar": _times_number,
+    "aten::exp": _exp,
+    "aten::pow.Tensor_Scalar": _power,
     "aten::slice_scatter": _slice_scatter,
     "aten::select_scatter": _select_scatter,
     "aten::new_zeros": _new_zeros,

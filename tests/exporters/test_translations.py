@@ -33,6 +33,10 @@ def rotated(x: Tensor) -> Tensor:
     return torch.view_as_real(pairs[:, :, None] * chosen[None, :, None, :].unsqueeze(-2)[..., 0, :]).flatten(1)
 
 
+def paired(x: Tensor) -> Tensor:
+    return torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
+
+
 SPECTRAL = torch.complex(*torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)))
 
 
@@ -43,7 +47,8 @@ def spectral(x: Tensor) -> Tensor:
     out[:, -1] = torch.einsum("bim->bm", waves)
     more = waves.new_zeros(out.shape)
     more[:, 0] = waves[:, 1]
-    return torch.fft.irfft(out + more + torch.zeros_like(waves)[:, :1], n=x.shape[-1])
+    real = torch.zeros_like(waves, dtype=torch.float32)
+    return torch.fft.irfft(out + more + torch.zeros_like(waves)[:, :1], n=x.shape[-1]) + real.sum()
 
 
 def of_spectrum(x: Tensor) -> Tensor:
@@ -59,9 +64,8 @@ def padded_pairs(x: Tensor) -> Tensor:
 
 CASES = {
     "sums over complex products": spectral,
-    "complex times a number": lambda x: torch.view_as_real(
-        torch.ops.aten.mul.Scalar(torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)), 2 - 3j)
-    ),
+    "complex times a number": lambda x: torch.view_as_real(torch.ops.aten.mul.Scalar(paired(x), 2 - 3j)),
+    "complex powers": lambda x: torch.view_as_real(paired(x).exp() ** 3 + paired(x) ** 1),
     "inverse short-time transform": of_spectrum,
     "pads of complex numbers": padded_pairs,
     "squeeze of a dim that isn't 1": lambda x: x.squeeze(1).squeeze(-1).squeeze((1, 2)),
