@@ -15,7 +15,8 @@ from depgraph.capture.training import training_forward
 from depgraph.cutting.absorbing import absorb
 from depgraph.cutting.drifting import new_drifts, numbers_of
 from depgraph.cutting.experts import Expected, check_without, expected, leaving, record_without, with_entries
-from depgraph.cutting.expressing import Conflict, Solution
+from depgraph.cutting.expressible import expressed
+from depgraph.cutting.expressing import Solution
 from depgraph.cutting.module import Undo, cut_copy, cut_in_place
 from depgraph.cutting.parting import ways
 from depgraph.cutting.program import cut_programs
@@ -108,7 +109,7 @@ def apply_in_place(plan: Plan, **options: Any) -> CutReport:
 def _in_place(plan: Plan, how: How) -> tuple[CutReport, Undo]:
     """Narrow the graph's own model; also gives what takes it back."""
     graph, verifier = plan.graph, Verifier(plan)
-    solution = _expressed(plan)
+    solution = expressed(plan)
     dense = numbers_of(graph, graph.model)
     undo = cut_in_place(graph, plan.kept(), solution)
     try:
@@ -266,24 +267,8 @@ def _how(options: dict[str, Any]) -> How:
     return How(**options)
 
 
-def _expressed(plan: Plan) -> Solution:
-    solution = plan.graph.sizes.solve(plan.kept())
-    if solution.conflicts:
-        raise CutError(_refusal(plan, solution.conflicts))
-    return solution
-
-
-def _refusal(plan: Plan, conflicts: list[Conflict]) -> str:
-    more = f" (and {len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
-    graph = "" if plan.graph.form == "module" else "use form='graph' (or 'auto'), or "
-    return (
-        f"the code of {type(plan.graph.model).__name__} can't express this cut, {conflicts[0]}{more}; "
-        f"{graph}plan with form='module' to leave such axes whole"
-    )
-
-
 def _module(plan: Plan, how: How) -> CutReport:
-    solution = _expressed(plan)
+    solution = expressed(plan)
     model = cut_copy(plan.graph, plan.kept(), solution)
     dense = numbers_of(plan.graph, plan.graph.model)
     after = numbers_of(plan.graph, model, inputs_at(plan.graph, plan.kept()))

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from depgraph.cutting.absorbing import can_absorb
+from depgraph.cutting.expressing import Conflict, Solution
 from depgraph.cutting.module import narrowed, plain_tensor
+from depgraph.errors import CutError
 from depgraph.widths import Kept
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
+    from depgraph.plan import Plan
 
 
 def is_expressible(graph: DependencyGraph, kept: Kept) -> bool:
@@ -20,3 +23,20 @@ def is_expressible(graph: DependencyGraph, kept: Kept) -> bool:
         return False
     held = graph.held()
     return all(v.target in held or plain_tensor(graph, v) is not None for v in narrowed(kept))
+
+
+def expressed(plan: Plan) -> Solution:
+    """What the module's Python must become for a plan; raises CutError where it can't express that."""
+    solution = plan.graph.sizes.solve(plan.kept())
+    if solution.conflicts:
+        raise CutError(_refusal(plan, solution.conflicts))
+    return solution
+
+
+def _refusal(plan: Plan, conflicts: list[Conflict]) -> str:
+    more = f" (and {len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
+    graph = "" if plan.graph.form == "module" else "use form='graph' (or 'auto'), or "
+    return (
+        f"the code of {type(plan.graph.model).__name__} can't express this cut, {conflicts[0]}{more}; "
+        f"{graph}plan with form='module' to leave such axes whole"
+    )
