@@ -41,14 +41,16 @@ def file_subject(
             outputs move there; of fewer than five, on all. None: on the example, and no score from data can be taken.
         sizes: of dims that the file leaves open, by name; without these it is run on inputs of the first batch, or made up.
 
-    Raises what `depgraph.trace` does for a file that can't be read, DataError for a batch that lacks an input.
+    Raises what `depgraph.trace` does for a file that can't be read, DataError for no batches, or one that lacks an input.
     """
     names = input_names(path)
     if batches is None:
         example = depgraph.trace(path, (), sizes).inputs  # type: ignore[attr-defined]
         moved = Shift(Path(path), [example])
         return Subject(Path(path), (), example, moved, Figure(SHIFT, "the example inputs"))
-    first: dict[str, Any] = next(iter(batches))
+    first: dict[str, Any] | None = next(iter(batches), None)
+    if first is None:
+        raise DataError("there are no batches: give some, or None to measure on the example")
     if missing := [name for name in names if name not in first]:
         raise DataError(f"the first batch lacks the input {missing[0]!r}: the file takes {', '.join(map(repr, names))}")
     aside = len(batches) // _HELD_OUT

@@ -122,6 +122,8 @@ def test_what_a_file_does_not_give_is_refused(
 def test_a_batch_that_lacks_an_input_is_named(file: Path) -> None:
     with pytest.raises(DataError, match="lacks the input 'right': the file takes 'left', 'right'"):
         file_subject(file, [{"left": np.zeros((3, 12), np.float32)}])
+    with pytest.raises(DataError, match="there are no batches"):
+        file_subject(file, [])
 
 
 def test_some_of_a_folder_are_those_files_in_order(tmp_path: Path) -> None:
