@@ -99,11 +99,8 @@ class Budget:
         spent = self.spent_at(kept)
         lacking = next((measure for measure, limit in self.limits.items() if spent[measure] > limit), None)
         if lacking == LATENCY and self.target.latency is not None:
-            said = {
-                name: f"{name} {ms:.3g} ms"
-                for name, ms in self.target.latency.parts(kept.without(self.branches)).items()
-            }
-            return _holders(self.target.latency.parts(kept.without(self.branches)), said)
+            parts = self.target.latency.parts(kept.without(self.branches))
+            return _holders(parts, {name: f"{name} {ms:.3g} ms" for name, ms in parts.items()})
         if lacking is None or lacking not in _STORED:
             return ""
         sizes = self._stored(kept, lacking)

@@ -20,7 +20,6 @@ from depgraph.widths import Kept
 from importance.patches import window_of
 from importance.statistics import Consumer, Statistics
 
-_LOOP = "an operator that loops, such as a recurrent one"
 _BIASES = {"linear": "bias", "conv1d": "bias", "conv2d": "bias", "addmm": "self"}
 
 
@@ -104,7 +103,8 @@ def unseen(plan: Plan) -> Iterator[str]:
         value = program.values[c.operand]
         if products[c.op, c.product] == 1 and value.kind == "parameter" and kept.of(value, c.dim) is not None:
             names[program.ties.get(value.target, value.target)] = None
-    return (f"{name}: what comes into it is within {_LOOP}" for name in names)
+    why = "what comes into it is within an operator that loops, such as a recurrent one"
+    return (f"{name}: {why}" for name in names)
 
 
 def _window(node: Any, weight: Tensor) -> int:

@@ -787,3 +787,23 @@ def test_another_role_of_an_integer_in_code_that_the_example_passes_by_is_noted(
     assert all("test_cutting.py:" in note and "it is 6 now" in note for note in notes)
     neurons = graph.cut_plan({a.name: [0] for a in graph.axes if a.size == 2}).apply_with_report(form="module")
     assert not any("width" in note for note in neurons.notes)
+
+
+class Blocks(nn.Module):
+    """Sees its channels as so many blocks of four, which an attribute counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.first, self.second = 3, nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).view(-1, self.count, 4).relu().flatten(1))
+
+
+def test_what_is_solved_once_is_given_to_each_who_asks_as_their_own() -> None:
+    graph = depgraph.trace(Blocks(), (torch.randn(2, 8),))
+    for gone in ([0], [0, 1], [0]):
+        for _ in range(2):
+            solution = graph.sizes.solve(graph.widths.at({"first.weight:0/blocks": gone}))
+            assert list(solution.attributes.values()) == [3 - len(gone)] and not solution.conflicts
+            solution.attributes.clear()

@@ -28,7 +28,8 @@ from exporters.timing.micro import Point, Signature, micro_model
 from exporters.timing.narrow import halved, narrow_model
 from exporters.timing.operators import Operators
 
-SCRIPT, NARROW, FORMAT = "measure.py", "narrow.onnx", measure.FORMAT
+SCRIPT, FORMAT = "measure.py", measure.FORMAT
+NARROW = {"narrow": "narrow.onnx", "narrow inputs": "narrow.npz"}
 STAIRS = {
     "conv.in": "stairs of channels in",
     "conv.out": "stairs of channels out",
@@ -62,18 +63,21 @@ def write_kit(graph: OnnxGraph, folder: str | os.PathLike[str]) -> Path:
     with writing(path):
         ir.save(skeleton(graph.model), path / "dense.onnx")
         if (narrow := narrow_model(graph)) is not None:
-            ir.save(skeleton(narrow, places(graph.model)), path / NARROW)
-        arrays: dict[str, Any] = {name: np.asarray(array) for name, array in graph.inputs_at(halved(graph)).items()}
-        np.savez(path / "narrow.npz", **arrays)
-        arrays = {name: np.asarray(array) for name, array in graph.inputs.items()}
-        np.savez(path / "inputs.npz", **arrays)
+            ir.save(skeleton(narrow, places(graph.model)), path / NARROW["narrow"])
+            _save(path / NARROW["narrow inputs"], graph.inputs_at(halved(graph)))
+        _save(path / "inputs.npz", graph.inputs)
         entries = [_written(path, k, *planned) for k, planned in enumerate(_planned(operators))]
         about: dict[str, Any] = {"format": FORMAT, "model": graph.name, "fingerprint": fingerprint(graph)}
         about |= {"dense": "dense.onnx", "inputs": "inputs.npz", "micro": entries}
-        about |= {"narrow": NARROW, "narrow inputs": "narrow.npz"} if narrow is not None else {}
+        about |= NARROW if narrow is not None else {}
         (path / "kit.json").write_text(json.dumps(about, indent=1) + "\n")
         shutil.copyfile(str(measure.__file__), path / SCRIPT)
     return path
+
+
+def _save(path: Path, inputs: Mapping[str, Any]) -> None:
+    arrays: dict[str, Any] = {name: np.asarray(array) for name, array in inputs.items()}
+    np.savez(path, **arrays)
 
 
 def key_of(signature: Signature) -> str:

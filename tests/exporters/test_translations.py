@@ -47,8 +47,8 @@ def spectral(x: Tensor) -> Tensor:
     out[:, -1] = torch.einsum("bim->bm", waves)
     more = waves.new_zeros(out.shape)
     more[:, 0] = waves[:, 1]
-    real = torch.zeros_like(waves, dtype=torch.float32)
-    return torch.fft.irfft(out + more + torch.zeros_like(waves)[:, :1], n=x.shape[-1]) + real.sum()
+    ones = torch.zeros_like(waves, dtype=torch.float32) + 1
+    return torch.fft.irfft(out + more + torch.zeros_like(waves)[:, :1], n=x.shape[-1]) + ones.sum()
 
 
 def of_spectrum(x: Tensor) -> Tensor:
@@ -58,8 +58,7 @@ def of_spectrum(x: Tensor) -> Tensor:
 
 
 def padded_pairs(x: Tensor) -> Tensor:
-    pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(nn.functional.pad(pairs, (1, 0, 0, 2)))
+    return torch.view_as_real(nn.functional.pad(paired(x), (1, 0, 0, 2)))
 
 
 CASES = {
