@@ -150,7 +150,8 @@ def work(name: str, given: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    bench, results = Bench(subjects(given)[name](), given), Results(given.results, name, sizes_of(given))
+    bench = Bench(subjects(given)[name]().on(given.device), given)
+    results = Results(given.results, name, sizes_of(given))
     with suppress(DepgraphError):  # what is imported on the first use doesn't count
         bench.recipe("wanda_sp", 0).prune(bench.graph, depgraph.Target(params=0.95))
     results.add({"recipe": "dense"}, bench.dense)
@@ -184,6 +185,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="draws of calibration data (%(default)s)")
     parser.add_argument("--calibration", type=int, default=64, help="sequences (%(default)s)")
     parser.add_argument("--held-out", type=int, default=64, help="sequences to measure on (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="where to prune (%(default)s)")
     parser.add_argument("--results", type=Path, default=CACHE / "quality.jsonl", help="their file (%(default)s)")
     parser.add_argument("--report", type=Path, help="write the tables as Markdown here, and a plot beside it")
     parser.add_argument("--list", action="store_true", help="don't run anything, use the results there are")

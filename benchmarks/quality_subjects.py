@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import random
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,15 @@ class Subject:
     quality: Callable[[nn.Module], float]
     metric: str
     loss: Loss | None = None
+
+    def on(self, device: str) -> Subject:
+        """The same with the model and its calibration data on a device; quality is still measured on the CPU, on a copy."""
+        return replace(
+            self,
+            model=self.model.to(device),
+            batches=lambda seed: [{k: v.to(device) for k, v in batch.items()} for batch in self.batches(seed)],
+            quality=lambda pruned: self.quality(copy.deepcopy(pruned).to("cpu")),
+        )
 
     def example(self) -> dict[str, Tensor]:
         """What to trace with: two samples."""
@@ -118,7 +128,7 @@ def embedded(output: Any, mask: Tensor) -> Tensor:
 def contrastive(output: Any, batch: dict[str, Tensor]) -> Tensor:
     """The loss of telling the second half of a paragraph from those of others, where rows 2i and 2i + 1 are one paragraph."""
     first, second = embedded(output, batch["attention_mask"]).unflatten(0, (-1, 2)).unbind(1)
-    return functional.cross_entropy(first @ second.T / TEMPERATURE, torch.arange(len(first)))
+    return functional.cross_entropy(first @ second.T / TEMPERATURE, torch.arange(len(first), device=first.device))
 
 
 def halves(text: str, count: int, seed: int) -> Iterator[list[str]]:

@@ -220,6 +220,7 @@ def _narrow(model: nn.Module, cut: Record, undo: list[Undo]) -> None:
     assign_all(model, {attr_of(change): change["after"] for change in cut["attributes"]}, undo)
     compute_again(model)
     undo.extend(follow(model))
+    flatten(model)
     for added in cut.get("added", ()):
         _add(model, added, undo)
 
@@ -255,7 +256,6 @@ def _replace(model: nn.Module, successor: Callable[[str, torch.Tensor], torch.Te
         if new is not old:
             store[key] = new
             undo.append(lambda store=store, key=key, old=old: store.__setitem__(key, old))  # type: ignore[misc]
-    flatten(model)
 
 
 def _as_before(model: nn.Module, cut: Record, device: torch.device | str) -> None:
@@ -270,6 +270,7 @@ def _as_before(model: nn.Module, cut: Record, device: torch.device | str) -> Non
         return fresh.setdefault(id(old), _empty(old, list(old.shape), device=device, dtype=dtype))
 
     _replace(model, successor, [])
+    flatten(model)
 
 
 def _cut_graph(model: nn.Module, cut: Record, device: torch.device | str) -> nn.Module:
@@ -327,6 +328,7 @@ def fill(model: nn.Module, table: Table, tensors: Mapping[str, torch.Tensor], un
         return made[root]
 
     _replace(model, successor, undo)
+    flatten(model)
     missing = [n for n, entry in table.items() if _root(table, n) not in made and entry["kind"] != "attribute"]
     if missing:
         raise CheckpointError(

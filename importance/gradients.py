@@ -53,7 +53,7 @@ def backwards(
         )
     device = next(model.parameters()).device
     calls = 0
-    with put_back(model) as written, quiet(model), borrowed(model, parameters, hook):
+    with put_back(model) as written, quiet(model), _recurrent_in_eval(model), borrowed(model, parameters, hook):
 
         def backward(batch: Any, before: Callable[[Tensor], Any] = lambda loss: None) -> None:
             nonlocal calls
@@ -66,6 +66,12 @@ def backwards(
         yield backward
         if not calls:
             raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")
+
+
+def _recurrent_in_eval(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Without cuDNN where it would refuse: it takes recurrent layers backward in training mode only."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    return torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
 
 
 def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
 import depgraph
+import exporters
 import importance
+from depgraph.cli import app
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -30,7 +33,22 @@ def _llama() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     return model, (torch.randint(0, 128, (2, 16)),)
 
 
-BUILDERS = {"convolutions": _convolutions, "llama": _llama}
+class _Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.LSTM(12, 16, num_layers=2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.recurrent(x)[0])
+
+
+def _recurrent() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(0)
+    return _Recurrent().eval(), (torch.randn(4, 7, 12),)
+
+
+BUILDERS = {"convolutions": _convolutions, "llama": _llama, "recurrent": _recurrent}
 
 
 def _numbers(output: object) -> torch.Tensor:
@@ -42,7 +60,7 @@ def _numbers(output: object) -> torch.Tensor:
 def test_the_same_groups_go_as_on_the_cpu(name: str, score: str) -> None:
     model, inputs = BUILDERS[name]()
     there, given = copy.deepcopy(model).cuda(), tuple(x.cuda() for x in inputs)
-    loss = (lambda output, batch: _numbers(output).float().square().mean()) if name == "convolutions" else None
+    loss = (lambda output, batch: _numbers(output).float().square().mean()) if name != "llama" else None
     found = {}
     for place, (one, args) in {"cpu": (model, inputs), "cuda": (there, given)}.items():
         scorer = importance.named(score, batches=[args], loss=loss)
@@ -79,6 +97,38 @@ def test_recipes_make_up_for_the_cut_there(name: str) -> None:
     pruned = made.prune(depgraph.trace(model, args), depgraph.Target(params=0.85))
     assert all(p.is_cuda for p in pruned.model.parameters())
     assert torch.isfinite(pruned.model(*args).logits).all()
+
+
+@pytest.mark.parametrize("name", ["best", "obs", "flap"])
+def test_recipes_make_up_for_cut_channels_there(name: str) -> None:
+    model, inputs = _convolutions()
+    model, args = model.cuda(), tuple(x.cuda() for x in inputs)
+    batches = [torch.randn(4, 3, 16, 16) for _ in range(2)]
+    made = importance.recipes.named(name, batches, lambda output, batch: output.square().mean(), 0)
+    pruned = made.prune(depgraph.trace(model, args), depgraph.Target(params=0.7))
+    assert all(p.is_cuda for p in pruned.model.parameters())
+    assert torch.isfinite(pruned.model(*args)).all()
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_what_was_cut_there_is_exported_and_runs_in_onnx_runtime(name: str, tmp_path: Path) -> None:
+    model, inputs = BUILDERS[name]()
+    model, args = model.cuda(), tuple(x.cuda() for x in inputs)
+    pruned = depgraph.trace(model, args).plan(importance.Magnitude(), depgraph.Target(params=0.7)).apply()
+    exporters.to_onnx(pruned, args, tmp_path / "pruned.onnx")
+    assert (tmp_path / "pruned.onnx").is_file()
+    assert all(p.is_cuda for p in pruned.parameters())
+
+
+def test_the_command_prunes_there(tmp_path: Path) -> None:
+    model, _ = _llama()
+    model.save_pretrained(tmp_path / "dense")
+    told = ["prune", str(tmp_path / "dense"), "--keep", "params=0.8", "--device", "cuda"]
+    ended = CliRunner().invoke(app, [*told, "--out", str(tmp_path / "out"), "--onnx"])
+    assert ended.exit_code == 0, ended.output
+    assert (tmp_path / "out" / "model.onnx").is_file()
+    again = depgraph.load(tmp_path / "out", device="cuda")
+    assert all(p.is_cuda for p in again.parameters())
 
 
 def test_depth_goes_there() -> None:

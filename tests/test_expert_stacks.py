@@ -222,7 +222,16 @@ class Backwards(Ranged):
         return super().made(EXPERTS - 1 - e, x)
 
 
-@pytest.mark.parametrize("kind", [Special, Backwards])
+class Untold(Looped):
+    """Where it isn't being captured, the code counts on all experts."""
+
+    def mixed(self, x: Tensor, shares: Tensor, index: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and len(self.up) != EXPERTS:
+            raise RuntimeError("where have they gone?")
+        return super().mixed(x, shares, index)
+
+
+@pytest.mark.parametrize("kind", [Special, Backwards, Untold])
 def test_what_goes_by_its_number_stays(kind: type[Looped]) -> None:
     graph, _ = traced(kind)
     assert not any(axis.tried for axis in graph.axes)

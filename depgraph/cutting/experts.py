@@ -26,7 +26,7 @@ from depgraph.capture.sizes import Attr
 from depgraph.classes import NONE
 from depgraph.cutting.barring import Bars, barred, bars_of
 from depgraph.cutting.draws import same_draws
-from depgraph.cutting.elsewhere import moved
+from depgraph.cutting.elsewhere import moved, require_runs_by_itself
 from depgraph.cutting.entries import positions, renumber
 from depgraph.cutting.inputs import describe_inputs
 from depgraph.cutting.report import Check
@@ -210,6 +210,9 @@ def check_without(graph: DependencyGraph, model: nn.Module, wanted: Expected) ->
             f"{type(model).__name__} without the parts that the plan takes out differs by {error:.1e} of the largest output "
             f"(allowed {tolerance:.0e}) from the original in which they can't be chosen: protect their axis"
         )
+    decisions = decisions_of(graph.capture.exported)
+    if decisions is None or decisions.exporting:  # it ran as it does while it is captured
+        require_runs_by_itself(graph, model, wanted.inputs[0])
     return Check(error, sensitivity, tolerance, 0, 0)
 
 

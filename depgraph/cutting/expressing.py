@@ -16,6 +16,7 @@ from torch.fx import Node
 from depgraph.capture.matching import SHAPES
 from depgraph.capture.recording import Comparison, Site, current
 from depgraph.capture.sizes import Attr, Const, Expr, Op, ShapeOf, attributes, describe, evaluate
+from depgraph.cutting.bounds import lowest
 from depgraph.cutting.rewriting import Prepared, Sized, call_arguments, prepare, rewritten
 from depgraph.widths import Kept
 
@@ -109,21 +110,18 @@ class SizeRules:
             return None
         where, key, *rest = site.path
         name = key if where == "kwargs" else changed.node.target._schema.arguments[key].name  # type: ignore[union-attr]
-        if isinstance(site.expr, Op) and self.runs_out(site):
-            return self._ending(site, kept)
+        if isinstance(site.expr, Op) and (least := self._lowest(site, kept)) is not None:
+            return least
         return _within(changed.changes[name], rest, site.value) if name in changed.changes else site.value
 
     def runs_out(self, site: Site) -> bool:
-        """Does a slice end here where what it is taken of ends? Any number from there on does the same."""
-        node = self.nodes[site.node]
-        if str(node.target) != "aten.slice.Tensor" or site.path != ("args", 3):
-            return False
-        source = self.values.get(node.all_input_nodes[0].name)
-        return source is not None and site.value == source.shape[node.args[1]]  # type: ignore[index]
+        """Does any number from some on do the same here?"""
+        return self._lowest(site) is not None
 
-    def _ending(self, site: Site, kept: Kept) -> int:
-        node = self.nodes[site.node]
-        return kept.shape(self.values[node.all_input_nodes[0].name])[node.args[1]]  # type: ignore[index]
+    def _lowest(self, site: Site, kept: Kept | None = None) -> int | None:
+        before = self.graph.capture.program.relations.sizes.__getitem__
+        after = before if kept is None else kept.size
+        return lowest(self.nodes[site.node], site, self.values, (before, after))
 
     def solve(self, kept: Kept) -> Solution:
         """Find the attributes that make the module compute the cut, and whatever conflicts remain.
@@ -235,7 +233,8 @@ class SizeRules:
 
     def _check_site(self, site: Site, need: Any, kept: Kept, solution: Solution) -> None:
         gives = site.value if site.expr is None else self.value(site.expr, kept, solution)
-        if gives == need or (gives is not None and self.runs_out(site) and gives >= self._ending(site, kept)):
+        least = self._lowest(site, kept)
+        if gives == need or (gives is not None and least is not None and gives >= least):
             return
         if isinstance(site.value, float):
             self._drift(site, gives / need if gives and need else 0.0, solution)
