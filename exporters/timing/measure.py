@@ -6,6 +6,7 @@ This file is copied into every kit and runs by itself: it needs Python 3.9 or la
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import onnxruntime
 
 FORMAT = 1
 SHORTEST, MOST_SECONDS = 8, 4.0  # runs of a file at least, and seconds after which no more are begun
+TOGETHER = 256 << 20  # bytes of models that are open at once
 LOW = 0.1  # the quantile that counts: what the machine does when nothing else disturbs it
 
 
@@ -122,42 +124,75 @@ def nodes_of(events, runs):
     return found
 
 
-def profiled(path, feeds, runs, threads, beside=None):
-    """The operators of a model; `beside` is called between the runs."""
+def profiled(models, runs, threads, beside=None):
+    """The operators of each of some models (path, feeds), which are run in turns; `beside` is called after each turn."""
     with tempfile.TemporaryDirectory() as folder:
-        profiling = session(path, threads, str(Path(folder) / "run"))
-        profiling.run(None, feeds)
-        began, made = time.perf_counter(), 0
-        while made < runs and (made < SHORTEST or time.perf_counter() - began < MOST_SECONDS):
-            profiling.run(None, feeds)
-            made += 1
-            if beside is not None:
+        opened = [(session(path, threads, str(Path(folder) / str(k))), feeds) for k, (path, feeds) in enumerate(models)]
+        made, began = 0, time.perf_counter()
+        while made <= runs and (made <= SHORTEST or time.perf_counter() - began < len(models) * MOST_SECONDS):
+            for one, feeds in opened:
+                one.run(None, feeds)
+            if beside is not None and made:
                 beside()
-        events = json.loads(Path(profiling.end_profiling()).read_text())
-    return nodes_of(events, made + 1)
+            made += 1
+        events = [json.loads(Path(one.end_profiling()).read_text()) for one, _ in opened]
+    return [nodes_of(found, made) for found in events]
 
 
-def dense(path, feeds, runs, threads):
-    """The whole model: its time, and that of its operators, taken in turns."""
-    whole, times = session(path, threads), []
+def whole(models, runs, threads):
+    """The time of the first of some models (path, feeds), and that of the operators of all.
+
+    All are taken in turns: what the machine does meanwhile makes all slower, and not one of them beside another.
+    """
+    (path, feeds), times = models[0], []
+    plain = session(path, threads)
     for _ in range(2):
-        whole.run(None, feeds)
-    found = profiled(path, feeds, runs, threads, lambda: times.append(timed(lambda: whole.run(None, feeds), threads)))
-    return {"ms": low(times), "nodes": found}
+        plain.run(None, feeds)
+    found = profiled(models, runs, threads, lambda: times.append(timed(lambda: plain.run(None, feeds), threads)))
+    return {"ms": low(times), "nodes": found[0]}, found[1:]
 
 
 def micro(path, entry, runs, threads):
     """Milliseconds of the operators n0, n1, ... of a micro model, in this order; long ones are in models of their own."""
     feeds = {"x": np.random.default_rng(0).standard_normal(entry["input"]).astype(np.float32)}
     found = [0.0] * len(entry["points"])
-    for node in profiled(path, feeds, runs, threads) if len(entry["alone"]) < len(found) else ():
+    short = len(entry["alone"]) < len(found)
+    for node in profiled([(path, feeds)], runs, threads)[0] if short else ():
         if (number := number_of(node)) is not None:
             found[number] += node["ms"]
     if entry["alone"]:
         with np.load(path.with_suffix(".npz")) as models:
-            for number in entry["alone"]:
-                found[number] = alone(models[f"n{number}"].tobytes(), feeds, runs, threads)
+            for number, ms in long_ones(models, entry["alone"], lambda these: alone(these, feeds, runs, threads)):
+                found[number] = ms
     return {"points": entry["points"], "odd": entry["odd"], "ms": found}
+
+
+def long_ones(models, numbers, times):
+    """Milliseconds of operators in models of their own, by number; `times` measures some models in turns.
+
+    Each is measured beside the largest, as far as memory goes together with others, and what counts is their ratio: the machine may
+    have been slower by the time that the next are.
+    """
+    sizes = {number: models[f"n{number}"].nbytes for number in numbers}
+    *others, largest = sorted(numbers, key=sizes.__getitem__)
+    first = None
+    for some in together(others, sizes, TOGETHER - sizes[largest]) or [[]]:
+        found = times([models[f"n{number}"].tobytes() for number in (*some, largest)])
+        first = found[-1] if first is None else first
+        longer = found[-1] / first if first else 1.0
+        yield from ((number, found[k] / longer) for k, number in enumerate(some))
+    yield largest, first
+
+
+def together(names, sizes, most):
+    """Names in lists, each of one or of several whose sizes add up to `most` at most."""
+    found: list = []
+    for name in names:
+        if found and sum(sizes[n] for n in (*found[-1], name)) <= most:
+            found[-1].append(name)
+        else:
+            found.append([name])
+    return found
 
 
 def number_of(node):
@@ -165,18 +200,27 @@ def number_of(node):
     return int(named[1]) if named else None
 
 
-def alone(model, feeds, runs, threads):
-    """Milliseconds of the one long operator of a model.
+def alone(models, feeds, runs, threads):
+    """Milliseconds of the one long operator of each of some models, run in turns.
 
     ONNX Runtime's profile has the time by the clock, and on a busy machine an operator of some milliseconds never runs without
     another program's turn within it. The run's own time has none of that, so what the short operators beside it leave of it is
     an upper bound too.
     """
-    plain, times = session(model, threads), []
-    plain.run(None, feeds)
-    nodes = profiled(model, feeds, runs, threads, lambda: times.append(timed(lambda: plain.run(None, feeds), threads)))
-    by_clock = sum(node["ms"] for node in nodes if number_of(node) is not None)
-    return min(by_clock, max(low(times) - sum(node["ms"] for node in nodes if number_of(node) is None), 0.0))
+    plain = [session(model, threads) for model in models]
+    times: list = [[] for _ in models]
+    for one in plain:
+        one.run(None, feeds)
+
+    def beside():
+        for k, one in enumerate(plain):
+            times[k].append(timed(functools.partial(one.run, None, feeds), threads))
+
+    found = []
+    for k, nodes in enumerate(profiled([(model, feeds) for model in models], runs, threads, beside)):
+        by_clock = sum(node["ms"] for node in nodes if number_of(node) is not None)
+        found.append(min(by_clock, max(low(times[k]) - sum(n["ms"] for n in nodes if number_of(n) is None), 0.0)))
+    return found
 
 
 def loaded(path):
@@ -188,20 +232,19 @@ def measure(folder, runs=30, threads=1, told=lambda line: None):
     """The profile of this machine for a kit, as plain data."""
     folder = Path(folder)
     kit = json.loads((folder / "kit.json").read_text())
-    feeds = loaded(folder / kit["inputs"])
-    told(f"{kit['model']}: the whole model")
-    whole = dense(folder / kit["dense"], feeds, runs, threads)
-    about = {"format": FORMAT, "model": kit["model"], "fingerprint": kit["fingerprint"], "machine": machine(threads)}
+    models = [(folder / kit["dense"], loaded(folder / kit["inputs"]))]
     if "narrow" in kit:
-        told(f"{kit['model']}: at half of its widths")
-        about["narrow"] = {
-            "nodes": profiled(folder / kit["narrow"], loaded(folder / kit["narrow inputs"]), runs, threads)
-        }
+        models.append((folder / kit["narrow"], loaded(folder / kit["narrow inputs"])))
+    told(f"{kit['model']}: the whole model" + (", and at half of its widths" if "narrow" in kit else ""))
+    dense, halves = whole(models, runs, threads)
+    about = {"format": FORMAT, "model": kit["model"], "fingerprint": kit["fingerprint"], "machine": machine(threads)}
+    if halves:
+        about["narrow"] = {"nodes": halves[0]}
     found = {}
     for number, entry in enumerate(kit["micro"], start=1):
         told(f"{kit['model']}: operators {number} of {len(kit['micro'])}")
         found[entry["key"]] = micro(folder / entry["file"], entry, runs, threads)
-    return {**about, "dense": whole, "micro": found}
+    return {**about, "dense": dense, "micro": found}
 
 
 def main():

@@ -127,7 +127,7 @@ def test_products_of_one_input_stay_apart_without_their_weights(tmp_path: Path) 
     x = torch.randn(1, 4, 96)
     made = exporters.onnx_graph(depgraph.trace(Apart().eval(), x))
     onnx_ir.save(skeleton(made.model), tmp_path / "made.onnx")
-    ran = measure.profiled(tmp_path / "made.onnx", {name: np.asarray(a) for name, a in made.inputs.items()}, 1, 1)
+    (ran,) = measure.profiled([(tmp_path / "made.onnx", {n: np.asarray(a) for n, a in made.inputs.items()})], 1, 1)
     assert sum(node["op"] in ("MatMul", "Gemm") and node["shape"][-1] == 96 for node in ran) == 3
 
 
@@ -408,3 +408,20 @@ def test_a_fused_operator_is_told_by_its_shape_in_the_narrow_model(tmp_path: Pat
     assert len(operators.like((4, 32))) > 1
     (run,) = _Known({}, {("BiasGelu", "BiasGelu"): {"ms": 1.0, "shape": [4, 16]}}, half).like(operators, node).runs
     assert [int(half[number]) for number in run] == [4, 16]
+
+
+def test_long_operators_are_measured_beside_the_largest_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine gets slower by and by: each lot takes 1.5 times what the one before it took."""
+    models = {f"n{k}": np.zeros(size, dtype=np.uint8) for k, size in enumerate([10, 30, 20, 40])}
+    slower, lots = [1.0], list[list[int]]()
+
+    def times(these: list[bytes]) -> list[float]:
+        lots.append([len(one) for one in these])
+        slower.append(slower[-1] * 1.5)
+        return [len(one) * slower[-2] for one in these]
+
+    monkeypatch.setattr(measure, "TOGETHER", 80)
+    found = dict(measure.long_ones(models, [0, 1, 2, 3], times))
+    assert lots == [[10, 20, 40], [30, 40]]
+    assert found == {k: pytest.approx(len(models[f"n{k}"])) for k in range(4)}
+    assert dict(measure.long_ones(models, [1], times)) == {1: pytest.approx(30 * slower[-2])}
