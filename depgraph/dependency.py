@@ -20,6 +20,7 @@ from depgraph.collecting import uncollected
 from depgraph.errors import CaptureError, DepgraphError, PlanError
 from depgraph.experts import with_experts
 from depgraph.finite import require_finite
+from depgraph.modules import Modules
 from depgraph.offloading import Weights, at_rest, offloaded
 from depgraph.widths import Cost, Removal, Widths
 
@@ -122,19 +123,20 @@ class DependencyGraph:
 
     def entries_of(self, container: str) -> int:
         """How many entries a container, by its path, holds."""
-        return len(list(self.model.get_submodule(container).children()))
+        return sum(path.rpartition(".")[0] == container for path in self.entries)
 
     @cached_property
+    def _tree(self) -> Modules:
+        return Modules(self.model, self.nodes)
+
+    @property
     def entries(self) -> tuple[str, ...]:
         """Paths of the modules that are entries of a container, in the order in which these hold them."""
-        holders = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
-        held = ((path, module) for path, module in self.model.named_modules() if isinstance(module, holders))
-        return tuple(f"{path}.{name}" if path else name for path, module in held for name, _ in module.named_children())
+        return self._tree.entries
 
     def likeness(self, path: str) -> tuple[object, ...]:
         """What a module is like: its class, and the names and shapes of its parameters."""
-        module = self.model.get_submodule(path)
-        return type(module), *((n, tuple(p.shape)) for n, p in module.named_parameters(remove_duplicate=False))
+        return self._tree.likeness(path)
 
     def owner_of(self, target: str) -> str:
         """The path of the module that holds a parameter or buffer."""

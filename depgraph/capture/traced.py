@@ -17,6 +17,7 @@ from depgraph.capture.deciding import Decisions
 from depgraph.capture.exported import DirectProgram
 from depgraph.capture.frames import where
 from depgraph.capture.memory import Memory
+from depgraph.capture.origins import Origins, Stack
 from depgraph.capture.signature import Names, signature_of
 
 _META = torch.device("meta")
@@ -31,7 +32,7 @@ class Replaced(Unusual):
     """The forward replaces the parameters named, which only module forms do again."""
 
 
-Stack = list[dict[str, tuple[str, str]]]
+Stacks = list[Stack]
 
 
 @dataclass
@@ -49,13 +50,15 @@ class Traced(proxies.Tracer):
     known: dict[int, Tensor] = field(default_factory=dict)
     stand_ins: dict[int, Tensor] = field(default_factory=dict)
     alive: list[Tensor] = field(default_factory=list)
-    stack: Stack = field(default_factory=lambda: [{}])
+    stack: Stacks = field(default_factory=lambda: [{}])
     first_input: torch.fx.Node | None = None
     asks_for_meta: bool = False
     held: set[torch.fx.Node] = field(default_factory=set)
     memory: Memory = field(init=False)
+    origins: Origins = field(init=False)
 
     def __post_init__(self) -> None:
+        self.origins = Origins(self.names.model)
         self.memory = Memory(self.alive)
 
     def node_of(self, tensor: Tensor) -> torch.fx.Node | None:
@@ -125,7 +128,7 @@ class Traced(proxies.Tracer):
 
     def place(self) -> dict[str, Any]:
         """Where the code stands: in which modules, and at what line."""
-        return {"nn_module_stack": self.stack[-1], "place": where()}
+        return {"nn_module_stack": self.origins.stack() or self.stack[-1], "place": where()}
 
     def stand_in(self, tensor: Tensor) -> Tensor:
         """The tensor without data for any that an operator is given; a new constant for one that wasn't seen."""
@@ -175,7 +178,7 @@ def _without_data(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def module_paths(model: nn.Module, stack: Stack) -> Iterator[None]:
+def module_paths(model: nn.Module, stack: Stacks) -> Iterator[None]:
     """Keep the end of `stack` at the path of the module whose forward runs, and at those that it runs in."""
     paths = {id(module): path for path, module in model.named_modules()}
 

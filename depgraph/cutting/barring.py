@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from depgraph.capture.exported import decisions_of
 from depgraph.capture.places import module_path
-from depgraph.capture.traced import Stack, module_paths
+from depgraph.capture.traced import Stacks, module_paths
 from depgraph.cutting.rewriting import by_name
 from depgraph.cutting.sides import operator_name
 
@@ -92,7 +92,7 @@ def _single(dim: Any) -> int | None:
 
 
 class _Barred(TorchDispatchMode):
-    def __init__(self, bars: Bars, stack: Stack) -> None:
+    def __init__(self, bars: Bars, stack: Stacks) -> None:
         super().__init__()
         self.bars = bars
         self.stack = stack
@@ -121,7 +121,7 @@ class _Barred(TorchDispatchMode):
 @contextmanager
 def barred(model: nn.Module, bars: Bars, silent: Iterable[nn.Module]) -> Iterator[None]:
     """Within, forwards of `model` do without what `bars` names, and the modules `silent` give zeros."""
-    stack: Stack = [{}]
+    stack: Stacks = [{}]
 
     def nothing(module: nn.Module, args: Any, output: Any) -> Any:
         return pytree.tree_map(lambda x: torch.zeros_like(x) if isinstance(x, Tensor) else x, output)

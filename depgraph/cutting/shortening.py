@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
 from depgraph.capture.recording import assign
 from depgraph.capture.sizes import Attr
@@ -119,8 +120,11 @@ def shortening_of(graph: DependencyGraph, wanted: Iterable[str]) -> Shortening:
 
     Raises:
         PlanError: there is no such branch or block.
-        CutError: the branch is no module's alone, so that the class's code would go on computing it.
+        CutError: the branch is no module's alone, so that the class's code would go on computing it; or the model is a graph
+            form, whose code calls no modules.
     """
+    if isinstance(graph.model, GraphModule):
+        raise CutError(f"{graph.name} is a graph form, and what it leaves out goes from its graph: use form='graph'")
     blocks = {block.name: block for block in graph.blocks}
     branches = {branch.name: branch for branch in graph.branches}
     found = Shortening()
