@@ -88,7 +88,16 @@ def _candidates(holders: Holders) -> Iterator[_Candidate]:
             known = next(same, None)
             if known is None or not known.prunable.any():
                 axis = axis if known is None else replace(axis, name=known.name)
-                yield _Candidate(tuple(_versions(graph, axis, near, [axis.labels[number], labels])))
+                known_as = [axis.labels[number], labels]
+                choices = _choices(near) if number in holders.routing else [near]
+                yield _Candidate(tuple(v for some in choices for v in _versions(graph, axis, some, known_as)))
+
+
+def _choices(near: list[Holder]) -> list[list[Holder]]:
+    """Which holders may be meant: all, those but lists of parameters, or all but one of these, which may be about something else."""
+    loose = [one for one in near if isinstance(one, ListOfParts) and one.loose]
+    found = [near, [one for one in near if one not in loose], *([o for o in near if o is not one] for one in loose)]
+    return [some for k, some in enumerate(found) if some and some not in found[:k]]
 
 
 def _labellings(graph: DependencyGraph, number: int, near: list[Holder]) -> list[Labelling]:

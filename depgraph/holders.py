@@ -18,7 +18,8 @@ from depgraph.capture.lowering import GIVEN, INPUT, OUTPUT
 from depgraph.capture.places import module_path
 from depgraph.classes import NONE
 from depgraph.cutting.barring import chosen_among
-from depgraph.cutting.entries import kinds
+from depgraph.cutting.entries import contents, is_container, kinds
+from depgraph.cutting.sides import operator_name
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 HARD = frozenset([INPUT, OUTPUT, GIVEN])
 _MATRIX = 2
+_JOINING = ("stack", "cat", "concat", "concatenate")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class ListOfParts:
     @property
     def size(self) -> int:
         return sum(self.alike)
+
+    @property
+    def loose(self) -> bool:
+        """Is each part a parameter, and no module?"""
+        return all(name.rpartition(".")[0] == self.path for held in self.tensors for name in held)
 
     @property
     def owner(self) -> str:
@@ -179,11 +186,11 @@ class Holders:
         for number, tensors in self._holding().items():
             if not 1 < sizes[number] <= largest or not self._is_held(number):
                 continue
-            widest = max(_wide(value) for value in tensors)
+            held = {value.name: (value, self._held_by(value)) for value in tensors}
+            widest = max((_wide(value) for value, names in held.values() if names), default=0)
             if widest > _MATRIX or widest == _MATRIX and number not in self.routing:
-                targets = dict.fromkeys(held for value in tensors for held in self._held_by(value))
-                if targets:
-                    yield StackOfParts(number, sizes[number], tuple(targets))
+                targets = dict.fromkeys(name for _, names in held.values() for name in names)
+                yield StackOfParts(number, sizes[number], tuple(targets))
 
     def _holding(self) -> dict[int, list[Value]]:
         """By class of dims, the parameters that have it, and what is computed from parameters alone."""
@@ -195,7 +202,7 @@ class Holders:
         return found
 
     def _held_by(self, value: Value) -> list[str]:
-        """The used parameters that a value is, or is computed from."""
+        """The used parameters that a value is, or is computed from; none behind what joins tensors, whose parts are these."""
         values, found = self.graph.capture.program.values, list[str]()
         queue, seen = [self._nodes[value.name]] if value.name in self._nodes else [], set[Node]()
         while queue:
@@ -203,6 +210,8 @@ class Holders:
             held = values.get(node.name)
             if held is not None and held.kind == "parameter" and held.used:
                 found.append(held.target)
+            if operator_name(node.target) in _JOINING:
+                continue
             queue += [given for given in node.all_input_nodes if given not in seen]
             seen.update(node.all_input_nodes)
         return found
@@ -229,21 +238,21 @@ def _lists(graph: DependencyGraph) -> Iterator[ListOfParts]:
         named.setdefault(first, set()).add(name)
     held, computed = _by_module((name, name) for name in ties), _computed(graph)
     for path, module in graph.model.named_modules():
-        paths = {name: f"{path}.{name}" if path else name for name in module._modules}
+        paths = {name: f"{path}.{name}" if path else name for name in contents(module)}
         for alike in _alike(module):
-            tensors = {name: frozenset(held.get(paths[name], ())) for name in alike}
+            tensors = {n: frozenset(held.get(paths[n], [paths[n]] if paths[n] in ties else ())) for n in alike}
             if all(names and all(named[ties[n]] <= names for n in names) for names in tensors.values()):
                 yield ListOfParts(
                     path,
                     tuple(name in alike for name in paths),
                     tuple(tensors.get(name, frozenset()) for name in paths),
                     tuple(frozenset(computed.get(paths[name], ())) if name in alike else frozenset() for name in paths),
-                    not isinstance(module, (nn.ModuleList, nn.ModuleDict)),
+                    not is_container(module),
                 )
 
 
 def _alike(module: nn.Module) -> list[set[str]]:
-    """The children of a module that are alike, by name: at least two, and of what runs its children in turn all."""
+    """The children, or parameters, of a module that are alike, by name: at least two, and of what runs its children in turn all."""
     found: dict[object, set[str]] = {}
     for name, kind in kinds(module).items():
         found.setdefault(kind, set()).add(name)
@@ -252,10 +261,26 @@ def _alike(module: nn.Module) -> list[set[str]]:
 
 
 def _computed(graph: DependencyGraph) -> dict[str, set[str]]:
-    """The operators that go with a module, by its path: none where inputs decide, as others are computed instead."""
+    """The operators that go with a module, or a parameter, by its path: none where inputs decide, as others are computed instead."""
     if decisions_of(graph.capture.exported) is not None:
         return {}
-    return _by_module((f"{module_path(node)}.", node.name) for node in graph.capture.exported.graph.nodes)
+    nodes = list(graph.capture.exported.graph.nodes)
+    return _by_module((f"{module_path(node)}.", node.name) for node in nodes) | _reading(graph, nodes)
+
+
+def _reading(graph: DependencyGraph, nodes: list[Node]) -> dict[str, set[str]]:
+    """The operators that each parameter goes into, as it is or viewed, but those that join it to others."""
+    found, of = dict[str, set[str]](), dict[Node, str]()
+    values = graph.capture.program.values
+    for node in nodes:
+        if node.op == "placeholder" and node.name in values and values[node.name].kind == "parameter":
+            of[node] = values[node.name].target
+        elif len(node.all_input_nodes) == 1 and node.all_input_nodes[0] in of:
+            of[node] = of[node.all_input_nodes[0]]
+        elif operator_name(node.target) not in _JOINING:
+            for given in of.keys() & set(node.all_input_nodes):
+                found.setdefault(of[given], set()).add(node.name)
+    return found
 
 
 def _by_module(named: Iterable[tuple[str, str]]) -> dict[str, set[str]]:

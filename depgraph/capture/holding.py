@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-_LISTS = (nn.ModuleList, nn.ModuleDict)
+_LISTS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 @dataclass(frozen=True)
 class Held:
-    """`ties`: for each name, the first one of the same tensor. `kin`: for what is in an entry of a list or dict of modules,
+    """`ties`: for each name, the first one of the same tensor. `kin`: for what is in an entry of a list or dict of modules, or is one,
     its name without the entry, which its like in other entries share."""
 
     ties: Mapping[str, str] = field(default_factory=dict)

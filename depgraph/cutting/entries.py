@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from depgraph.capture.sizes import Attr
@@ -20,44 +21,73 @@ _DEPTH = 3
 _NUMBER = re.compile(r"\d+")
 
 
-def leave(model: nn.Module, container: str, index: int, names: Sequence[str] = ()) -> Undo:
+def contents(holder: nn.Module) -> dict[str, nn.Module | nn.Parameter | None]:
+    """What a module holds by name, any of which may be an entry: its children, then its own parameters."""
+    return {**holder._modules, **holder._parameters}
+
+
+def leave(model: nn.Module, container: str, index: int, names: Sequence[Sequence[str]] = ()) -> Undo:
     """Take an entry out of a container; the others move up. The returned function takes it back.
 
-    In a list they are numbered anew. Elsewhere those that have one of `names` have the first of these afterwards; others keep theirs.
+    In a list they are numbered anew. Elsewhere those that have one of a row of `names` have the first of these afterwards;
+    others keep theirs.
     """
     holder = model.get_submodule(container)
-    before = dict(holder._modules)
-    gone = list(before)[index]
-    kept = [name for name in before if name != gone]
-    alike = kept if in_order(holder) else [name for name in kept if name in names]
-    new = [str(k) for k in range(len(kept))] if in_order(holder) else names
-    moved = dict(zip(alike, new, strict=False))
-    _refill(holder, {moved.get(name, name): before[name] for name in kept})
-    return lambda: _refill(holder, before)
+    before = dict(holder._modules), dict(holder._parameters)
+    gone = list(contents(holder))[index]
+    kept = [name for name in contents(holder) if name != gone]
+    rows = [(kept, list(map(str, range(len(kept)))))] if in_order(holder) else [_those_of(kept, row) for row in names]
+    moved = {old: new for olds, news in rows for old, new in zip(olds, news, strict=False)}
+    modules, parameters = ({moved.get(n, n): held for n, held in store.items() if n != gone} for store in before)
+    _refill(holder, modules, parameters)
+    return lambda: _refill(holder, *before)
+
+
+def _those_of(kept: list[str], row: Sequence[str]) -> tuple[list[str], Sequence[str]]:
+    return [name for name in kept if name in row], row
 
 
 def in_order(holder: nn.Module) -> bool:
     """Are its entries named by their position?"""
-    return isinstance(holder, (nn.ModuleList, nn.Sequential))
+    return isinstance(holder, (nn.ModuleList, nn.Sequential, nn.ParameterList))
+
+
+def is_container(holder: nn.Module) -> bool:
+    """Is it a list or dict of modules or parameters, and nothing else?"""
+    return isinstance(holder, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict))
 
 
 def kinds(holder: nn.Module) -> dict[str, Any]:
-    """What each child of a module is like, by name: its class, and the tensors it holds, of any size, as cuts may narrow some.
+    """What each child, or parameter, of a module is like, by name: its class, and the tensors it holds, of any size, as cuts
+    may narrow some.
 
-    Where children aren't entries, also its name without the number in it. Those without tensors, or a number, are left out.
+    Where these aren't in order, also its name without the number in it, if it has one. Those without tensors are left out, and
+    where they aren't entries, those without a number.
     """
     found: dict[str, Any] = {}
-    entries = isinstance(holder, (nn.ModuleList, nn.Sequential, nn.ModuleDict))
-    for name, child in holder.named_children():
-        held = tuple((n, t.ndim) for n, t in (*child.named_parameters(), *child.named_buffers()))
+    entries, unnamed = is_container(holder) or in_order(holder), in_order(holder)
+    for name, one in contents(holder).items():
+        held = tuple((n, t.ndim) for n, t in _tensors(one))
         if held and (entries or _NUMBER.search(name)):
-            found[name] = type(child), held, "" if entries else _NUMBER.sub("", name)
+            numbered = not unnamed and _NUMBER.search(name)
+            found[name] = type(one), held, _NUMBER.sub("", name) if numbered else ""
     return found
 
 
-def _refill(holder: nn.Module, modules: dict[str, nn.Module | None]) -> None:
-    holder._modules.clear()
-    holder._modules.update(modules)
+def _tensors(one: nn.Module | nn.Parameter | None) -> list[tuple[str, torch.Tensor]]:
+    if isinstance(one, nn.Module):
+        return [*one.named_parameters(), *one.named_buffers()]
+    return [] if one is None else [("", one)]
+
+
+def _refill(holder: nn.Module, modules: dict[str, Any], parameters: dict[str, Any]) -> None:
+    for store, held in ((holder._modules, modules), (holder._parameters, parameters)):
+        store.clear()
+        store.update(held)
+    if isinstance(holder, nn.ParameterList):  # these two count by themselves what they hold
+        holder._size = len(parameters)
+    if isinstance(holder, nn.ParameterDict):
+        holder._keys = dict.fromkeys(parameters)
 
 
 def positions(model: nn.Module, container: str, sized: frozenset[Attr]) -> dict[tuple[str, str], int]:

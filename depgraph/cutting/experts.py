@@ -27,7 +27,7 @@ from depgraph.classes import NONE
 from depgraph.cutting.barring import Bars, barred, bars_of
 from depgraph.cutting.draws import same_draws
 from depgraph.cutting.elsewhere import moved, require_runs_by_itself
-from depgraph.cutting.entries import positions, renumber
+from depgraph.cutting.entries import contents, positions, renumber
 from depgraph.cutting.inputs import describe_inputs
 from depgraph.cutting.report import Check
 from depgraph.cutting.rerunning import Inputs
@@ -67,8 +67,9 @@ def leaving(graph: DependencyGraph, removal: Groups, before: Groups = MappingPro
     found.integers |= _counts(graph, removal)
     for entries in (entries for name in removal for entries in graph[name].entries):
         if entries.keys == "first":
-            names = list(graph.model.get_submodule(entries.container)._modules)
-            found.keyed[entries.container] = [names[k] for k in np.flatnonzero(entries.labels != NONE)]
+            names = list(contents(graph.model.get_submodule(entries.container)))
+            row = [names[k] for k in np.flatnonzero(entries.labels != NONE)]
+            found.keyed[entries.container] = [*(found.keyed.get(entries.container) or ()), row]
     return found
 
 
@@ -137,8 +138,9 @@ def expected(graph: DependencyGraph, model: nn.Module, removal: Groups) -> Expec
 def _modules(graph: DependencyGraph, model: nn.Module, removal: Groups) -> list[nn.Module]:
     """The modules that leave."""
     going = _going(graph, removal).items()
-    held = [(list(model.get_submodule(container).children()), gone) for container, gone in going]
-    return [entries[k] for entries, gone in held for k in sorted(gone)]
+    held = [(list(contents(model.get_submodule(container)).values()), gone) for container, gone in going]
+    leaving = [entries[k] for entries, gone in held for k in sorted(gone)]
+    return [entry for entry in leaving if isinstance(entry, nn.Module)]
 
 
 def _inputs(graph: DependencyGraph) -> Iterator[Inputs]:

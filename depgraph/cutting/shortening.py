@@ -22,6 +22,7 @@ from depgraph.cutting.counting import Following, computed_from, counts, kinds_of
 from depgraph.cutting.descriptors import follow
 from depgraph.cutting.entries import (
     as_json,
+    contents,
     leave,
     positions,
     renumber,
@@ -52,8 +53,8 @@ class Shortening:
     passed: modules that are replaced, with the layout of what they return; of these `counting` keep the count
     in their place of a cache.
     integers and lists: what follows. entries: those that leave, by container, the last first. narrowed: tensors, their dims and the
-    indices that go. keyed: by container, the names of which those of its entries that have one have the first afterwards (None: of
-    all). blank: parameters of modules that
+    indices that go. keyed: by container, rows of names: those of its entries that have one of a row have its first ones afterwards
+    (None: all names are one row). blank: parameters of modules that
     stay, which only what goes reads. fields: other values of a config that follow.
     """
 
@@ -63,7 +64,7 @@ class Shortening:
     lists: list[tuple[Attr, int]] = field(default_factory=list)
     entries: list[tuple[str, int]] = field(default_factory=list)
     narrowed: list[tuple[str, int, list[int]]] = field(default_factory=list)
-    keyed: dict[str, list[str] | None] = field(default_factory=dict)
+    keyed: dict[str, list[list[str]] | None] = field(default_factory=dict)
     blank: list[str] = field(default_factory=list)
     fields: dict[Attr, Any] = field(default_factory=dict)
 
@@ -100,10 +101,16 @@ class Shortening:
             [(attr_of(entry), entry["index"]) for entry in data["lists"]],
             [(container, index) for container, index in data["entries"]],
             [(target, dim, indices) for target, dim, indices in data.get("narrowed", ())],
-            dict.fromkeys(keyed) if isinstance(keyed := data.get("keyed", {}), list) else keyed,
+            _rows(data.get("keyed", {})),
             list(data.get("blank", ())),
             {attr_of(change): change["after"] for change in data.get("fields", ())},
         )
+
+
+def _rows(keyed: Any) -> dict[str, list[list[str]] | None]:
+    """Rows of names by container; earlier records have one row each, or only the containers."""
+    found: dict[str, Any] = dict.fromkeys(keyed) if isinstance(keyed, list) else keyed
+    return {path: [rows] if rows and isinstance(rows[0], str) else rows for path, rows in found.items()}
 
 
 def _plain(items: Iterable[Any]) -> list[Any] | None:
@@ -228,9 +235,9 @@ def shorten(model: nn.Module, how: Shortening) -> Undo:
     return take_back
 
 
-def _names(model: nn.Module, how: Shortening, container: str) -> list[str]:
-    names = how.keyed.get(container, [])
-    return list(model.get_submodule(container)._modules) if names is None else names
+def _names(model: nn.Module, how: Shortening, container: str) -> list[list[str]]:
+    rows = how.keyed.get(container, [])
+    return [list(contents(model.get_submodule(container)))] if rows is None else rows
 
 
 def _narrowed(model: nn.Module, how: Shortening) -> list[Undo]:
@@ -286,8 +293,9 @@ def shorter_copy(model: nn.Module, how: Shortening) -> nn.Module:
     memo: dict[int, Any] = {}
     leaving = [*how.passed]
     for container, index in how.entries:
-        name, _ = list(model.get_submodule(container).named_children())[index]
-        leaving.append(f"{container}.{name}" if container else name)
+        name, entry = list(contents(model.get_submodule(container)).items())[index]
+        if isinstance(entry, nn.Module):
+            leaving.append(f"{container}.{name}" if container else name)
     shared = {
         id(m) for path, m in model.named_modules() if not any(path == p or path.startswith(f"{p}.") for p in leaving)
     }
