@@ -22,6 +22,7 @@ from depgraph.experts import with_experts
 from depgraph.finite import require_finite
 from depgraph.modules import Modules
 from depgraph.offloading import Weights, at_rest, offloaded
+from depgraph.otherwise import with_other_ways
 from depgraph.widths import Cost, Removal, Widths
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def trace(
     free, fixed = tuple(free), tuple(fixed)
     with uncollected(), at_rest(model):
         forget(model, args, dict(kwargs or {}))
-        captured = capture(model, args, kwargs or {}, strict)
+        captured = with_other_ways(capture(model, args, kwargs or {}, strict), model, (args, kwargs or {}))
         for name in (*free, *fixed):
             if name not in captured.program.outputs:
                 raise PlanError(f"the model has no {name}; it has {', '.join(captured.program.outputs)}")
@@ -131,11 +132,11 @@ class DependencyGraph:
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """Paths of the modules that are entries of a container, in the order in which these hold them."""
+        """Paths of entries of containers; see `modules.Modules`."""
         return self._tree.entries
 
     def likeness(self, path: str) -> tuple[object, ...]:
-        """What a module is like: its class, and the names and shapes of its parameters."""
+        """What a module is like; see `modules.Modules`."""
         return self._tree.likeness(path)
 
     def owner_of(self, target: str) -> str:
@@ -334,9 +335,10 @@ class DependencyGraph:
 
     def held(self) -> dict[str, torch.Tensor]:
         """The parameters and buffers that the model's modules hold by name, tied ones under every name."""
-        model = self.model
-        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-        return dict(named)
+        parameters, buffers = (
+            f(remove_duplicate=False) for f in (self.model.named_parameters, self.model.named_buffers)
+        )
+        return dict([*parameters, *buffers])
 
     @property
     def on_meta(self) -> bool:

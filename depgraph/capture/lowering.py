@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import types
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,27 @@ def lower_also(program: Program, exported: CapturedProgram, held: Held) -> bool:
     return not also.unknown
 
 
+def relate_kin(program: Program, kin: Mapping[str, str]) -> None:
+    """What the example passed by has the dims of its like in the same list or dict of modules; other dims of it stay."""
+    held = [v for v in program.values.values() if v.kind in ("parameter", "buffer") and v.target in kin]
+    read: dict[tuple[str, int], list[Value]] = {}
+    for value in held:
+        if value.used:
+            read.setdefault((kin[value.target], len(value.shape)), []).append(value)
+    reason = Reason("the traced forward doesn't read it", why=UNREAD)
+    for value in held:
+        like = read.get((kin[value.target], len(value.shape)), [])
+        if value.used or not like:
+            continue
+        value.used = True
+        nearest = max(like, key=lambda one: sum(a == b for a, b in zip(one.shape, value.shape, strict=True)))
+        for d, size in enumerate(value.shape):
+            if nearest.shape[d] == size:
+                program.relations.align(value.dim(d), nearest.dim(d))
+            else:
+                program.relations.fix(value.dim(d), reason)
+
+
 class _Lowering:
     def __init__(self, exported: CapturedProgram, strict: bool, held: Held) -> None:
         self.exported = exported
@@ -90,7 +112,7 @@ class _Lowering:
         asking.relate(self.exported, self.program, self.chosen)
         self._outputs()
         self._left_out()
-        self._unread()
+        relate_kin(self.program, self.kin)
         return self.program
 
     def _left_out(self) -> None:
@@ -108,26 +130,6 @@ class _Lowering:
                 left = np.flatnonzero(~read[self.program.ties.get(value.target, value.target), d])
                 if len(left):
                     self.program.relations.fix(value.dim(d), reason, left)
-
-    def _unread(self) -> None:
-        """What the example passed by has the dims of its like in the same list or dict of modules; other dims of it stay."""
-        held = [v for v in self.program.values.values() if v.kind in ("parameter", "buffer") and v.target in self.kin]
-        read: dict[tuple[str, int], list[Value]] = {}
-        for value in held:
-            if value.used:
-                read.setdefault((self.kin[value.target], len(value.shape)), []).append(value)
-        reason = Reason("the traced forward doesn't read it", why=UNREAD)
-        for value in held:
-            like = read.get((self.kin[value.target], len(value.shape)), [])
-            if value.used or not like:
-                continue
-            value.used = True
-            nearest = max(like, key=lambda one: sum(a == b for a, b in zip(one.shape, value.shape, strict=True)))
-            for d, size in enumerate(value.shape):
-                if nearest.shape[d] == size:
-                    self.program.relations.align(value.dim(d), nearest.dim(d))
-                else:
-                    self.program.relations.fix(value.dim(d), reason)
 
     def _placeholder(self, node: Node, spec: Any) -> None:
         tensor = node.meta.get("val")

@@ -23,6 +23,7 @@ from depgraph.cutting.rewriting import by_name
 from depgraph.cutting.sides import operator_name
 
 if TYPE_CHECKING:
+    from depgraph.capture.capturing import Capture
     from depgraph.dependency import DependencyGraph
     from depgraph.graph import Value
 
@@ -62,9 +63,15 @@ def bars_of(graph: DependencyGraph, removal: Mapping[str, Iterable[int]]) -> Bar
 
 def chosen_among(graph: DependencyGraph) -> Iterator[tuple[Place, int]]:
     """Where the captured forward goes over a dim to choose among its indices or to share out, with the class of the dim."""
-    values, decisions = graph.capture.program.values, decisions_of(graph.capture.exported)
+    for place, value, at in goes_over(graph.capture):
+        yield place, int(graph.classes.of_dim[value.dim(at)])
+
+
+def goes_over(capture: Capture) -> Iterator[tuple[Place, Value, int]]:
+    """The same, with the value and its dim."""
+    values, decisions = capture.program.values, decisions_of(capture.exported)
     seen: list[tuple[str, str, Value | None, Any]] = []
-    for node in graph.capture.exported.graph.nodes:
+    for node in capture.exported.graph.nodes:
         name = _name_of(node.target) if hasattr(node.target, "_schema") else ""
         if name in _FILL and node.all_input_nodes:
             seen.append((module_path(node), name, values.get(node.all_input_nodes[0].name), by_name(node).get("dim")))
@@ -75,8 +82,7 @@ def chosen_among(graph: DependencyGraph) -> Iterator[tuple[Place, int]]:
     for module, name, value, dim in seen:
         at = _single(dim)
         if value is not None and value.shape and at is not None:
-            number = int(graph.classes.of_dim[value.dim(at)])
-            yield Place(module, name, at % len(value.shape), value.shape[at]), number
+            yield Place(module, name, at % len(value.shape), value.shape[at]), value, at
 
 
 def _name_of(target: Any) -> str:
