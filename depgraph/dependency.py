@@ -15,6 +15,7 @@ from depgraph.capture.capturing import Capture, capture
 from depgraph.capture.deciding import at_places
 from depgraph.capture.exported import decisions_of, only_as_module
 from depgraph.capture.forgetting import forget
+from depgraph.capture.holding import tensors_of
 from depgraph.classes import Classes
 from depgraph.collecting import uncollected
 from depgraph.errors import CaptureError, DepgraphError, PlanError
@@ -335,10 +336,7 @@ class DependencyGraph:
 
     def held(self) -> dict[str, torch.Tensor]:
         """The parameters and buffers that the model's modules hold by name, tied ones under every name."""
-        parameters, buffers = (
-            f(remove_duplicate=False) for f in (self.model.named_parameters, self.model.named_buffers)
-        )
-        return dict([*parameters, *buffers])
+        return tensors_of(self.model)
 
     @property
     def on_meta(self) -> bool:

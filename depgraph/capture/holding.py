@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 _LISTS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
@@ -19,11 +19,15 @@ class Held:
     kin: Mapping[str, str] = field(default_factory=dict)
 
 
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers that the modules of `model` hold by name, tied ones under every name."""
+    return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+
+
 def held_by(model: nn.Module) -> Held:
     """The names of what `model` holds."""
     first: dict[int, str] = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    ties = {name: first.setdefault(id(tensor), name) for name, tensor in named}
+    ties = {name: first.setdefault(id(tensor), name) for name, tensor in tensors_of(model).items()}
     lists = frozenset(path for path, module in model.named_modules() if isinstance(module, _LISTS))
     kin = {name: _without_entries(name, lists) for name in ties} if lists else {}
     return Held(ties, {name: key for name, key in kin.items() if key != name})
