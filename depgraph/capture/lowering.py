@@ -14,11 +14,11 @@ from torch.fx import Node
 
 from depgraph import rules
 from depgraph.capture import asking
-from depgraph.capture.exported import CapturedProgram
+from depgraph.capture.exported import CapturedProgram, decisions_of
 from depgraph.capture.holding import Held
 from depgraph.capture.places import module_path, place
 from depgraph.capture.reading import indices_read
-from depgraph.capture.values_read import values_read
+from depgraph.capture.values_read import empty, values_read
 from depgraph.errors import CaptureError, UnsupportedOperator
 from depgraph.graph import Least, Program, Reason, Value
 from depgraph.rules import domains
@@ -97,7 +97,9 @@ class _Lowering:
         self.constants: dict[str, np.ndarray] = {}
         self.tuples: dict[str, list[Value | None]] = {}
         self.chosen: asking.Chosen = {}
-        self.read = values_read(exported.graph.nodes, (asked.node for asked in asking.all_asked(exported)))
+        decisions, asked = decisions_of(exported), [asked.node for asked in asking.all_asked(exported)]
+        unsettled = decisions is not None and not decisions.settled
+        self.read = values_read(exported.graph.nodes, [*asked, *(empty(exported.graph.nodes) if unsettled else ())])
 
     def run(self) -> Program:
         specs = {spec.arg.name: spec for spec in self.exported.graph_signature.input_specs}

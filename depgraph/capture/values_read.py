@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch.fx import Node
 
 from depgraph.rules.domains import LOOKS_AT_SHAPES
@@ -24,6 +25,14 @@ def values_read(nodes: Iterable[Node], asked: Iterable[str]) -> frozenset[Node]:
             found.add(node)
             queue.extend(_operands(node))
     return frozenset(found)
+
+
+def empty(nodes: Iterable[Node]) -> Iterator[str]:
+    """The names of nodes without elements, by which nothing is read for the example: where values decide, others may have some."""
+    for node in nodes:
+        made = node.meta.get("val")
+        if isinstance(made, torch.Tensor) and any(type(size) is int and not size for size in made.shape):
+            yield node.name
 
 
 def _writes(node: Node) -> bool:
