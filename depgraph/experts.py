@@ -32,22 +32,34 @@ if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
 
 _MOST_TRIALS = 64
+_UNTRIED = "a trial tells whether parts of the model go with it, which needs weights: trace the model with some"
 
 
 def with_experts(graph: DependencyGraph) -> list[Axis]:
-    """The axes of a graph and those that take parts along, tried; none of these for a model without values.
+    """The axes of a graph and those that take parts along, tried; a model without values has none of these, and is told so.
 
     Such an axis takes the place of one that has the same groups and can't lose any.
     """
-    if any(t.is_meta for t in graph.tensors().values()):
-        return graph.axes
     holders = Holders(graph, owners_of(graph.capture.program, graph.classes))
+    if any(t.is_meta for t in graph.tensors().values()):
+        _say_untried(graph, holders)
+        return graph.axes
     candidates = list(_candidates(holders)) if holders.found else []
     before = graph.widths
     try:
         return _beside(graph.axes, _Trial(graph, candidates).passed()) if candidates else graph.axes
     finally:
         graph.widths = before
+
+
+def _say_untried(graph: DependencyGraph, holders: Holders) -> None:
+    """Add to the reasons that fix what parts may stand for that a trial would tell, which takes values."""
+    fixed = graph.classes.fixed_whole
+    for number, near in holders.together.items():
+        if number in fixed and _labellings(graph, number, near):
+            stacks = [one.number for one in near if isinstance(one, StackOfParts) and one.number in fixed]
+            for known in {number, *stacks}:
+                fixed[known] = replace(fixed[known], text=f"{fixed[known].text}; {_UNTRIED}", why=_UNTRIED)
 
 
 def _beside(axes: list[Axis], found: list[Axis]) -> list[Axis]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import depgraph
 import importance
 from depgraph.axes import Axis
+from depgraph.report import uncovered
 from tests.test_expert_stacks import Looped, Ranged
 from tests.test_experts import EXPERTS, INNER, WIDTH, Barred
 
@@ -177,3 +178,13 @@ def test_a_list_of_parameters_beside_experts_stays(kind: type[Looped]) -> None:
     graph, _ = traced(kind)
     pruned = graph.cut_plan({experts(graph).name: [0]}).apply()
     assert len(pruned.scales) == EXPERTS and len(pruned.up) == EXPERTS - 1
+
+
+@pytest.mark.parametrize("kind", [Ranged, All])
+def test_without_weights_it_is_said_that_a_trial_needs_some(kind: type[Looped]) -> None:
+    with torch.device("meta"):
+        graph = depgraph.trace(kind().eval(), torch.randn(20, WIDTH))
+    assert not any(axis.tried for axis in graph.axes)
+    left = {entry.target: entry.reason for entry in uncovered(graph) if entry.dim == 0}
+    assert "trace the model with some" in left["router.weight"] and "aten.eq" in left["router.weight"]
+    assert "trace the model with some" not in left["out.weight"]
