@@ -29,13 +29,13 @@ class Modules:
         return tuple(f"{path}.{name}" if path else name for path, module in held for name, _ in module.named_children())
 
     def likeness(self, path: str) -> tuple[object, ...]:
-        """What a module is like: its class, and the names and shapes of its parameters."""
+        """What a module is like: its class, and the names of its parameters with how many dims they have, as cuts change sizes."""
         parts = path.split(".")
         module: nn.Module | None = self.model
         while parts and module is not None:
             module = module._modules.get(parts.pop(0))
         held = () if module is None else module.named_parameters(remove_duplicate=False)
-        return self._classes.get(path, type(module)), *((name, tuple(p.shape)) for name, p in held)
+        return self._classes.get(path, type(module)), *((name, p.dim()) for name, p in held)
 
     @cached_property
     def _classes(self) -> dict[str, str]:

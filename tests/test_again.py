@@ -90,6 +90,42 @@ def test_a_graph_form_has_the_blocks_and_branches_of_its_module(kind: type[nn.Mo
     assert [branch.name for branch in whole.branches] == [branch.name for branch in cut.branches] != []
 
 
+class Wide(nn.Module):
+    """A block as `Folded`, which asks how wide it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(24, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+
+
+class Blocks(nn.Module):
+    """A stage."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Wide() for _ in range(number))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_stages_whose_blocks_were_cut_unevenly_still_hold_these(form: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Blocks(3), Blocks(3)).eval(), torch.randn(2, 5, 8)
+    graph = depgraph.trace(model, x)
+    names = [block.name for block in graph.blocks]
+    assert names == [f"{stage}.layers.{k}" for stage in range(2) for k in range(3)]
+    removal = {a.name: range(1 + k) for k, a in enumerate(a for a in graph.axes if a.size == 24)}
+    cut = graph.cut_plan(removal).apply(form=form)
+    assert [block.name for block in depgraph.trace(cut, x).blocks] == names
+
+
 def test_axes_of_the_first_block_of_a_graph_form_are_protected() -> None:
     whole, cut = (depgraph.trace(*found) for found in (dense(Stack), narrowed(Stack)))
     first = importance.allocations.first_and_last
