@@ -36,8 +36,8 @@ class Modules:
         return tuple(path for path in numbered if beside[path.rpartition(".")[0]] > 1)
 
     def likeness(self, path: str) -> tuple[object, ...]:
-        """What a module is like: the kinds of its operators, and the shapes of what it holds."""
-        return (frozenset(self.kinds[path]), *sorted(self.shapes[path]))
+        """What a module is like: the kinds of its operators, and what it holds with how many dims that has, as cuts change sizes."""
+        return (frozenset(self.kinds[path]), *sorted((name, len(shape)) for name, shape in self.shapes[path]))
 
     def owner(self, name: str) -> str:
         """The module that a stored tensor is of: by its own name, or by that of the operator that reads it."""
