@@ -31,6 +31,7 @@ from depgraph.rankings import RANKINGS, Item, Ranking
 from depgraph.rounding import Rounding
 from depgraph.stairs import stops
 from depgraph.target import Target
+from depgraph.trimming import Trimming
 from depgraph.unmet import Unmet
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from depgraph.widths import Kept
 
 Counts = dict[str, int]
-_HALVINGS, _ROUNDS = 6, 2
 _MOST_STOPS, _PROBES = 256, 12  # sizes of one axis that are looked at, and those that tell whether it is as another is
 _ALIKE, _TINY = 0.01, 1e-12
 
@@ -131,7 +131,7 @@ class Choice:
         least = self.graph.widths.least(axis.name)
         stay = max(least, math.ceil(self.options.floor_of(axis) * axis.size - 1e-9))
         limit = min(len(free), axis.size - stay)
-        cap = min(limit, self._rounded(axis, limit))
+        cap = min(limit, self.rounded(axis, limit))
         if cap > 0:
             self.order[axis.name] = free[np.argsort(scores[axis.name][free], kind="stable")]
             self.cap[axis.name] = cap
@@ -151,7 +151,7 @@ class Choice:
         known: dict[tuple[str, int, int], tuple[np.ndarray, list[int]]] = {}
         for name in self.leading:
             axis, cap = self.graph[name], self.cap[name]
-            counts = [n for n in range(1, cap + 1) if self._rounded(axis, n) == n]
+            counts = [n for n in range(1, cap + 1) if self.rounded(axis, n) == n]
             every = 1 << max(0, (len(counts) - 1) // _MOST_STOPS).bit_length()
             looked_at = [n for n in counts if (axis.size - n) % every == 0] or counts
             few = np.array([self._gain(name, n) for n in looked_at[:: max(1, len(looked_at) // _PROBES)]])
@@ -172,16 +172,16 @@ class Choice:
         """What an axis saves, as a share of the dense model, when its first groups go alone."""
         return self.budget.gain(self.budget.spent({name: self.order[name][:count]}))
 
-    def _first(self, names: Iterable[str]) -> Counts:
+    def first(self, names: Iterable[str]) -> Counts:
         """The smallest step of some axes."""
         return {name: self.stops[name][0] if self.stops.get(name) else 1 for name in names}
 
     def weigh(self) -> None:
         """Divide scores by what a group costs, so that the cheapest loss per parameter goes first."""
-        weighed, dense = {}, self._spent({})
+        weighed, dense = {}, self.spent({})
         for name in self.order:
-            step = self._first([name])
-            cost = (dense - self._spent(step)) / step[name]
+            step = self.first([name])
+            cost = (dense - self.spent(step)) / step[name]
             weighed[name] = self.rank_scores[name] / max(cost, self.budget.least(self.budget.metric))
         self.rank_scores = weighed
 
@@ -194,7 +194,7 @@ class Choice:
         length = self._shortest(ranking)
         if length is None:
             return None
-        counts = self._trimmed(ranking.last(length), self._counts(ranking, length))
+        counts = Trimming(self).trimmed(ranking.last(length), self._counts(ranking, length))
         removal = self._removal(counts)
         plan = Plan.of(self.graph, removal, self._exempt(removal), self.options.branches)
         return None if self.attempt.express and not is_expressible(self.graph, plan.kept()) else plan
@@ -217,8 +217,8 @@ class Choice:
         """Is a slack within what one group costs, or one group of each axis of a tie?"""
         ties = [tie.axes for tie in self.settler.ties] if self.settler is not None else []
         sets = [(name,) for name in self.leading] + [tuple(a for a in tie if a in self.order) for tie in ties]
-        dense = self._spent({})
-        return slack <= 0 or any(dense - self._spent(self._first(names)) >= slack for names in sets)
+        dense = self.spent({})
+        return slack <= 0 or any(dense - self.spent(self.first(names)) >= slack for names in sets)
 
     def _shortest(self, ranking: Ranking) -> int | None:
         """A beginning of the ranking that meets the target by less than its last item; None where all of it doesn't.
@@ -245,8 +245,8 @@ class Choice:
 
     def _over_without(self, item: Item) -> float:
         """The share of the dense cost that the last item of a beginning saves by itself, in the target's first metric."""
-        dense = self._spent({})
-        return (dense - self._spent(dict.fromkeys(item, 1))) / max(dense, self.budget.least(self.budget.metric))
+        dense = self.spent({})
+        return (dense - self.spent(dict.fromkeys(item, 1))) / max(dense, self.budget.least(self.budget.metric))
 
     def _exempt(self, removal: Mapping[str, np.ndarray]) -> list[str]:
         """A note where axes too small for `round_to` lose groups, or those that no multiple is left of don't."""
@@ -260,76 +260,26 @@ class Choice:
             [f"{_and_more(small)} has fewer than {step} groups, so round_to={step} doesn't hold there"] if small else []
         )
 
-    def _trimmed(self, items: list[Item], counts: Counts) -> Counts:
-        """Settling makes costs jump: what went beyond the target comes back, the same share of every axis first.
-
-        Then single groups, the last to go first, so that the number of trials grows with the axes, not with their groups.
-        Steps of a staircase are of many heights, so each axis is tried for what its own would still leave of the budget.
-        """
-        if not items or self._is_trimmed(items, counts):
-            return counts
-        if not self.stops:
-            counts = self._share_put_back(counts)
-        for item in items * _ROUNDS:
-            if self._is_trimmed(items, counts):
-                break
-            counts = self._put_back(item, counts)
-        return counts
-
-    def _is_trimmed(self, items: list[Item], counts: Counts) -> bool:
-        """Is the target met by less than the first of `items` saves by itself?"""
-        if self.stops:
-            return False
-        one_step = self._spent({}) - self._spent(self._first(items[0]))
-        return self.budget.limits[self.budget.metric] - self._spent(counts) <= one_step
-
-    def _share_put_back(self, counts: Counts) -> Counts:
-        """`counts` with the largest share of them kept, the same for all axes, that still meets the target."""
-        least, most = 0.0, 1.0
-        for _ in range(_HALVINGS):
-            share = (least + most) / 2
-            fewer = {name: self._rounded(self.graph[name], round(n * (1 - share))) for name, n in counts.items()}
-            trial = self._trial(counts, fewer)
-            if trial is None:
-                most = share
-            else:
-                counts, least, most = trial, 0.0, (most - share) / (1 - share)
-        return counts
-
-    def _put_back(self, item: Item, counts: Counts) -> Counts:
-        """`counts` with one more group of each axis of `item` kept, if the target is still met with less slack."""
-        if not all(counts.get(name) for name in item):
-            return counts
-        fewer = {name: self._rounded(self.graph[name], counts[name] - 1) for name in item}
-        return self._trial(counts, {**counts, **fewer}) or counts
-
-    def _trial(self, counts: Counts, fewer: Counts) -> Counts | None:
-        """`fewer`, settled as `counts` are, where that meets the target with less slack."""
-        if not self._met_by(fewer):
-            return None
-        if self.settler is not None and (not self.attempt.bold or not self.settler.broken(counts)):
-            fewer = self.settler.settle(fewer)
-        dearer = self._spent(fewer) > self._spent(counts)
-        return fewer if dearer and self._met_by(fewer) else None
-
-    def _spent(self, counts: Counts) -> float:
+    def spent(self, counts: Counts) -> float:
+        """What is left, in the target's first metric, when these numbers of groups go."""
         return self.budget.spent(self._removal(counts))[self.budget.metric]
 
-    def _met_by(self, counts: Counts) -> bool:
+    def met_by(self, counts: Counts) -> bool:
+        """Is the target met when these numbers of groups go?"""
         return self.budget.met(self.budget.spent(self._removal(counts)))
 
     def _unsettled(self, ranking: Ranking, length: int) -> Counts:
         """How many groups of each axis a beginning of the ranking takes."""
         gone = ranking.counts(length)
         gone.update({n: gone.get(n, 0) for n in self.leading if self.rounding.odd(n, self.graph[n].size)})
-        return {n: min(self.cap[n], self._rounded(self.graph[n], min(m, self.cap[n]))) for n, m in gone.items()}
+        return {n: min(self.cap[n], self.rounded(self.graph[n], min(m, self.cap[n]))) for n, m in gone.items()}
 
     def _counts(self, ranking: Ranking, length: int) -> Counts:
         """The same, settled."""
         counts = self._unsettled(ranking, length)
         return counts if self.settler is None else self.settler.settle(counts)
 
-    def _rounded(self, axis: Axis, count: int) -> int:
+    def rounded(self, axis: Axis, count: int) -> int:
         """The largest number up to `count` that leaves a multiple of `round_to`, and at which the axis may stop."""
         count = self.rounding.most(axis.name, axis.size, count)
         if axis.name in self.stops:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from depgraph.closures import follow_copy
+
 Read = Callable[[], torch.Tensor]
 _HOOK, _FORWARD = "_hf_hook", "_old_forward"  # what accelerate leaves on a module that it has wrapped
 
@@ -78,10 +80,22 @@ def own_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         memo = {**memo, **{id(hook): None for hook in hooks}}
         memo |= {id(tensor): new for tensor, new in _brought(model, memo)}
     fresh: nn.Module = copy.deepcopy(model, memo)
+    follow_copy(fresh, memo)
+    _refill_scripted(model, fresh, memo)
     if hooks:
         _unhook(fresh)
         getattr(fresh, "tie_weights", lambda: None)()  # which offloading has parted
     return fresh
+
+
+def _refill_scripted(model: nn.Module, fresh: nn.Module, memo: Mapping[int, Any]) -> None:
+    """Give modules of TorchScript in a copy what `memo` says: they are copied where Python's memo isn't looked at."""
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            copied = fresh.get_submodule(path)
+            for held, new in ((module._parameters, copied._parameters), (module._buffers, copied._buffers)):
+                for name, tensor in list(held.items()):
+                    new[name] = memo.get(id(tensor), new[name])
 
 
 def _brought(model: nn.Module, memo: Mapping[int, Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -18,6 +18,7 @@ from exporters.dynamic import Dims, fixed_dims, for_torch, settled_names, specia
 from exporters.model_state import alternatives, one_by_one, preserved
 from exporters.no_ops import exact_no_ops
 from exporters.quietly import quietly
+from exporters.transforms import transforms_ended
 
 
 class Refused(ExportError):
@@ -25,7 +26,7 @@ class Refused(ExportError):
 
 
 class Uncaptured(Refused):
-    """torch.export can't capture the model."""
+    """torch.export can't capture the model, or what it captured can't be run by itself."""
 
 
 class Branches(ExportError):
@@ -97,7 +98,7 @@ def _export(
 ) -> torch.onnx.ONNXProgram:
     shapes = for_torch(call, dims)
     try:
-        with quietly(), exact_no_ops():
+        with quietly(), exact_no_ops(), transforms_ended():
             program = torch.onnx.export(
                 module.eval(),
                 examples,
@@ -126,7 +127,8 @@ def _failure(owner: str, error: Exception) -> ExportError:
         return Branches(
             f"{owner} branches on a tensor's values{where}, which a graph can't; use torch.where or torch.cond there."
         )
-    kind = Uncaptured if type(error).__name__ == "TorchExportError" else Refused
+    captured = type(error).__name__ != "TorchExportError" and "decompose" not in first_line(error)
+    kind = Refused if captured else Uncaptured
     if node := _NODE.search(f"{first_line(cause)} {first_line(error)}"):
         return kind(
             f"torch.onnx.export has no translation of this use of {node[1]} in {owner}{where}; write it with other operators "

@@ -200,10 +200,15 @@ def _builtin_extremes() -> Iterator[None]:
 def _numbers(args: Any, kwargs: Any, result: Any) -> tuple[float, ...]:
     """The floats that a call was given, and what it made if that is a single number."""
     given = [a for a in (*args, *kwargs.values()) if type(a) is float]
-    if isinstance(result, Tensor) and not result.ndim and result.is_floating_point() and result.device.type == "cpu":
+    if isinstance(result, Tensor) and not result.ndim and result.is_floating_point() and _has_numbers(result):
         with torch._C.DisableTorchFunction():  # asked for by us, not by the model: no decision
             given.append(float(result.detach().tolist()))  # type: ignore[arg-type]
     return tuple(given)
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    """Can they be read at once? Not within a transform of torch.func, where a tensor stands for many, or for a derivative."""
+    return tensor.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -120,7 +120,7 @@ def replace_tensors(model: nn.Module, by_id: dict[int, torch.Tensor], undo: list
 
 def _swap(holder: Any, by_id: dict[int, torch.Tensor], undo: list[Undo]) -> None:
     """Replace the tensors in a dict or list that a module holds, and in those within."""
-    for key, old in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
+    for key, old in list(enumerate(holder) if isinstance(holder, list) else holder.items()):
         if isinstance(old, torch.Tensor) and id(old) in by_id:
             holder[key] = by_id[id(old)]
             undo.append(lambda key=key, old=old: holder.__setitem__(key, old))  # type: ignore[misc]

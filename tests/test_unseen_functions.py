@@ -1,0 +1,180 @@
+"""Models whose parts are functions: hooks and lambdas that speak of the model, derivatives by torch.func, TorchScript."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import grad, vmap
+from torch.nn import functional as F
+
+import depgraph
+import exporters
+import importance
+from depgraph.cutting.report import CutReport
+
+
+def cut(model: nn.Module, example: Tensor, share: float = 0.6) -> CutReport:
+    graph = depgraph.trace(model.eval(), example)
+    report = graph.plan(importance.Magnitude(), depgraph.Target(params=share)).apply_with_report()
+    assert report.check is not None and not report.check.vacuous
+    assert report.form == "module" and type(report.model) is type(model)
+    return report
+
+
+class Hooked(nn.Module):
+    """A hook that scales what a layer gives by a parameter of the model around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 4))
+        self.scale = nn.Parameter(torch.rand(24) + 0.5)
+        self.body[1].register_forward_hook(lambda module, given, made: made * self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class Calls(nn.Module):
+    """A layer that is a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class OfLambdas(nn.Module):
+    """Layers by functions: of the model's methods, of a function within, of a default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(24, 24)
+        mixed = self._mixed
+        self.gain = nn.Parameter(torch.rand(24) + 0.5)
+
+        def scaled(x: Tensor, *, gain: Tensor = self.gain) -> Tensor:
+            return x * gain
+
+        self.body = nn.Sequential(
+            nn.Linear(8, 24), Calls(lambda x: x + mixed(x)), Calls(lambda x, inner=scaled: inner(x)), nn.Linear(24, 4)
+        )
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        return F.relu(self.mix(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+@pytest.mark.parametrize("kind", [Hooked, OfLambdas])
+def test_functions_that_speak_of_the_model_speak_of_the_narrow_one(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, example = kind(), torch.randn(3, 8)
+    before = model(example)
+    small = cut(model, example).model
+    for changed in (n for n, p in small.named_parameters() if n in ("scale", "mix.weight")):
+        made = small(example)
+        with torch.no_grad():
+            small.get_parameter(changed).mul_(2)
+        assert not torch.equal(small(example), made)  # it is the copy's own that is read
+    assert torch.equal(model(example), before)
+    small(example).sum().backward()
+    assert all(p.grad is None for p in model.parameters())
+
+
+class Force(nn.Module):
+    """The derivative of an energy, for each of many points."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(3, 24), nn.Softplus(), nn.Linear(24, 16), nn.Softplus(), nn.Linear(16, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -vmap(grad(lambda point: self.energy(point).squeeze(-1)))(x)
+
+
+def test_derivatives_within_a_forward_are_cut_as_a_module() -> None:
+    torch.manual_seed(0)
+    example = torch.randn(5, 3)
+    report = cut(Force(), example)
+    assert report.model.energy[0].out_features < 24
+    assert report.model(torch.randn(9, 3)).shape == (9, 3)
+
+
+class Gate(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.inner(x)) * torch.sigmoid(x)
+
+
+class WithScript(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 24), nn.Linear(24, 4)
+        self.gate: Any = torch.jit.script(Gate(24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.gate(self.first(x)))
+
+
+def test_layers_of_torchscript_are_narrowed(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model, example = WithScript(), torch.randn(3, 8)
+    dense = copy.deepcopy(model)
+    small = cut(model, example).model
+    assert small.gate.inner.weight.shape[0] < 24 == model.gate.inner.weight.shape[0]
+    depgraph.save(small, tmp_path / "small")
+    assert torch.equal(depgraph.load(tmp_path / "small", model=dense)(example), small(example))
+    narrow = depgraph.trace(model, example).plan(importance.Magnitude(), depgraph.Target(params=0.6)).apply_()
+    assert torch.equal(narrow(example), small(example))
+
+
+class Ensemble(nn.Module):
+    """Several small networks at once, as one by vmap."""
+
+    def __init__(self, members: int = 3) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(members, 16, 6) * 0.3)
+        self.last = nn.Parameter(torch.randn(members, 4, 16) * 0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = vmap(lambda first, last: F.linear(F.linear(x, first).relu(), last))
+        return one(self.first, self.last).mean(0)
+
+
+def test_a_failed_export_leaves_no_transform_at_work(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model, example = Ensemble().eval(), torch.randn(2, 6)
+    report = exporters.to_onnx(model, example, tmp_path / "m.onnx")  # torch can't run what it captured here by itself
+    assert report.max_rel_error < 1e-4
+    assert not torch._C._functorch.get_interpreter_stack()
+    model(example).sum().backward()
+
+
+class Coarse(nn.Module):
+    """Groups of a convolution, of which one is a quarter of all, beside axes of many small steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 64, 3, padding=1, groups=4)
+        self.third, self.last = nn.Conv2d(64, 64, 4, groups=64), nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.third(self.second(self.first(x).relu()).relu()).flatten(1))
+
+
+def test_what_a_coarse_axis_takes_too_much_comes_back_elsewhere() -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(Coarse().eval(), torch.randn(2, 3, 4, 4))
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7))
+    assert 0.63 < plan.cost().params / graph.dense_cost.params <= 0.7
