@@ -48,13 +48,15 @@ class Attempt:
     """One way to treat sizes that the module's Python ties to one another.
 
     settle: bend the numbers so that ties hold; bold: leave a tie broken that only giving back all of an axis would mend;
-    pin: leave whole what the module's Python can't express alone; express: take only what it can express in the end.
+    pin: leave whole what the module's Python can't express alone, and what is in `barred`; express: take only what it can
+    express in the end.
     """
 
     settle: bool = True
     bold: bool = False
     pin: bool = False
     express: bool = False
+    barred: frozenset[str] = frozenset()
 
 
 def _never_empty(graph: DependencyGraph, scores: dict[str, np.ndarray], names: list[str]) -> dict[str, set[int]]:
@@ -103,9 +105,9 @@ class Choice:
         self.stops: dict[str, list[int]] = {}
         self.lowest: Spent | None = None
         self.least: Kept | None = None
-        pinned = inexpressible(graph) if attempt.pin and options.form == "module" else frozenset()
+        pinned = attempt.barred | (inexpressible(graph) if attempt.pin and options.form == "module" else frozenset())
         if options.scope == "uniform" and graph.form != "graph":
-            pinned = frozenset() if of_library(graph.model) else pinned | config_bound(graph)
+            pinned = attempt.barred if of_library(graph.model) else pinned | config_bound(graph)
         if options.form == "graph":  # whole modules leave a list of the module
             pinned |= {a.name for a in graph.axes if a.tried}
         open_axes = [a for a in graph.axes if a.name not in pinned and not matches(a, options.protect)]

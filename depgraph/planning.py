@@ -13,6 +13,7 @@ from depgraph.axes import build_axes
 from depgraph.choosing import Attempt, Choice
 from depgraph.classes import Classes
 from depgraph.cutting.expressible import is_expressible
+from depgraph.cutting.settling import inexpressible
 from depgraph.errors import DepgraphError, NothingToPrune, TargetError
 from depgraph.options import Options
 from depgraph.plan import Plan
@@ -30,6 +31,7 @@ _ATTEMPTS = {
     "uniform": (Attempt(pin=True),),
 }
 _EXPRESSED = (Attempt(bold=True, express=True), Attempt(express=True), Attempt(pin=True, express=True))
+_MOST_STEPS = 8  # back from what can't be expressed
 _DEARER, _SHORT = 1.5, 0.03  # how much more of its axes, and of the budget, a plan may take for the module's sake
 
 
@@ -69,17 +71,64 @@ def _in_module(
     Not one that takes half as much again of the axes that it narrows, nor one that goes far below the target.
     """
     most = _DEARER * _mean_share(plan)
+    options = replace(options, form="module")
+
+    def suits(choice: Choice, found: Plan | None) -> bool:
+        return found is not None and _mean_share(found) <= most and choice.slack(found) <= _SHORT * choice.limit
+
     for attempt in _EXPRESSED:
         try:
-            choice = Choice(plan.graph, dict(scores), target, replace(options, form="module"), attempt)
+            choice = _choice(plan.graph, scores, target, options, attempt, by_density=by_density)
         except NothingToPrune:
             continue
-        if by_density:
-            choice.weigh()
         found = choice.plan()
-        if found is not None and _mean_share(found) <= most and choice.slack(found) <= _SHORT * choice.limit:
+        if suits(choice, found):
             return found
+    last = _backing_off(plan.graph, scores, target, options, by_density=by_density)
+    return last[1] if last is not None and suits(*last) else None
+
+
+def _choice(
+    graph: DependencyGraph,
+    scores: Mapping[str, np.ndarray],
+    target: Target,
+    options: Options,
+    attempt: Attempt,
+    *,
+    by_density: bool,
+) -> Choice:
+    """Raises NothingToPrune where no group may go."""
+    choice = Choice(graph, dict(scores), target, options, attempt)
+    if by_density:
+        choice.weigh()
+    return choice
+
+
+def _backing_off(
+    graph: DependencyGraph, scores: Mapping[str, np.ndarray], target: Target, options: Options, *, by_density: bool
+) -> tuple[Choice, Plan] | None:
+    """A plan that leaves whole what kept the plans before it from being expressed; None where that leads to none."""
+    barred = inexpressible(graph)
+    for _ in range(_MOST_STEPS):
+        try:
+            choice = _choice(graph, scores, target, options, Attempt(barred=barred), by_density=by_density)
+        except NothingToPrune:
+            return None
+        plan = choice.plan()
+        if plan is None or is_expressible(graph, plan.kept()):
+            return None if plan is None else (choice, plan)
+        found = _in_the_way(plan)
+        if found <= barred:
+            return None
+        barred |= found
     return None
+
+
+def _in_the_way(plan: Plan) -> frozenset[str]:
+    """The axes that a plan narrows and that reach operators whose sizes the module's Python gets wrong then."""
+    sizes = plan.graph.sizes
+    nodes = {node for conflict in sizes.solve(plan.kept()).conflicts for node in conflict.nodes}
+    return frozenset(name for node in nodes for name in sizes.axes_of(node) if name in plan.removal)
 
 
 def _mean_share(plan: Plan) -> float:
@@ -95,13 +144,14 @@ def _nearest(
     refusals: list[tuple[float, DepgraphError]] = []
     for attempt in _ATTEMPTS["uniform" if options.scope == "uniform" and graph.form != "graph" else options.form]:
         try:
-            choice = Choice(graph, dict(scores), target, options, attempt)
+            choice = _choice(graph, scores, target, options, attempt, by_density=by_density)
         except NothingToPrune as error:
             refusals.append((math.inf, error))
             continue
-        if by_density:
-            choice.weigh()
         plan = choice.plan()
+        if attempt.pin and options.form == "module" and plan is not None and not is_expressible(graph, plan.kept()):
+            backed_off = _backing_off(graph, scores, target, options, by_density=by_density)
+            choice, plan = backed_off or (choice, plan)
         if plan is None:
             least = (choice.lowest or choice.budget.dense)[choice.budget.metric]
             above = least / max(choice.budget.limits[choice.budget.metric], choice.budget.least(choice.budget.metric))

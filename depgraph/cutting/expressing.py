@@ -178,25 +178,34 @@ class SizeRules:
 
     def _assign_within(self, site: Site, kept: Kept, solution: Solution) -> None:
         """An attribute that stands nowhere alone, as the only unknown of an expression, takes what solves it."""
-        if site.expr is None or not isinstance(site.expr, Op) or not isinstance(site.value, int):
-            return
-        unknown = [a for a in attributes(site.expr) if a not in self.users and a not in solution.attributes]
         need = self.needed(site, kept)
-        if len(unknown) != 1 or need is None or self.value(site.expr, kept, solution) == need:
+        if isinstance(site.value, int) and need is not None:
+            self._assign_unknown(site.expr, need, kept, solution)
+
+    def _assign_unknown(self, expr: Expr | None, need: int, kept: Kept, solution: Solution) -> None:
+        """The only unknown of an expression that doesn't give what is needed takes what solves it: in proportion, if that does."""
+        if not isinstance(expr, Op):
             return
-        for guess in range(self.now(unknown[0]), 0, -1):
-            if self.value(site.expr, kept, solution, {unknown[0]: guess}) == need:
+        unknown = [a for a in attributes(expr) if a not in self.users and a not in solution.attributes]
+        gives = self.value(expr, kept, solution)
+        if len(unknown) != 1 or gives == need:
+            return
+        now = self.now(unknown[0])
+        for guess in (now * need // gives if gives else now, *range(now, 0, -1)):
+            if self.value(expr, kept, solution, {unknown[0]: guess}) == need:
                 solution.attributes[unknown[0]] = guess
                 return
 
     def _assign_compared(self, kept: Kept, solution: Solution) -> None:
-        """An attribute that is only compared with a size follows it."""
+        """An attribute that is only compared with a size, or is the only unknown of what is, follows it."""
         for c in self.graph.capture.recording.comparisons:
-            for one, other in ((c.left, c.right), (c.right, c.left)):
-                if c.equal and isinstance(one, Attr) and one not in self.users and one not in solution.attributes:
-                    value = self.value(other, kept, solution)
-                    if value is not None and value != self.now(one):
+            for one, other in ((c.left, c.right), (c.right, c.left)) if c.equal else ():
+                value = self.value(other, kept, solution)
+                if value is not None and isinstance(one, Attr):
+                    if one not in self.users and one not in solution.attributes and value != self.now(one):
                         solution.attributes[one] = value
+                elif value is not None:
+                    self._assign_unknown(one, value, kept, solution)
 
     def value(self, expr: Expr, kept: Kept, solution: Solution, guess: dict[Attr, int] | None = None) -> Any:
         """What an expression gives after the cut, with the attributes found so far; None where it can't be told."""

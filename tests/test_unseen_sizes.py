@@ -1,0 +1,88 @@
+"""Sizes that the code of an unseen model compares, or that only fit together: what can be cut in the module is, the rest stays whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import depgraph
+import importance
+from depgraph import choosing, planning
+
+
+class Turned(nn.Module):
+    """Attention whose queries and keys are rotated by angles in a plane; the table asserts that it fits its options."""
+
+    def __init__(self, width: int = 32, heads: int = 2) -> None:
+        super().__init__()
+        self.heads, self.dim = heads, width // heads
+        self.patch, self.qkv, self.out = nn.Linear(6, width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.register_buffer("periods", 100.0 ** (torch.arange(self.dim // 4) / (self.dim // 4)), persistent=False)
+        self.readout = nn.Linear(width, 3)
+
+    def angles(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        assert self.periods.numel() == self.dim // 4
+        places = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), -1).view(-1, 2)
+        turned = (places[:, :, None] / self.periods).flatten(1).repeat_interleave(2, -1)
+        return turned.sin(), turned.cos()
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, _ = x.shape
+        x = self.patch(x).flatten(1, 2)
+        q, k, v = self.qkv(x).reshape(batch, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        sin, cos = self.angles(height, width)
+        q, k = (t * cos + torch.stack((-t[..., 1::2], t[..., ::2]), -1).flatten(-2) * sin for t in (q, k))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, height * width, -1)
+        return self.readout((x + self.out(attended)).mean(1))
+
+
+def test_an_option_that_is_only_compared_follows_the_table() -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(Turned().eval(), torch.randn(2, 3, 4, 6))
+    pairs = next(a for a in graph.axes if any(m.target == "periods" for m in a.members))
+    report = graph.cut_plan({pairs.name: [1]}).apply_with_report()
+    assert report.form == "module" and report.check is not None and not report.check.vacuous
+    assert report.model.dim // 4 == len(report.model.periods) < len(graph.model.periods)
+    assert report.model.dim % 4 == 0
+
+
+class Sections(nn.Module):
+    """Parts of uneven sizes that are convolved in turn; then attention over channels, whose heads take all of them up."""
+
+    def __init__(self, width: int = 22, heads: int = 2, parts: int = 3) -> None:
+        super().__init__()
+        self.heads, self.parts = heads, parts
+        self.patch = nn.Linear(6, width)
+        self.mixed = nn.ModuleList(nn.Linear(-(-width // parts), -(-width // parts)) for _ in range(parts - 1))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.temperature = nn.Parameter(torch.rand(heads, 1, 1) + 0.5)
+        self.up, self.down, self.readout = nn.Linear(width, 64), nn.Linear(64, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        part, *others = self.patch(x).chunk(self.parts, -1)
+        made = [part := self.mixed[0](part)]
+        for mixed, other in zip(self.mixed[1:], others, strict=False):
+            made.append(part := mixed(part + other))
+        x = torch.cat([*made, others[-1]], -1)
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 4, 1).unbind(0)
+        attended = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * self.temperature).softmax(-1) @ v
+        x = x + self.out(attended.permute(0, 3, 1, 2).reshape(batch, tokens, width))
+        return self.readout((x + self.down(self.up(x).relu())).mean(1))
+
+
+def test_form_module_leaves_whole_what_does_not_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (planning, choosing):  # each axis can lose a group by itself, which tells nothing about several
+        monkeypatch.setattr(module, "inexpressible", lambda graph: frozenset())
+    monkeypatch.setitem(
+        planning._ATTEMPTS, "module", (choosing.Attempt(settle=False, pin=True),)
+    )  # nor can sizes be bent
+    torch.manual_seed(0)
+    graph = depgraph.trace(Sections().eval(), torch.randn(2, 5, 6))
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7), form="module")
+    report = plan.apply_with_report(form="module")
+    assert report.check is not None and not report.check.vacuous
+    assert plan.cost().params <= 0.7 * graph.dense_cost.params
+    assert report.model.up.out_features < 64
