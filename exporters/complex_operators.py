@@ -16,33 +16,34 @@ _REAL = {
 }
 
 
-def _parts(pairs: Any) -> tuple[Any, Any]:
+def parts(pairs: Any) -> tuple[Any, Any]:
     """The real and the imaginary part."""
     real, imaginary = (op.Gather(pairs, op.Constant(value_int=k), axis=-1) for k in (0, 1))
     return real, imaginary
 
 
-def _pairs(real: Any, imaginary: Any) -> Any:
+def pairs(real: Any, imaginary: Any) -> Any:
+    """A complex tensor of its parts."""
     last = op.Constant(value_ints=[-1])
     return op.Concat(op.Unsqueeze(real, last), op.Unsqueeze(imaginary, last), axis=-1)
 
 
 def _einsum(equation: str, tensors: Sequence[Any], path: Any = None) -> Any:
     """The real and the imaginary parts apart."""
-    parts = [_parts(tensor) for tensor in tensors]
-    if len(parts) > 2:
+    both = [parts(tensor) for tensor in tensors]
+    if len(both) > 2:
         raise NotImplementedError("a sum over complex products is translated for two operands")
 
     def summed(*chosen: Any) -> Any:
         return op.Einsum(*chosen, equation=equation)
 
-    if len(parts) == 1:
-        return _pairs(*(summed(part) for part in parts[0]))
-    (a, b), (c, d) = parts
-    return _pairs(op.Sub(summed(a, c), summed(b, d)), op.Add(summed(a, d), summed(b, c)))
+    if len(both) == 1:
+        return pairs(*(summed(part) for part in both[0]))
+    (a, b), (c, d) = both
+    return pairs(op.Sub(summed(a, c), summed(b, d)), op.Add(summed(a, d), summed(b, c)))
 
 
-def _times(one: tuple[Any, Any], other: tuple[Any, Any]) -> tuple[Any, Any]:
+def times(one: tuple[Any, Any], other: tuple[Any, Any]) -> tuple[Any, Any]:
     (a, b), (c, d) = one, other
     return op.Sub(op.Mul(a, c), op.Mul(b, d)), op.Add(op.Mul(a, d), op.Mul(b, c))
 
@@ -51,23 +52,23 @@ def _times_number(self: Any, other: complex) -> Any:
     real, imaginary = (
         op.CastLike(op.Constant(value_float=part), self) for part in (complex(other).real, complex(other).imag)
     )
-    return _pairs(*_times(_parts(self), (real, imaginary)))
+    return pairs(*times(parts(self), (real, imaginary)))
 
 
 def _exp(self: Any) -> Any:
-    real, imaginary = _parts(self)
+    real, imaginary = parts(self)
     size = op.Exp(real)
-    return _pairs(op.Mul(size, op.Cos(imaginary)), op.Mul(size, op.Sin(imaginary)))
+    return pairs(op.Mul(size, op.Cos(imaginary)), op.Mul(size, op.Sin(imaginary)))
 
 
 def _power(self: Any, exponent: complex) -> Any:
     """Of a small whole number: products."""
     if exponent not in range(1, _LARGEST_POWER + 1):
         raise NotImplementedError(f"complex tensors are raised to whole numbers up to {_LARGEST_POWER}")
-    made = base = _parts(self)
+    made = base = parts(self)
     for _ in range(int(complex(exponent).real) - 1):
-        made = _times(made, base)
-    return _pairs(*made)
+        made = times(made, base)
+    return pairs(*made)
 
 
 def _copy(self: Any, src: Any, non_blocking: bool = False) -> Any:
@@ -75,11 +76,11 @@ def _copy(self: Any, src: Any, non_blocking: bool = False) -> Any:
 
 
 def _slice_scatter(self: Any, src: Any, dim: int = 0, start: Any = None, end: Any = None, step: Any = 1) -> Any:
-    return core.aten_slice_scatter(self, src, _before(dim), start, end, step)
+    return core.aten_slice_scatter(self, src, before(dim), start, end, step)
 
 
 def _select_scatter(self: Any, src: Any, dim: int, index: int) -> Any:
-    return core.aten_select_scatter(self, src, _before(dim), index)
+    return core.aten_select_scatter(self, src, before(dim), index)
 
 
 def zeros(size: Sequence[Any], dtype: Any = None, **options: Any) -> Any:
@@ -104,7 +105,7 @@ def _zeros_like(self: Any, dtype: Any = None, **options: Any) -> Any:
     return op.Expand(op.Cast(op.Constant(value_float=0.0), to=dtype), op.Shape(self, end=-1))
 
 
-def _before(dim: int) -> int:
+def before(dim: int) -> int:
     """A dim that counts from the end, before that of the pairs."""
     return dim if dim >= 0 else dim - 1
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Container
 from typing import Any
 
+import onnx_ir
 import torch
 from torch import Tensor, nn
 
@@ -112,7 +115,24 @@ def _export(
         raise (specialised(error, call, dims) or _failure(owner, error)) from error
     if program is None:
         raise Refused("torch.onnx.export returned nothing; use a torch whose exporter has dynamo=True.")
+    _list_constants(program.model.graph)
     return program
+
+
+def _list_constants(graph: onnx_ir.Graph) -> None:
+    """Add constants that nodes take and the graph's list lacks: the exporter loses those that its rules give the same name."""
+    for node in graph.all_nodes():
+        for value in node.inputs:
+            lost = value is not None and value.producer() is None and value.const_value is not None
+            if lost and graph.initializers.get(value.name) is not value:
+                value.name = _unused(value.name, graph.initializers)
+                graph.register_initializer(value)
+
+
+def _unused(name: str | None, taken: Container[str]) -> str:
+    """A name that begins with `name` and isn't taken."""
+    numbered = (f"{name}_{k}" for k in itertools.count(1))
+    return next(one for one in itertools.chain([name or "constant"], numbered) if one not in taken)
 
 
 _NODE = re.compile(r"call_function\[target=(?:torch\.ops\.)?([\w.]+)\]")

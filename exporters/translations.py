@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import onnx_ir
@@ -13,10 +12,11 @@ from onnxscript import opset18 as op
 from onnxscript.function_libs.torch_lib import registration
 from onnxscript.function_libs.torch_lib.ops import core, nn
 
+from exporters.attention import attention
 from exporters.complex_operators import COMPLEX, zeros
+from exporters.complex_parts import PARTS
 
 _aten = torch.ops.aten
-_ATTENTION = 23  # the operator set with attention as one operator
 _INDICES = (onnx_ir.DataType.INT64, onnx_ir.DataType.BOOL)
 _GILES_CENTRE = (
     2.81022636e-08,
@@ -46,6 +46,7 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
     """Translations by operator, as torch.onnx.export takes them; those of complex tensors are registered with onnxscript."""
     _register_complex()
     found: dict[Any, Callable[..., Any]] = {
+        _aten.scaled_dot_product_attention.default: attention(opset),
         _aten.squeeze.dim: _squeeze,
         _aten.squeeze.dims: _squeeze_dims,
         _aten.sort.stable: _sort_stable,
@@ -59,46 +60,12 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
         _aten._cdist_forward.default: _cdist,
         _aten._linalg_slogdet.default: _slogdet,
         torch.ops.prims.prod.default: _prod,
+        _aten.rrelu_with_noise_functional.default: _rrelu,
     }
-    one = _attention_at_23() if opset >= _ATTENTION else None
-    found[_aten.scaled_dot_product_attention.default] = partial(_attention, one or nn.aten_scaled_dot_product_attention)
     experts = getattr(torch.ops.transformers, "grouped_mm_fallback", None)  # there once transformers is imported
     if experts is not None:
         found[experts.default] = _grouped_mm
     return found
-
-
-def _attention(
-    translated: Callable[..., Any],
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    *rest: Any,
-    enable_gqa: bool = False,
-    **options: Any,
-) -> Any:
-    """As torch translates it, but heads are shared where there are fewer keys, and only there, whatever the caller said.
-
-    A query that may look at no key, as that of a padding token, gives zeros as in torch, and not the mean of all values.
-    """
-    shared = query.shape[1] != key.shape[1]
-    made = translated(query, key, value, attn_mask, *rest, enable_gqa=shared, **options)
-    if attn_mask is None or attn_mask.dtype != onnx_ir.DataType.BOOL:
-        return made
-    keys = op.Cast(attn_mask, to=onnx_ir.DataType.INT32)
-    looks = op.Cast(op.ReduceMax(keys, op.Constant(value_ints=[-1]), keepdims=1), to=onnx_ir.DataType.BOOL)
-    return op.Where(looks, made, op.CastLike(op.Constant(value_float=0.0), made))
-
-
-@cache
-def _attention_at_23() -> Any:
-    """torch's own translation into one operator; None where a later torch keeps it elsewhere."""
-    try:
-        module: Any = importlib.import_module("torch.onnx._internal.exporter._torchlib.ops.nn")
-    except ImportError:
-        return None
-    return getattr(module, "aten_scaled_dot_product_attention_23", None)
 
 
 def _squeeze(self: Any, dim: int) -> Any:
@@ -144,6 +111,13 @@ def _prod(inp: Any, dims: Sequence[int] | None, *, output_dtype: Any = None) -> 
     """As cumulative products come to."""
     made = op.ReduceProd(inp, None if dims is None else list(dims), keepdims=0)
     return made
+
+
+def _rrelu(
+    self: Any, noise: Any, lower: float = 0.125, upper: float = 1 / 3, training: bool = False, **options: Any
+) -> Any:
+    """Draws its slopes in training only, and has their mean else."""
+    return op.LeakyRelu(self, alpha=(lower + upper) / 2), op.Identity(noise)
 
 
 def _cdist(x1: Any, x2: Any, p: float, compute_mode: int | None = None) -> Any:
@@ -233,6 +207,7 @@ def _register_complex() -> None:
         ("aten::select.int", _complex_select),
         ("aten::index.Tensor", _complex_index),
         *COMPLEX.items(),
+        *PARTS.items(),
         ("aten::pad", _complex_pad),
         ("aten::constant_pad_nd", _complex_constant_pad),
     ):

@@ -61,7 +61,52 @@ def padded_pairs(x: Tensor) -> Tensor:
     return torch.view_as_real(nn.functional.pad(paired(x), (1, 0, 0, 2)))
 
 
+def complex_layers(x: Tensor) -> Tensor:
+    z, weight = paired(x), SPECTRAL[0, :, :4]
+    z = nn.functional.linear(z, weight.T @ weight, weight[0]) + nn.functional.linear(z, weight)[..., :1]
+    z = torch.addmm(weight[1], z.flatten(0, 1), weight.mT @ weight).view(z.shape) + torch.tensordot(
+        z, weight.T @ weight, 1
+    )
+    z = torch.baddbmm(z, z @ z.mH, z)
+    return torch.view_as_real(z / torch.linalg.vector_norm(z, dim=-1, keepdim=True))
+
+
+def complex_moves(x: Tensor) -> Tensor:
+    z = paired(x)
+    z = torch.where(z.abs() > 0.5, z, z.conj()).masked_fill(z.real < -1.0, 2 - 1j).cumsum(1)
+    first, second = z.split(2, -1)
+    z = torch.cat((first.repeat(1, 1, 2), second.index_select(-1, torch.tensor([1, 0])), torch.sgn(second)), -1)
+    z = z.gather(-1, torch.tensor([5, 0, 2]).expand(*z.shape[:-1], 3)).tril() + z.unfold(-1, 3, 2).unbind(2)[1].triu()
+    return torch.view_as_real(z)
+
+
+def attended(x: Tensor) -> Tensor:
+    """Without heads, with several dims before them, of one sequence."""
+    attend = nn.functional.scaled_dot_product_attention
+    split = x.unflatten(-1, (2, 2, 2))
+    causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+    own = x.mean(-1, keepdim=True) > x.mean(-1).unsqueeze(-2) - 9
+    windows = split.permute(0, 2, 3, 1, 4)
+    folded = attend(windows, windows, windows, attn_mask=causal) + attend(windows, windows, windows, own[:, None, None])
+    return (
+        attend(x, x, x, own)
+        + attend(x, x, x, is_causal=True, scale=0.3)
+        + attend(x[0], x[0], x[0])
+        + folded.sum((1, 2, 4))[..., None]
+    )
+
+
+def clamped_twice(x: Tensor) -> Tensor:
+    """By bounds in tensors, so that one tensor has several pairs of them."""
+    return x.clamp(torch.tensor(-1.0), torch.tensor(0.5)) + x.clamp(torch.tensor(-0.3), torch.tensor(0.2)) * x
+
+
 CASES = {
+    "layers of complex numbers": complex_layers,
+    "moves of complex numbers": complex_moves,
+    "attention of any dims": attended,
+    "bounds in tensors": clamped_twice,
+    "slopes drawn in training": nn.RReLU().eval(),
     "sums over complex products": spectral,
     "complex times a number": lambda x: torch.view_as_real(torch.ops.aten.mul.Scalar(paired(x), 2 - 3j)),
     "complex powers": lambda x: torch.view_as_real(paired(x).exp() ** 3 + paired(x) ** 1),
