@@ -121,12 +121,12 @@ def _export(
 
 def _list_constants(graph: onnx_ir.Graph) -> None:
     """Add constants that nodes take and the graph's list lacks: the exporter loses those that its rules give the same name."""
-    for node in graph.all_nodes():
-        for value in node.inputs:
-            lost = value is not None and value.producer() is None and value.const_value is not None
-            if lost and graph.initializers.get(value.name) is not value:
-                value.name = _unused(value.name, graph.initializers)
-                graph.register_initializer(value)
+    taken = dict.fromkeys(value for node in graph.all_nodes() for value in node.inputs if value is not None)
+    for value in taken:
+        made = value.producer() is not None or value.const_value is None
+        if not made and graph.initializers.get(value.name or "") is not value:
+            value.name = _unused(value.name, graph.initializers)
+            graph.register_initializer(value)
 
 
 def _unused(name: str | None, taken: Container[str]) -> str:
