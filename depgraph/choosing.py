@@ -122,6 +122,7 @@ class Choice:
             raise NothingToPrune(f"protect, only and floor{also} together leave no group that may go")
         if LATENCY in self.budget.limits:
             self._find_stops()
+        self.share = 0.0  # of its groups, on average, that an axis of the plan loses before coarse axes are made up for
         self.settler: Settler | None = None
         if attempt.settle:
             bold = frozenset(self.leading) if attempt.bold else frozenset()
@@ -196,7 +197,10 @@ class Choice:
         length = self._shortest(ranking)
         if length is None:
             return None
-        counts = Trimming(self).trimmed(ranking.last(length), self._counts(ranking, length))
+        trimming, items = Trimming(self), ranking.last(length)
+        counts = trimming.trimmed(items, self._counts(ranking, length))
+        self.share = float(np.mean([n / self.graph[name].size for name, n in counts.items() if n] or [0.0]))
+        counts = trimming.nearer(items, counts)
         removal = self._removal(counts)
         plan = Plan.of(self.graph, removal, self._exempt(removal), self.options.branches)
         return None if self.attempt.express and not is_expressible(self.graph, plan.kept()) else plan

@@ -57,24 +57,23 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
     graph.check_unchanged()
     by_density = options.rank == "auto" and getattr(scorer, "additive", False) or options.rank == "density"
     scores = checked_scores(graph, scorer)
-    plan = _nearest(graph, scores, target, options, by_density=by_density)
+    plan, share = _nearest(graph, scores, target, options, by_density=by_density)
     if options.form != "auto" or options.scope == "uniform" or is_expressible(graph, plan.kept()):
         return plan
-    return _in_module(plan, scores, target, options, by_density=by_density) or plan
+    return _in_module(plan, share, scores, target, options, by_density=by_density) or plan
 
 
 def _in_module(
-    plan: Plan, scores: Mapping[str, np.ndarray], target: Target, options: Options, *, by_density: bool
+    plan: Plan, share: float, scores: Mapping[str, np.ndarray], target: Target, options: Options, *, by_density: bool
 ) -> Plan | None:
     """A plan for the same target that the module's own Python can express, where it costs the other axes little more.
 
     Not one that takes half as much again of the axes that it narrows, nor one that goes far below the target.
     """
-    most = _DEARER * _mean_share(plan)
     options = replace(options, form="module")
 
     def suits(choice: Choice, found: Plan | None) -> bool:
-        return found is not None and _mean_share(found) <= most and choice.slack(found) <= _SHORT * choice.limit
+        return found is not None and choice.share <= _DEARER * share and choice.slack(found) <= _SHORT * choice.limit
 
     for attempt in _EXPRESSED:
         try:
@@ -131,16 +130,11 @@ def _in_the_way(plan: Plan) -> frozenset[str]:
     return frozenset(name for node in nodes for name in sizes.axes_of(node) if name in plan.removal)
 
 
-def _mean_share(plan: Plan) -> float:
-    """The share of its groups that an axis of the plan loses, on average."""
-    return float(np.mean([len(groups) / plan.graph[name].size for name, groups in plan.removal.items()] or [0.0]))
-
-
 def _nearest(
     graph: DependencyGraph, scores: Mapping[str, np.ndarray], target: Target, options: Options, *, by_density: bool
-) -> Plan:
-    """The plan of the first attempt that comes within one step of the target, else of the one that comes nearest."""
-    found: list[tuple[float, Plan]] = []
+) -> tuple[Plan, float]:
+    """The plan of the first attempt that comes within one step of the target, else of the nearest, and its choice's share."""
+    found: list[tuple[float, Plan, float]] = []
     refusals: list[tuple[float, DepgraphError]] = []
     for attempt in _ATTEMPTS["uniform" if options.scope == "uniform" and graph.form != "graph" else options.form]:
         try:
@@ -160,11 +154,11 @@ def _nearest(
             continue
         slack = choice.slack(plan)
         if choice.is_near(slack):
-            return plan
-        found.append((slack, plan))
+            return plan, choice.share
+        found.append((slack, plan, choice.share))
     if not found:
         raise min(refusals, key=lambda entry: entry[0])[1]
-    return min(found, key=lambda entry: entry[0])[1]
+    return min(found, key=lambda entry: entry[0])[1:]
 
 
 def _nothing(graph: DependencyGraph) -> str:

@@ -6,7 +6,7 @@ to go first, so that the number of trials grows with the axes, not with their gr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import TYPE_CHECKING
 
 from depgraph.rankings import Item
@@ -25,27 +25,37 @@ class Trimming:
         self.choice = choice
 
     def trimmed(self, items: list[Item], counts: Counts) -> Counts:
-        """`counts` with more kept, if they may be; `items` are the axes that lost groups, the last to lose one first.
+        """`counts` with more kept, until the target is met by less than the first of `items` saves by itself.
 
-        Steps of a staircase are of many heights, so there each axis is tried for what its own would still leave of the budget.
+        `items` are the axes that lost groups, the last to lose one first. Steps of a staircase are of many heights, so there
+        each axis is tried for what its own would still leave of the budget.
         """
-        if not items or self._is_done(items, counts):
+        return self._put_back_until(self._first_step(items), items, counts, [counts.keys()])
+
+    def nearer(self, items: list[Item], counts: Counts) -> Counts:
+        """The same until the target is nearly met, where the first of `items` is a coarse axis."""
+        if self.choice.stops:
             return counts
-        for names in () if self.choice.stops else (counts.keys(), counts.keys() - self._tied()):
-            counts = counts if self._is_done(items, counts) else self._share_put_back(names, counts)
+        most = min(self._first_step(items), _NEAR * self.choice.spent({}))
+        return self._put_back_until(most, items, counts, [counts.keys(), counts.keys() - self._tied()])
+
+    def _first_step(self, items: list[Item]) -> float:
+        choice = self.choice
+        return choice.spent({}) - choice.spent(choice.first(items[0])) if items else 0.0
+
+    def _put_back_until(self, most: float, items: list[Item], counts: Counts, sets: list[Set[str]]) -> Counts:
+        """Put back shares of each of `sets` of axes in turn, then single groups, until at most `most` of the budget is left."""
+
+        def is_done() -> bool:
+            return not self.choice.stops and self.choice.limit - self.choice.spent(counts) <= most
+
+        for names in () if self.choice.stops or not items else sets:
+            counts = counts if is_done() else self._share_put_back(names, counts)
         for item in items * _ROUNDS:
-            if self._is_done(items, counts):
+            if is_done():
                 break
             counts = self._put_back(item, counts)
         return counts
-
-    def _is_done(self, items: list[Item], counts: Counts) -> bool:
-        """Is the target met by less than the first of `items` saves by itself, and nearly?"""
-        choice = self.choice
-        if choice.stops:
-            return False
-        dense = choice.spent({})
-        return choice.limit - choice.spent(counts) <= min(dense - choice.spent(choice.first(items[0])), _NEAR * dense)
 
     def _tied(self) -> set[str]:
         settler = self.choice.settler
