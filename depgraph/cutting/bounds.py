@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
 
 from torch.fx import Node
 
@@ -12,6 +14,7 @@ from depgraph.graph import Value
 from depgraph.rules.domains import LEAST, says_nothing
 
 SizeOf = Callable[[int], int]
+_END = "end"
 
 
 def lowest(node: Node, site: Site, values: Mapping[str, Value], sizes: tuple[SizeOf, SizeOf]) -> int | None:
@@ -19,20 +22,28 @@ def lowest(node: Node, site: Site, values: Mapping[str, Value], sizes: tuple[Siz
 
     `sizes` are those of dims before and after.
     """
-    source = values.get(node.all_input_nodes[0].name) if node.all_input_nodes else None
-    if source is None or not isinstance(site.value, int):
+    name, least = _bound(node.target)
+    source = values.get(node.all_input_nodes[0].name) if name and node.all_input_nodes else None
+    if source is None or not isinstance(site.value, int) or _argument(node, site) != name:
         return None
     before, after = sizes
-    if str(node.target) == "aten.slice.Tensor" and site.path == ("args", 3):
+    if name == _END:
         dim = source.dims[node.args[1]]  # type: ignore[index]
         return after(dim) if site.value == before(dim) else None
-    name, least = LEAST.get(".".join(str(node.target).split(".")[:2]).removesuffix("_"), ("", 0))
-    if not name or source.domain is None or len(node.all_input_nodes) > 1 or _argument(node, site) != name:
+    if source.domain is None or len(node.all_input_nodes) > 1:
         return None
     size = before(source.domain)
     if site.value < size + least or not says_nothing(str(node.target), by_name(node).get, source, size):
         return None
     return after(source.domain) + least
+
+
+@cache
+def _bound(target: Any) -> tuple[str, int]:
+    """The argument of an operator that may be such a number, and what is added to the size for the least that does."""
+    if str(target) == "aten.slice.Tensor":
+        return _END, 0
+    return LEAST.get(".".join(str(target).split(".")[:2]).removesuffix("_"), ("", 0))
 
 
 def _argument(node: Node, site: Site) -> str:
