@@ -204,7 +204,9 @@ def test_by_cost_is_density() -> None:
     plan = graph.plan(importance.Allocated(scores, allocations.ByCost()), target)
     assert plan.removal == {"heads.weight:0": (0,), "neurons.weight:0": (1, 2)}
     assert plan.removal == graph.plan(scores, target, rank="density").removal
-    assert graph.plan(scores, target).removal == {"heads.weight:0": (0,), "neurons.weight:0": (0, 1, 2)}
+    dearer = depgraph.Target(params=0.7)
+    assert graph.plan(scores, dearer, rank="density").removal == {"heads.weight:0": (0,)}
+    assert graph.plan(scores, dearer).removal == {"neurons.weight:0": (0, 1, 2)}
 
 
 def test_kinds_lose_the_same_share_and_within_a_kind_the_lowest_go() -> None:
