@@ -19,7 +19,7 @@ from depgraph.widths import Cost
 from importance.side_by_side import made
 
 FORMAT = 1
-DENSE = "dense"
+DENSE, SHIFT = "dense", "output shift"
 NEAR = 0.005  # of the dense cost
 
 
@@ -45,6 +45,11 @@ class Figure:
     name: str
     data: str = ""
     higher_is_better: bool = False
+
+
+def shift_figure(data: str) -> Figure:
+    """How far outputs move from the dense model's on some data, which stands for quality where nothing says what is right."""
+    return Figure(SHIFT, f"{data} (a share of the outputs' length)")
 
 
 @dataclass(frozen=True)

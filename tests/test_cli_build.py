@@ -15,6 +15,8 @@ from depgraph import cli
 from depgraph.cli.data import Amount, text_data
 from depgraph.cli.models import Loaded, in_float32
 from depgraph.cli.quality import shift_of
+from exporters import to_onnx
+from exporters.building.file_model import FileModel
 
 MODELS = """
 import torch
@@ -136,3 +138,20 @@ def test_an_output_that_became_narrower_is_left_out_of_the_shift() -> None:
     wide, narrow = Two(8).eval(), Two(5).eval()
     measure = shift_of(Loaded(wide, (torch.randn(3, 4),)))
     assert measure.of(wide) == 0 < measure.of(narrow) < float("inf")
+
+
+def test_how_far_outputs_move_is_measured_of_a_file_in_the_models_place_too(tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": self.head(x), "count": torch.ones(2, dtype=torch.long), "states": x * 2}
+
+    model, given = Named().eval(), (torch.randn(3, 4),)
+    to_onnx(model, given, tmp_path / "named.onnx")
+    measure = shift_of(Loaded(model, given))
+    assert measure.of(FileModel(tmp_path / "named.onnx", model)) < 1e-6 and "no data were given" in measure.figure.data
+    model.head.weight.data *= 2
+    assert measure.of(model) > 0.1

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import quiet
 from depgraph.cli.data import TextData, perplexity
@@ -54,7 +53,7 @@ def measure_of(loaded: Loaded, found: TextData) -> Measure:
 
 def shift_of(loaded: Loaded) -> Measure:
     """How far the output on the example moves: what can be said of a model that comes without data."""
-    from importance.sweeping import Figure
+    from importance.sweeping import shift_figure
 
     with quiet(loaded.model), torch.no_grad():
         dense = _floats(loaded.model(*loaded.args, **loaded.kwargs))
@@ -70,12 +69,14 @@ def shift_of(loaded: Loaded) -> Measure:
         apart = sum(float((a - b).square().sum()) for a, b in pairs)
         return math.sqrt(apart / max(sum(float(b.square().sum()) for _, b in pairs), 1e-30))
 
-    return Measure(Figure("output shift", "the example inputs"), shift)
+    return Measure(shift_figure("the example inputs, as no data were given"), shift)
 
 
 def _floats(output: Any) -> list[torch.Tensor]:
-    leaves = pytree.tree_leaves(output)
-    return [leaf.float() for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+    """The outputs that are floats, in the order that an ONNX file of the model has them in."""
+    from exporters.calls import named_outputs
+
+    return [tensor.float() for tensor in named_outputs(output)[0].values() if tensor.is_floating_point()]
 
 
 def _loss(model: nn.Module, batches: Any, loaded: Loaded) -> float:

@@ -8,7 +8,7 @@ from html import escape
 from depgraph.page import broken, colours
 from depgraph.report import METRICS, counted
 from depgraph.story.kinds import kind_of, kinds_of
-from depgraph.story.parts import AxisCut, Curve, Story, TradeOff, Trial
+from depgraph.story.parts import AxisCut, Curve, Sensitivity, Story, TradeOff, Trial
 from depgraph.story.svg import Plot, plot, scale, short, spans_decades, standalone
 from depgraph.story.tables import Row, number, table
 
@@ -63,31 +63,32 @@ def _stretches(gone: Sequence[float]) -> Iterator[tuple[bool, int, int]]:
 
 
 def sensitivity_section(story: Story) -> str:
-    """A plot for each kind of axes of how the loss changes, and a list of the axes that change it most and least."""
+    """A plot for each kind of axes of how the loss, or another figure, changes, and a list of the axes that change it most and least."""
     found = story.sensitivity
     if found is None or not found.curves:
         return ""
     curves = {curve.axis: curve for curve in found.curves}
     figures = [
-        _figure(_changes([(axis, curves[axis.name]) for axis in held]), story, held)
+        _figure(_changes([(axis, curves[axis.name]) for axis in held], found.figure), story, held)
         for held in kinds_of(story, [axis for axis in story.axes if axis.name in curves]).values()
     ]
+    what = {axis.name: axis.what for axis in story.axes}
     on = f"{number(found.loss)} on {counted(found.batches, 'batch', 'batches')}"
     return (
-        f'<p class="hint">How the loss ({on}) changes when one axis alone loses the lowest scored of its groups; nothing makes up '
-        f'for them.</p><div class="plots">{"".join(figures)}</div>{_extremes(found.curves, {axis.name: axis.what for axis in story.axes})}'
+        f'<p class="hint">How the {escape(found.figure)} ({on}) changes when one axis alone loses the lowest scored of its groups; nothing '
+        f'makes up for them.</p><div class="plots">{"".join(figures)}</div>{_extremes(found, what)}'
     )
 
 
-def _changes(held: Sequence[tuple[AxisCut, Curve]]) -> str:
+def _changes(held: Sequence[tuple[AxisCut, Curve]], figure: str) -> str:
     lines = [(axis, [(0.0, 0.0), *_known(curve)]) for axis, curve in held]
-    picture = plot([p for _, points in lines for p in points], ("of its groups gone", "change of the loss"))
+    picture = plot([p for _, points in lines for p in points], ("of its groups gone", f"change of the {figure}"))
     picture.percent_x = True
     thin = " thin" if len(held) > 3 else ""
     for axis, points in lines:
         picture.line(points, f"f{axis.family}{thin}", axis.what)
         for point in points[1:] if not thin else ():
-            picture.dot(point, f"f{axis.family}", f"{axis.what}: {point[0]:.0%} gone, loss {point[1]:+.4g}")
+            picture.dot(point, f"f{axis.family}", f"{axis.what}: {point[0]:.0%} gone, {figure} {point[1]:+.4g}")
     return picture.text()
 
 
@@ -96,14 +97,14 @@ def _known(curve: Curve) -> list[tuple[float, float]]:
     return [(share, change) for share, change in pairs if change is not None]
 
 
-def _extremes(curves: Sequence[Curve], what: dict[str, str]) -> str:
-    """The axes that change the loss most and least, each at the share nearest to half of it."""
-    found = {curve.axis: min(points, key=lambda p: abs(p[0] - 0.5)) for curve in curves if (points := _known(curve))}
+def _extremes(of: Sensitivity, what: dict[str, str]) -> str:
+    """The axes that change the figure most and least, each at the share nearest to half of it."""
+    found = {curve.axis: min(points, key=lambda p: abs(p[0] - 0.5)) for curve in of.curves if (points := _known(curve))}
     order = sorted(found, key=lambda axis: -found[axis][1])
     rows = [Row((broken(what.get(axis, axis)), f"#{found[axis][0]:.0%}", f"#{found[axis][1]:+.4g}")) for axis in order]
     if len(rows) > 2 * _EXTREMES:
         rows = [*rows[:_EXTREMES], Row(("…", "", "")), *rows[-_EXTREMES:]]
-    return table(("axis, the most sensitive first", "#gone", "#change of the loss"), rows)
+    return table(("axis, the most sensitive first", "#gone", f"#change of the {escape(of.figure)}"), rows)
 
 
 def tradeoff_section(story: Story) -> str:

@@ -71,7 +71,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Curve:
-    """How the loss changes when one axis alone loses the least of its groups: `changes` at `shares` of them gone."""
+    """How a figure changes when one axis alone loses the least of its groups: `changes` at `shares` of them gone."""
 
     axis: str
     shares: tuple[float, ...]
@@ -80,11 +80,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The loss of the whole model (mean over `batches` batches), and a curve for every axis that was tried."""
+    """The loss of the whole model (mean over `batches` batches), and a curve for every axis that was tried.
+
+    `figure` says what stands for a loss, of a model that has none.
+    """
 
     loss: float
     batches: int
     curves: tuple[Curve, ...] = ()
+    figure: str = "loss"
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,8 @@ from depgraph.report import counted
 from exporters.building.asked import Subject
 from exporters.feeds import Feeds
 from importance.losses import Loss
-from importance.sweeping import Figure
+from importance.sweeping import shift_figure
 
-SHIFT = "output shift"
 _HELD_OUT = 5  # of so many batches one is held out
 
 
@@ -47,7 +46,7 @@ def file_subject(
     if batches is None:
         example = depgraph.trace(path, (), sizes).inputs  # type: ignore[attr-defined]
         moved = Shift(Path(path), [example])
-        return Subject(Path(path), (), example, moved, Figure(SHIFT, "the example inputs"))
+        return Subject(Path(path), (), example, moved, shift_figure("the example inputs, as no data were given"))
     first: dict[str, Any] | None = next(iter(batches), None)
     if first is None:
         raise DataError("there are no batches: give some, or None to measure on the example")
@@ -61,7 +60,7 @@ def file_subject(
         else f"the {len(batches)} batches that scores are from"
     )
     example = dict(sizes) if sizes else {name: first[name] for name in names}
-    return Subject(Path(path), (), example, Shift(Path(path), held_out), Figure(SHIFT, on), score)
+    return Subject(Path(path), (), example, Shift(Path(path), held_out), shift_figure(on), score)
 
 
 @dataclass

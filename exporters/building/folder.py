@@ -46,7 +46,7 @@ def write_result(search: Search, found: Candidate, folder: Path, told: Told) -> 
     with search.step("writing"):
         files, more = _generating(search, found, folder, told)
         files += _plain(search, found, folder)
-        search.source.kept(found.model, folder, found.precision)
+        files += search.source.kept(found.model, folder, found.precision)
         if found.plan is not None:
             found.plan.save(folder / PLAN)
         story = _story(search, found, told)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import tempfile
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def _trade_off(search: Search, tried: list[Candidate], told: Told) -> TradeOff:
     way = best.way if best.report is not None else Way(search.ways.recipes[0])
     for share in search.ways.shares:
         if all(abs(share - there) > _NEAR for _, there, _ in points):
-            points += _point(search, way, share, told)
+            points += [point for point in _point(search, way, share, told) if point not in points]
     fronts = on_front([(share, quality) for _, share, quality in points], figure.higher_is_better)
     trials = tuple(Trial(n, s, q, front) for (n, s, q), front in zip(points, fronts, strict=True))
     return TradeOff("params", figure.name, trials, figure.higher_is_better, search.dense_quality, 0)
@@ -107,21 +107,19 @@ def _point(search: Search, way: Way, share: float, told: Told) -> list[tuple[str
 
 
 def _sensitivity(search: Search, told: Told) -> Sensitivity | None:
-    """What single axes do to the loss; None, and a note, where there is no loss to be had."""
+    """What single axes do to the loss, or to how far outputs move; None, and a note, where neither can be had."""
     rows = max((len(array) for array in search.example.values() if array.ndim), default=1)
     batches = [_rows(batch, rows) for batch in islice(search.subject.batches or (), 4)]
     if not batches or not search.ways.probes:
         return None
     probing = Probing(shares=(0.25, 0.5), most=search.ways.probes)
-    loss, said = search.source.loss(search.graph)
+    loss, called = search.source.loss(search.graph)
     try:
         with search.step("probing single axes"):
-            found = sensitivity(search.graph, batches, loss, probing)
+            return replace(sensitivity(search.graph, batches, loss, probing), figure=called)
     except DepgraphError as error:
         told.notes.append(f"no sensitivities: {error}")
         return None
-    told.notes += [said] if said else []
-    return found
 
 
 def _rows(batch: Any, count: int) -> Any:

@@ -17,15 +17,18 @@ from depgraph.errors import ExportError, ScoreError
 from depgraph.onnx_door.operands import stored
 from depgraph.onnx_door.saving import write
 from depgraph.scoring import Scorer
+from depgraph.story import MadeFile
 from exporters.building.asked import Subject, Ways
 from exporters.building.file_model import FileModel
 from exporters.building.files import moving_from
+from exporters.building.precisions import file_bytes
 from exporters.calls import flatten_call
 from exporters.feeds import Feeds
 from exporters.onnx_export import OnnxOptions, to_onnx
 from importance import named, needs_gradients, recipes
 from importance.losses import Loss
 from importance.recipe import Recipe
+from importance.sweeping import SHIFT
 
 PYTORCH, FLOAT32 = "pytorch", "float32.onnx"
 
@@ -49,8 +52,8 @@ class Source(Protocol):
         """A file as something that quality can be measured of in the model's place."""
         ...
 
-    def kept(self, model: Any, folder: Path, precision: str) -> None:
-        """Write what goes on from the result, trained or pruned, beside the file of a precision that runs."""
+    def kept(self, model: Any, folder: Path, precision: str) -> list[MadeFile]:
+        """Write what goes on from the result, trained or pruned, beside the file of a precision that runs; the files that run, too."""
         ...
 
     def scorer(self, name: str) -> Scorer:
@@ -62,7 +65,7 @@ class Source(Protocol):
         ...
 
     def loss(self, graph: DependencyGraph) -> tuple[Loss | None, str]:
-        """What single axes are probed by, None for the model's own loss; and what to say of it."""
+        """What single axes are probed by, None for the model's own loss; and what it is called."""
         ...
 
 
@@ -94,10 +97,11 @@ class ModuleSource:
     def stand_in(self, file: Path, threads: int) -> Any:
         return FileModel(file, self.subject.model, threads)
 
-    def kept(self, model: nn.Module, folder: Path, precision: str) -> None:
+    def kept(self, model: nn.Module, folder: Path, precision: str) -> list[MadeFile]:
         depgraph.save(model, folder / PYTORCH)
         if hasattr(self.subject.tokenizer, "save_pretrained"):
             self.subject.tokenizer.save_pretrained(folder / PYTORCH)
+        return []
 
     def scorer(self, name: str) -> Scorer:
         return named(name, batches=self.subject.batches, loss=self.subject.loss, seed=self.ways.seed)
@@ -106,7 +110,7 @@ class ModuleSource:
         return recipes.named(name, self.subject.batches, self.subject.loss, self.ways.seed)
 
     def loss(self, graph: DependencyGraph) -> tuple[Loss | None, str]:
-        return self.subject.loss, ""
+        return self.subject.loss, "loss"
 
 
 @dataclass(frozen=True)
@@ -137,9 +141,11 @@ class FileSource:
     def stand_in(self, file: Path, threads: int) -> ir.Model:
         return ir.load(file)
 
-    def kept(self, model: ir.Model, folder: Path, precision: str) -> None:
-        if precision != "float32":
-            write(model, folder / FLOAT32)
+    def kept(self, model: ir.Model, folder: Path, precision: str) -> list[MadeFile]:
+        if precision == "float32":
+            return []
+        file = self.written(model, folder / FLOAT32)
+        return [MadeFile(FLOAT32, "one run, float32, from which the one of fewer bits was made", file_bytes(file))]
 
     def scorer(self, name: str) -> Scorer:
         if needs_gradients(name):
@@ -154,7 +160,7 @@ class FileSource:
 
     def loss(self, graph: DependencyGraph) -> tuple[Loss | None, str]:
         model: Any = graph.model
-        return moving_from(model), "the file has no loss: in sensitivities, how far its outputs move stands for it"
+        return moving_from(model), SHIFT
 
 
 def source_of(subject: Subject, ways: Ways) -> Source:

@@ -72,6 +72,7 @@ def test_a_file_is_built_within_its_bytes_and_runs(file: Path, tmp_path: Path) -
         and "1 held-out" in story.quality[0].data
     )
     assert story.check is not None and story.check.error < 1e-4 and story.sensitivity is not None
+    assert story.sensitivity.figure == "output shift" and "of the loss" not in (folder / "report.html").read_text()
     assert len(story.sensitivity.curves) == 2 and story.sensitivity.curves[0].changes[0] > 0  # type: ignore[operator]
     assert {path.name for path in folder.iterdir()} >= {
         "run.py",
@@ -87,7 +88,9 @@ def test_fewer_bits_leave_the_file_that_they_are_of_beside(file: Path, tmp_path:
     ways = Ways(("magnitude",), ("float32", "int8-dynamic"), shares=(), probes=0)
     built = build(file_subject(file, _batches(2)), Budget(bytes_share=0.45), tmp_path / "small", ways)
     assert built.best.precision == "int8-dynamic" and built.best.of_file and built.best.quality < 0.3
-    again = depgraph.trace(tmp_path / "small" / "float32.onnx").dense_cost
+    float32 = tmp_path / "small" / "float32.onnx"
+    assert {one.name: one.bytes for one in built.story.files}["float32.onnx"] == file_bytes(float32)
+    again = depgraph.trace(float32).dense_cost
     assert again.params == built.story.after.params
 
 
