@@ -110,7 +110,9 @@ def _parameter_names(model: nn.Module, count: int) -> list[str]:
 
 def _strip(value: Any, name: str, found: list[tuple[str, Tensor]]) -> Any:
     if isinstance(value, Tensor):
-        found.append((name, value))
+        # torch.export takes one tensor in two places for one input
+        again = any(value is tensor for _, tensor in found)
+        found.append((name, value.clone() if again else value))
         return Slot(len(found) - 1)
     if isinstance(value, dict):
         return {key: _strip(item, f"{name}.{key}", found) for key, item in value.items()}

@@ -169,7 +169,7 @@ def to_encoder_decoder_onnx(
         subject.eval()
         given = on_device(subject, **inputs)
         memory = remembered(subject, given)
-        expected = greedy.in_torch(subject, given, new_tokens, memory.start)
+        expected, said = _generated(subject, given, new_tokens, memory.start)
         encoder = to_onnx(EncoderPart(subject, memory), (), draft / ENCODER, given, _free(given), options=options)
         example, free = _decoder_example(subject, memory, given)
         decoder = to_onnx(DecoderPart(subject, memory), (), draft / DECODER, example, free, options=options)
@@ -181,7 +181,7 @@ def to_encoder_decoder_onnx(
         replace(decoder, path=path / DECODER),
         agreement,
         memory.start,
-        tuple(dict.fromkeys((*encoder.notes, *decoder.notes))),
+        tuple(dict.fromkeys((*said, *encoder.notes, *decoder.notes))),
         time.perf_counter() - started,
     )
 
@@ -212,6 +212,28 @@ def remembered(model: nn.Module, inputs: Mapping[str, Tensor]) -> Memory:
     own = cache_entries(cache.self_attention_cache, f"the decoder of {owner}")
     cross = cache_entries(cache.cross_attention_cache, f"the decoder of {owner}")
     return Memory(own, cross, hidden.shape[2], hidden.shape[1], start)
+
+
+def _generated(
+    model: nn.Module, inputs: Mapping[str, Tensor], count: int, start: int
+) -> tuple[greedy.Decoded, tuple[str, ...]]:
+    """Greedy tokens of `generate()`, and a note where it works only with a cache that grows by itself.
+
+    transformers makes the cache by one number of layers in the config, which may be the encoder's: a decoder that is deeper,
+    as a cut of the encoder's depth leaves it, finds no place in it.
+    """
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    try:
+        return greedy.in_torch(model, inputs, count, start), ()
+    except ExportError as error:
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        try:
+            found = greedy.in_torch(model, {**inputs, "past_key_values": cache}, count, start)
+        except ExportError:
+            raise error from None
+    note = f"generate() of {type(model).__name__} fails with the cache that it makes for itself, but not with one that grows"
+    return found, (f"{note}: give it past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache())",)
 
 
 def _start(model: Any, owner: str) -> int:

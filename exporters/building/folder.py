@@ -66,6 +66,7 @@ def _generating(search: Search, found: Candidate, folder: Path, told: Told) -> t
         told.notes.append(made.why)
         return [], []
     kind, place = made.kind, folder / made.kind.folder
+    told.notes += made.notes
     shutil.copytree(made.folder, place)
     if (place / "tokenizer.json").exists():
         shutil.copy(_HERE / kind.script, folder / RUN)

@@ -28,13 +28,13 @@ _PROMPTS = 4
 class Kind:
     """A way to generate: the folder, its files, the script that runs them, how they are written, what stands for them.
 
-    `write(model, subject, folder, precision, opset)`; `stand_in(folder, model)` computes with the files what the model does.
+    `write(model, subject, folder, precision, opset)` gives notes; `stand_in(folder, model)` computes with the files what the model does.
     """
 
     folder: str
     files: tuple[str, ...]
     script: str
-    write: Callable[[nn.Module, Subject, Path, str, int], None]
+    write: Callable[[nn.Module, Subject, Path, str, int], tuple[str, ...]]
     stand_in: Callable[[Path, nn.Module], FileModel]
 
     def bytes(self, folder: Path) -> int:
@@ -58,12 +58,13 @@ def kind_of(model: nn.Module, subject: Subject) -> Kind | None:
 
 @dataclass(frozen=True)
 class Generated:
-    """Files that were made: their kind and folder, and all their bytes; `why` there are none, and 0 bytes then."""
+    """Files that were made: their kind and folder, all their bytes, what to say; `why` there are none, and 0 bytes then."""
 
     kind: Kind
     folder: Path
     bytes: int = 0
     why: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def generated(model: nn.Module, subject: Subject, folder: Path, how: tuple[str, int]) -> Generated | None:
@@ -72,10 +73,10 @@ def generated(model: nn.Module, subject: Subject, folder: Path, how: tuple[str, 
     if kind is None:
         return None
     try:
-        kind.write(model, subject, folder, *how)
+        notes = kind.write(model, subject, folder, *how)
     except ExportError as error:
         return Generated(kind, folder, why=f"no folder for generating text was made: {error}")
-    return Generated(kind, folder, kind.bytes(folder))
+    return Generated(kind, folder, kind.bytes(folder), notes=notes)
 
 
 def quality_of(kind: Kind, folder: Path, model: nn.Module, subject: Subject) -> tuple[float | None, str]:
@@ -92,15 +93,16 @@ def encoder_inputs(subject: Subject) -> dict[str, torch.Tensor]:
     return {name: value for name, value in given.items() if not name.startswith("decoder_") and name != "labels"}
 
 
-def _decoder(model: nn.Module, subject: Subject, folder: Path, precision: str, opset: int) -> None:
+def _decoder(model: nn.Module, subject: Subject, folder: Path, precision: str, opset: int) -> tuple[str, ...]:
     fewer = None if precision == "float32" else QuantOptions(precision)  # type: ignore[arg-type]
     found = [b["input_ids"] for b in subject.batches or () if isinstance(b, dict) and "input_ids" in b][:_PROMPTS]
     prompt = found[0] if found else subject.kwargs["input_ids"]
     options = GenaiOptions(OnnxOptions(opset=opset, dtype="float32", record="costs"), fewer, data=found or None)
     to_genai(model, subject.tokenizer, folder, prompt, options=options)
+    return ()
 
 
-def _encoder_decoder(model: nn.Module, subject: Subject, folder: Path, precision: str, opset: int) -> None:
+def _encoder_decoder(model: nn.Module, subject: Subject, folder: Path, precision: str, opset: int) -> tuple[str, ...]:
     options = OnnxOptions(opset=opset, dtype="float32", record="costs")
     made = to_encoder_decoder_onnx(model, encoder_inputs(subject), folder, options=options)
     if precision != "float32":
@@ -112,6 +114,7 @@ def _encoder_decoder(model: nn.Module, subject: Subject, folder: Path, precision
     (folder / SETTINGS).write_text(json.dumps({"start": made.start, "ends": ends}) + "\n")
     if hasattr(subject.tokenizer, "save_pretrained"):
         subject.tokenizer.save_pretrained(folder)
+    return made.notes
 
 
 _ONE = Kind(GENAI, (MODEL,), "run_text.py", _decoder, lambda folder, model: DecoderFile(folder / MODEL, model))

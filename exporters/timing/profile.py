@@ -141,7 +141,10 @@ class Profile:
             )
             named = {*_MACHINE} <= data["machine"].keys() and isinstance(data["fingerprint"], str)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ProfileError(f"{name} is no profile: {error!r} is missing or of the wrong kind; {_AGAIN}") from error
+            wrong = (
+                f"its {error} is missing" if isinstance(error, KeyError) else f"a part is of the wrong kind ({error})"
+            )
+            raise ProfileError(f"{name} is no profile: {wrong}; {_AGAIN}") from error
         if not (whole and named and all(map(is_measured, times)) and times[0] > 0):
             raise ProfileError(f"{name} is no whole profile: times or what the machine is are missing; {_AGAIN}")
         return cls(data)

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, GenerationMixin
 
 import depgraph
 from depgraph.errors import CheckpointError, ExportError
@@ -98,3 +98,16 @@ def test_what_is_no_encoder_decoder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "files" / "mine").touch()
     with pytest.raises(CheckpointError, match="isn't empty"):
         to_encoder_decoder_onnx(model, inputs, tmp_path / "files")
+
+
+@pytest.mark.slow
+def test_a_decoder_that_is_deeper_than_its_encoder_is_written_with_the_cache_that_it_wants(tmp_path: Path) -> None:
+    model, inputs = t5()
+    example = {**inputs, "decoder_input_ids": inputs["input_ids"].clone()}
+    graph = depgraph.trace(model, (), example)
+    shallow = graph.cut_plan(branches=["encoder.block.1"]).apply()
+    report = to_encoder_decoder_onnx(shallow, inputs, tmp_path / "files")
+    assert any("past_key_values=EncoderDecoderCache" in note for note in report.notes)
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    expected = generated(shallow, {**inputs, "past_key_values": cache}, report.start)
+    assert np.array_equal(decoded(tmp_path / "files", inputs, report.start), expected)

@@ -233,6 +233,11 @@ def test_a_damaged_profile_is_refused(measured: dict[str, Any], damage: dict[str
         exporters.Profile.of({**measured, **damage})
 
 
+def test_what_a_file_lacks_to_be_a_profile_is_named() -> None:
+    with pytest.raises(ProfileError, match="no profile: its 'dense' is missing; make it again"):
+        exporters.Profile.of({"weights": 1})
+
+
 def test_files_that_are_no_profile_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("{")
     (tmp_path / "list").write_text("[]")

@@ -538,3 +538,15 @@ def test_an_operator_without_a_translation_is_named_in_one_sentence(tmp_path: Pa
     ) as refusal:
         exporters.to_onnx(Spectrum().eval(), (torch.rand(4, 4),), tmp_path / "model.onnx")
     assert "num_users" not in str(refusal.value)
+
+
+def test_a_tensor_that_is_given_twice_is_two_inputs(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x - 2 * y
+
+    x = torch.randn(3, 4)
+    to_onnx(Two(), (x, x), tmp_path / "two.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "two.onnx"))
+    (made,) = session.run(None, {"x": x.numpy(), "y": 3 * x.numpy()})
+    np.testing.assert_allclose(made, -5 * x.numpy(), rtol=1e-5)
