@@ -308,7 +308,7 @@ def _require_near(found: Distance, options: QuantOptions, source: Path) -> None:
         worst = max(found.outputs, key=lambda name: found.outputs[name])
         raise ExportError(
             f"{source.name} as {options.kind} has an error of {found.error:.2g} at output {worst!r}, where {allowed:.2g} is "
-            "allowed; not written: take another kind, exclude nodes, give more data, or raise QuantOptions.tolerance."
+            "allowed; not written: take another kind, exclude nodes, give more data, or raise QuantOptions.tolerance (--tolerance)."
         )
 
 
