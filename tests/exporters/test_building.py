@@ -234,7 +234,8 @@ def test_blocks_that_do_nothing_are_left_out(deep: Subject, tmp_path: Path, cloc
     story = Story.load(tmp_path / "small" / "report.json")
     assert {part.name for part in story.dropped if part.gone} == {"2", "4"}
     assert {layer.block for layer in story.layers if layer.gone} == {"2", "4"}
-    assert [t.name for t in story.tradeoff.trials][-1] == "depth"  # type: ignore[union-attr]
+    trials = story.tradeoff.trials  # type: ignore[union-attr]
+    assert "depth" in [t.name for t in trials] and len(set(trials)) == len(trials)
     page = (tmp_path / "small" / "report.html").read_text()
     assert page.count("left out") >= 2 and story.making.recipe == "depth"
     torch.manual_seed(1)
