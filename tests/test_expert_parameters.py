@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import depgraph
 import importance
 from depgraph.report import uncovered
-from tests.test_expert_stacks import Looped, Ranged, cut_of_two, experts, traced
+from tests.test_expert_stacks import Looped, Ranged, cut_of_half, cut_of_two, experts, traced
 from tests.test_experts import EXPERTS, INNER, WIDTH
 
 
@@ -83,15 +83,7 @@ def test_an_expert_leaves_with_its_parameters(kind: type[Looped], tmp_path: Path
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_experts_and_their_neurons_go_together_in_place(kind: type[Looped]) -> None:
-    graph, x = traced(kind)
-    scores = {a.name: np.random.default_rng(0).random(a.size) for a in graph.axes}
-    plan = graph.plan(scores, depgraph.Target(params=0.5), scope="axis")
-    assert experts(graph).name in plan.removal and len(plan.removal) > 1
-    report = plan.apply_with_report()
-    assert report.check is not None and report.check.error < 1e-5
-    assert sum(p.numel() for p in report.model.parameters()) == report.after.params
-    expected = report.model(x)
-    assert plan.apply_() is graph.model and torch.equal(graph.model(x), expected)  # type: ignore[operator]
+    cut_of_half(kind)
 
 
 def test_what_runs_an_expert_is_no_longer_counted() -> None:

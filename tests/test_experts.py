@@ -175,7 +175,23 @@ class Telling(Stacked):
         return super().forward(x), self.picked(x)[1]
 
 
-@pytest.mark.parametrize("kind", [Counting, Offset, Telling])
+class Capped(Stacked):
+    """The last expert is never taken, whatever is chosen."""
+
+    def picked(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shares, index = super().picked(x)
+        return shares, index.clamp(max=EXPERTS - 2)
+
+
+class Preferred(Stacked):
+    """The first expert counts twice."""
+
+    def picked(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shares, index = super().picked(x)
+        return torch.where(index < 1, 2 * shares, shares), index
+
+
+@pytest.mark.parametrize("kind", [Counting, Offset, Telling, Capped, Preferred])
 def test_numbers_of_experts_that_count_keep_them_all(kind: type[Stacked]) -> None:
     graph = depgraph.trace(kind().eval(), torch.randn(9, WIDTH))
     assert not any(

@@ -11,7 +11,7 @@ from torch.fx import Node
 from depgraph.capture.recording import Site
 from depgraph.cutting.rewriting import by_name
 from depgraph.graph import Value
-from depgraph.rules.domains import LEAST, says_nothing
+from depgraph.rules.domains import LEAST, base_name, says_nothing
 
 SizeOf = Callable[[int], int]
 _END = "end"
@@ -43,7 +43,7 @@ def _bound(target: Any) -> tuple[str, int]:
     """The argument of an operator that may be such a number, and what is added to the size for the least that does."""
     if str(target) == "aten.slice.Tensor":
         return _END, 0
-    return LEAST.get(".".join(str(target).split(".")[:2]).removesuffix("_"), ("", 0))
+    return LEAST.get(base_name(str(target)), ("", 0))
 
 
 def _argument(node: Node, site: Site) -> str:

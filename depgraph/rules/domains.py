@@ -71,7 +71,7 @@ def follow(op: Op) -> None:
     moved = op.inputs if name in _JOINS else op.inputs[:1] if name in MOVES else []
     if _says_nothing(op):
         op.followed.add(op.inputs[0].name)
-        moved = op.inputs if _base(op.target) in _BOUNDS else []
+        moved = op.inputs if base_name(op.target) in _BOUNDS else []
     domains = {_domain_of(op, value) for value in moved}
     if len(domains) == 1 and moved[0].domain is not None:
         for output in op.outputs[:1] if name == "aten.sort" else op.outputs:
@@ -91,13 +91,14 @@ def _size(op: Op, index: Value) -> int:
     return 0 if index.domain is None else op.relations.sizes[index.domain]
 
 
-def _base(target: str) -> str:
+def base_name(target: str) -> str:
+    """An operator's name without its overload, that of another where it is the in-place form of it."""
     return ".".join(target.split(".")[:2]).removesuffix("_")
 
 
 def says_nothing(target: str, argument: Callable[[str], Any], index: Value, size: int) -> bool:
     """Does an operator compare one of `size` indices with a number, or bound it by one, that stands for none of them?"""
-    base = _base(target)
+    base = base_name(target)
     name, least = LEAST.get(base, ("", 0))
     given = argument(name) if name else None
     if index.domain is None or not isinstance(given, int):
