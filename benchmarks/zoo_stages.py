@@ -284,6 +284,7 @@ def _cut(held: dict[str, Any]) -> dict[str, Any]:
         "form": report.form,
         "planned": planned,
         "error": report.check.error,
+        "captured": report.check.captured,
         "notes": [one_line(str(note)) for note in report.notes],
     }
 

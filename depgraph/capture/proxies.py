@@ -214,10 +214,23 @@ def function_mode_stack_kept() -> Iterator[None]:
 @contextmanager
 def exporting_flags() -> Iterator[None]:
     """Let `torch.compiler.is_compiling()` and `is_exporting()` answer as they do during `torch.export.export`."""
+    with _flags(True):
+        yield
+
+
+@contextmanager
+def no_flags() -> Iterator[None]:
+    """Let them answer as they do when a model simply runs."""
+    with _flags(False):
+        yield
+
+
+@contextmanager
+def _flags(value: bool) -> Iterator[None]:
     before = {name: getattr(torch.compiler, name) for name in _COMPILER_FLAGS}
     try:
         for name in before:
-            setattr(torch.compiler, name, True)
+            setattr(torch.compiler, name, value)
         yield
     finally:
         for name, value in before.items():

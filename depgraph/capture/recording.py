@@ -187,15 +187,10 @@ def _recorded(model: nn.Module, inputs: tuple[Any, ...], capture: Callable[[], _
     return program, _recording(program, log)
 
 
-def replay(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, decisions: Decisions | None = None
-) -> tuple[Any, list[Call]]:
-    """Run `model` once without gradients, on whatever device it is, and list its torch calls as `record` does.
-
-    It is told that it is being exported, unless the capture that made `decisions` didn't tell it so.
-    """
+def replay(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> tuple[Any, list[Call]]:
+    """Run `model` once without gradients, on whatever device it is, and list its torch calls as `record` does."""
     log = Log()
-    with torch.no_grad(), (decisions or Decisions()).told(), watched(model, log, lambda tracer: None):
+    with torch.no_grad(), watched(model, log, lambda tracer: None):
         output = model(*args, **(kwargs or {}))
     return output, log.calls
 

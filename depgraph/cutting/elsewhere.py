@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def require_same_elsewhere(graph: DependencyGraph) -> None:
     """Raise CutError when the program of `graph` and its model part on inputs that differ a little from the example's."""
-    from depgraph.cutting.verifying import TOLERANCE, difference
+    from depgraph.cutting.comparing import TOLERANCE, difference
 
     inputs, empty = moved((graph.args, graph.kwargs)), graph.widths.at({})
     with same_draws():

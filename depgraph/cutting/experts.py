@@ -25,6 +25,7 @@ from depgraph.capture.restoring import own_containers
 from depgraph.capture.sizes import Attr
 from depgraph.classes import NONE
 from depgraph.cutting.barring import Bars, barred, bars_of
+from depgraph.cutting.comparing import TOLERANCE, difference
 from depgraph.cutting.draws import same_draws
 from depgraph.cutting.elsewhere import moved, require_runs_by_itself
 from depgraph.cutting.entries import contents, positions, renumber
@@ -33,7 +34,6 @@ from depgraph.cutting.report import Check
 from depgraph.cutting.rerunning import Inputs
 from depgraph.cutting.shortening import Shortening
 from depgraph.cutting.slicing import positions as places_of
-from depgraph.cutting.verifying import TOLERANCE, difference
 from depgraph.errors import CheckError
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ class Check:
     were checked by zeroing, `mixed_axes` by comparing the cut model with the cut program. `calls` counts the torch calls
     whose shapes were compared with the prediction. `branches` were compared with the captured program without them. Axes
     that take whole modules along, `chosen` of them, were compared with the original in which these can't be chosen. Where
-    rounding alone moved the output by more than is allowed, by `rounding`, all this was computed in double precision.
+    rounding alone moved the output by more than is allowed, by `rounding`, all this was computed in double precision. The
+    pruned model ran as it does for its user, unless the original itself computes something else then, apart by `captured`.
     """
 
     error: float
@@ -33,6 +34,7 @@ class Check:
     branches: int = 0
     chosen: int = 0
     rounding: float = 0.0
+    captured: float = 0.0
 
     @property
     def vacuous(self) -> bool:
@@ -47,6 +49,11 @@ class Check:
             f"{verdict}: error {self.error:.1e} of the largest output, where {self.moved_by} moved it by {self.sensitivity:.1e} "
             f"({self._parts()})"
             + (f"; in double precision, as rounding alone moves it by {self.rounding:.1e}" if self.rounding else "")
+            + (
+                f"; as it was captured: when it simply runs the original differs from that by {self.captured:.1e}"
+                if self.captured
+                else ""
+            )
         )
 
     def _parts(self) -> str:

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import quiet
-from depgraph.capture.deciding import following
+from depgraph.capture.deciding import Decisions, following
 from depgraph.capture.exported import decisions_of
 from depgraph.capture.keeping import unwritten
 from depgraph.capture.recording import Call, replay
@@ -32,17 +32,18 @@ Within = Callable[[], AbstractContextManager[Any]]
 def rerun(
     graph: DependencyGraph, model: nn.Module, inputs: Inputs | None = None, within: Within = contextlib.nullcontext
 ) -> tuple[list[torch.Tensor], list[Call]]:
-    """The output tensors and the torch calls of one forward that decides as the traced one did.
+    """The output tensors and the torch calls of one forward that decides, and is told that it is exported, as the traced one.
 
     After the outputs come the floating tensors that it decides by, unless the decisions are settled. Whatever it writes to
     tensors, inputs and all that its modules keep is put back.
-    `inputs` are the graph's own unless the model is cut in a vocabulary, see `inputs_at`. The forward alone runs `within`.
+    `inputs` are the graph's own unless the model is cut in a vocabulary, see `inputs_at`. The forward alone runs `within`, which may
+    tell it otherwise.
     """
     args, kwargs = own_containers(inputs if inputs is not None else (graph.args, graph.kwargs))
     decisions = None if isinstance(model, GraphModule) else decisions_of(graph.capture.exported)
     with quiet(model), torch.no_grad(), unwritten(model, *args, kwargs) as written, following(decisions) as given:
-        with within():
-            output, calls = replay(model, args, kwargs, decisions)
+        with (decisions or Decisions()).told(), within():
+            output, calls = replay(model, args, kwargs)
         made = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
         made += [] if decisions is None or decisions.settled else given
         return [written.own(tensor) for tensor in made], calls

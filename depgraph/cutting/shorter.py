@@ -11,11 +11,11 @@ from torch import nn
 
 from depgraph.capture.capturing import capture
 from depgraph.cutting.bypassing import bypassed
+from depgraph.cutting.comparing import TOLERANCE, difference
 from depgraph.cutting.inputs import describe_inputs
 from depgraph.cutting.report import Check
 from depgraph.cutting.rerunning import rerun
 from depgraph.cutting.shortening import Shortening
-from depgraph.cutting.verifying import TOLERANCE, difference
 from depgraph.errors import CheckError, PlanError
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from depgraph.cutting.comparing import TOLERANCE, difference
 from depgraph.cutting.draws import same_draws
 from depgraph.cutting.rerunning import Inputs, rerun
-from depgraph.cutting.verifying import TOLERANCE, difference
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
@@ -14,9 +14,11 @@ from torch import nn
 from torch.fx import GraphModule
 
 from depgraph.capture.exported import decisions_of
+from depgraph.capture.proxies import no_flags
 from depgraph.capture.recording import Call
 from depgraph.cutting.bypassing import bypassed
 from depgraph.cutting.choices import Chosen
+from depgraph.cutting.comparing import TOLERANCE, Tensors, difference, is_continuous
 from depgraph.cutting.doubling import in_double
 from depgraph.cutting.draws import Drawing, may_draw, same_draws
 from depgraph.cutting.elsewhere import require_runs_by_itself
@@ -33,10 +35,7 @@ if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
     from depgraph.plan import Plan
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
-Tensors = list[torch.Tensor]
 Follow = Callable[[list[Call], Kept], int]
-_LARGE = 1e5
 _OF_TOLERANCE = 1e-2  # of what rounding may do in the model's own precision: what it may in double
 
 
@@ -84,14 +83,51 @@ class Verifier:
     def check(self, model: nn.Module, follow_calls: Follow | None = None) -> Check:
         """Run both and compare; raises CheckError when they differ by more than rounding.
 
+        The pruned model runs as it does for its user where it is the same as its capture then, else as it was captured.
         `follow_calls` is given the torch calls of the pruned model and returns how many it compared.
         """
+        if isinstance(model, GraphModule) or self.on_meta or decisions_of(self.graph.capture.exported) is not None:
+            return self._as_captured(model, follow_calls).check
+        alone = self._alone(model, follow_calls)
+        if alone is not None:
+            return alone.check
+        found = self._as_captured(model, follow_calls)
+        return replace(found.check, captured=self._apart_from_capture(model, found))
+
+    def _alone(self, model: nn.Module, follow_calls: Follow | None) -> _Compared | None:
+        """The comparison where nobody tells the model that it is exported; None where it fails, or the two differ."""
+        try:
+            found = self._compared(model, follow_calls and _lenient(follow_calls), no_flags)
+        except Exception:  # what is wrong shows better where the model runs as it was captured
+            return None
+        return found if found.error <= found.tolerance else self._in_double(model, found, _alone_in_double)
+
+    def _as_captured(self, model: nn.Module, follow_calls: Follow | None) -> _Compared:
+        """The comparison where the model is told what it was told while it was captured."""
         found = self._compared(model, follow_calls)
         if not found.error <= found.tolerance:
             found = self._in_double(model, found) or self._refused(model, found)
-        if decisions_of(self.graph.capture.exported) is not None and not isinstance(model, GraphModule):
+        if not isinstance(model, GraphModule) and not self.on_meta:
             require_runs_by_itself(self.graph, model, inputs_at(self.graph, self.plan.kept()))
-        return found.check
+        return found
+
+    def _apart_from_capture(self, model: nn.Module, found: _Compared) -> float:
+        """By how much the original differs from its own capture when it runs alone.
+
+        Raises CheckError where it doesn't: then the pruned model should have been the same too.
+        """
+        graph, apart = self.graph, 0.0
+        if model is not graph.model:
+            with same_draws():
+                whole, _ = rerun(graph, graph.model, inputs_of_others(graph, self.plan.kept()), no_flags)
+            apart = difference(whole, [tensor for _, tensor in found.original])
+        if apart <= found.tolerance:
+            raise CheckError(
+                f"the pruned {type(model).__name__} computes what it should while it is captured, but something else when it simply "
+                "runs (its code asks torch.compiler.is_compiling()): "
+                + ("use plan.apply()" if model is graph.model else "protect the axes of what it reads then")
+            )
+        return apart
 
     def _compared(self, model: nn.Module, follow_calls: Follow | None, within: Within = nullcontext) -> _Compared:
         """Run both, `within` something, and compare."""
@@ -125,10 +161,10 @@ class Verifier:
             check = replace(check, moved_by="other tokens")
         return _Compared(check, original, follow.drawn.followed)
 
-    def _in_double(self, model: nn.Module, found: _Compared) -> _Compared | None:
+    def _in_double(self, model: nn.Module, found: _Compared, within: Within = in_double) -> _Compared | None:
         """The same comparison in double precision where that shows that only rounding differs; None where it doesn't."""
         try:
-            again = self._compared(model, None, in_double)
+            again = self._compared(model, None, within)
         except Exception:  # an operator that can't be run so proves nothing
             return None
         if not again.error <= found.tolerance * _OF_TOLERANCE:
@@ -146,7 +182,7 @@ class Verifier:
         )
 
     def _require_finite(self, expected: Tensors) -> None:
-        numbers = [t for t in expected if t.numel() and _is_continuous(t)]
+        numbers = [t for t in expected if t.numel() and is_continuous(t)]
         if numbers and not any(bool(torch.isfinite(t).any()) for t in numbers):
             raise CheckError(
                 f"{type(self.graph.model).__name__} gives nothing but NaN and infinity on the example inputs, so that nothing can "
@@ -201,85 +237,30 @@ class Verifier:
         return narrow
 
 
+@contextmanager
+def _alone_in_double() -> Iterator[None]:
+    with in_double(), no_flags():
+        yield
+
+
 def _computed(nodes: Iterable[torch.fx.Node]) -> list[torch.Tensor]:
     """What a graph computes by the way, perhaps in lower precision than its outputs have; without data."""
     made = [node.meta.get("val") for node in nodes if node.op == "call_function"]
     return [one for one in made if isinstance(one, torch.Tensor)]
 
 
-def difference(got: Tensors, expected: Tensors) -> float:
-    """The largest difference over all floating outputs, as a share of the largest output; infinite for other shapes.
-
-    Where no output is floating, the share of the numbers that differ.
-    """
-    if len(got) != len(expected) or any(a.shape != b.shape for a, b in zip(got, expected, strict=True)):
-        return float("inf")
-    if not any(b.numel() and _is_continuous(b) for b in expected):
-        return _unequal(got, expected)
-    scale = apart = filled = 0.0
-    for a, b in zip(got, expected, strict=True):
-        if not _is_continuous(a) or not a.numel():
-            continue
-        a, b = _comparable(a), _comparable(b)
-        largest, size = float((a - b).abs().max()), float(b.abs().max())
-        if not math.isfinite(largest + size):
-            largest, size = _where_finite(a, b)
-        if size > _LARGE:
-            a, b, masked = _unmasked(a, b)
-            largest, size = _where_finite(a, b)
-            filled = max(filled, masked)
-        apart, scale = max(apart, largest), max(scale, size)
-    return max(apart / scale if scale else apart, filled)
-
-
-def _is_continuous(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _unequal(got: Tensors, expected: Tensors) -> float:
-    """The share of all numbers that differ."""
-    count = sum(b.numel() for b in expected)
-    return sum(int((a.cpu() != b.cpu()).sum()) for a, b in zip(got, expected, strict=True)) / max(1, count)
-
-
-def _comparable(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU, in single precision or better."""
-    least = torch.complex64 if tensor.is_complex() else torch.float32
-    return tensor.detach().cpu().to(torch.promote_types(tensor.dtype, least))
-
-
-def _unmasked(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Both without the numbers that mask something (far larger than the others), and by which share these differ."""
-    finite = b[torch.isfinite(b) & (b != 0)].abs()
-    usual = float(finite[:: max(1, finite.numel() // 10_000)].median())
-    masked = torch.isfinite(b) & (b.abs() > _LARGE * usual)
-    apart = ((a - b).abs() / b.abs())[masked]
-    return a[~masked], b[~masked], float(apart.max()) if apart.numel() else 0.0
-
-
-def _where_finite(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
-    """Largest difference and size where both are finite; infinite unless they agree on what isn't."""
-    finite = torch.isfinite(a) & torch.isfinite(b)
-    if not bool((finite | (a == b) | (a.isnan() & b.isnan())).all()):
-        return float("inf"), 0.0
-    if not bool(finite.any()):
-        return 0.0, 0.0
-    return float((a - b)[finite].abs().max()), float(b[finite].abs().max())
-
-
 def follow_shapes(graph: DependencyGraph) -> Follow:
     """Compares the shape of all that torch calls of a cut module made, and something reads, with the prediction.
 
-    A mismatch raises CheckError. What nothing reads may be laid out otherwise on meta tensors.
+    As far as it calls the same functions. A mismatch raises CheckError. What nothing reads may be laid out otherwise on
+    meta tensors.
     """
 
     def compare(calls: list[Call], kept: Kept) -> int:
         recorded, values, nodes = graph.capture.recording.calls, graph.capture.program.values, graph.sizes.nodes
-        if [c.function for c in recorded] != [c.function for c in calls]:
-            return 0
         seen = [
             (values[name], shape, before)
-            for before, after in zip(recorded, calls, strict=True)
+            for before, after in _in_step(recorded, calls)
             for name, shape in zip(before.outputs, after.shapes, strict=False)
             if name in values and nodes[name].users and len(values[name].shape) == len(shape)
         ]
@@ -289,3 +270,27 @@ def follow_shapes(graph: DependencyGraph) -> Follow:
         return len(seen)
 
     return compare
+
+
+def _lenient(follow: Follow) -> Follow:
+    """Calls whose shapes aren't the predicted ones count as none: another way through the code may have others."""
+
+    def compare(calls: list[Call], kept: Kept) -> int:
+        try:
+            return follow(calls, kept)
+        except CheckError:
+            return 0
+
+    return compare
+
+
+def _in_step(recorded: Sequence[Call], calls: Sequence[Call]) -> Iterator[tuple[Call, Call]]:
+    """Pairs of the same call, as far as both make the same ones from the beginning and from the end."""
+    pairs = list(zip(recorded, calls, strict=False))
+    alike = list(takewhile(_of_one_function, pairs))
+    last = [*zip(reversed(recorded[len(alike) :]), reversed(calls[len(alike) :]), strict=False)]
+    return chain(alike, takewhile(_of_one_function, last))
+
+
+def _of_one_function(pair: tuple[Call, Call]) -> bool:
+    return pair[0].function == pair[1].function

@@ -8,11 +8,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from depgraph.cutting.comparing import TOLERANCE, difference
 from depgraph.cutting.report import Check, CutReport
 from depgraph.cutting.sides import Side
 from depgraph.cutting.slicing import positions
 from depgraph.cutting.surprises import narrower_outputs
-from depgraph.cutting.verifying import TOLERANCE, difference
 from depgraph.errors import CheckError, CutError, PlanError
 from depgraph.graph import Value
 from depgraph.onnx_door.bypassing import idle, leave_out

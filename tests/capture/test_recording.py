@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import depgraph
 import importance
 from depgraph.capture.exported import CapturedProgram
+from depgraph.capture.proxies import exporting_flags
 from depgraph.capture.recording import Recording, assign, current, record_exported, replay
 from depgraph.capture.sizes import Attr, ShapeOf, SizeFloat, SizeInt, attributes, describe, evaluate
 from depgraph.errors import CutError
@@ -87,7 +88,8 @@ def check_faithful(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
         assert type(site.value) in (int, float)
         if site.expr is not None:
             assert evaluate(site.expr, lookup) == site.value, site
-    _, calls = replay(model, args, kwargs)
+    with exporting_flags():
+        _, calls = replay(model, args, kwargs)
     assert [(call.function, call.shapes) for call in calls] == [(c.function, c.shapes) for c in recording.calls]
     return recording
 
