@@ -11,7 +11,7 @@ from benchmarks.models import Case
 from depgraph.capture.capturing import capture
 from depgraph.collecting import uncollected
 from depgraph.cutting.applying import apply_in_place
-from depgraph.cutting.verifying import Verifier, follow_shapes
+from depgraph.cutting.verifying import Verifier
 from depgraph.dependency import DependencyGraph
 
 
@@ -32,7 +32,7 @@ def prune(case: Case, keep: float) -> dict[str, Any]:
     with uncollected(), watch.phase("cut"):
         report = apply_in_place(plan, check="none")
     with uncollected(), watch.phase("check"):
-        found = verifier.check(report.model, follow_shapes(graph))
+        found = verifier.check(report.model)
     result = {"forward": forward, "base": base, "kept": parameters(case.model) / dense, "axes": len(graph.axes)}
     return {**result, "phases": watch.phases, "error": found.error, "runs": True}
 

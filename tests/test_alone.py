@@ -59,7 +59,6 @@ def planned(more: Callable[[Tensor], Tensor]) -> depgraph.Plan:
 def test_a_model_that_takes_another_way_to_the_same_is_checked_as_it_runs() -> None:
     check = planned(same).apply_with_report().check
     assert check is not None and check.error < check.tolerance and check.captured == 0
-    assert check.calls == 3  # linear and relu from the beginning, linear from the end
 
 
 @pytest.mark.parametrize(("more", "says"), [(by_size, "something else when it simply runs"), (of_one_size, "fails")])

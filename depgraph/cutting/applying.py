@@ -28,7 +28,7 @@ from depgraph.cutting.shortening import Shortening, shorten, shortening_of, shor
 from depgraph.cutting.shorter import carried, check_shorter, graph_of, record_of, references, renamed, together
 from depgraph.cutting.surprises import narrower_outputs, surprises
 from depgraph.cutting.varying import fixed_sizes
-from depgraph.cutting.verifying import Verifier, follow_shapes
+from depgraph.cutting.verifying import Verifier
 from depgraph.errors import CheckError, CutError, PlanError
 from depgraph.finite import require_finite
 
@@ -117,7 +117,7 @@ def _in_place(plan: Plan, how: How) -> tuple[CutReport, Undo]:
             graph, dense, numbers_of(graph, graph.model, inputs_at(graph, plan.kept())), solution.drifts
         )
         absorb(graph, graph.model, solution.drifts, plan.kept())
-        check = _check(verifier, graph.model, how, follow_shapes(graph))
+        check = _check(verifier, graph.model, how)
         return _report(plan, graph.model, "module", check, solution, _in_training(plan, graph.model)), undo
     except BaseException:
         undo()
@@ -274,7 +274,7 @@ def _module(plan: Plan, how: How) -> CutReport:
     after = numbers_of(plan.graph, model, inputs_at(plan.graph, plan.kept()))
     solution.drifts += new_drifts(plan.graph, dense, after, solution.drifts)
     absorb(plan.graph, model, solution.drifts, plan.kept())
-    check = _check(Verifier(plan), model, how, follow_shapes(plan.graph))
+    check = _check(Verifier(plan), model, how)
     return _report(plan, model, "module", check, solution, _in_training(plan, model))
 
 
@@ -309,15 +309,15 @@ def _graph(plan: Plan, how: How, why: str) -> CutReport:
 def _checked_graph(plan: Plan, model: nn.Module, how: How) -> Check | None:
     if plan.branches and not plan.removal:
         return _checked_shorter(plan, model, how)
-    check = _check(Verifier(plan), model, how, None)
+    check = _check(Verifier(plan), model, how)
     return check and replace(check, branches=len(plan.branches))
 
 
-def _check(verifier: Verifier, model: nn.Module, how: How, follow: Any) -> Check | None:
+def _check(verifier: Verifier, model: nn.Module, how: How) -> Check | None:
     if how.check == "none":
         return None
     try:
-        return verifier.check(model, follow)
+        return verifier.check(model)
     except CheckError:
         raise
     except Exception as error:

@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from depgraph.capture.recording import Call
 from depgraph.cutting.expressing import Drift
-from depgraph.cutting.rerunning import Inputs, rerun
+from depgraph.cutting.rerunning import Inputs, calls_of
 from depgraph.errors import CutError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _FACTORS = {"mul": -1, "div": 1, "scaled_dot_product_attention": -1}
 
 def numbers_of(graph: DependencyGraph, model: nn.Module, inputs: Inputs | None = None) -> list[Call]:
     """The torch calls of one forward, with their numbers; empty where no size became a float."""
-    return rerun(graph, model, inputs)[1] if graph.capture.recording.leaks else []
+    return calls_of(graph, model, inputs) if graph.capture.recording.leaks else []
 
 
 def new_drifts(graph: DependencyGraph, before: list[Call], after: list[Call], known: list[Drift]) -> list[Drift]:

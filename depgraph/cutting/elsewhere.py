@@ -30,7 +30,7 @@ def require_same_elsewhere(graph: DependencyGraph) -> None:
 
     inputs, empty = moved((graph.args, graph.kwargs)), graph.widths.at({})
     with same_draws():
-        expected, _ = rerun(graph, graph.model, inputs)
+        expected = rerun(graph, graph.model, inputs)
     held = {**graph.capture.exported.constants, **graph.tensors()}
     program = Reference(graph.capture.exported, graph.capture.program, [Side(empty, empty)])
     with same_draws(), torch.no_grad():

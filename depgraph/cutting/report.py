@@ -14,13 +14,14 @@ from depgraph.widths import Cost
 class Check:
     """How the pruned model was compared with the zeroed original.
 
-    `error` is the largest difference of any output and `sensitivity` the largest change that the removal itself made (where
-    a vocabulary is trimmed, that other tokens make, as `moved_by` says), both as shares of the largest output. `exact_axes`
-    were checked by zeroing, `mixed_axes` by comparing the cut model with the cut program. `calls` counts the torch calls
-    whose shapes were compared with the prediction. `branches` were compared with the captured program without them. Axes
-    that take whole modules along, `chosen` of them, were compared with the original in which these can't be chosen. Where
-    rounding alone moved the output by more than is allowed, by `rounding`, all this was computed in double precision. The
-    pruned model ran as it does for its user, unless the original itself computes something else then, apart by `captured`.
+    `error` is the largest difference of any output and `sensitivity` the largest change that the removal itself made
+    (where a vocabulary is trimmed, that other tokens make, as `moved_by` says), both as shares of the largest output.
+    `exact_axes` were checked by zeroing, `mixed_axes` by comparing the cut model with the cut program. `calls` counts
+    the torch calls whose shapes were compared with the prediction, where there are no values. `branches` were
+    compared with the captured program without them. Axes that take whole modules along, `chosen` of them, were
+    compared with the original in which these can't be chosen. Where rounding alone moved the output by more than is
+    allowed, by `rounding`, all this was computed in double precision. The pruned model ran as it does for its user,
+    unless the original itself computes something else then, apart by `captured`.
     """
 
     error: float

@@ -27,23 +27,45 @@ if TYPE_CHECKING:
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Within = Callable[[], AbstractContextManager[Any]]
+Forward = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[Any, list[Call]]]
 
 
 def rerun(
     graph: DependencyGraph, model: nn.Module, inputs: Inputs | None = None, within: Within = contextlib.nullcontext
-) -> tuple[list[torch.Tensor], list[Call]]:
-    """The output tensors and the torch calls of one forward that decides, and is told that it is exported, as the traced one.
+) -> list[torch.Tensor]:
+    """The output tensors of one forward that decides, and is told that it is exported, as the traced one.
 
     After the outputs come the floating tensors that it decides by, unless the decisions are settled. Whatever it writes to
     tensors, inputs and all that its modules keep is put back.
-    `inputs` are the graph's own unless the model is cut in a vocabulary, see `inputs_at`. The forward alone runs `within`, which may
-    tell it otherwise.
+    `inputs` are the graph's own unless the model is cut in a vocabulary, see `inputs_at`. The forward alone runs `within`,
+    which may tell it otherwise.
     """
+    decided = not isinstance(model, GraphModule) and decisions_of(graph.capture.exported) is not None
+    return _run(graph, model, inputs, within, _watched if decided else _plainly)[0]
+
+
+def calls_of(graph: DependencyGraph, model: nn.Module, inputs: Inputs | None = None) -> list[Call]:
+    """The torch calls of a forward as in `rerun`."""
+    return _run(graph, model, inputs, contextlib.nullcontext, _watched)[1]
+
+
+def _plainly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[Call]]:
+    return model(*args, **kwargs), []
+
+
+def _watched(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[Call]]:
+    """As the capture ran it, which sees what is decided in functions of torch that are written in Python too."""
+    return replay(model, args, kwargs)
+
+
+def _run(
+    graph: DependencyGraph, model: nn.Module, inputs: Inputs | None, within: Within, forward: Forward
+) -> tuple[list[torch.Tensor], list[Call]]:
     args, kwargs = own_containers(inputs if inputs is not None else (graph.args, graph.kwargs))
     decisions = None if isinstance(model, GraphModule) else decisions_of(graph.capture.exported)
     with quiet(model), torch.no_grad(), unwritten(model, *args, kwargs) as written, following(decisions) as given:
         with (decisions or Decisions()).told(), within():
-            output, calls = replay(model, args, kwargs)
+            output, calls = forward(model, args, kwargs)
         made = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
         made += [] if decisions is None or decisions.settled else given
         return [written.own(tensor) for tensor in made], calls

@@ -159,7 +159,7 @@ class _Trial:
         inputs: Inputs = pytree.tree_unflatten(leaves, self.spec)  # type: ignore[assignment]
         try:
             with same_draws():
-                return rerun(self.graph, model, inputs)[0]
+                return rerun(self.graph, model, inputs)
         except Exception:
             return None
 

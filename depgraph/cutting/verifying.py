@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
@@ -15,7 +14,6 @@ from torch.fx import GraphModule
 
 from depgraph.capture.exported import decisions_of
 from depgraph.capture.proxies import no_flags
-from depgraph.capture.recording import Call
 from depgraph.cutting.bypassing import bypassed
 from depgraph.cutting.choices import Chosen
 from depgraph.cutting.comparing import TOLERANCE, Tensors, difference, is_continuous
@@ -25,6 +23,7 @@ from depgraph.cutting.elsewhere import require_runs_by_itself
 from depgraph.cutting.reference import Following, Outputs, Reference
 from depgraph.cutting.report import Check
 from depgraph.cutting.rerunning import Inputs, Within, inputs_at, inputs_of_others, rerun
+from depgraph.cutting.shapes import require_shapes
 from depgraph.cutting.sides import Side
 from depgraph.cutting.slicing import positions
 from depgraph.errors import CheckError
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
     from depgraph.plan import Plan
 
-Follow = Callable[[list[Call], Kept], int]
 _OF_TOLERANCE = 1e-2  # of what rounding may do in the model's own precision: what it may in double
 
 
@@ -80,34 +78,44 @@ class Verifier:
     def on_meta(self) -> bool:
         return self.graph.on_meta
 
-    def check(self, model: nn.Module, follow_calls: Follow | None = None) -> Check:
+    def check(self, model: nn.Module) -> Check:
         """Run both and compare; raises CheckError when they differ by more than rounding.
 
-        The pruned model runs as it does for its user where it is the same as its capture then, else as it was captured.
-        `follow_calls` is given the torch calls of the pruned model and returns how many it compared.
+        The pruned model runs as it does for its user where it is the same as its capture then, else as it was captured. On
+        the meta device the shapes of what it computes are compared.
         """
-        if isinstance(model, GraphModule) or self.on_meta or decisions_of(self.graph.capture.exported) is not None:
-            return self._as_captured(model, follow_calls).check
-        alone = self._alone(model, follow_calls)
+        if self.on_meta:
+            return self._without_values(model)
+        if isinstance(model, GraphModule) or decisions_of(self.graph.capture.exported) is not None:
+            return self._as_captured(model).check
+        alone = self._alone(model)
         if alone is not None:
             return alone.check
-        found = self._as_captured(model, follow_calls)
+        found = self._as_captured(model)
         return replace(found.check, captured=self._apart_from_capture(model, found))
 
-    def _alone(self, model: nn.Module, follow_calls: Follow | None) -> _Compared | None:
+    def _without_values(self, model: nn.Module) -> Check:
+        calls = 0
+        if isinstance(model, GraphModule):
+            rerun(self.graph, model, inputs_at(self.graph, self.plan.kept()))
+        else:
+            calls = require_shapes(self.graph, model, self.plan.kept())
+        return Check(0, 0, 0, len(self.exact), len(self.mixed), calls, "the model is on the meta device")
+
+    def _alone(self, model: nn.Module) -> _Compared | None:
         """The comparison where nobody tells the model that it is exported; None where it fails, or the two differ."""
         try:
-            found = self._compared(model, follow_calls and _lenient(follow_calls), no_flags)
+            found = self._compared(model, no_flags)
         except Exception:  # what is wrong shows better where the model runs as it was captured
             return None
         return found if found.error <= found.tolerance else self._in_double(model, found, _alone_in_double)
 
-    def _as_captured(self, model: nn.Module, follow_calls: Follow | None) -> _Compared:
+    def _as_captured(self, model: nn.Module) -> _Compared:
         """The comparison where the model is told what it was told while it was captured."""
-        found = self._compared(model, follow_calls)
+        found = self._compared(model)
         if not found.error <= found.tolerance:
             found = self._in_double(model, found) or self._refused(model, found)
-        if not isinstance(model, GraphModule) and not self.on_meta:
+        if not isinstance(model, GraphModule):
             require_runs_by_itself(self.graph, model, inputs_at(self.graph, self.plan.kept()))
         return found
 
@@ -119,7 +127,7 @@ class Verifier:
         graph, apart = self.graph, 0.0
         if model is not graph.model:
             with same_draws():
-                whole, _ = rerun(graph, graph.model, inputs_of_others(graph, self.plan.kept()), no_flags)
+                whole = rerun(graph, graph.model, inputs_of_others(graph, self.plan.kept()), no_flags)
             apart = difference(whole, [tensor for _, tensor in found.original])
         if apart <= found.tolerance:
             raise CheckError(
@@ -129,7 +137,7 @@ class Verifier:
             )
         return apart
 
-    def _compared(self, model: nn.Module, follow_calls: Follow | None, within: Within = nullcontext) -> _Compared:
+    def _compared(self, model: nn.Module, within: Within = nullcontext) -> _Compared:
         """Run both, `within` something, and compare."""
         graph = self.graph
         chosen, drawing, nodes = Chosen(), Drawing(), self.exported.graph.nodes
@@ -139,11 +147,7 @@ class Verifier:
             chosen if self._chooses() else nullcontext(),
             drawing if draw else nullcontext(),
         ):
-            got, calls = rerun(graph, model, inputs_at(graph, self.plan.kept()), within)
-        compared = follow_calls(calls, self.plan.kept()) if follow_calls is not None else 0
-        if self.on_meta:
-            why = "the model is on the meta device"
-            return _Compared(Check(0, 0, 0, len(self.exact), len(self.mixed), compared, why))
+            got = rerun(graph, model, inputs_at(graph, self.plan.kept()), within)
         widths, empty = graph.widths, graph.widths.at({})
         sliced, zeroed = widths.at(self.mixed), widths.at(self.exact)
         tolerance = max(
@@ -156,7 +160,7 @@ class Verifier:
         self._require_finite(expected)
         moved = self._narrow(original, self.plan.kept(), empty)
         error = difference(got, expected)
-        check = Check(error, difference(expected, moved), tolerance, len(self.exact), len(self.mixed), compared)
+        check = Check(error, difference(expected, moved), tolerance, len(self.exact), len(self.mixed))
         if graph.words is not None:
             check = replace(check, moved_by="other tokens")
         return _Compared(check, original, follow.drawn.followed)
@@ -164,16 +168,18 @@ class Verifier:
     def _in_double(self, model: nn.Module, found: _Compared, within: Within = in_double) -> _Compared | None:
         """The same comparison in double precision where that shows that only rounding differs; None where it doesn't."""
         try:
-            again = self._compared(model, None, within)
+            again = self._compared(model, within)
         except Exception:  # an operator that can't be run so proves nothing
             return None
         if not again.error <= found.tolerance * _OF_TOLERANCE:
             return None
-        check = replace(again.check, tolerance=found.tolerance, calls=found.check.calls, rounding=found.error)
+        check = replace(again.check, tolerance=found.tolerance, rounding=found.error)
         return again._replace(check=check)
 
     def _refused(self, model: nn.Module, found: _Compared) -> NoReturn:
-        """Raise CheckError that says how far the two are apart."""
+        """Raise CheckError that says where the two part, or how far."""
+        if not isinstance(model, GraphModule):
+            require_shapes(self.graph, model, self.plan.kept())
         if not found.follows:
             self._require_repeatable(found.original, found.tolerance)
         raise CheckError(
@@ -247,50 +253,3 @@ def _computed(nodes: Iterable[torch.fx.Node]) -> list[torch.Tensor]:
     """What a graph computes by the way, perhaps in lower precision than its outputs have; without data."""
     made = [node.meta.get("val") for node in nodes if node.op == "call_function"]
     return [one for one in made if isinstance(one, torch.Tensor)]
-
-
-def follow_shapes(graph: DependencyGraph) -> Follow:
-    """Compares the shape of all that torch calls of a cut module made, and something reads, with the prediction.
-
-    As far as it calls the same functions. A mismatch raises CheckError. What nothing reads may be laid out otherwise on
-    meta tensors.
-    """
-
-    def compare(calls: list[Call], kept: Kept) -> int:
-        recorded, values, nodes = graph.capture.recording.calls, graph.capture.program.values, graph.sizes.nodes
-        seen = [
-            (values[name], shape, before)
-            for before, after in _in_step(recorded, calls)
-            for name, shape in zip(before.outputs, after.shapes, strict=False)
-            if name in values and nodes[name].users and len(values[name].shape) == len(shape)
-        ]
-        for (_, shape, call), wanted in zip(seen, kept.shapes(value for value, _, _ in seen), strict=True):
-            if shape != wanted:
-                raise CheckError(f"{call.function} at {call.where} gives shape {shape}, predicted was {wanted}")
-        return len(seen)
-
-    return compare
-
-
-def _lenient(follow: Follow) -> Follow:
-    """Calls whose shapes aren't the predicted ones count as none: another way through the code may have others."""
-
-    def compare(calls: list[Call], kept: Kept) -> int:
-        try:
-            return follow(calls, kept)
-        except CheckError:
-            return 0
-
-    return compare
-
-
-def _in_step(recorded: Sequence[Call], calls: Sequence[Call]) -> Iterator[tuple[Call, Call]]:
-    """Pairs of the same call, as far as both make the same ones from the beginning and from the end."""
-    pairs = list(zip(recorded, calls, strict=False))
-    alike = list(takewhile(_of_one_function, pairs))
-    last = [*zip(reversed(recorded[len(alike) :]), reversed(calls[len(alike) :]), strict=False)]
-    return chain(alike, takewhile(_of_one_function, last))
-
-
-def _of_one_function(pair: tuple[Call, Call]) -> bool:
-    return pair[0].function == pair[1].function
