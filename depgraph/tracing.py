@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
-
-import onnx_ir
 
 from depgraph import dependency
 from depgraph.dependency import DependencyGraph
@@ -39,8 +37,13 @@ def trace(
         UnsupportedParameter: a parameter is quantised, sparse or distributed.
         PlanError: `free` or `fixed` names no output.
     """
-    if isinstance(model, (str, Path, os.PathLike, onnx_ir.Model)):
+    if _is_file(model):
         from depgraph.onnx_door.graph import trace_onnx
 
         return trace_onnx(model, args, kwargs or {}, strict=strict, free=(*free,), fixed=(*fixed,))
     return dependency.trace(model, args, kwargs, strict=strict, free=free, fixed=fixed)
+
+
+def _is_file(model: Any) -> bool:
+    loaded = sys.modules.get("onnx_ir")  # whoever has one of its models has imported it
+    return isinstance(model, (str, os.PathLike)) or (loaded is not None and isinstance(model, loaded.Model))

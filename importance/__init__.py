@@ -3,44 +3,53 @@
 An estimator is called with a `depgraph.DependencyGraph` and returns a dict from axis name to a float64 array [groups].
 `importance.depth` ranks blocks and branches, and searches which can be left out.
 `Allocated` makes an estimator of another one and of a way to spread the budget over the axes, see `importance.allocations`.
+
+Names are imported when they are first used: who ranks by magnitude needs neither the methods for files nor those for depth.
 """
 
-from depgraph.npz import NpzFolder
-from importance import allocations, depth, recipes
-from importance.accumulators import Absolutes, Gram, Moments, Norms, SampleMeans, Weights
-from importance.activation import CRITERIA, Activation, Criterion
-from importance.allocations import Allocated
-from importance.averaging import averaged
-from importance.blockwise import BlockChange, OutlierRatios
-from importance.bonsai import Bonsai
-from importance.column_magnitude import ColumnMagnitude
-from importance.compensation import Compensated, Compensation, compensate
-from importance.contributions import Contributions
-from importance.expert_outputs import ExpertOutputs
-from importance.experts import ExpertClusters, clusters_below, clusters_of, merges
-from importance.fisher import Fisher
-from importance.fpgm import FilterDistance
-from importance.gblm import GradientBlend
-from importance.lora import LoraPrune
-from importance.losses import next_token
-from importance.magnitude import Magnitude
-from importance.noise import noise
-from importance.normalisation import Normalisation
-from importance.obs import OptimalBrain
-from importance.randomly import Random
-from importance.recipe import Pruned, Recipe
-from importance.reduction import Reduction
-from importance.reestimation import Reestimation, reestimate
-from importance.refitting import refit
-from importance.registry import named, names, needs_data, needs_gradients
-from importance.rotation import Principal, Rotation, rotate
-from importance.row_update import RowUpdate
-from importance.scales import NormScale
-from importance.schedule import Pace, Schedule, Scheduled, Step
-from importance.sequential import sequential
-from importance.statistics import Consumer, Gathering, Statistics, collect, consumers_of
-from importance.surgeon import Surgeon, column_costs, row_costs, surgeon_update
-from importance.taylor import Taylor
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from depgraph.npz import NpzFolder
+    from importance import allocations, depth, recipes
+    from importance.accumulators import Absolutes, Gram, Moments, Norms, SampleMeans, Weights
+    from importance.activation import CRITERIA, Activation, Criterion
+    from importance.allocations import Allocated
+    from importance.averaging import averaged
+    from importance.blockwise import BlockChange, OutlierRatios
+    from importance.bonsai import Bonsai
+    from importance.column_magnitude import ColumnMagnitude
+    from importance.compensation import Compensated, Compensation, compensate
+    from importance.contributions import Contributions
+    from importance.expert_outputs import ExpertOutputs
+    from importance.experts import ExpertClusters, clusters_below, clusters_of, merges
+    from importance.fisher import Fisher
+    from importance.fpgm import FilterDistance
+    from importance.gblm import GradientBlend
+    from importance.lora import LoraPrune
+    from importance.losses import next_token
+    from importance.magnitude import Magnitude
+    from importance.noisy import noise
+    from importance.normalisation import Normalisation
+    from importance.obs import OptimalBrain
+    from importance.propagation import sequential
+    from importance.randomly import Random
+    from importance.recipe import Pruned, Recipe
+    from importance.reduction import Reduction
+    from importance.reestimation import Reestimation, reestimate
+    from importance.refitting import refit
+    from importance.registry import named, names, needs_data, needs_gradients
+    from importance.rotation import Principal, Rotation, rotate
+    from importance.row_update import RowUpdate
+    from importance.scales import NormScale
+    from importance.schedule import Pace, Schedule, Scheduled, Step
+    from importance.statistics import Consumer, Gathering, Statistics, collect, consumers_of
+    from importance.surgeon import Surgeon, column_costs, row_costs, surgeon_update
+    from importance.taylor import Taylor
 
 __all__ = [
     "NpzFolder",
@@ -112,3 +121,55 @@ __all__ = [
     "sequential",
     "surgeon_update",
 ]
+_MODULES = {
+    "depgraph.npz": "NpzFolder",
+    "importance.accumulators": "Absolutes Gram Moments Norms SampleMeans Weights",
+    "importance.activation": "CRITERIA Activation Criterion",
+    "importance.allocations": "Allocated",
+    "importance.averaging": "averaged",
+    "importance.blockwise": "BlockChange OutlierRatios",
+    "importance.bonsai": "Bonsai",
+    "importance.column_magnitude": "ColumnMagnitude",
+    "importance.compensation": "Compensated Compensation compensate",
+    "importance.contributions": "Contributions",
+    "importance.expert_outputs": "ExpertOutputs",
+    "importance.experts": "ExpertClusters clusters_below clusters_of merges",
+    "importance.fisher": "Fisher",
+    "importance.fpgm": "FilterDistance",
+    "importance.gblm": "GradientBlend",
+    "importance.lora": "LoraPrune",
+    "importance.losses": "next_token",
+    "importance.magnitude": "Magnitude",
+    "importance.noisy": "noise",
+    "importance.normalisation": "Normalisation",
+    "importance.obs": "OptimalBrain",
+    "importance.randomly": "Random",
+    "importance.recipe": "Pruned Recipe",
+    "importance.reduction": "Reduction",
+    "importance.reestimation": "Reestimation reestimate",
+    "importance.refitting": "refit",
+    "importance.registry": "named names needs_data needs_gradients",
+    "importance.rotation": "Principal Rotation rotate",
+    "importance.row_update": "RowUpdate",
+    "importance.scales": "NormScale",
+    "importance.schedule": "Pace Schedule Scheduled Step",
+    "importance.propagation": "sequential",
+    "importance.statistics": "Consumer Gathering Statistics collect consumers_of",
+    "importance.surgeon": "Surgeon column_costs row_costs surgeon_update",
+    "importance.taylor": "Taylor",
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name from its module, or a module of the package."""
+    if name in _HOMES:
+        globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return globals()[name]
+    if name.startswith("_") or find_spec(f"{__name__}.{name}") is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,9 +17,9 @@ from depgraph.unmet import in_words_of
 from importance.allocations import Allocated, Allocation
 from importance.choices import pick
 from importance.compensation import Compensated, Compensation, compensate
+from importance.propagation import PROPAGATIONS, ByAxis, Known, reordered, sequential
 from importance.refitting import refit
 from importance.schedule import Schedule, Scheduled
-from importance.sequential import PROPAGATIONS, ByAxis, Known, reordered, sequential
 from importance.statistics import Gathering, Statistics, collect
 from importance.stepping import shares_of
 from importance.units import units

@@ -21,9 +21,9 @@ from depgraph.errors import DataError, ScoreError
 from importance import Activation, Compensation, Gathering, OptimalBrain, Recipe, Schedule, collect, recipes
 from importance.allocations.allocated import ascending
 from importance.compensation import compensate
+from importance.propagation import reordered, sequential
 from importance.refitting import refit
 from importance.remembered import remembering
-from importance.sequential import reordered, sequential
 from importance.units import units
 from tests.importance.stacks import decoder, texts
 from tests.importance.test_recipes import Blocks
