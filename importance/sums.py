@@ -11,7 +11,7 @@ from torch import Tensor
 Saliency = Callable[..., Tensor]
 """Maps pieces of tensors of one shape (in float32 or wider) to the real saliency of each element, a new tensor."""
 
-PIECE = {"cpu": 1 << 18}
+PIECE = {"cpu": 1 << 17}  # pieces of a megabyte and more are new pages each time, at twice the time
 _PIECE_ELSEWHERE = 1 << 24
 
 
