@@ -93,6 +93,7 @@ class DependencyGraph:
         self.free = free
         self.words: Words | None = None
         self._left_out: dict[tuple[str, ...], LeftOut] = {}
+        self.captures: dict[Any, Any] = {}  # those that observers made, by the shapes of inputs
         self.classes = Classes.of(captured.program, free)
         self.axes: list[Axis] = build_axes(captured.program, self.classes)
         self.widths = Widths(captured.program, self.classes, self.axes)

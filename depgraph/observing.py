@@ -2,8 +2,8 @@
 
 The captured program is run, not the module: so everything that the graph knows of can be watched, in any architecture, a
 weight is fetched when it is needed and let go after, and the model itself stays as it is. For inputs of other shapes than the
-example's the model is captured again (without weights), once for each shape; a model whose code depends on values, for every
-batch.
+example's the model is captured again (without weights), once for each shape, and the last captures are kept by the graph; a
+model whose code depends on values is captured for every batch.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 Watcher = Callable[["Met"], None]
 Seen = Mapping[str, Callable[[torch.Tensor], None]]
 Shapes = tuple[Any, ...]
+_MOST = 64  # captures that a graph keeps
 _FROM_ZERO = ("embedding", "embedding_bag")  # operators that take no index from behind
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -118,7 +119,6 @@ class Observer:
     def __init__(self, graph: DependencyGraph, fetch: Callable[[str], torch.Tensor] | None = None) -> None:
         self.graph = graph
         self.tensors = fetch or graph.tensors().__getitem__
-        self._captures: dict[Shapes, Runnable] = {}
 
     @cached_property
     def own(self) -> Runnable:
@@ -142,11 +142,14 @@ class Observer:
         """
         if self._by_values:
             return self._capture(args, kwargs)
-        key = shapes_of(args, kwargs)
-        if key not in self._captures:
-            example = shapes_of(self.graph.args, self.graph.kwargs)
-            self._captures[key] = self.own if key == example else self._capture(args, kwargs)
-        return self._captures[key]
+        key, captures = shapes_of(args, kwargs), self.graph.captures
+        if key == shapes_of(self.graph.args, self.graph.kwargs):
+            return self.own
+        if key not in captures:
+            captures[key] = self._capture(args, kwargs)
+            for oldest in list(captures)[:-_MOST]:
+                del captures[oldest]
+        return captures[key]
 
     def run(
         self, inputs: Inputs, watch: Watcher | None = None, seen: Seen | None = None, side: Side | None = None

@@ -221,6 +221,16 @@ def test_batches_of_other_shapes_count_like_those_of_the_example() -> None:
     assert rows == {tokens.shape[0] * 4 + tokens.shape[1] + 3}
 
 
+def test_a_model_is_captured_once_for_each_shape_of_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = depgraph.trace(TwoHeads().eval(), ONE_SEQUENCE)
+    batches = [torch.randn(3, 2, 4), torch.randn(3, 2, 4), torch.randn(2, 2, 4), ONE_SEQUENCE]
+    first = collect(graph, batches, [Norms()])
+    monkeypatch.setattr("depgraph.observing.record", lambda *_: pytest.fail("captured again"))
+    again = collect(graph, batches, [Norms()])
+    for consumer in first.consumers:
+        assert torch.equal(first.of(consumer, Norms()).squares, again.of(consumer, Norms()).squares)
+
+
 @pytest.mark.parametrize("name", ["resnet_basic", "vit", "swin", "mixtral", "mamba", "t5"])
 def test_every_criterion_scores_every_group_and_its_plan_is_cut_right(name: str) -> None:
     example = ZOO[name]()
