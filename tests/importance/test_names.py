@@ -25,5 +25,6 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_a_score_by_magnitude_needs_nothing_of_onnx() -> None:
-    told = "import sys, depgraph, importance; importance.Magnitude(), depgraph.trace; sys.exit(int('onnxruntime' in sys.modules or 'onnx_ir' in sys.modules))"
+    told = "import sys, depgraph, importance; importance.Magnitude(), depgraph.trace; "
+    told += "sys.exit(int('onnxruntime' in sys.modules or 'onnx_ir' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 0
