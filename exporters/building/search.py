@@ -287,7 +287,11 @@ class Search:
             )
             return TargetError(f"nothing keeps within {self.budget.words}: {least}", getattr(least, "above", math.inf))
         nearest = min(found, key=lambda one: max(self._over(one)))
-        held = f" ({sized(nearest.report.after.bytes)} of weights were left)" if nearest.report and self.budget.bytes else ""
+        held = (
+            f" ({sized(nearest.report.after.bytes)} of weights were left)"
+            if nearest.report and self.budget.bytes
+            else ""
+        )
         return TargetError(
             f"nothing keeps within {self.budget.words}; nearest came {nearest.recipe} in {nearest.precision}, which {nearest.why}{held}: "
             "raise the budget, allow other precisions, or lift floors and protections",
