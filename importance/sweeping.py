@@ -47,7 +47,6 @@ class Figure:
     higher_is_better: bool = False
 
 
-# where nothing was given to measure on
 NO_DATA = "the example inputs, as no data were given"
 
 

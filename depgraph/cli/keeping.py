@@ -123,7 +123,8 @@ def limit_of(option: str, text: str) -> tuple[float | None, float | None]:
         return None, number / 100 if match[2] else number
     if match and match[2] == "%" or match and not match[2] and option == "--latency":
         raise typer.BadParameter(
-            f"{option} {text!r} is no share: give one above 0 and below 1 (100%) of the dense model's, such as 0.5 or 50%, or a {what} such as {such}"
+            f"{option} {text!r} is no share: give one above 0 and below 1 (100%) of the dense model's, such as 0.5 or 50%, "
+            f"or a {what} such as {such}"
         )
     if match is None or not 0 < number * units.get(match[2], 0) < math.inf:
         raise typer.BadParameter(
