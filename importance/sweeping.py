@@ -47,6 +47,9 @@ class Figure:
     higher_is_better: bool = False
 
 
+NO_DATA = "the example inputs, as no data were given"
+
+
 def shift_figure(data: str) -> Figure:
     """How far outputs move from the dense model's on some data, which stands for quality where nothing says what is right."""
     return Figure(SHIFT, f"{data} (a share of the outputs' length)")

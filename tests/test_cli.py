@@ -495,6 +495,8 @@ def test_scores_that_need_data_say_so(run: Run, llama: Path, given: Path) -> Non
     assert "needs data: give a text file with --data" in run("prune", llama, *wish).sentence
     assert "return a dict with 'batches'" in run("prune", f"{given}:pair", *wish).sentence
     assert run("prune", f"{given}:pair", *wish).code == 2
+    deep = ("--keep", "params=0.5", "--depth", "1", "--scope", "global", "--out", "small")
+    assert "--depth-score shortgpt needs data" in run("prune", llama, *deep).sentence
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,13 @@ def test_a_model_without_data_in_bfloat16_is_built_in_float32(models: Path, caps
     ("arguments", "code", "says"),
     [
         (("models.py:pair",), 2, "give a budget: --latency 20ms, --size 30MB, or both"),
-        (("models.py:pair", "--latency", "1.5"), 2, "--latency '1.5' is no time: give a number and a unit"),
-        (("models.py:pair", "--size", "100%"), 2, "--size '100%' is no size"),
+        (("models.py:pair", "--latency", "1.5"), 2, "--latency '1.5' is no share: give one above 0 and below 1 (100%)"),
+        (
+            ("models.py:pair", "--size", "100%"),
+            2,
+            "--size '100%' is no share: give one above 0 and below 1 (100%) of the dense model's",
+        ),
+        (("models.py:pair", "--size", "101%"), 2, "such as 0.5 or 50%, or a size such as 30MB"),
         (("models.py:pair", "--latency", "0ms"), 2, "--latency '0ms' is no time"),
         (("models.py:pair", "--size", "10q"), 2, "--size '10q' is no size: give a number and a unit"),
         (("models.py:pair", "--size", "1.2.3MB"), 2, "--size '1.2.3MB' is no size"),

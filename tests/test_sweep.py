@@ -133,10 +133,20 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert not Path("out").exists()
 
 
+def test_without_data_it_is_how_far_outputs_move(model: str, capfd: pytest.CaptureFixture[str]) -> None:
+    code, shown, said = run(capfd, "nets.py:bare", "--out", "out", "--keep", "params=0.8,0.4")
+    assert code == 0, said
+    assert (
+        "output shift on the example inputs, as no data were given (a share of the outputs' length), lower is better"
+        in shown
+    )
+    dense, mild, strong = (point["quality"] for point in json.loads(Path("out/sweep.json").read_text())["points"])
+    assert dense == 0 < mild < strong
+
+
 @pytest.mark.parametrize(
     ("model_of", "says"),
     [
-        ("nets.py:bare", "there is nothing to measure quality on"),
         ("nets.py:odd", "gives a float as 'accuracy'"),
         ("nets.py:nothing", "has no function 'nothing'"),
         ("nowhere.onnx", "nowhere.onnx"),

@@ -21,7 +21,7 @@ from depgraph.cli.models import Loaded, Loading, in_float32, load_model
 from depgraph.cli.onnx_files import folder_of, is_onnx
 from depgraph.cli.output import Steps, check_vacant, print_json, printing, say, showing
 from depgraph.cli.points import check_names
-from depgraph.cli.quality import measure_of, shift_of
+from depgraph.cli.quality import measure_of
 from depgraph.errors import DataError, ModelError, ScoreError
 from depgraph.plain import plain
 from depgraph.report import counted
@@ -161,7 +161,7 @@ def _refuse_of_file(model: str, given: Mapping[str, Any], scope: str, names: lis
 def _subject(loaded: Loaded, found: TextData, own: bool) -> Subject:
     from exporters.building import Subject
 
-    measure = measure_of(loaded, found) if _measurable(loaded, found) else shift_of(loaded)
+    measure = measure_of(loaded, found)
     batches = list(loaded.batches) if own and loaded.batches is not None else found.calibration or None
     kwargs = loaded.kwargs if own else _one_window(loaded, found)
     return Subject(
@@ -173,11 +173,6 @@ def _one_window(loaded: Loaded, found: TextData) -> dict[str, Any]:
     """One window of the text: what a run takes whose time is limited."""
     window = {name: tensor[:1] for name, tensor in found.calibration[0].items() if name != "labels"}
     return window if loaded.kwargs.keys() == window.keys() else loaded.kwargs
-
-
-def _measurable(loaded: Loaded, found: TextData) -> bool:
-    """Did a text or batches come with the model?"""
-    return bool(found.held_out or found.calibration or loaded.held_out is not None or loaded.batches is not None)
 
 
 def _depth(named: str, scope: str, recipes: str, *, data: bool) -> dict[str, Any]:

@@ -39,14 +39,14 @@ class FileMaker:
 
     def __call__(self, point: Point) -> Outcome:
         """The outcome; only the dense file's errors are raised, others are an outcome too."""
-        from importance.sweeping import DENSE, Outcome, shift_figure
+        from importance.sweeping import DENSE, NO_DATA, Outcome, shift_figure
 
         graph, started = self.graph, time.perf_counter()
         if point.name == DENSE:
             found: dict[str, Any] = {"cost": graph.dense_cost, "quality": 0.0}
         else:
             found = self._tried(point)
-        on = "the made-up example" if self.data is None else f"{len(self.batches)} batches"
+        on = NO_DATA if self.data is None else f"{len(self.batches)} batches"
         figure = shift_figure(on)
         seconds = time.perf_counter() - started
         return Outcome(point, figure=figure, seconds=seconds, peak_bytes=peak_bytes(), **found)

@@ -109,8 +109,7 @@ def _prune(wish: o.Wish) -> None:
     allocation = allocations.named(wish.allocation) if wish.allocation else None
     if wish.out is not None:
         check_vacant(wish.out)
-    if _needs_data(wish) and wish.data is None and ".py:" not in wish.model:
-        what = f"recipe {wish.recipe!r}" if wish.recipe else f"score {wish.score!r}"
+    if wish.data is None and ".py:" not in wish.model and (what := _needing_data(wish)):
         raise DataError(f"{what} needs data: give a text file with --data, or one that doesn't, such as magnitude")
     text = read_text(wish.data) if wish.data is not None else ""
     with printing(wish.json) as console, new_folder(wish.out) as folder:
@@ -166,11 +165,16 @@ def _scorer(wish: o.Wish, loaded: Loaded, found: TextData, steps: Steps) -> Any:
     return named(wish.score, batches=steps.over(batches, "scoring"), loss=loaded.loss, seed=wish.loading.seed)
 
 
-def _needs_data(wish: o.Wish) -> bool:
+def _needing_data(wish: o.Wish) -> str:
+    """What of a wish needs data; empty where nothing does."""
     from importance import needs_data
     from importance.recipes import entry_of
 
-    return entry_of(wish.recipe).needs != "nothing" if wish.recipe else needs_data(wish.score) or depth_needs(wish)
+    if wish.recipe:
+        return f"recipe {wish.recipe!r}" if entry_of(wish.recipe).needs != "nothing" else ""
+    if needs_data(wish.score):
+        return f"score {wish.score!r}"
+    return f"--depth-score {wish.depth_score}" if depth_needs(wish) else ""
 
 
 def _by_recipe(

@@ -31,7 +31,7 @@ class Measure:
 def measure_of(loaded: Loaded, found: TextData) -> Measure:
     """What can be measured of a model: the first of accuracy, perplexity, and the loss on batches held out or else given.
 
-    Raises DataError where nothing can.
+    Of one without data it is how far the output on the example moves.
     """
     from importance.sweeping import Figure
 
@@ -42,18 +42,15 @@ def measure_of(loaded: Loaded, found: TextData) -> Measure:
         return Measure(figure, lambda model: perplexity(model, found.held_out, loaded.model))
     if loaded.held_out is not None:
         return Measure(Figure("loss", "held-out batches"), partial(_loss, batches=loaded.held_out, loaded=loaded))
-    batches = loaded.batches if loaded.batches is not None else found.calibration
-    if not batches:
-        raise DataError(
-            "there is nothing to measure quality on: give a text with --data, or let file.py:function return a dict with 'batches' and "
-            "'loss' (and 'held_out' and 'accuracy')"
-        )
+    batches = loaded.batches if loaded.batches is not None else found.calibration or None
+    if batches is None:
+        return shift_of(loaded)
     return Measure(Figure("loss", "the batches that scores are from"), partial(_loss, batches=batches, loaded=loaded))
 
 
 def shift_of(loaded: Loaded) -> Measure:
     """How far the output on the example moves: what can be said of a model that comes without data."""
-    from importance.sweeping import shift_figure
+    from importance.sweeping import NO_DATA, shift_figure
 
     with quiet(loaded.model), torch.no_grad():
         dense = _floats(loaded.model(*loaded.args, **loaded.kwargs))
@@ -69,7 +66,7 @@ def shift_of(loaded: Loaded) -> Measure:
         apart = sum(float((a - b).square().sum()) for a, b in pairs)
         return math.sqrt(apart / max(sum(float(b.square().sum()) for _, b in pairs), 1e-30))
 
-    return Measure(shift_figure("the example inputs, as no data were given"), shift)
+    return Measure(shift_figure(NO_DATA), shift)
 
 
 def _floats(output: Any) -> list[torch.Tensor]:

@@ -23,7 +23,7 @@ from depgraph.report import counted
 from exporters.building.asked import Subject
 from exporters.feeds import Feeds
 from importance.losses import Loss
-from importance.sweeping import shift_figure
+from importance.sweeping import NO_DATA, shift_figure
 
 _HELD_OUT = 5  # of so many batches one is held out
 
@@ -46,7 +46,7 @@ def file_subject(
     if batches is None:
         example = depgraph.trace(path, (), sizes).inputs  # type: ignore[attr-defined]
         moved = Shift(Path(path), [example])
-        return Subject(Path(path), (), example, moved, shift_figure("the example inputs, as no data were given"))
+        return Subject(Path(path), (), example, moved, shift_figure(NO_DATA))
     first: dict[str, Any] | None = next(iter(batches), None)
     if first is None:
         raise DataError("there are no batches: give some, or None to measure on the example")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import depgraph
 from depgraph.dependency import DependencyGraph
+from depgraph.unmet import LATENCY, Unmet
 from exporters.building.asked import Budget
 from exporters.building.precisions import Precision
 from exporters.timing.model import MeasuredLatency
 
 _NOTHING = 2  # bytes
+_JUST = 1.0001  # of the least time, which is a sum of fractions
 _CLOSER = 0.985  # of what would just fit by measure: where rounds end, they should end below
 
 
@@ -47,3 +50,14 @@ class Limits:
         if time > 1 and self.milliseconds is not None:
             found = replace(found, milliseconds=self.milliseconds / time * _CLOSER)
         return found
+
+    def lifted(self, unmet: Unmet | None) -> Limits | None:
+        """The same where no plan met them, raised to the least that one reaches; None where that isn't known."""
+        if unmet is None:
+            return None
+        weights, ms = self.weights, self.milliseconds
+        if weights is not None:
+            weights = max(weights, math.ceil(unmet.least.get("bytes", 0)))
+        if ms is not None:
+            ms = max(ms, unmet.least.get(LATENCY, 0.0) * _JUST)
+        return replace(self, weights=weights, milliseconds=ms)

@@ -178,17 +178,31 @@ class Search:
         return found
 
     def _candidate(self, way: Way, precision: Precision) -> Candidate:
-        """What a way makes in a precision, made anew while it measures above the budget."""
-        limits = Limits.of(self.budget, precision)
+        """What a way makes in a precision, made anew while it measures above the budget; where that goes no further, the nearest."""
+        limits, made = Limits.of(self.budget, precision), list[Candidate]()
         for number in range(1, self.ways.rounds + 1):
-            found = self._once(way, precision, limits, number)
-            if not found.why or found.report is None or number == self.ways.rounds:
+            try:
+                made.append(self._once(way, precision, limits, number))
+            except TargetError as error:
+                if not made:
+                    raise
+                made += self._at_the_least(way, precision, limits.lifted(error.unmet), number)
+                break
+            found = made[-1]
+            if not found.why or found.report is None:
                 return found
             size, time = self._over(found)
             weights = found.report.after.bytes
             fewer = precision.fewer_weights(self.budget.bytes, found.bytes, weights) if self.budget.bytes else 0
             limits = limits.tighter(time, fewer if size > 1 else None)
-        raise AssertionError("unreachable")
+        return min(made, key=lambda one: max(self._over(one)))
+
+    def _at_the_least(self, way: Way, precision: Precision, limits: Limits | None, number: int) -> list[Candidate]:
+        """What was refused, made with limits that can just be met, as files may measure below what was taken off for them."""
+        try:
+            return [self._once(way, precision, limits, number)] if limits is not None else []
+        except TargetError:
+            return []
 
     def _once(self, way: Way, precision: Precision, limits: Limits, number: int) -> Candidate:
         name = f"{next(self._numbers)}-{precision.name}"
@@ -273,9 +287,15 @@ class Search:
             )
             return TargetError(f"nothing keeps within {self.budget.words}: {least}", getattr(least, "above", math.inf))
         nearest = min(found, key=lambda one: max(self._over(one)))
+        held = (
+            f" ({sized(nearest.report.after.bytes)} of weights were left)"
+            if nearest.report and self.budget.bytes
+            else ""
+        )
         return TargetError(
-            f"nothing keeps within {self.budget.words}; nearest came {nearest.recipe} in {nearest.precision}, which {nearest.why}: "
-            "raise the budget, allow other precisions, or lift floors and protections"
+            f"nothing keeps within {self.budget.words}; nearest came {nearest.recipe} in {nearest.precision}, which {nearest.why}{held}: "
+            "raise the budget, allow other precisions, or lift floors and protections",
+            max(self._over(nearest)),
         )
 
 

@@ -185,6 +185,23 @@ def test_what_nothing_keeps_within_says_what_came_nearest(subject: Subject, tmp_
     assert not (tmp_path / "small").exists()
 
 
+def test_what_another_round_can_not_reach_is_made_at_the_least(
+    subject: Subject, tmp_path: Path, clock: list[float]
+) -> None:
+    graph, floors = depgraph.trace(subject.model, subject.args), {"floor": 0.5}
+    with pytest.raises(TargetError) as caught:
+        graph.plan(importance.Magnitude(), depgraph.Target(latency_ms=0.001, latency=_Clock(graph)), **floors)
+    assert caught.value.unmet is not None
+    budget = Budget(latency_ms=caught.value.unmet.least["latency"] * 1.1)
+    ways = replace(QUICK, options=floors)
+    clock[:] = [1.2, 1.05]  # the first is made anew for a time below the least, which measures within the budget
+    assert build(subject, budget, tmp_path / "small", ways).best.ratio <= 1.1
+    clock[:] = [1.2, 1.15]
+    with pytest.raises(TargetError, match=r"nearest came magnitude in float32, which takes .* ms of") as nearest:
+        build(subject, budget, tmp_path / "none", ways)
+    assert nearest.value.above == pytest.approx(1.15 / 1.1, rel=0.01)
+
+
 def test_a_model_within_the_budget_stays_as_it_is(subject: Subject, tmp_path: Path) -> None:
     built = build(subject, Budget(bytes=10**9), tmp_path / "same", QUICK)
     assert built.best.plan is None and built.best.recipe == "dense"
