@@ -312,28 +312,15 @@ class DependencyGraph:
 
     def to_networkx(self) -> nx.Graph:
         """A bipartite graph of axes and the parameter dims they reach; write it with networkx for Graphviz."""
-        import networkx
+        from depgraph.networks import network_of
 
-        found = networkx.Graph()
-        for axis in self.axes:
-            found.add_node(
-                axis.name, kind="axis", groups=axis.size, exact=axis.exact, prunable=int(axis.prunable.sum())
-            )
-            for member in axis.members:
-                node = f"{member.target}[{member.dim}]"
-                found.add_node(node, kind=member.kind, size=len(member.labels))
-                found.add_edge(axis.name, node)
-        return found
+        return network_of(self)
 
     def to_dot(self) -> str:
         """The same as Graphviz source."""
-        lines = ["graph axes {", "  rankdir=LR;"]
-        network = self.to_networkx()
-        for node, data in network.nodes(data=True):
-            shape = "ellipse" if data["kind"] == "axis" else "box"
-            lines.append(f'  "{node}" [shape={shape}];')
-        lines += [f'  "{a}" -- "{b}";' for a, b in network.edges]
-        return "\n".join([*lines, "}"])
+        from depgraph.networks import dot_of
+
+        return dot_of(self)
 
     def held(self) -> dict[str, torch.Tensor]:
         """The parameters and buffers that the model's modules hold by name, tied ones under every name."""
