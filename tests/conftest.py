@@ -27,6 +27,14 @@ settings.register_profile(
 settings.load_profile("repeatable")
 
 
+LONGEST = ("test_readme.py", "test_examples.py", "test_quality.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TRAINING = "train_tiny_llama"
 SLOW = {"digits"}
+QUICK = {"demo": ("--quick",)}  # the whole of it is run by a slow test below
 
 
 def _imports(path: Path) -> set[str]:
@@ -36,7 +37,7 @@ def _scripts() -> list[Any]:
 
 @pytest.mark.parametrize("name", _scripts())
 def test_example_runs_and_prints_something(name: str, run_python: Callable[..., str]) -> None:
-    assert run_python(f"examples/{name}.py").strip()
+    assert run_python(f"examples/{name}.py", *QUICK.get(name, ())).strip()
 
 
 @pytest.mark.slow
