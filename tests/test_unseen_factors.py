@@ -129,6 +129,28 @@ def test_a_number_may_be_a_size_and_a_divisor() -> None:
     assert report.check is not None and report.check.error < 1e-5 < report.check.sensitivity
 
 
+class Maps(nn.Module):
+    """Attention over a picture as autoencoders have it: the number of channels is made whole before the root is taken."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Conv2d(width, width, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        b, c, h, w = q.shape
+        weights = torch.bmm(q.reshape(b, c, h * w).permute(0, 2, 1), k.reshape(b, c, h * w))
+        weights = (weights * (int(c) ** (-0.5))).softmax(2)
+        return x + self.out(torch.bmm(v.reshape(b, c, h * w), weights.permute(0, 2, 1)).reshape(b, c, h, w))
+
+
+def test_a_number_that_int_makes_ordinary_is_made_up_for() -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(Maps().eval(), torch.randn(2, 16, 3, 4) * 3)
+    report = graph.cut_plan({"q.weight:0": range(6), "v.weight:0": range(6)}).apply_with_report(form="module")
+    assert report.check is not None and report.check.error < 1e-5 < report.check.sensitivity
+
+
 class AlsoRead(Shared):
     """Reads its queries in another way beside the scores: no factor on them goes unseen."""
 

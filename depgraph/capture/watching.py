@@ -77,6 +77,7 @@ class Log:
     def converted(self, expr: Expr, value: int) -> None:
         """See `sizes.Observer`."""
         self.lost.setdefault(here()[1], {}).setdefault(value, set()).add(expr)
+        self.leaked(expr)  # what is computed from an ordinary number goes unseen
 
     def symbolic(self, name: str, value: int, expr: Expr) -> None:
         """See `sizes.Observer`."""
