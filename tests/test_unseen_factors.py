@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -148,6 +149,24 @@ def test_a_number_that_int_makes_ordinary_is_made_up_for() -> None:
     torch.manual_seed(0)
     graph = depgraph.trace(Maps().eval(), torch.randn(2, 16, 3, 4) * 3)
     report = graph.cut_plan({"q.weight:0": range(6), "v.weight:0": range(6)}).apply_with_report(form="module")
+    assert report.check is not None and report.check.error < 1e-5 < report.check.sensitivity
+
+
+class Rooted(ByNumber):
+    """The root is numpy's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) / np.sqrt(k.size(-1))).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).reshape(batch, length, -1))
+
+
+def test_a_root_that_numpy_takes_is_made_up_for() -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(Rooted().eval(), torch.randn(2, 9, 24))
+    axes = [a for a in graph.axes if any(m.target == "qkv.weight" for m in a.members) and a.size == 12]
+    report = graph.cut_plan({axis.name: [1, 2, 3] for axis in axes}).apply_with_report(form="module")
     assert report.check is not None and report.check.error < 1e-5 < report.check.sensitivity
 
 

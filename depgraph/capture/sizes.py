@@ -45,6 +45,7 @@ __all__ = [
     "plain",
     "tracked_extreme",
     "tracked_product",
+    "tracked_root",
 ]
 
 _MAX_DEPTH = 48  # a counter carried through a long loop would grow without end
@@ -213,6 +214,15 @@ def tracked_product(original: Callable[..., Any]) -> Callable[..., Any]:
         return math.prod(items)
 
     return product
+
+
+def tracked_root(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`numpy.sqrt` that keeps the expression of a `SizeInt`."""
+
+    def root(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return x**0.5 if type(x) is SizeInt and not args and not kwargs else original(x, *args, **kwargs)
+
+    return root
 
 
 def _expr_of(value: int | float) -> Expr:

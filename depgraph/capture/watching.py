@@ -25,7 +25,18 @@ from depgraph.capture.frames import here, where
 from depgraph.capture.hooking import hooked
 from depgraph.capture.matching import Path, Python, Source, given_expressions, sources
 from depgraph.capture.remembering import asked_anew
-from depgraph.capture.sizes import Attr, Expr, Op, ShapeOf, SizeInt, observing, plain, tracked_extreme, tracked_product
+from depgraph.capture.sizes import (
+    Attr,
+    Expr,
+    Op,
+    ShapeOf,
+    SizeInt,
+    observing,
+    plain,
+    tracked_extreme,
+    tracked_product,
+    tracked_root,
+)
 
 _names: dict[Any, str] = {}
 _CONSTANT_MAKERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor})
@@ -183,7 +194,7 @@ def watched(model: nn.Module, log: Log, finish: Callable[[Any], None]) -> Iterat
         inside.enter_context(proxies.open_functionals())
         if log.tracer is not None:
             inside.enter_context(observing(log))
-            inside.enter_context(_extremes_and_products())
+            inside.enter_context(_extremes_products_and_roots())
             inside.enter_context(asked_anew())
         inside.enter_context(Watch(log))
         inside.enter_context(boxed())
@@ -206,14 +217,14 @@ def watched(model: nn.Module, log: Log, finish: Callable[[Any], None]) -> Iterat
 
 
 @contextmanager
-def _extremes_and_products() -> Iterator[None]:
-    before = builtins.max, builtins.min, np.prod
+def _extremes_products_and_roots() -> Iterator[None]:
+    before = builtins.max, builtins.min, np.prod, np.sqrt
     builtins.max, builtins.min = tracked_extreme("max", before[0]), tracked_extreme("min", before[1])
-    np.prod = tracked_product(before[2])
+    np.prod, np.sqrt = tracked_product(before[2]), tracked_root(before[3])  # type: ignore[assignment]
     try:
         yield
     finally:
-        builtins.max, builtins.min, np.prod = before
+        builtins.max, builtins.min, np.prod, np.sqrt = before
 
 
 def _numbers(args: Any, kwargs: Any, result: Any) -> tuple[float, ...]:
