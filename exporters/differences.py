@@ -16,6 +16,7 @@ from depgraph.capture.keeping import unwritten
 from depgraph.cutting.draws import may_draw
 from exporters.calls import FlatModel
 from exporters.cases import Case, Subject
+from exporters.dynamic import Specialised, fixed_dims
 from exporters.onnx_check import Differs, Tolerance, compare
 
 _aten = torch.ops.aten
@@ -70,14 +71,27 @@ def with_first_of_equals(flat: FlatModel, cases: Sequence[Case]) -> list[Case] |
     return settled if met else None
 
 
+def _resized(subject: Subject, case: Case) -> set[tuple[str, int]]:
+    """The free dims (input, dim) in which the inputs of a case have another size than those that were captured."""
+    return {
+        (name, dim)
+        for name, captured, given in zip(subject.inputs, subject.examples, case.inputs, strict=True)
+        for dim in subject.dims.get(name, {})
+        if captured.shape[dim] != given.shape[dim]
+    }
+
+
 def _draws(node: Node) -> bool:
     return node.op == "call_function" and may_draw(node)
 
 
 def traced_otherwise(
     program: torch.onnx.ONNXProgram, subject: Subject, cases: Sequence[Case], tolerance: Tolerance
-) -> Differs | None:
-    """An error that says so, if already what torch.export captured differs from the model, before any translation."""
+) -> Differs | Specialised | None:
+    """An error that says so, if already what torch.export captured differs from the model, before any translation.
+
+    Where that is only at other sizes than those captured, a free size is a constant in what was captured (after `int(rows / 4)`, say).
+    """
     if program.exported_program is None:
         return None
     owner = type(subject.flat.model).__name__
@@ -98,6 +112,8 @@ def traced_otherwise(
             try:
                 compare(f"{name!r} at {case.label}", expected, got.detach().numpy(), tolerance)
             except Differs:
+                if changed := _resized(subject, case):
+                    return fixed_dims(changed, {owner: dict(dims) for owner, dims in subject.dims.items()})
                 return Differs(
                     f"{owner} gives another {name!r} at {case.label} when torch.export captures it "
                     "than when it runs, so its code asks whether it is captured (a mask that it then builds, say); not "

@@ -15,6 +15,7 @@ from depgraph.capture.deciding import DRAWS
 from depgraph.capture.frozen import frozen
 from depgraph.errors import ExportError
 from exporters import translations
+from exporters.bounds import bounds_of_one_type
 from exporters.calls import Call, FlatModel, first_line
 from exporters.cases import NamedDims
 from exporters.dynamic import Dims, fixed_dims, for_torch, settled_names, specialised
@@ -101,7 +102,7 @@ def _export(
 ) -> torch.onnx.ONNXProgram:
     shapes = for_torch(call, dims)
     try:
-        with quietly(), exact_no_ops(), transforms_ended():
+        with quietly(), exact_no_ops(), bounds_of_one_type(), transforms_ended():
             program = torch.onnx.export(
                 module.eval(),
                 examples,

@@ -13,6 +13,7 @@ from onnxscript.function_libs.torch_lib import registration
 from onnxscript.function_libs.torch_lib.ops import core, nn
 
 from exporters.attention import attention
+from exporters.batch_statistics import batch_norm
 from exporters.complex_operators import COMPLEX, zeros
 from exporters.complex_parts import PARTS
 
@@ -47,6 +48,7 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
     _register_complex()
     found: dict[Any, Callable[..., Any]] = {
         _aten.scaled_dot_product_attention.default: attention(opset),
+        _aten._native_batch_norm_legit_functional.default: batch_norm,
         _aten.squeeze.dim: _squeeze,
         _aten.squeeze.dims: _squeeze_dims,
         _aten.sort.stable: _sort_stable,

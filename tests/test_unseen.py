@@ -301,9 +301,24 @@ class ComparesFeatures(nn.Module):
         return self.out(compared)
 
 
-def test_weights_that_stand_in_both_factors_do_not_make_up_for_a_scale() -> None:
+class AddsFeatures(ComparesFeatures):
+    """The same, but the features of one picture are read once more: a factor on them would be seen."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().forward(x, y) + self.features(x).tanh().mean((1, 2, 3))[:, None, None]
+
+
+def test_weights_that_stand_in_both_factors_make_up_for_a_scale_by_its_root() -> None:
     torch.manual_seed(0)
     graph = depgraph.trace(ComparesFeatures(), (torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)))
+    plan = graph.cut_plan({"features.2.weight:0": range(4)})
+    report = plan.apply_with_report(form="module")
+    assert report.check is not None and report.check.error < 1e-5 < report.check.sensitivity
+
+
+def test_weights_that_stand_in_both_factors_and_elsewhere_do_not() -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(AddsFeatures(), (torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)))
     plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.9))
     with pytest.raises(CutError, match="no weight that only this reads can make up for it"):
         graph.cut_plan({"features.2.weight:0": range(4)}).apply(form="module")

@@ -178,3 +178,32 @@ def test_what_a_coarse_axis_takes_too_much_comes_back_elsewhere() -> None:
     graph = depgraph.trace(Coarse().eval(), torch.randn(2, 3, 4, 4))
     plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7))
     assert 0.63 < plan.cost().params / graph.dense_cost.params <= 0.7
+
+
+class Correlated(nn.Module):
+    """Weighs lags by how a sequence agrees with itself that much later, which it finds by Fourier transforms."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (p(x).transpose(1, 2) for p in (self.q, self.k, self.v))
+        agree = torch.fft.irfft(torch.fft.rfft(q) * torch.conj(torch.fft.rfft(k)), n=x.shape[1])
+        weights = agree.mean(1).softmax(-1)
+        later = torch.stack([v.roll(-lag, -1) * weights[:, None, lag : lag + 1] for lag in range(3)]).sum(0)
+        return self.out(later.transpose(1, 2))
+
+
+def test_conjugates_stay_in_their_place() -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(Correlated().eval(), torch.randn(2, 9, 16))
+    assert not graph.unknown
+    inner = {
+        name: a
+        for name in ("q.weight", "v.weight")
+        for a in graph.axes
+        if any(m.target == name and m.dim == 0 for m in a.members)
+    }
+    assert len(inner["q.weight"].reasons) == len(inner["v.weight"].reasons) == 0
+    assert any(m.target == "k.weight" for m in inner["q.weight"].members)

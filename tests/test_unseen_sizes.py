@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -86,3 +87,35 @@ def test_form_module_leaves_whole_what_does_not_fit_together(monkeypatch: pytest
     assert report.check is not None and not report.check.vacuous
     assert plan.cost().params <= 0.7 * graph.dense_cost.params
     assert report.model.up.out_features < 64
+
+
+class Products(nn.Module):
+    """Attention and a readout whose sizes are products that numpy takes of other sizes."""
+
+    def __init__(self, width: int = 24, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.ModuleList(nn.Linear(width, width) for _ in range(3)), nn.Linear(width, width)
+        self.readout = nn.Linear(5 * width, 3)
+
+    def split(self, x: Tensor, shape: list[int]) -> Tensor:
+        assert shape.count(-1) <= 1
+        shape[shape.index(-1)] = int(x.size(-1) / -np.prod(shape))
+        return x.view(*x.size()[:-1], *shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.split(part(x), [self.heads, -1]).transpose(1, 2) for part in self.qkv)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        states = torch.relu(self.out(mixed))
+        return self.readout(states.reshape([states.shape[0], int(np.prod(states.shape[1:]))]))
+
+
+@pytest.mark.parametrize("target", ["qkv.2.weight", "out.weight"])
+def test_products_that_numpy_takes_of_sizes_follow_the_cut(target: str) -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(Products().eval(), torch.randn(2, 5, 24))
+    axes = [a for a in graph.axes if any(m.target == target and m.dim == 0 for m in a.members) and a.prunable.any()]
+    plan = graph.cut_plan({max(axes, key=lambda a: a.size).name: [0, 1]})
+    report = plan.apply_with_report(form="module")
+    assert report.check is not None and report.check.error < 1e-5 < report.check.sensitivity
+    assert type(np.prod([2, 3])) is np.int64

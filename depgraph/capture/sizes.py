@@ -8,11 +8,13 @@ so a `SizeInt` left behind in a cache does no harm. What Python itself makes of 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from depgraph.capture.expressions import (
@@ -42,6 +44,8 @@ __all__ = [
     "observing",
     "plain",
     "tracked_extreme",
+    "tracked_product",
+    "tracked_root",
 ]
 
 _MAX_DEPTH = 48  # a counter carried through a long loop would grow without end
@@ -140,6 +144,14 @@ class SizeInt(_Carrier, int):
             _observer.leaked(self.expr)
         return int.__float__(self)
 
+    def item(self) -> int:
+        """Itself, as numpy's whole numbers have it."""
+        return self
+
+    def astype(self, kind: Any) -> Any:
+        """Itself, or what numpy makes of it."""
+        return self if kind is int else np.int64(int.__int__(self)).astype(kind)
+
     def __divmod__(self, other: Any) -> Any:
         quotient = self // other
         return NotImplemented if quotient is NotImplemented else (quotient, self % other)
@@ -190,6 +202,27 @@ def tracked_extreme(name: str, original: Callable[..., Any]) -> Callable[..., An
         return _carry(name, plain(result), *args) if all(isinstance(arg, int) for arg in args) else result
 
     return extreme
+
+
+def tracked_product(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`numpy.prod` that keeps the expression of a sequence of whole numbers, if one is a `SizeInt`."""
+
+    def product(*args: Any, **kwargs: Any) -> Any:
+        items = args[0] if len(args) == 1 and not kwargs and isinstance(args[0], (list, tuple)) else ()
+        if not any(type(item) is SizeInt for item in items) or not all(isinstance(item, int) for item in items):
+            return original(*args, **kwargs)
+        return math.prod(items)
+
+    return product
+
+
+def tracked_root(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`numpy.sqrt` that keeps the expression of a `SizeInt`."""
+
+    def root(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return x**0.5 if type(x) is SizeInt and not args and not kwargs else original(x, *args, **kwargs)
+
+    return root
 
 
 def _expr_of(value: int | float) -> Expr:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.fx
 from torch import Tensor, nn
@@ -24,7 +25,18 @@ from depgraph.capture.frames import here, where
 from depgraph.capture.hooking import hooked
 from depgraph.capture.matching import Path, Python, Source, given_expressions, sources
 from depgraph.capture.remembering import asked_anew
-from depgraph.capture.sizes import Expr, ShapeOf, SizeInt, observing, plain, tracked_extreme
+from depgraph.capture.sizes import (
+    Attr,
+    Expr,
+    Op,
+    ShapeOf,
+    SizeInt,
+    observing,
+    plain,
+    tracked_extreme,
+    tracked_product,
+    tracked_root,
+)
 
 _names: dict[Any, str] = {}
 _CONSTANT_MAKERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor})
@@ -56,6 +68,7 @@ class Log:
     leaks: list[tuple[Expr, str]] = field(default_factory=list)
     symbolics: dict[tuple[str, int], set[Expr]] = field(default_factory=dict)
     lost: dict[CodeType | None, dict[int, set[Expr]]] = field(default_factory=dict)
+    lines: dict[tuple[CodeType | None, str, int, str], Expr] = field(default_factory=dict)
     tracer: Any = None
 
     def compared(self, left: Expr, right: Expr, equal: bool) -> None:
@@ -75,12 +88,28 @@ class Log:
                 within.discard(self.leaks.pop(position)[0])
 
     def converted(self, expr: Expr, value: int) -> None:
-        """See `sizes.Observer`."""
-        self.lost.setdefault(here()[1], {}).setdefault(value, set()).add(expr)
+        """See `sizes.Observer`. A line that runs again, for another layer, lets go of what it made before."""
+        place, code = here()
+        exprs = self.lost.setdefault(code, {}).setdefault(value, set())
+        line = code, place, value, _without_places(expr)
+        if line in self.lines:
+            exprs.discard(self.lines[line])
+        self.lines[line] = expr
+        exprs.add(expr)
+        self.leaked(expr)  # what is computed from an ordinary number goes unseen
 
     def symbolic(self, name: str, value: int, expr: Expr) -> None:
         """See `sizes.Observer`."""
         self.symbolics.setdefault((name, value), set()).add(expr)
+
+
+def _without_places(expr: Expr) -> str:
+    """An expression as text that doesn't say which tensor, or whose attribute, a number is of."""
+    if isinstance(expr, Op):
+        return f"{expr.name}({', '.join(map(_without_places, expr.operands))})"
+    if isinstance(expr, ShapeOf):
+        return f"shape[{expr.dim}]"
+    return expr.name if isinstance(expr, Attr) else str(expr)
 
 
 class Watch(TorchFunctionMode):
@@ -165,7 +194,7 @@ def watched(model: nn.Module, log: Log, finish: Callable[[Any], None]) -> Iterat
         inside.enter_context(proxies.open_functionals())
         if log.tracer is not None:
             inside.enter_context(observing(log))
-            inside.enter_context(_builtin_extremes())
+            inside.enter_context(_extremes_products_and_roots())
             inside.enter_context(asked_anew())
         inside.enter_context(Watch(log))
         inside.enter_context(boxed())
@@ -188,13 +217,14 @@ def watched(model: nn.Module, log: Log, finish: Callable[[Any], None]) -> Iterat
 
 
 @contextmanager
-def _builtin_extremes() -> Iterator[None]:
-    before = builtins.max, builtins.min
+def _extremes_products_and_roots() -> Iterator[None]:
+    before = builtins.max, builtins.min, np.prod, np.sqrt
     builtins.max, builtins.min = tracked_extreme("max", before[0]), tracked_extreme("min", before[1])
+    np.prod, np.sqrt = tracked_product(before[2]), tracked_root(before[3])  # type: ignore[assignment]
     try:
         yield
     finally:
-        builtins.max, builtins.min = before
+        builtins.max, builtins.min, np.prod, np.sqrt = before
 
 
 def _numbers(args: Any, kwargs: Any, result: Any) -> tuple[float, ...]:

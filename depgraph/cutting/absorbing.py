@@ -8,6 +8,7 @@ it, and these are multiplied by what is missing.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from depgraph.cutting.degrees import operands, settles
 from depgraph.cutting.elements import ZEROS, Elements, aten_name, rows_of
 from depgraph.cutting.expressing import Drift
 from depgraph.cutting.movements import LIKE, PARTS, Move, Part, Spread, moved, picks, rows_left
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
 
 Rows = np.ndarray
 Found = dict[str, Rows]
+
+
+class Twice(dict[str, Rows]):
+    """Rows that make both operands of a product, which hold a factor as its root."""
+
 
 _MOVES = frozenset(
     [
@@ -89,7 +96,7 @@ def absorb(graph: DependencyGraph, model: nn.Module, drifts: list[Drift], kept: 
                 f"{drift.where}: the code computes a number from a size, which the cut changes by a factor of {drift.ratio:.4f}, "
                 "and no weight that only this reads can make up for it; use form='graph' (or 'auto')"
             )
-        if any(all(abs(done.get(key, 0) - drift.factor) < 1e-9 for key in _keys(way)) for way in ways):
+        if any(all(abs(done.get(key, 0) - _on(way, drift)) < 1e-9 for key in _keys(way)) for way in ways):
             continue
         way = next((w for w in ways if not any(key in done for key in _keys(w))), None)
         if way is None:
@@ -97,14 +104,19 @@ def absorb(graph: DependencyGraph, model: nn.Module, drifts: list[Drift], kept: 
                 f"{drift.where}: parameter {next(iter(ways[0]))!r} would have to make up for two different factors"
             )
         for target, rows in way.items():
-            done[target, rows.tobytes()] = drift.factor
-            _scale(graph, model, target, rows, kept, drift.factor)
+            done[target, rows.tobytes()] = _on(way, drift)
+            _scale(graph, model, target, rows, kept, _on(way, drift))
 
 
 def can_absorb(graph: DependencyGraph, drifts: list[Drift]) -> bool:
     """Is there a weight for every drift that can make up for it?"""
     search = _Search(graph) if drifts else None
     return search is None or all(search.back_from(drift) for drift in drifts)
+
+
+def _on(way: Found, drift: Drift) -> float:
+    """The factor that the rows of a way take."""
+    return math.sqrt(drift.factor) if isinstance(way, Twice) else drift.factor
 
 
 def _keys(way: Found) -> list[tuple[str, bytes]]:
@@ -173,7 +185,7 @@ class _Search:
             scales = [a for a in node.all_input_nodes[1:] if a.name in self.parameters]
             return self._together([self._walk(a, [Spread.over(node, _NORMS[name]), *moves]) for a in scales])
         if name == "mul":
-            return _of_one([self._walk(a, [Spread.over(node), *moves]) for a in node.all_input_nodes])
+            return _of_one([self._walk(a, [Spread.over(node), *moves]) for a in operands(node)])
         if name in _ALL:
             return self._together([self._walk(a, [Spread.over(node), *moves]) for a in node.all_input_nodes])
         if name == "div" and len(node.all_input_nodes) == 1:
@@ -181,15 +193,16 @@ class _Search:
         if any(True for _ in self._beside(moves)):
             return []
         if name in _EITHER:
-            return _of_one([self._walk(a, []) for a in node.all_input_nodes])
+            return _of_one([self._walk(a, []) for a in operands(node)])
         if name in _JOINS:
             return self._together([self._walk(a, []) for a in node.all_input_nodes])
         return self._walk(node.all_input_nodes[0], []) if name in _FIRST else []
 
     def _is_inside(self, node: Node) -> bool:
-        """Does all that reads a tensor, but for other parts of it, lead to the operand that is followed back, and nowhere else?"""
+        """Does all that reads a tensor, but for other parts of it, lead to the operand that is followed back, or to no change?"""
         if node not in self._inside:
-            self._inside[node] = all(self._leads_there(node, user) for user in node.users)
+            leads = all(self._leads_there(node, user) for user in node.users)
+            self._inside[node] = leads or settles(node, self.ends)
         return self._inside[node]
 
     def _leads_there(self, node: Node, user: Node) -> bool:
@@ -217,7 +230,10 @@ class _Search:
         found = []
         tried = itertools.islice(itertools.product(*parts), _MOST_TRIED)
         for ways in itertools.islice((ways for ways in tried if _for_all(ways, parts)), _MOST_WAYS):
-            merged: Found = {}
+            kinds = {type(way) for way in ways if way}
+            if len(kinds) > 1:
+                continue
+            merged: Found = kinds.pop()() if kinds else {}
             for target, rows in (item for way in ways for item in way.items()):
                 both = np.union1d(rows[:-1], merged[target][:-1]) if target in merged else rows[:-1]
                 merged[target] = np.append(both, rows[-1])
@@ -299,13 +315,18 @@ def _pads_with_another_number(node: Node) -> bool:
 
 
 def _of_one(factors: list[list[Found]]) -> list[Found]:
-    """The ways of each factor of a product that leave the others as they are: a square of a weight would change twice."""
-    return [
+    """The ways of each factor of a product that leave the others as they are; then those that are ways of both."""
+    alone = [
         way
         for k, ways in enumerate(factors)
         for way in ways
         if not any(_meet(way, other) for j, others in enumerate(factors) if j != k for other in others)
     ]
+    if len(factors) != 2:
+        return alone
+    plain = [[way for way in ways if way and not isinstance(way, Twice)] for ways in factors]
+    first, second = ({frozenset(_keys(way)): way for way in ways} for ways in plain)
+    return [*alone, *(Twice(way) for keys, way in first.items() if keys in second)]
 
 
 def _for_all(ways: tuple[Found, ...], parts: list[list[Found]]) -> bool:

@@ -11,12 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.fx import Node
 
 from depgraph.capture.matching import SHAPES
 from depgraph.capture.recording import Comparison, Site, current
 from depgraph.capture.sizes import Attr, Const, Expr, Op, ShapeOf, attributes, describe, evaluate
 from depgraph.cutting.bounds import lowest
+from depgraph.cutting.elements import aten_name
 from depgraph.cutting.rewriting import Prepared, Sized, call_arguments, prepare, rewritten
 from depgraph.widths import Kept
 
@@ -102,7 +104,9 @@ class SizeRules:
         return rewritten(self._prepared[name], kept)
 
     def needed(self, site: Site, kept: Kept) -> Any:
-        """What the number at `site` must be after the cut; None where the operator itself would have to change."""
+        """What the number at `site` must be after the cut; None where the operator, or what it reads, would have to change."""
+        if self._scales(site):
+            return None
         changed = self.rewritten(site.node, kept)
         if changed is None:
             return site.value
@@ -113,6 +117,12 @@ class SizeRules:
         if isinstance(site.expr, Op) and (least := self._lowest(site, kept)) is not None:
             return least
         return _within(changed.changes[name], rest, site.value) if name in changed.changes else site.value
+
+    def _scales(self, site: Site) -> bool:
+        """Is it a number that multiplies or divides numbers, rather than a size?"""
+        node = self.nodes[site.node]
+        made = node.meta.get("val")
+        return aten_name(node) in ("mul", "div") and isinstance(made, torch.Tensor) and made.is_floating_point()
 
     def runs_out(self, site: Site) -> bool:
         """Does any number from some on do the same here?"""
@@ -245,7 +255,7 @@ class SizeRules:
         least = self._lowest(site, kept)
         if gives == need or (gives is not None and least is not None and gives >= least):
             return
-        if isinstance(site.value, float):
+        if isinstance(site.value, float) or self._scales(site):
             self._drift(site, gives / need if gives and need else 0.0, solution)
             return
         written = f"{describe(site.expr)} = {gives}" if site.expr is not None else f"the number {site.value}"

@@ -214,7 +214,7 @@ class Verifier:
 
     def _leaks(self) -> str:
         places = list(dict.fromkeys(leak.where for leak in self.graph.capture.recording.leaks))
-        return f"; sizes become floats at {', '.join(places[:3])}" if places else ""
+        return f"; sizes become ordinary numbers at {', '.join(places[:3])}" if places else ""
 
     def _references(self, cut: Side, whole: Side, follow: Following) -> list[Outputs]:
         """The outputs of the captured program on both sides, together where they take the same inputs."""

@@ -13,7 +13,7 @@ _SAME_PLACE = aten("""
     absolute arccos arccosh arcsin arcsinh arctan arctan2 arctanh clip divide fix floor_divide gelu greater
     greater_equal hardswish less less_equal log_sigmoid multiply negative not_equal relu6 rsub subtract true_divide
     eq ne lt le gt ge __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__
-    complex polar real imag angle conj isclose isreal
+    complex polar real imag angle conj _conj _neg_view isclose isreal
     special_erf special_exp2 special_expit special_expm1 special_log1p special_ndtr special_round
     special_sinc special_xlogy
     elu_backward gelu_backward hardsigmoid_backward hardswish_backward hardtanh_backward leaky_relu_backward

@@ -76,3 +76,32 @@ def test_what_draws_random_numbers_is_said_to(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"Noisy draws random numbers in eval mode \(aten\.randn_like\.default\)"):
         exporters.to_onnx(Noisy(), torch.randn(2, 4), tmp_path / "noisy.onnx")
     assert not (tmp_path / "noisy.onnx").exists()
+
+
+class Windows(nn.Module):
+    """Counts its rows as the code of windowed attention often does: by a division that `int` makes whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.out = nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        windows = self.mix(x.view(-1, height // 2, 2, width, 6).transpose(2, 3).reshape(-1, 2, width, 6))
+        rows = int(windows.shape[0] / (height * width / 2 / width))
+        whole = windows.view(rows, height // 2, width, 2, -1).transpose(2, 3).reshape(rows, height, width, -1)
+        return self.out(whole)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_size_that_the_code_makes_whole_by_int_is_fixed_at_the_examples(tmp_path: Path, batch: int) -> None:
+    model, x, path = Windows(), torch.randn(batch, 4, 4, 6), tmp_path / "model.onnx"
+    report = exporters.to_onnx(model, x, path)
+    given = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(given), model(x).detach(), rtol=1e-4, atol=1e-5)
+    assert report.dynamic or any("fixes dim 0 of 'x' (batch)" in note for note in report.notes)
+
+
+def test_a_size_that_is_asked_for_but_made_whole_by_int_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="fixes dim 0 of 'x' \\(batch\\)"):
+        exporters.to_onnx(Windows(), torch.randn(2, 4, 4, 6), tmp_path / "m.onnx", dynamic={"x": {0: "batch"}})

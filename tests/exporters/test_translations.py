@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import exporters
 
@@ -206,4 +207,24 @@ def test_queries_that_look_at_nothing_give_zeros(opset: int, tmp_path: Path) -> 
     assert not model(x)[:, 0].any()
     exporters.to_onnx(model, x, tmp_path / "model.onnx", options=exporters.OnnxOptions(opset=opset))
     given = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"x": x.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(given), model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def styled(x: Tensor) -> Tensor:
+    rows, scale, shift = x[:, None, :4].expand(-1, 3, -1), x[:, :3].reshape(-1), x[:, 4:7].reshape(-1)
+    mean, variance = torch.zeros(3).repeat(len(x)), torch.ones(3).repeat(len(x))
+    joined = (rows * torch.arange(1.0, 4)[:, None]).reshape(1, -1, 4)
+    return F.batch_norm(joined, mean, variance, scale, shift, training=True).view(len(x), 3, 4)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [lambda x: torch.clamp(x, 0, 0.5), lambda x: x.clamp(-0.25, 1), lambda x: x.clip(max=1), styled],
+    ids=["whole and not", "not and whole", "one bound", "statistics of the batch"],
+)
+def test_numbers_of_two_kinds_and_statistics_of_the_batch(rest: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x, path = Layer(rest).eval(), torch.randn(3, 6), tmp_path / "m.onnx"
+    exporters.to_onnx(model, x, path)
+    given = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})[0]
     torch.testing.assert_close(torch.from_numpy(given), model(x).detach(), rtol=1e-4, atol=1e-5)

@@ -37,6 +37,8 @@ SAMPLES = [
     *(sample(f"{name}.Tensor", ints(4, 3, 4), ints(4, 3, 4)) for name in _BITS),
     sample("special_xlogy", t(3, 4), pos(3, 4)),
     sample("imag", cplx(3, 4)),
+    sample("_conj", cplx(3, 4)),
+    sample("_neg_view", t(3, 4)),
     # gradients that the forward itself asks for
     sample("elu_backward", t(3, 4), 1.0, 1.0, 1.0, False, t(3, 4)),
     sample("hardtanh_backward", t(3, 4), t(3, 4), -1.0, 1.0),
