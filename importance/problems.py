@@ -175,28 +175,28 @@ def _costs(weight: Tensor, inverse: Tensor) -> Tensor:
     return (weight * torch.linalg.solve(inverse, weight.mT).mT).sum(dim=(1, 2))
 
 
-def columns_of(labels: np.ndarray) -> dict[int, Tensor]:
+def columns_of(labels: np.ndarray) -> dict[int, np.ndarray]:
     """The columns of every group that labels name."""
     order = np.argsort(labels, kind="stable")
     groups = present_groups(labels)
     starts, stops = (np.searchsorted(labels[order], groups, side) for side in ("left", "right"))
-    return {int(g): torch.from_numpy(order[start:stop]) for g, start, stop in zip(groups, starts, stops, strict=True)}
+    return {int(g): order[start:stop] for g, start, stop in zip(groups, starts, stops, strict=True)}
 
 
-def alike(columns: dict[int, Tensor], groups: Collection[int]) -> Iterator[tuple[list[int], Tensor]]:
+def alike(columns: dict[int, np.ndarray], groups: Collection[int]) -> Iterator[tuple[list[int], Tensor]]:
     """Those of `groups` that have columns, by how many: the groups, and their columns [groups, columns]."""
     by_count: dict[int, list[int]] = {}
     for group, at in columns.items():
         if group in groups:
             by_count.setdefault(len(at), []).append(group)
     for here in by_count.values():
-        yield here, torch.stack([columns[g] for g in here])
+        yield here, torch.from_numpy(np.stack([columns[g] for g in here]))
 
 
-def pop(columns: dict[int, Tensor], groups: Collection[int]) -> Tensor:
+def pop(columns: dict[int, np.ndarray], groups: Collection[int]) -> Tensor:
     """Take groups out of what has the columns of each; gives theirs."""
     gone = [columns.pop(g) for g in [*columns] if g in groups]
-    return torch.cat(gone) if gone else torch.zeros(0, dtype=torch.long)
+    return torch.from_numpy(np.concatenate(gone)) if gone else torch.zeros(0, dtype=torch.long)
 
 
 def damping_of(diagonal: Tensor, damping: float) -> float:
