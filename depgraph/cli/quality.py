@@ -36,9 +36,11 @@ def measure_of(loaded: Loaded, found: TextData) -> Measure:
     from importance.sweeping import Figure
 
     if loaded.accuracy is not None and loaded.held_out is not None:
-        return Measure(Figure("accuracy", "held-out batches", True), partial(_accuracy, loaded=loaded))
+        answers = _answers(loaded, dims=2)
+        figure = Figure("accuracy", "held-out batches", True, answers and 1 / answers)
+        return Measure(figure, partial(_accuracy, loaded=loaded))
     if found.held_out:
-        figure = Figure("perplexity", f"{found.held_out_tokens:,} held-out tokens")
+        figure = Figure("perplexity", f"{found.held_out_tokens:,} held-out tokens", guessing=_answers(loaded, dims=3))
         return Measure(figure, lambda model: perplexity(model, found.held_out, loaded.model))
     if loaded.held_out is not None:
         return Measure(Figure("loss", "held-out batches"), partial(_loss, batches=loaded.held_out, loaded=loaded))
@@ -46,6 +48,14 @@ def measure_of(loaded: Loaded, found: TextData) -> Measure:
     if batches is None:
         return shift_of(loaded)
     return Measure(Figure("loss", "the batches that scores are from"), partial(_loss, batches=batches, loaded=loaded))
+
+
+def _answers(loaded: Loaded, dims: int) -> int | None:
+    """Among how many the model chooses: the width of its first output, where that has so many dims and two elements or more."""
+    with quiet(loaded.model), torch.no_grad():
+        made = _floats(loaded.model(*loaded.args, **loaded.kwargs))
+    first = next((output for output in made if output.ndim), None)
+    return first.shape[-1] if first is not None and first.ndim == dims and first.shape[-1] > 1 else None
 
 
 def shift_of(loaded: Loaded) -> Measure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -81,13 +82,66 @@ def test_an_encoder_decoder_comes_with_what_generates(tmp_path: Path) -> None:
     assert 0.7 * most < sum(both) <= most and built.best.plan is not None
     named = {file.name: file.bytes for file in built.story.files}
     assert [named["seq2seq/encoder.onnx"], named["seq2seq/decoder.onnx"]] == both
+    assert [f.what for f in built.story.files[:2]] == [
+        "the encoder, run once, float32",
+        "the decoder, with its cache, float32",
+    ]
     text = "7 23 41 8 52"
-    done = subprocess.run(
-        [sys.executable, tmp_path / "small" / "run.py", text, "10"], capture_output=True, text=True, check=True
-    )
     ids = torch.tensor([[int(word) for word in text.split()]])
-    expected = built.best.model.generate(ids, max_new_tokens=10, do_sample=False)[0, 1:]  # type: ignore[operator]
-    assert done.stdout.split("\n")[0].split() == [str(int(token)) for token in expected]
+    expected = built.best.model.generate(ids, max_new_tokens=10, do_sample=False)[0, 1:]
+    assert said(tmp_path / "small", text, "10") == tokens_of(expected)
+
+
+def said(folder: Path, *words: str) -> list[str]:
+    """The first line that run.py prints, in words."""
+    done = subprocess.run([sys.executable, folder / "run.py", *words], capture_output=True, text=True, check=True)
+    return done.stdout.split("\n")[0].split()
+
+
+def tokens_of(found: torch.Tensor) -> list[str]:
+    return [str(int(token)) for token in found]
+
+
+@pytest.mark.slow
+def test_run_answers_as_the_settings_of_generate_say(tmp_path: Path) -> None:
+    model: Any = pairs()
+    subject = subject_of(model)
+    del subject.kwargs["attention_mask"]
+    texts = subject.kwargs["input_ids"]
+    plain = model.generate(texts[:1], max_new_tokens=6, do_sample=False)[0, 1:]
+    model.generation_config.forced_bos_token_id = int(texts[0, 0])
+    model.generation_config.suppress_tokens = [int(plain[1])]
+    expected = model.generate(texts[:1], max_new_tokens=10, do_sample=False)[0, 1:]
+    assert not torch.equal(plain, expected[:6])
+    ways = Ways(recipes=("magnitude",), shares=(), probes=0, depth="none")
+    build(subject, Budget(bytes=10_000_000), tmp_path / "same", ways)
+    assert said(tmp_path / "same", str(tmp_path / "same" / "example.npz"), "10") == tokens_of(expected)
+    model.generation_config.eos_token_id = int(expected[4])
+    stopped = model.generate(texts[:1], max_new_tokens=10, do_sample=False)[0, 1:]
+    build(subject, Budget(bytes=10_000_000), tmp_path / "ends", ways)
+    assert len(stopped) < 10 and said(tmp_path / "ends") == tokens_of(stopped)
+
+
+@pytest.mark.slow
+def test_what_hears_is_run_on_the_features_of_the_example(tmp_path: Path) -> None:
+    from transformers import GenerationMixin
+
+    from tests.zoo import ZOO
+
+    example = ZOO["whisper"]()
+    model: Any = example.model
+    figure = Figure("none")
+    subject = Subject(model, example.args, example.kwargs, lambda other: 0.0, figure)
+    ways = Ways(recipes=("magnitude",), shares=(), probes=0, depth="none")
+    built = build(subject, Budget(bytes_share=0.8), tmp_path / "small", ways)
+    features = example.kwargs["input_features"][:1]
+    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "decoder_start_token_id": 1}
+    expected = GenerationMixin.generate(built.best.model, input_features=features, **settings)[0, -8:]
+    file = tmp_path / "small" / "seq2seq" / "settings.json"
+    asked = json.loads(file.read_text())
+    file.write_text(json.dumps({**asked, "start": [1], "ends": []}))
+    assert said(tmp_path / "small", str(tmp_path / "small" / "example.npz"), "8") == tokens_of(expected)
+    assert any("begins in a way of its own" in note for note in built.story.notes)
 
 
 @pytest.mark.slow
@@ -109,7 +163,7 @@ def test_what_does_not_generate_has_no_such_files() -> None:
     assert kind_of(plain, subject) is None
     model = pairs()
     kind = kind_of(model, subject_of(model))
-    assert kind is not None and kind.files == ("encoder.onnx", "decoder.onnx")
+    assert kind is not None and list(kind.files) == ["encoder.onnx", "decoder.onnx"]
     assert kind_of(model, replace(subject_of(model), kwargs={})) is None
 
 
