@@ -73,7 +73,8 @@ def generate(decoder, given, settings, count):
         made = run(decoder, {**given, "input_ids": np.array([new], np.int64)})
         given.update({PAST + name[len(PRESENT) :]: a for name, a in made.items() if name.startswith(PRESENT)})
         scores = made["logits"][0, -1].copy()
-        scores[settings["never"] + (settings["not_first"] if not tokens else [])] = -np.inf
+        barred = settings["never"] + ([] if tokens else settings["not_first"])
+        scores[[number for number in barred if number < len(scores)]] = -np.inf
         token = int(scores.argmax()) if tokens or not settings["first"] else settings["first"][0]
         tokens, new = [*tokens, token], [token]
         if token in settings["ends"]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,11 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from depgraph.errors import ScoreError
+from exporters import building
 from exporters.building import Budget, Subject, Ways, build
 from exporters.building.generating import generated, kind_of, quality_of
 from exporters.building.precisions import file_bytes
@@ -102,6 +106,16 @@ def tokens_of(found: torch.Tensor) -> list[str]:
     return [str(int(token)) for token in found]
 
 
+def alone(subject: Subject, path: Path) -> dict[str, Any]:
+    """The files that generate in a folder, with run.py and the example as a build leaves them; the settings of run.py."""
+    path.mkdir()
+    made = generated(subject.model, subject, path / "seq2seq", ("float32", 20))
+    assert made is not None and not made.why
+    shutil.copy(Path(building.__file__).parent / made.kind.script, path / "run.py")
+    np.savez(path / "example.npz", **{name: tensor.numpy() for name, tensor in subject.kwargs.items()})
+    return json.loads((path / "seq2seq" / "settings.json").read_text()) | {"notes": made.notes}
+
+
 @pytest.mark.slow
 def test_run_answers_as_the_settings_of_generate_say(tmp_path: Path) -> None:
     model: Any = pairs()
@@ -113,13 +127,15 @@ def test_run_answers_as_the_settings_of_generate_say(tmp_path: Path) -> None:
     model.generation_config.suppress_tokens = [int(plain[1])]
     expected = model.generate(texts[:1], max_new_tokens=10, do_sample=False)[0, 1:]
     assert not torch.equal(plain, expected[:6])
-    ways = Ways(recipes=("magnitude",), shares=(), probes=0, depth="none")
-    build(subject, Budget(bytes=10_000_000), tmp_path / "same", ways)
-    assert said(tmp_path / "same", str(tmp_path / "same" / "example.npz"), "10") == tokens_of(expected)
-    model.generation_config.eos_token_id = int(expected[4])
-    stopped = model.generate(texts[:1], max_new_tokens=10, do_sample=False)[0, 1:]
-    build(subject, Budget(bytes=10_000_000), tmp_path / "ends", ways)
-    assert len(stopped) < 10 and said(tmp_path / "ends") == tokens_of(stopped)
+    model.generation_config.num_beams = 3
+    settings = alone(subject, tmp_path / "small")
+    assert any("likeliest token each time, where the model asks for num_beams=3" in note for note in settings["notes"])
+    assert said(tmp_path / "small", str(tmp_path / "small" / "example.npz"), "10") == tokens_of(expected)
+    file = tmp_path / "small" / "seq2seq" / "settings.json"
+    end = int(expected[4])
+    file.write_text(json.dumps({**settings, "ends": [end]}))
+    stopped = tokens_of(expected)[: expected.tolist().index(end) + 1]
+    assert said(tmp_path / "small") == stopped
 
 
 @pytest.mark.slow
@@ -129,19 +145,16 @@ def test_what_hears_is_run_on_the_features_of_the_example(tmp_path: Path) -> Non
     from tests.zoo import ZOO
 
     example = ZOO["whisper"]()
-    model: Any = example.model
-    figure = Figure("none")
-    subject = Subject(model, example.args, example.kwargs, lambda other: 0.0, figure)
-    ways = Ways(recipes=("magnitude",), shares=(), probes=0, depth="none")
-    built = build(subject, Budget(bytes_share=0.8), tmp_path / "small", ways)
-    features = example.kwargs["input_features"][:1]
-    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "decoder_start_token_id": 1}
-    expected = GenerationMixin.generate(built.best.model, input_features=features, **settings)[0, -8:]
-    file = tmp_path / "small" / "seq2seq" / "settings.json"
-    asked = json.loads(file.read_text())
-    file.write_text(json.dumps({**asked, "start": [1], "ends": []}))
+    model: Any = copy.deepcopy(example.model)
+    model.generation_config.eos_token_id = None  # so that all is said that there is to say
+    model.config.eos_token_id = None
+    subject = Subject(model, example.args, example.kwargs, lambda other: 0.0, Figure("none"))
+    settings = alone(subject, tmp_path / "small")
+    assert any("begins in a way of its own" in note for note in settings["notes"])
+    given = {"input_features": example.kwargs["input_features"][:1], "decoder_start_token_id": settings["start"][0]}
+    expected = GenerationMixin.generate(model, **given, do_sample=False, max_new_tokens=8)[0, 1:]
+    assert len(expected) == 8
     assert said(tmp_path / "small", str(tmp_path / "small" / "example.npz"), "8") == tokens_of(expected)
-    assert any("begins in a way of its own" in note for note in built.story.notes)
 
 
 @pytest.mark.slow
