@@ -22,9 +22,9 @@ from depgraph.classes import NONE
 from depgraph.configs import of_library
 from depgraph.configured import Freedom, configured_plan
 from depgraph.crossing import crossing
+from depgraph.customs import customs_that_hold
 from depgraph.cutting.expressible import is_expressible
 from depgraph.cutting.settling import Settler, config_bound, inexpressible
-from depgraph.customs import customs_that_hold
 from depgraph.errors import NothingToPrune
 from depgraph.options import Options, matches
 from depgraph.plan import Plan

@@ -12,9 +12,9 @@ import numpy as np
 from depgraph.axes import build_axes
 from depgraph.choosing import Attempt, Choice
 from depgraph.classes import Classes
+from depgraph.customs import customs_that_hold
 from depgraph.cutting.expressible import is_expressible
 from depgraph.cutting.settling import inexpressible
-from depgraph.customs import customs_that_hold
 from depgraph.errors import DepgraphError, NothingToPrune, TargetError
 from depgraph.options import Options
 from depgraph.plan import Plan

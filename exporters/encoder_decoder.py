@@ -149,7 +149,8 @@ def to_encoder_decoder_onnx(
     `present.N.encoder.key` and `.value` [batch, heads, encoder_sequence, width]. `decoder.onnx` takes `input_ids` [batch,
     sequence], those as `past_key_values.N.encoder.key` and `.value` every time, `past_key_values.N.decoder.key` and `.value`
     [batch, heads, past_sequence, width], empty at first, and `encoder_attention_mask` [batch, encoder_sequence] where `inputs`
-    holds an `attention_mask`, or token ids for which the model's forward takes one; it gives `logits` and `present.N.decoder.key` and `.value`. Whatever a class's own
+    holds an `attention_mask`, or token ids for which the model's forward takes one; it gives `logits` and
+    `present.N.decoder.key` and `.value`. Whatever a class's own
     `generate()` does around the greedy search (a task's prompt, forbidden tokens) is left to the caller.
 
     Args:
@@ -189,7 +190,7 @@ def to_encoder_decoder_onnx(
 
 
 def with_mask(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same, and a mask of ones for token ids where there is none and the model's forward takes one: texts of several lengths need it."""
+    """The same, and a mask of ones for token ids without one, where the model's forward takes it: for texts of several lengths."""
     ids = next((tensor for tensor in inputs.values() if _is_text(tensor)), None)
     if ids is None or MASK in inputs or MASK not in inspect.signature(model.forward).parameters:
         return dict(inputs)

@@ -148,7 +148,9 @@ class Speaker(nn.Module):
 def test_a_state_that_is_put_out_is_said_to_hold_the_width(neurons: int) -> None:
     inputs = (torch.randint(40, (2, 5)),)
     graph, target = depgraph.trace(Speaker(neurons), inputs), depgraph.Target(params=0.4)
-    with pytest.raises(DepgraphError, match=r"output 1 holds the width of 'table.weight' and \d others \(16\)") as found:
+    with pytest.raises(
+        DepgraphError, match=r"output 1 holds the width of 'table.weight' and \d others \(16\)"
+    ) as found:
         graph.plan(random_scores(graph), target)
     assert "free=['output 1']" in str(found.value)
     freed = depgraph.trace(Speaker(neurons), inputs, free=["output 1"])

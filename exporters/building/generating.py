@@ -144,10 +144,12 @@ def run_settings(model: nn.Module, start: int) -> tuple[dict[str, list[int]], tu
     notes = []
     if getattr(type(model), "generate", None) is not GenerationMixin.generate:
         notes.append(
-            f"generate() of {type(model).__name__} begins in a way of its own, run.py with the tokens under \"start\" in "
+            f'generate() of {type(model).__name__} begins in a way of its own, run.py with the tokens under "start" in '
             f"{TWO}/{SETTINGS}: put those of your task there"
         )
-    other = [f"{name}={getattr(said, name)}" for name, usual in _USUAL if getattr(said, name, usual) not in (usual, None)]
+    other = [
+        f"{name}={getattr(said, name)}" for name, usual in _USUAL if getattr(said, name, usual) not in (usual, None)
+    ]
     if other:
         notes.append(f"run.py takes the likeliest token each time, where the model asks for {', '.join(other)}")
     return settings, tuple(notes)
@@ -157,7 +159,9 @@ def _ids(given: int | list[int] | None) -> list[int]:
     return [] if given is None else [given] if isinstance(given, int) else list(given)
 
 
-_ONE = Kind(GENAI, {MODEL: "with its cache"}, "run_text.py", _decoder, lambda folder, model: DecoderFile(folder / MODEL, model))
+_ONE = Kind(
+    GENAI, {MODEL: "with its cache"}, "run_text.py", _decoder, lambda folder, model: DecoderFile(folder / MODEL, model)
+)
 _PAIR = {ENCODER: "the encoder, run once", DECODER: "the decoder, with its cache"}
 _TWO = Kind(TWO, _PAIR, "run_pairs.py", _encoder_decoder, EncoderDecoderFiles)
 

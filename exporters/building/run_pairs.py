@@ -68,7 +68,8 @@ def first_step(inputs, encoder, decoder):
 
 def generate(decoder, given, settings, count):
     """The likeliest token each time, up to the end or so many."""
-    new, tokens = settings["start"], []
+    new = settings["start"]
+    tokens = []  # type: ignore[var-annotated]
     while len(tokens) < count:
         made = run(decoder, {**given, "input_ids": np.array([new], np.int64)})
         given.update({PAST + name[len(PRESENT) :]: a for name, a in made.items() if name.startswith(PRESENT)})
