@@ -22,6 +22,7 @@ from depgraph.classes import NONE
 from depgraph.configs import of_library
 from depgraph.configured import Freedom, configured_plan
 from depgraph.crossing import crossing
+from depgraph.customs import customs_that_hold
 from depgraph.cutting.expressible import is_expressible
 from depgraph.cutting.settling import Settler, config_bound, inexpressible
 from depgraph.errors import NothingToPrune
@@ -208,7 +209,9 @@ class Choice:
     def refusal(self) -> Unmet:
         """Why there is no plan."""
         kept = self.least or self.graph.widths.at({})
-        return self.budget.unmet(kept, "floors, protections and ties allow", self.budget.unread())
+        customs = customs_that_hold(self.graph)
+        held = "".join(f"; {clause} (lift with free=[{name!r}])" for name, clause in customs.items())
+        return self.budget.unmet(kept, "floors, protections and ties allow", self.budget.unread() + held)
 
     def slack(self, plan: Plan) -> float:
         """How far below the target a plan went, in the target's first metric."""

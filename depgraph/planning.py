@@ -12,6 +12,7 @@ import numpy as np
 from depgraph.axes import build_axes
 from depgraph.choosing import Attempt, Choice
 from depgraph.classes import Classes
+from depgraph.customs import customs_that_hold
 from depgraph.cutting.expressible import is_expressible
 from depgraph.cutting.settling import inexpressible
 from depgraph.errors import DepgraphError, NothingToPrune, TargetError
@@ -165,7 +166,8 @@ def _nothing(graph: DependencyGraph) -> str:
     stay = [axis.why_fixed for axis in graph.axes if axis.reasons] or [dim.reason for dim in uncovered(graph)]
     why = f"each is fixed, the first because of {stay[0]}" if stay else "it has no parameters"
     ways = " or ".join(f"free={list(ways)}" for ways in _customs(graph))
-    return f"{graph.name} has no axis that could lose a group: {why}{f'; some could with {ways}' if ways else ''}"
+    held = "".join(f"; {clause}" for clause in customs_that_hold(graph).values())
+    return f"{graph.name} has no axis that could lose a group: {why}{held}{f'; some could with {ways}' if ways else ''}"
 
 
 def _customs(graph: DependencyGraph) -> list[tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import time
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from exporters.onnx_check import open_session, tolerance_for
 from exporters.onnx_export import OnnxOptions, OnnxReport, to_onnx
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+MASK = "attention_mask"
 
 _PAST, _NEW = 4, 3
 _DEFAULTS = OnnxOptions()
@@ -124,7 +126,7 @@ class DecoderPart(Around):
         first = next(layer["encoder"] for layer in past_key_values.values() if "encoder" in layer)["key"]
         # the decoder looks at the shape of the encoder's output only, as its keys and values are there
         hidden = first.new_zeros(first.shape[0], first.shape[2], self._memory.width)
-        mask = {} if encoder_attention_mask is None else {"attention_mask": encoder_attention_mask}
+        mask = {} if encoder_attention_mask is None else {MASK: encoder_attention_mask}
         cache = self._memory.cache(past_key_values)
         output = self.model(
             encoder_outputs=(hidden,), decoder_input_ids=input_ids, past_key_values=cache, use_cache=True, **mask
@@ -146,8 +148,9 @@ def to_encoder_decoder_onnx(
     `encoder.onnx` takes the encoder's inputs by their names and gives `last_hidden_state` and, for each layer,
     `present.N.encoder.key` and `.value` [batch, heads, encoder_sequence, width]. `decoder.onnx` takes `input_ids` [batch,
     sequence], those as `past_key_values.N.encoder.key` and `.value` every time, `past_key_values.N.decoder.key` and `.value`
-    [batch, heads, past_sequence, width], empty at first, and `encoder_attention_mask` [batch, encoder_sequence] where
-    `inputs` holds an `attention_mask`; it gives `logits` and `present.N.decoder.key` and `.value`. Whatever a class's own
+    [batch, heads, past_sequence, width], empty at first, and `encoder_attention_mask` [batch, encoder_sequence] where `inputs`
+    holds an `attention_mask`, or token ids for which the model's forward takes one; it gives `logits` and
+    `present.N.decoder.key` and `.value`. Whatever a class's own
     `generate()` does around the greedy search (a task's prompt, forbidden tokens) is left to the caller.
 
     Args:
@@ -167,7 +170,7 @@ def to_encoder_decoder_onnx(
     subject = copy.deepcopy(model).float() if options.dtype == "float32" else model
     with appearing(path) as draft, restored(subject), preserved(subject), torch.no_grad():
         subject.eval()
-        given = on_device(subject, **inputs)
+        given = on_device(subject, **with_mask(subject, inputs))
         memory = remembered(subject, given)
         expected, said = _generated(subject, given, new_tokens, memory.start)
         encoder = to_onnx(EncoderPart(subject, memory), (), draft / ENCODER, given, _free(given), options=options)
@@ -184,6 +187,14 @@ def to_encoder_decoder_onnx(
         tuple(dict.fromkeys((*said, *encoder.notes, *decoder.notes))),
         time.perf_counter() - started,
     )
+
+
+def with_mask(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same, and a mask of ones for token ids without one, where the model's forward takes it: for texts of several lengths."""
+    ids = next((tensor for tensor in inputs.values() if _is_text(tensor)), None)
+    if ids is None or MASK in inputs or MASK not in inspect.signature(model.forward).parameters:
+        return dict(inputs)
+    return {**inputs, MASK: torch.ones_like(ids, dtype=torch.long)}
 
 
 def remembered(model: nn.Module, inputs: Mapping[str, Tensor]) -> Memory:
@@ -271,7 +282,7 @@ def _decoder_example(model: nn.Module, memory: Memory, inputs: Mapping[str, Tens
     tokens = (torch.arange(batch * _NEW).view(batch, _NEW) % 3).to(device)
     example: dict[str, Any] = {"input_ids": tokens}
     free: dict[str, Any] = {"input_ids": {0: "batch", 1: "sequence"}}
-    if "attention_mask" in inputs:
+    if MASK in inputs:
         example["encoder_attention_mask"] = torch.ones(batch, memory.length, dtype=torch.long, device=device)
         free["encoder_attention_mask"] = {0: "batch", 1: "encoder_sequence"}
     return {**example, "past_key_values": layers}, {**free, "past_key_values": free_layers}
@@ -286,8 +297,8 @@ def _decoded(folder: Path, memory: Memory, inputs: Mapping[str, Tensor], count: 
     outputs = dict(zip([value.name for value in encoder.get_outputs()], made, strict=True))
     batch = len(next(iter(arrays.values())))
     feeds = {"input_ids": torch.full((batch, 1), memory.start).numpy()}
-    if "attention_mask" in arrays:
-        feeds["encoder_attention_mask"] = arrays["attention_mask"]
+    if MASK in arrays and "encoder_attention_mask" in {value.name for value in decoder.get_inputs()}:
+        feeds["encoder_attention_mask"] = arrays[MASK]
     own = [entry.random(batch, 0, torch.device("cpu")) for entry in memory.own]
     for number, layer in memory.joined(own, []).items():
         for name, tensor in layer.get("decoder", {}).items():

@@ -40,11 +40,31 @@ class Point:
 
 @dataclass(frozen=True)
 class Figure:
-    """What quality is called, on what it was measured, and whether more of it is better."""
+    """What quality is called, on what it was measured, whether more of it is better, and what guessing gets, if that is known.
+
+    `luck` is how far from `guessing` chance may take a figure of so many samples (two standard errors).
+    """
 
     name: str
     data: str = ""
     higher_is_better: bool = False
+    guessing: float | None = None
+    luck: float = 0.0
+
+    def is_guessing(self, quality: float | None) -> bool:
+        """Is it no better than choosing among all answers at random? False where that isn't known."""
+        if quality is None or self.guessing is None:
+            return False
+        if self.higher_is_better:
+            return quality <= self.guessing + self.luck
+        return quality >= self.guessing - self.luck
+
+    def warning(self, quality: float | None) -> str:
+        """What to say of a quality that is no better than guessing; empty for others."""
+        if not self.is_guessing(quality):
+            return ""
+        luck = f", give or take {self.luck:.2g}" if self.luck else ""
+        return f"{self.name} {quality:.4g} is no better than guessing, which gets {self.guessing:.4g}{luck}"
 
 
 NO_DATA = "the example inputs, as no data were given"

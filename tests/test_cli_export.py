@@ -71,6 +71,18 @@ def test_a_file_is_quantised_and_becomes_ort(matrix: Path, tmp_path: Path, capsy
     assert 0 < np.abs(small - large).max() < 0.1 * np.abs(large).max()
 
 
+@pytest.mark.parametrize("name", ["small.onnx", "small.ort"])
+def test_errors_on_the_way_name_the_file_that_was_asked_for(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "import torch\ndef build():\n    return torch.nn.Linear(40, 40), (torch.randn(2, 40),)\n"
+    (tmp_path / "one.py").write_text(code)
+    options = ("--quantise", "int8-dynamic", "--tolerance", "1e-9", "--out", tmp_path / name)
+    assert run(f"{tmp_path / 'one.py'}:build", *options) != 0
+    assert "small.onnx as int8-dynamic has an error of" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / name).exists()
+
+
 def test_the_report_is_json_where_asked(matrix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(matrix, "--quantise", "float16", "--out", tmp_path / "half.onnx", "--json") == 0
     report = json.loads(capsys.readouterr().out)

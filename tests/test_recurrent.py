@@ -10,7 +10,7 @@ from torch import nn
 
 import depgraph
 import exporters
-from depgraph.errors import CheckError
+from depgraph.errors import CheckError, DepgraphError
 from tests.test_end_to_end import random_scores
 from tests.zoo import MODULES
 
@@ -127,3 +127,31 @@ def test_the_dropout_between_layers_follows_the_mode_of_a_cut_graph() -> None:
     assert not torch.equal(pruned(inputs), pruned(inputs))
     pruned.eval()
     assert torch.equal(pruned(inputs), pruned(inputs))
+
+
+class Speaker(nn.Module):
+    """Its head is its table, and it gives its state."""
+
+    def __init__(self, neurons: int) -> None:
+        super().__init__()
+        self.table, self.memory = nn.Embedding(40, 16), nn.GRU(16, 16, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(16, neurons), nn.ReLU(), nn.Linear(neurons, 16)) if neurons else nn.ReLU()
+        self.head = nn.Linear(16, 40, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        states, last = self.memory(self.table(ids))
+        return self.head(states + self.mlp(states)), last
+
+
+@pytest.mark.parametrize("neurons", [0, 24])
+def test_a_state_that_is_put_out_is_said_to_hold_the_width(neurons: int) -> None:
+    inputs = (torch.randint(40, (2, 5)),)
+    graph, target = depgraph.trace(Speaker(neurons), inputs), depgraph.Target(params=0.4)
+    with pytest.raises(
+        DepgraphError, match=r"output 1 holds the width of 'table.weight' and \d others \(16\)"
+    ) as found:
+        graph.plan(random_scores(graph), target)
+    assert "free=['output 1']" in str(found.value)
+    freed = depgraph.trace(Speaker(neurons), inputs, free=["output 1"])
+    assert freed.plan(random_scores(freed), target).removal

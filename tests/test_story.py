@@ -163,7 +163,8 @@ def test_the_page_is_alone_and_has_every_part(full: Story) -> None:
     assert len(page.of_class("layer")) == len(full.layers)
     assert sum("gone" in e["class"].split() for e in page.of_class("layer")) == sum(y.gone for y in full.layers)
     assert "held-out &lt;text&gt;" in text and "a note &amp; more" in text
-    assert "predicted -20.0% off" in text and "25.0%" in text
+    assert "the speed-up predicted is 20.0% less than that measured" in text
+    assert "<b>25.0%</b> of the bytes of model.onnx" in text and "200 → 50" in text
     assert full.check is not None and str(full.check) in text
 
 

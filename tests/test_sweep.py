@@ -291,3 +291,33 @@ def _works(number: str) -> bool:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+GUESSING = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 5))
+x = torch.randn(100, 4)
+def build():
+    y = model(x).argmax(1)
+    accuracy = lambda output, batch: float((output.argmax(1) == batch[1]).float().mean())
+    given = {"model": model, "args": (x[:2],), "batches": [(x, y)], "held_out": [(x, (y + 1) % 5)]}
+    return given | {"accuracy": accuracy, "loss": lambda output, batch: nn.functional.cross_entropy(output, batch[1])}
+"""
+
+
+def test_a_model_that_guesses_is_said_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "five.py").write_text(GUESSING)
+    command = [
+        "sweep",
+        f"{tmp_path / 'five.py'}:build",
+        "--keep",
+        "params=0.5",
+        "--out",
+        str(tmp_path / "out"),
+        "--jobs",
+        "1",
+    ]
+    assert cli.main(command) == 0
+    assert "dense: accuracy 0 is no better than guessing, which gets 0.2, give or take 0.08" in capsys.readouterr().out

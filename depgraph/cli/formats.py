@@ -162,13 +162,15 @@ def _made(first: Callable[[Path], Any], asked: Asked, data: Data) -> Reports:
     if not later:
         return [first(asked.out)]
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "float.onnx"
+        file = Path(folder) / asked.out.with_suffix(".onnx").name  # as errors name it
         return [first(file), *_chained(file, asked.out, later)]
 
 
 def _chained(source: Path, out: Path, later: list[Step]) -> Reports:
     with tempfile.TemporaryDirectory() as folder:
-        between = [Path(folder) / f"{number}.onnx" for number in range(len(later) - 1)]
+        between = [Path(folder) / str(number) / source.name for number in range(len(later) - 1)]
+        for file in between:
+            file.parent.mkdir()
         return [step(a, b) for step, a, b in zip(later, [source, *between], [*between, out], strict=True)]
 
 

@@ -36,9 +36,10 @@ def measure_of(loaded: Loaded, found: TextData) -> Measure:
     from importance.sweeping import Figure
 
     if loaded.accuracy is not None and loaded.held_out is not None:
-        return Measure(Figure("accuracy", "held-out batches", True), partial(_accuracy, loaded=loaded))
+        figure = Figure("accuracy", "held-out batches", True, *_guessed(loaded))
+        return Measure(figure, partial(_accuracy, loaded=loaded))
     if found.held_out:
-        figure = Figure("perplexity", f"{found.held_out_tokens:,} held-out tokens")
+        figure = Figure("perplexity", f"{found.held_out_tokens:,} held-out tokens", guessing=_answers(loaded, dims=3))
         return Measure(figure, lambda model: perplexity(model, found.held_out, loaded.model))
     if loaded.held_out is not None:
         return Measure(Figure("loss", "held-out batches"), partial(_loss, batches=loaded.held_out, loaded=loaded))
@@ -46,6 +47,25 @@ def measure_of(loaded: Loaded, found: TextData) -> Measure:
     if batches is None:
         return shift_of(loaded)
     return Measure(Figure("loss", "the batches that scores are from"), partial(_loss, batches=batches, loaded=loaded))
+
+
+def _guessed(loaded: Loaded) -> tuple[float | None, float]:
+    """The accuracy of choosing at random, None where the number of classes isn't known, and two standard errors of it."""
+    from importance.samples import largest_size
+
+    classes, held_out = _answers(loaded, dims=2), loaded.held_out
+    if classes is None or not isinstance(held_out, (list, tuple)):
+        return None, 0.0
+    chance, count = 1 / classes, sum(largest_size(batch) for batch in held_out)
+    return chance, 2 * math.sqrt(chance * (1 - chance) / max(count, 1))
+
+
+def _answers(loaded: Loaded, dims: int) -> int | None:
+    """Among how many the model chooses: the width of its first output, where that has so many dims and two elements or more."""
+    with quiet(loaded.model), torch.no_grad():
+        made = _floats(loaded.model(*loaded.args, **loaded.kwargs))
+    first = next((output for output in made if output.ndim), None)
+    return first.shape[-1] if first is not None and first.ndim == dims and first.shape[-1] > 1 else None
 
 
 def shift_of(loaded: Loaded) -> Measure:

@@ -169,6 +169,8 @@ def print_sweep(made: list[Outcome], trade: TradeOff, out: Path, console: Consol
     said = f"{trade.quality}{on}, {better} is better; on the front (*) is what no other beats in {trade.metric} and {trade.quality}"
     console.print(said, style="dim", **plain_text)
     for outcome in made:
+        if outcome.figure and (bad := outcome.figure.warning(outcome.quality)):
+            console.print(f"{outcome.point}: {bad}", **plain_text)
         if outcome.refused:
             again = " (tried again the next time)" if outcome.again else ""
             console.print(f"{outcome.point}: {outcome.refused}{again}", **plain_text)

@@ -31,16 +31,20 @@ def story_page(story: Story) -> str:
 
 
 def _kept(story: Story) -> str:
-    """What is left, as meters."""
-    shares = story.after.share_of(story.before)
-    found = []
-    for metric, word in METRICS.items():
-        before, after = getattr(story.before, metric), getattr(story.after, metric)
-        found.append(
-            f'<div><b>{shares[metric]:.1%}</b> of {word}<span class="meter"><i style="width:{min(100 * shares[metric], 100):.2f}%">'
-            f'</i></span><span class="w">{before:,} → {after:,}</span></div>'
-        )
-    return f'<div class="kept">{"".join(found)}</div>'
+    """What is left, as meters; bytes are those of a file, where one was made beside a dense one."""
+    costs = {m: (word, getattr(story.before, m), getattr(story.after, m)) for m, word in METRICS.items()}
+    file = next((file for file in story.files if file.dense_bytes), None)
+    if file is not None and file.dense_bytes:
+        costs["bytes"] = (f"the bytes of {escape(file.name)}", file.dense_bytes, file.bytes)
+    return f'<div class="kept">{"".join(_meter(*cost) for cost in costs.values())}</div>'
+
+
+def _meter(word: str, before: int, after: int) -> str:
+    share = after / max(before, 1)
+    return (
+        f'<div><b>{share:.1%}</b> of {word}<span class="meter"><i style="width:{min(100 * share, 100):.2f}%">'
+        f'</i></span><span class="w">{before:,} → {after:,}</span></div>'
+    )
 
 
 def _verdicts(story: Story) -> Iterator[str]:

@@ -59,7 +59,8 @@ def _misses(timings: Sequence[Timing]) -> Iterable[str]:
     for timing in timings:
         if timing.kind == "measured" and timing.speedup and timing.what in predicted:
             off = predicted[timing.what] / timing.speedup - 1
-            yield f'<p class="hint">{escape(timing.what)}: the speed-up was predicted {off:+.1%} off what was measured.</p>'
+            way = "more" if off > 0 else "less"
+            yield f'<p class="hint">{escape(timing.what)}: the speed-up predicted is {abs(off):.1%} {way} than that measured.</p>'
 
 
 def _cell(tag: str, text: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from exporters.calls import flatten_call
 from exporters.decoder import first_feeds
-from exporters.encoder_decoder import DECODER, ENCODER
+from exporters.encoder_decoder import DECODER, ENCODER, with_mask
 from exporters.feeds import Feeds, dtype_of
 from exporters.onnx_check import open_session
 from importance.formulas import Formula, formula_of, logits_of, no_loss
@@ -97,6 +97,7 @@ class EncoderDecoderFiles(FileModel):
 
     def feeds(self, given: Mapping[str, Any]) -> tuple[Feeds, Feeds]:
         """What each file takes of what the model takes by name."""
+        given = with_mask(self._like[0], {name: value for name, value in given.items() if value is not None})
         first = {value.name: _array(given[value.name]) for value in self._encoder.get_inputs()}
         made = _outputs(self._encoder, first)
         tokens = given["decoder_input_ids"]

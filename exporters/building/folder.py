@@ -28,7 +28,7 @@ from exporters.building.search import Candidate, Search
 from exporters.onnx_file import data_path
 
 _HERE = Path(__file__).resolve().parent
-MODEL, RUN, EXAMPLE, PLAN = "model.onnx", "run.py", "example.npz", "plan.json"
+MODEL, RUN, EXAMPLE, PLAN, TOKENIZER = "model.onnx", "run.py", "example.npz", "plan.json", "tokenizer.json"
 
 
 @dataclass
@@ -68,11 +68,15 @@ def _generating(search: Search, found: Candidate, folder: Path, told: Told) -> t
     kind, place = made.kind, folder / made.kind.folder
     told.notes += made.notes
     shutil.copytree(made.folder, place)
-    if (place / "tokenizer.json").exists():
+    if kind.needs_tokenizer and not (place / TOKENIZER).exists():
+        told.notes.append(f"{RUN} times {MODEL}, as the tokenizer has no {TOKENIZER} to read texts with")
+    else:
         shutil.copy(_HERE / kind.script, folder / RUN)
     told.notes += _above(kind.named, kind.bytes(place), search.budget.bytes)
-    what = f"with its cache, {found.precision}"
-    files = [MadeFile(f"{kind.folder}/{n}", what, file_bytes(place / n)) for n in kind.files]
+    files = [
+        MadeFile(f"{kind.folder}/{name}", f"{what}, {found.precision}", file_bytes(place / name))
+        for name, what in kind.files.items()
+    ]
     if found.precision == "float32":  # its tokens are the model's, whose quality is told
         return files, []
     quality, why = quality_of(kind, place, found.model, subject)
@@ -126,7 +130,7 @@ def _story(search: Search, found: Candidate, told: Told) -> Story:
         making=told.making,
         tradeoff=told.tradeoff,
         sensitivity=told.sensitivity,
-        notes=(*story.notes, *search.notes, *told.notes),
+        notes=(*story.notes, *([bad] if (bad := figure.warning(found.quality)) else []), *search.notes, *told.notes),
     )
 
 

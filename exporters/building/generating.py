@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +26,13 @@ _PROMPTS = 4
 
 @dataclass(frozen=True)
 class Kind:
-    """A way to generate: the folder, its files, the script that runs them, how they are written, what stands for them.
+    """A way to generate: the folder, its files and what each is, the script that runs them, how they are written, what stands for them.
 
     `write(model, subject, folder, precision, opset)` gives notes; `stand_in(folder, model)` computes with the files what the model does.
     """
 
     folder: str
-    files: tuple[str, ...]
+    files: Mapping[str, str]
     script: str
     write: Callable[[nn.Module, Subject, Path, str, int], tuple[str, ...]]
     stand_in: Callable[[Path, nn.Module], FileModel]
@@ -40,6 +40,11 @@ class Kind:
     def bytes(self, folder: Path) -> int:
         """Bytes of all its files, which run together."""
         return sum(file_bytes(folder / name) for name in self.files)
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Can the script do nothing without one?"""
+        return self.folder == GENAI
 
     @property
     def named(self) -> str:
@@ -109,16 +114,56 @@ def _encoder_decoder(model: nn.Module, subject: Subject, folder: Path, precision
         stand_in = EncoderDecoderFiles(folder, model)
         for name, data in zip((ENCODER, DECODER), stand_in.feeds(subject.kwargs), strict=True):
             quantise(folder / name, folder / name, [data], options=QuantOptions(precision))  # type: ignore[arg-type]
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    (folder / SETTINGS).write_text(json.dumps({"start": made.start, "ends": ends}) + "\n")
+    settings, left = run_settings(model, made.start)
+    (folder / SETTINGS).write_text(json.dumps(settings) + "\n")
     if hasattr(subject.tokenizer, "save_pretrained"):
         subject.tokenizer.save_pretrained(folder)
-    return made.notes
+    return (*made.notes, *left)
 
 
-_ONE = Kind(GENAI, (MODEL,), "run_text.py", _decoder, lambda folder, model: DecoderFile(folder / MODEL, model))
-_TWO = Kind(TWO, (ENCODER, DECODER), "run_pairs.py", _encoder_decoder, EncoderDecoderFiles)
+_SAID = {"forced_bos_token_id": "first", "suppress_tokens": "never", "begin_suppress_tokens": "not_first"}
+_USUAL = (
+    ("num_beams", 1),
+    ("do_sample", False),
+    ("no_repeat_ngram_size", 0),
+    ("repetition_penalty", 1.0),
+    ("bad_words_ids", None),
+    ("forced_eos_token_id", None),
+    ("min_length", 0),
+    ("min_new_tokens", None),
+)
+
+
+def run_settings(model: nn.Module, start: int) -> tuple[dict[str, list[int]], tuple[str, ...]]:
+    """What run.py needs to generate as `generate()` does, token ids by what they are for, and notes on what it leaves out."""
+    said = getattr(model, "generation_config", None)
+    settings = {"start": [start], "ends": _ids(getattr(said, "eos_token_id", None))}
+    settings |= {name: _ids(getattr(said, option, None)) for option, name in _SAID.items()}
+    from transformers import GenerationMixin
+
+    notes = []
+    if getattr(type(model), "generate", None) is not GenerationMixin.generate:
+        notes.append(
+            f'generate() of {type(model).__name__} begins in a way of its own, run.py with the tokens under "start" in '
+            f"{TWO}/{SETTINGS}: put those of your task there"
+        )
+    other = [
+        f"{name}={getattr(said, name)}" for name, usual in _USUAL if getattr(said, name, usual) not in (usual, None)
+    ]
+    if other:
+        notes.append(f"run.py takes the likeliest token each time, where the model asks for {', '.join(other)}")
+    return settings, tuple(notes)
+
+
+def _ids(given: int | list[int] | None) -> list[int]:
+    return [] if given is None else [given] if isinstance(given, int) else list(given)
+
+
+_ONE = Kind(
+    GENAI, {MODEL: "with its cache"}, "run_text.py", _decoder, lambda folder, model: DecoderFile(folder / MODEL, model)
+)
+_PAIR = {ENCODER: "the encoder, run once", DECODER: "the decoder, with its cache"}
+_TWO = Kind(TWO, _PAIR, "run_pairs.py", _encoder_decoder, EncoderDecoderFiles)
 
 
 __all__ = ["Generated", "Kind", "encoder_inputs", "generated", "kind_of", "quality_of"]

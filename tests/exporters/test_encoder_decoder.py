@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, GenerationMixin
 
@@ -65,6 +66,21 @@ def test_both_files_generate_the_same_tokens(name: str, opset: int, tmp_path: Pa
     tokens = decoded(tmp_path / "files", inputs, report.start)
     assert len(np.unique(tokens)) > 2
     assert np.array_equal(tokens, generated(model, inputs, report.start))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_an_example_without_mask_leaves_room_for_texts_of_several_lengths(name: str, tmp_path: Path) -> None:
+    model, inputs = built(name)
+    ids = inputs["input_ids"].clamp(min=3)
+    report = to_encoder_decoder_onnx(model, {"input_ids": ids}, tmp_path / "files")
+    cut = torch.tensor([0, 2, 5])[: len(ids), None]
+    for kept in (torch.arange(ids.shape[1]) >= cut, torch.arange(ids.shape[1]) < ids.shape[1] - cut):
+        padded = {"input_ids": ids * kept, "attention_mask": kept.long()}
+        tokens = decoded(tmp_path / "files", padded, report.start)
+        assert np.array_equal(tokens, generated(model, padded, report.start))
+        without = decoded(tmp_path / "files", padded | {"attention_mask": torch.ones_like(ids)}, report.start)
+        assert not np.array_equal(tokens, without)
 
 
 @pytest.mark.slow

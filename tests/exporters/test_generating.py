@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,11 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from depgraph.errors import ScoreError
+from exporters import building
 from exporters.building import Budget, Subject, Ways, build
 from exporters.building.generating import generated, kind_of, quality_of
 from exporters.building.precisions import file_bytes
@@ -81,13 +86,75 @@ def test_an_encoder_decoder_comes_with_what_generates(tmp_path: Path) -> None:
     assert 0.7 * most < sum(both) <= most and built.best.plan is not None
     named = {file.name: file.bytes for file in built.story.files}
     assert [named["seq2seq/encoder.onnx"], named["seq2seq/decoder.onnx"]] == both
+    assert [f.what for f in built.story.files[:2]] == [
+        "the encoder, run once, float32",
+        "the decoder, with its cache, float32",
+    ]
     text = "7 23 41 8 52"
-    done = subprocess.run(
-        [sys.executable, tmp_path / "small" / "run.py", text, "10"], capture_output=True, text=True, check=True
-    )
     ids = torch.tensor([[int(word) for word in text.split()]])
-    expected = built.best.model.generate(ids, max_new_tokens=10, do_sample=False)[0, 1:]  # type: ignore[operator]
-    assert done.stdout.split("\n")[0].split() == [str(int(token)) for token in expected]
+    expected = built.best.model.generate(ids, max_new_tokens=10, do_sample=False)[0, 1:]
+    assert said(tmp_path / "small", text, "10") == tokens_of(expected)
+
+
+def said(folder: Path, *words: str) -> list[str]:
+    """The first line that run.py prints, in words."""
+    done = subprocess.run([sys.executable, folder / "run.py", *words], capture_output=True, text=True, check=True)
+    return done.stdout.split("\n")[0].split()
+
+
+def tokens_of(found: torch.Tensor) -> list[str]:
+    return [str(int(token)) for token in found]
+
+
+def alone(subject: Subject, path: Path) -> dict[str, Any]:
+    """The files that generate in a folder, with run.py and the example as a build leaves them; the settings of run.py."""
+    path.mkdir()
+    made = generated(subject.model, subject, path / "seq2seq", ("float32", 20))
+    assert made is not None and not made.why
+    shutil.copy(Path(building.__file__).parent / made.kind.script, path / "run.py")
+    np.savez(path / "example.npz", **{name: tensor.numpy() for name, tensor in subject.kwargs.items()})
+    return json.loads((path / "seq2seq" / "settings.json").read_text()) | {"notes": made.notes}
+
+
+@pytest.mark.slow
+def test_run_answers_as_the_settings_of_generate_say(tmp_path: Path) -> None:
+    model: Any = pairs()
+    subject = subject_of(model)
+    del subject.kwargs["attention_mask"]
+    texts = subject.kwargs["input_ids"]
+    plain = model.generate(texts[:1], max_new_tokens=6, do_sample=False)[0, 1:]
+    model.generation_config.forced_bos_token_id = int(texts[0, 0])
+    model.generation_config.suppress_tokens = [int(plain[1])]
+    expected = model.generate(texts[:1], max_new_tokens=10, do_sample=False)[0, 1:]
+    assert not torch.equal(plain, expected[:6])
+    model.generation_config.num_beams = 3
+    settings = alone(subject, tmp_path / "small")
+    assert any("likeliest token each time, where the model asks for num_beams=3" in note for note in settings["notes"])
+    assert said(tmp_path / "small", str(tmp_path / "small" / "example.npz"), "10") == tokens_of(expected)
+    file = tmp_path / "small" / "seq2seq" / "settings.json"
+    end = int(expected[4])
+    file.write_text(json.dumps({**settings, "ends": [end]}))
+    stopped = tokens_of(expected)[: expected.tolist().index(end) + 1]
+    assert said(tmp_path / "small") == stopped
+
+
+@pytest.mark.slow
+def test_what_hears_is_run_on_the_features_of_the_example(tmp_path: Path) -> None:
+    from transformers import GenerationMixin
+
+    from tests.zoo import ZOO
+
+    example = ZOO["whisper"]()
+    model: Any = copy.deepcopy(example.model)
+    model.generation_config.eos_token_id = None  # so that all is said that there is to say
+    model.config.eos_token_id = None
+    subject = Subject(model, example.args, example.kwargs, lambda other: 0.0, Figure("none"))
+    settings = alone(subject, tmp_path / "small")
+    assert any("begins in a way of its own" in note for note in settings["notes"])
+    given = {"input_features": example.kwargs["input_features"][:1], "decoder_start_token_id": settings["start"][0]}
+    expected = GenerationMixin.generate(model, **given, do_sample=False, max_new_tokens=8)[0, 1:]
+    assert len(expected) == 8
+    assert said(tmp_path / "small", str(tmp_path / "small" / "example.npz"), "8") == tokens_of(expected)
 
 
 @pytest.mark.slow
@@ -109,7 +176,7 @@ def test_what_does_not_generate_has_no_such_files() -> None:
     assert kind_of(plain, subject) is None
     model = pairs()
     kind = kind_of(model, subject_of(model))
-    assert kind is not None and kind.files == ("encoder.onnx", "decoder.onnx")
+    assert kind is not None and list(kind.files) == ["encoder.onnx", "decoder.onnx"]
     assert kind_of(model, replace(subject_of(model), kwargs={})) is None
 
 

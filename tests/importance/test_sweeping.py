@@ -160,3 +160,12 @@ def test_a_trade_off_has_shares_of_the_dense_cost() -> None:
     assert [(t.name, t.share, t.quality, t.on_front) for t in found.trials] == [("obs", 0.5, 5.0, True)]
     with pytest.raises(SweepError, match="needs the dense model"):
         trade_off([outcome(POINTS[1])], "params")
+
+
+def test_what_is_no_better_than_guessing_is_said_so() -> None:
+    accuracy = Figure("accuracy", "pictures", True, guessing=0.1, luck=0.03)
+    assert accuracy.warning(0.11) == "accuracy 0.11 is no better than guessing, which gets 0.1, give or take 0.03"
+    assert not accuracy.warning(0.2) and not accuracy.warning(None)
+    perplexity = Figure("perplexity", "text", guessing=512)
+    assert perplexity.is_guessing(600.0) and not perplexity.is_guessing(500.0)
+    assert not FIGURE.is_guessing(1e9)
