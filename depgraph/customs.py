@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from depgraph.report import counted, uncovered
+from depgraph.report import uncovered
 from depgraph.widths import stored_values
+from depgraph.wording import counted
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph

@@ -14,7 +14,7 @@ import numpy as np
 from depgraph.axes import Axis
 from depgraph.classes import NONE
 from depgraph.layers import Anatomy, Attention, Layer
-from depgraph.report import counted
+from depgraph.wording import counted
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from depgraph.axes import Axis
 from depgraph.classes import NONE
 from depgraph.inspecting import Inspection, share_range
 from depgraph.layers import Layer, block_of
-from depgraph.report import METRICS, counted
+from depgraph.report import METRICS
+from depgraph.wording import counted
 
 _LANES = 4  # axes that are drawn one above another in one bar
 _ROWS = 60  # layers up to which every block stands open

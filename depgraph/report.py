@@ -16,6 +16,7 @@ from depgraph.axes import Axis
 from depgraph.classes import NONE, Classes
 from depgraph.graph import Reason
 from depgraph.widths import Cost, stored_values
+from depgraph.wording import counted
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -130,11 +131,6 @@ def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Rows of cells as lines with their columns one under another."""
     wide = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return ["  ".join(c.ljust(w) for c, w in zip(row, wide, strict=True)).rstrip() for row in rows]
-
-
-def counted(number: int, one: str, more: str) -> str:
-    """`1 axis`, `2 axes`."""
-    return f"{number:,} {one if number == 1 else more}"
 
 
 Rows = dict[tuple[tuple[str | frozenset[int], ...], Hashable], None]

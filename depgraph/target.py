@@ -94,7 +94,7 @@ class Target:
         parts = [f"{m}={share:g}" for m, share in self.shares.items()]
         parts += [f"bytes={self.most_bytes:,}"] if self.most_bytes is not None else []
         parts += [f"left_out={self.left_out}"] if self.left_out is not None else []
-        return ", ".join([*parts, *([f"latency={self.latency_ms:g} ms"] if self.latency_ms is not None else [])])
+        return ", ".join([*parts, *([f"latency={self.latency_ms:.4g} ms"] if self.latency_ms is not None else [])])
 
 
 def _is_count(value: object) -> bool:

@@ -24,7 +24,7 @@ from depgraph.cli.points import check_names
 from depgraph.cli.quality import measure_of
 from depgraph.errors import DataError, ModelError, ScoreError
 from depgraph.plain import plain
-from depgraph.report import counted
+from depgraph.wording import counted
 
 if TYPE_CHECKING:
     from exporters.building import Built, Candidate, Subject

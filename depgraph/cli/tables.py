@@ -16,8 +16,9 @@ from depgraph.dependency import DependencyGraph
 from depgraph.inspecting import Inspection, share_range
 from depgraph.layers import Layer
 from depgraph.plan import Plan
-from depgraph.report import METRICS, counted, folded, ranges, uncovered, widths
+from depgraph.report import METRICS, folded, ranges, uncovered, widths
 from depgraph.widths import Cost
+from depgraph.wording import counted
 
 _SHOWN = 5  # names of dims that the table of what is fixed lists for one reason
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from depgraph.widths import Cost
+from depgraph.wording import counted
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,20 @@ class Check:
         )
 
     def _parts(self) -> str:
-        left = f"{self.branches} branches against the program without them" if self.branches else ""
-        out = f"{self.chosen} axes against the original that can't choose what goes" if self.chosen else ""
-        axes = f"{self.exact_axes} axes against zeros, {self.mixed_axes} mixed axes against the cut program"
-        counted = self.exact_axes + self.mixed_axes or not (left or out)
-        return ", ".join(part for part in (left, axes if counted else "", out) if part)
+        left = (
+            f"{counted(self.branches, 'branch', 'branches')} against the program without {'it' if self.branches == 1 else 'them'}"
+            if self.branches
+            else ""
+        )
+        out = (
+            f"{counted(self.chosen, 'axis', 'axes')} against the original that can't choose what goes"
+            if self.chosen
+            else ""
+        )
+        mixed = counted(self.mixed_axes, "mixed axis", "mixed axes")
+        axes = f"{counted(self.exact_axes, 'axis', 'axes')} against zeros, {mixed} against the cut program"
+        shown = self.exact_axes + self.mixed_axes or not (left or out)
+        return ", ".join(part for part in (left, axes if shown else "", out) if part)
 
 
 @dataclass(frozen=True)

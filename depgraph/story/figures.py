@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from depgraph.page import broken, colours
-from depgraph.report import METRICS, counted
+from depgraph.report import METRICS
 from depgraph.story.kinds import kind_of, kinds_of
 from depgraph.story.parts import AxisCut, Curve, Sensitivity, Story, TradeOff, Trial
 from depgraph.story.svg import Plot, plot, scale, short, spans_decades, standalone
 from depgraph.story.tables import Row, number, table
+from depgraph.wording import counted
 
 _EXTREMES = 5  # most and least sensitive axes that are listed
 

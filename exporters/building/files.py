@@ -19,7 +19,7 @@ from depgraph.errors import DataError
 from depgraph.npz import NpzFolder
 from depgraph.onnx_door.loading import input_names, load
 from depgraph.onnx_door.running import Running
-from depgraph.report import counted
+from depgraph.wording import counted
 from exporters.building.asked import Subject
 from exporters.feeds import Feeds
 from importance.losses import Loss
