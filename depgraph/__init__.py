@@ -5,9 +5,9 @@ Names are imported when they are first used, so that the command can listen for 
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from depgraph.lazily import importing
 
 if TYPE_CHECKING:
     from depgraph import errors
@@ -39,30 +39,21 @@ __all__ = [
     "trace",
 ]
 _HOMES = {
-    "Axis": "axes",
-    "Cost": "widths",
-    "DependencyGraph": "dependency",
-    "Group": "axes",
-    "Member": "axes",
-    "Plan": "plan",
-    "SaveReport": "checkpoint",
-    "Target": "target",
-    "TokenMap": "tokens",
-    "load": "checkpoint",
-    "rule": "rules.custom",
-    "save": "checkpoint",
-    "trace": "tracing",
+    "Axis": "depgraph.axes",
+    "Cost": "depgraph.widths",
+    "DependencyGraph": "depgraph.dependency",
+    "Group": "depgraph.axes",
+    "Member": "depgraph.axes",
+    "Plan": "depgraph.plan",
+    "SaveReport": "depgraph.checkpoint",
+    "Target": "depgraph.target",
+    "TokenMap": "depgraph.tokens",
+    "load": "depgraph.checkpoint",
+    "rule": "depgraph.rules.custom",
+    "save": "depgraph.checkpoint",
+    "trace": "depgraph.tracing",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """A public name from its module, or a module of the package."""
-    if name in _HOMES:
-        globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-        return globals()[name]
-    if name.startswith("_") or find_spec(f"{__name__}.{name}") is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module(f"{__name__}.{name}")
+__getattr__ = importing(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -9,9 +9,9 @@ Names are imported when they are first used: who ranks by magnitude needs neithe
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from depgraph.lazily import importing
 
 if TYPE_CHECKING:
     from depgraph.npz import NpzFolder
@@ -159,16 +159,7 @@ _MODULES = {
     "importance.taylor": "Taylor",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> Any:
-    """A public name from its module, or a module of the package."""
-    if name in _HOMES:
-        globals()[name] = getattr(import_module(_HOMES[name]), name)
-        return globals()[name]
-    if name.startswith("_") or find_spec(f"{__name__}.{name}") is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module(f"{__name__}.{name}")
+__getattr__ = importing(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -180,6 +180,15 @@ def test_the_check_sees_a_wrong_cut() -> None:
         Verifier(plan).check(pruned)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_check_names_the_first_place_where_a_wrong_cut_is_wrong(device: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).to(device)
+    graph = depgraph.trace(model, torch.randn(2, 4, device=device))
+    narrower = graph.cut_plan({graph.axes[0].name: [0, 1, 2]}).apply()
+    with pytest.raises(CheckError, match=r"linear at .* gives shape \(2, 5\), predicted was \(2, 6\)"):
+        Verifier(graph.cut_plan({graph.axes[0].name: [0, 1]})).check(narrower)
+
+
 def test_a_vacuous_check_says_so() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     with torch.no_grad():
@@ -209,7 +218,7 @@ def test_on_the_meta_device_shapes_are_checked() -> None:
         model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     graph = depgraph.trace(model, torch.randn(2, 4, device="meta"))
     report = graph.plan(random_scores(graph), depgraph.Target(params=0.5)).apply_with_report()
-    assert report.check is not None and "meta" in report.check.skipped
+    assert report.check is not None and "meta" in report.check.skipped and report.check.calls
     assert report.after.params == sum(p.numel() for p in report.model.parameters())
 
 

@@ -121,7 +121,7 @@ def limit_of(option: str, text: str) -> tuple[float | None, float | None]:
     number = _number(match[1]) if match else 0.0
     if match and match[2] in ("", "%") and 0 < number < (100 if match[2] else 1):
         return None, number / 100 if match[2] else number
-    if match and match[2] == "%" or match and not match[2] and option == "--latency":
+    if match and (match[2] == "%" or (not match[2] and option == "--latency")):
         raise typer.BadParameter(
             f"{option} {text!r} is no share: give one above 0 and below 1 (100%) of the dense model's, such as 0.5 or 50%, "
             f"or a {what} such as {such}"

@@ -21,7 +21,7 @@ from torch.fx import Node
 from depgraph.cutting.degrees import operands, settles
 from depgraph.cutting.elements import ZEROS, Elements, aten_name, rows_of
 from depgraph.cutting.expressing import Drift
-from depgraph.cutting.movements import LIKE, PARTS, Move, Part, Spread, moved, picks, rows_left
+from depgraph.cutting.movements import ARRANGING, LIKE, PARTS, Move, Part, Spread, moved, picks, rows_left
 from depgraph.errors import CutError
 from depgraph.graph import Value
 from depgraph.widths import Kept
@@ -37,25 +37,6 @@ class Twice(dict[str, Rows]):
     """Rows that make both operands of a product, which hold a factor as its root."""
 
 
-_MOVES = frozenset(
-    [
-        *(
-            "view",
-            "reshape",
-            "_unsafe_view",
-            "flatten",
-            "unflatten",
-            "squeeze",
-            "unsqueeze",
-            "expand",
-            "contiguous",
-            "clone",
-        ),
-        *("transpose", "permute", "movedim", "t", "numpy_T", "slice", "select", "narrow", "index_select"),
-        *("split", "split_with_sizes", "chunk", "unbind", "to", "_to_copy", "alias", "detach", "dropout"),
-        *LIKE,
-    ]
-)
 _LINEAR = frozenset(["linear", "conv1d", "conv2d", "addmm", "matmul", "mm"])
 _EITHER = frozenset(["matmul", "bmm", "einsum"])
 _ALL = frozenset(["add", "sub", "neg"])
@@ -174,7 +155,7 @@ class _Search:
             return [{}]
         if not self._is_inside(node) or _pads_with_another_number(node):
             return []
-        if name == "getitem" or name in _MOVES:
+        if name == "getitem" or name in ARRANGING:
             return self._walk(node.all_input_nodes[0], [node, *moves])
         if name in _LINEAR and (made := self._linear(node, moves)) is not None:
             return [made]
@@ -214,7 +195,7 @@ class _Search:
         name = aten_name(user)
         if name in PARTS or name in LIKE and user.args[0] is not node:
             return True
-        return (name in _MOVES or name in _PASS) and self._is_inside(user)
+        return (name in ARRANGING or name in _PASS) and self._is_inside(user)
 
     def _parameter(self, node: Node, moves: list[Move]) -> list[Found]:
         """The rows of a parameter that `moves` leave, where nothing else reads it."""

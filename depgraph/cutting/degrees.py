@@ -15,61 +15,16 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from depgraph.cutting.elements import aten_name
+from depgraph.cutting.movements import ARRANGING, LIKE
 
 Degree = float
 Made = dict[Node, "Degree | tuple[Degree, ...]"]
 
 _SMALL = 1e-5  # what code adds to a length so that it can divide by it
-_SAME = frozenset(
-    [
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "expand",
-        "contiguous",
-        "clone",
-        "transpose",
-        "permute",
-        "movedim",
-        "t",
-        "numpy_T",
-        "slice",
-        "select",
-        "narrow",
-        "index_select",
-        "index",
-        "gather",
-        "unfold",
-        "repeat",
-        "repeat_interleave",
-        "roll",
-        "flip",
-        "detach",
-        "alias",
-        "dropout",
-        "neg",
-        "abs",
-        "relu",
-        "leaky_relu",
-        "sum",
-        "mean",
-        "amax",
-        "amin",
-        "cumsum",
-        "norm",
-        "linalg_vector_norm",
-        "to",
-        "_to_copy",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "unbind",
-    ]
-)
+_SAME = (ARRANGING - LIKE) | {
+    *("index", "gather", "unfold", "repeat", "repeat_interleave", "roll", "flip", "neg", "abs", "relu", "leaky_relu"),
+    *("sum", "mean", "amax", "amin", "cumsum", "norm", "linalg_vector_norm"),
+}
 _JOINED = frozenset(["add", "sub", "cat", "stack", "maximum", "minimum"])
 _PRODUCTS = frozenset(["mul", "matmul", "bmm", "mm", "einsum"])
 _CHOSEN = frozenset(["topk", "sort", "max", "min"])  # values, and where they stood

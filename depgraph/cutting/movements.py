@@ -17,6 +17,23 @@ _VIEWS = frozenset(["view", "_unsafe_view"])
 LIKE = frozenset(
     ["view_as", "reshape_as", "expand_as", "type_as"]
 )  # of a second tensor they take the shape or the type
+ARRANGING = LIKE | {
+    *(
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "contiguous",
+        "clone",
+    ),
+    *("transpose", "permute", "movedim", "t", "numpy_T", "slice", "select", "narrow", "index_select"),
+    *("split", "split_with_sizes", "chunk", "unbind", "to", "_to_copy", "alias", "detach", "dropout"),
+}
+"""Operators that lay numbers out otherwise, or leave some of them away."""
 
 
 class Part(NamedTuple):

@@ -40,13 +40,17 @@ def rerun(
     `inputs` are the graph's own unless the model is cut in a vocabulary, see `inputs_at`. The forward alone runs `within`,
     which may tell it otherwise.
     """
-    decided = not isinstance(model, GraphModule) and decisions_of(graph.capture.exported) is not None
-    return _run(graph, model, inputs, within, _watched if decided else _plainly)[0]
+    return _run(graph, model, inputs, within, _plainly if _decisions(graph, model) is None else _watched)[0]
 
 
 def calls_of(graph: DependencyGraph, model: nn.Module, inputs: Inputs | None = None) -> list[Call]:
     """The torch calls of a forward as in `rerun`."""
     return _run(graph, model, inputs, contextlib.nullcontext, _watched)[1]
+
+
+def _decisions(graph: DependencyGraph, model: nn.Module) -> Decisions | None:
+    """Those of the capture, which a graph form has built in."""
+    return None if isinstance(model, GraphModule) else decisions_of(graph.capture.exported)
 
 
 def _plainly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[Call]]:
@@ -62,7 +66,7 @@ def _run(
     graph: DependencyGraph, model: nn.Module, inputs: Inputs | None, within: Within, forward: Forward
 ) -> tuple[list[torch.Tensor], list[Call]]:
     args, kwargs = own_containers(inputs if inputs is not None else (graph.args, graph.kwargs))
-    decisions = None if isinstance(model, GraphModule) else decisions_of(graph.capture.exported)
+    decisions = _decisions(graph, model)
     with quiet(model), torch.no_grad(), unwritten(model, *args, kwargs) as written, following(decisions) as given:
         with (decisions or Decisions()).told(), within():
             output, calls = forward(model, args, kwargs)
