@@ -198,23 +198,25 @@ class FactorSums:
     def add(self, product: Product, rows: Rows) -> None:
         """Take in the rows of one use, those with a gradient."""
         counts = rows.gradients.ne(0).any(dim=2).any(dim=0)
-        inputs, gradients = (
-            t[:, counts].to(torch.promote_types(t.dtype, torch.float32)) for t in (rows.inputs, rows.gradients)
-        )
+        given = (rows.inputs, rows.gradients)
+        inputs, gradients = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in given)
+        if not bool(counts.all()):
+            inputs, gradients = inputs[:, counts], gradients[:, counts]
         if self.matrix.shape[2] > self.width:
             inputs = torch.cat([inputs, inputs.new_full((*inputs.shape[:2], 1), product.bias is not None)], dim=2)
         self.scale = self.scale or _inverse_size(gradients)
         gradients = gradients * self.scale
-        matrix = self.matrix.to(inputs)
         self.used += inputs.shape[1]
-        self._sum("inputs' power", inputs.square().mean(dim=2).sum(dim=1))
-        self._sum("gradients' power", gradients.square().mean(dim=2).sum(dim=1))
         if self.outputs in self.dims:
             self._sum("gradients", gradients.mT @ gradients)
-            self._sum("outputs", (inputs @ matrix.mT).square().sum(dim=1))
+        else:
+            self._sum("gradients' power", gradients.square().mean(dim=2).sum(dim=1))
+            self._sum("back", (gradients @ self.matrix.to(gradients)).square().sum(dim=1))
         if self.columns in self.dims:
             self._sum("inputs", inputs.mT @ inputs)
-            self._sum("back", (gradients @ matrix).square().sum(dim=1))
+        else:
+            self._sum("inputs' power", inputs.square().mean(dim=2).sum(dim=1))
+            self._sum("outputs", (inputs @ self.matrix.to(inputs).mT).square().sum(dim=1))
 
     def _sum(self, name: str, value: Tensor) -> None:
         self.sums[name] = value + self.sums[name] if name in self.sums else value
@@ -223,13 +225,13 @@ class FactorSums:
         """The costs [size] of the indices of each of `dims`; those of a convolution's windows, and of its groups, are added."""
         mean = {n: (s / max(self.used, 1)).cpu().double() for n, s in self.sums.items()}
         _require_finite(mean, name)
-        squares = self.matrix.cpu().double().square()
+        matrix = self.matrix.cpu().double()
         found = {}
         if self.outputs in self.dims:
-            energy = mean["outputs"] + _added(mean["inputs' power"], damping)[:, None] * squares.sum(dim=2)
+            energy = _energy(matrix, mean.get("inputs"), mean.get("outputs"), mean.get("inputs' power"), damping)
             found[self.outputs] = self._over(energy, mean["gradients"], damping, f"the gradients at {name}").flatten()
         if self.columns in self.dims:
-            energy = mean["back"] + _added(mean["gradients' power"], damping)[:, None] * squares.sum(dim=1)
+            energy = _energy(matrix.mT, mean.get("gradients"), mean.get("back"), mean.get("gradients' power"), damping)
             columns = self._over(energy, mean["inputs"], damping, f"the input of {name}").sum(dim=0)
             found[self.columns] = columns[: self.width].reshape(self.shape[self.columns], -1).sum(dim=1)
         return {d: cost / self.scale**2 for d, cost in found.items()} if self.scale else found
@@ -237,6 +239,18 @@ class FactorSums:
     def _over(self, energy: Tensor, curvature: Tensor, damping: float, where: str) -> Tensor:
         blocks = zip(energy, curvature, strict=True)
         return torch.stack([_costs(one, damped(factor, damping), where) for one, factor in blocks])
+
+
+def _energy(matrix: Tensor, factor: Tensor | None, sums: Tensor | None, power: Tensor | None, damping: float) -> Tensor:
+    """w F w' of every row w of a matrix [blocks, rows, columns], by the factor F [blocks, columns, columns], damped.
+
+    Where only what it comes to was summed, those `sums` [blocks, rows], and the mean of F's diagonal, `power` [blocks].
+    """
+    if factor is not None:
+        sums = (matrix @ factor * matrix).sum(dim=2)
+        power = factor.diagonal(dim1=1, dim2=2).mean(dim=1)
+    assert sums is not None and power is not None
+    return sums + _added(power, damping)[:, None] * matrix.square().sum(dim=2)
 
 
 def _with_bias(product: Product) -> Tensor:

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import quiet
 from depgraph.capture.keeping import unwritten
+from depgraph.capture.restoring import own_containers
 from depgraph.cutting.draws import same_draws
 from depgraph.cutting.reference import Reference
 from depgraph.cutting.rerunning import Inputs, rerun
@@ -44,12 +45,16 @@ def require_same_elsewhere(graph: DependencyGraph) -> None:
         )
 
 
-def require_runs_by_itself(graph: DependencyGraph, model: nn.Module, inputs: Inputs) -> None:
-    """Raise CheckError when a cut model fails on the example once it decides by its own values, not as the original did."""
-    args, kwargs = pytree.tree_map(lambda leaf: leaf, inputs)
+def by_itself(graph: DependencyGraph, model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
+    """The output tensors of a cut model that simply runs, and decides by its own values, not as the original did.
+
+    Raises CheckError when it fails.
+    """
+    args, kwargs = own_containers(inputs)
     try:
-        with quiet(model), torch.no_grad(), unwritten(model, *args, kwargs), same_draws():
-            model(*args, **kwargs)
+        with quiet(model), torch.no_grad(), unwritten(model, *args, kwargs) as written, same_draws():
+            output = model(*args, **kwargs)
+        return [written.own(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
     except Exception as error:
         text = str(error).strip().splitlines()
         raise CheckError(

@@ -24,14 +24,15 @@ from depgraph.capture.keeping import unwritten
 from depgraph.capture.restoring import own_containers
 from depgraph.capture.sizes import Attr
 from depgraph.classes import NONE
-from depgraph.cutting.barring import Bars, barred, bars_of
+from depgraph.cutting.alone import only_captured
+from depgraph.cutting.barring import barred, bars_of
 from depgraph.cutting.comparing import TOLERANCE, difference
 from depgraph.cutting.draws import same_draws
-from depgraph.cutting.elsewhere import moved, require_runs_by_itself
+from depgraph.cutting.elsewhere import by_itself, moved
 from depgraph.cutting.entries import contents, positions, renumber
 from depgraph.cutting.inputs import describe_inputs
 from depgraph.cutting.report import Check
-from depgraph.cutting.rerunning import Inputs
+from depgraph.cutting.rerunning import Inputs, Within
 from depgraph.cutting.shortening import Shortening
 from depgraph.cutting.slicing import positions as places_of
 from depgraph.errors import CheckError
@@ -108,12 +109,13 @@ def _going(graph: DependencyGraph, removal: Groups) -> dict[str, set[int]]:
 class Expected(NamedTuple):
     """What a model computes when it can't choose what goes, narrowed as its outputs will be, and when it can.
 
-    `inputs` are those on which it was run.
+    `inputs` are those on which it was run. `captured`: by how much what it computes differs on the example when it simply runs.
     """
 
     inputs: list[Inputs]
     barred: list[list[Tensor]]
     free: list[list[Tensor]]
+    captured: float = 0.0
 
 
 def expected(graph: DependencyGraph, model: nn.Module, removal: Groups) -> Expected:
@@ -128,11 +130,19 @@ def expected(graph: DependencyGraph, model: nn.Module, removal: Groups) -> Expec
             if k == 0:
                 raise
             continue  # the original doesn't take these either
-        within = outputs(graph, model, inputs, bars, silent)
+        within = outputs(graph, model, inputs, lambda: barred(model, bars, silent))
         found.inputs.append(inputs)
         found.free.append(_narrow(graph, free, kept))
         found.barred.append(_narrow(graph, within, kept))
+        if k == 0 and _told(graph):
+            found = found._replace(captured=difference(outputs(graph, model, inputs, proxies.no_flags), free))
     return found
+
+
+def _told(graph: DependencyGraph) -> bool:
+    """Is the code told that it is captured where `outputs` runs it?"""
+    decisions = decisions_of(graph.capture.exported)
+    return decisions is None or decisions.exporting
 
 
 def _modules(graph: DependencyGraph, model: nn.Module, removal: Groups) -> list[nn.Module]:
@@ -171,19 +181,12 @@ def _narrow(graph: DependencyGraph, made: list[Tensor], kept: Kept) -> list[Tens
     return narrow
 
 
-def outputs(
-    graph: DependencyGraph,
-    model: nn.Module,
-    inputs: Inputs,
-    bars: Bars | None = None,
-    silent: list[nn.Module] | None = None,
-) -> list[Tensor]:
-    """The output tensors of a forward that decides by itself; it leaves no trace."""
+def outputs(graph: DependencyGraph, model: nn.Module, inputs: Inputs, within: Within = nullcontext) -> list[Tensor]:
+    """The output tensors of a forward that decides by itself; it leaves no trace. It runs `within` something."""
     args, kwargs = own_containers(inputs)
     decisions = decisions_of(graph.capture.exported)
     told = proxies.exporting_flags() if decisions is None else decisions.told()
-    within = nullcontext() if bars is None else barred(model, bars, silent or [])
-    with quiet(model), torch.no_grad(), unwritten(model, *args, kwargs) as written, same_draws(), told, within:
+    with quiet(model), torch.no_grad(), unwritten(model, *args, kwargs) as written, same_draws(), told, within():
         output = model(*args, **kwargs)
     return [written.own(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
@@ -191,12 +194,14 @@ def outputs(
 def check_without(graph: DependencyGraph, model: nn.Module, wanted: Expected) -> Check:
     """Compare a model that the entries have left with what was expected of it.
 
-    Raises CheckError when they differ by more than rounding, or the model doesn't run.
+    Raises CheckError when they differ by more than rounding, or the model doesn't run, or computes something else when it simply
+    runs though the original didn't.
     """
     error = sensitivity = 0.0
     tensors = [t for made in wanted.barred for t in made if t.is_floating_point()]
     tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for t in tensors), default=1e-4)
-    for inputs, within, free in zip(*wanted, strict=True):
+    computed = []
+    for inputs, within, free in zip(wanted.inputs, wanted.barred, wanted.free, strict=True):
         try:
             got = outputs(graph, model, inputs)
         except Exception as failure:
@@ -205,6 +210,7 @@ def check_without(graph: DependencyGraph, model: nn.Module, wanted: Expected) ->
                 f"{type(model).__name__} doesn't run without the parts that the plan takes out: "
                 f"{type(failure).__name__}: {text[0] if text else ''}"
             ) from failure
+        computed.append(got)
         error = max(error, difference(got, within))
         if all(tensor.numel() for tensor in within):  # else there is nothing in which both could differ
             sensitivity = max(sensitivity, difference(within, free))
@@ -213,10 +219,11 @@ def check_without(graph: DependencyGraph, model: nn.Module, wanted: Expected) ->
             f"{type(model).__name__} without the parts that the plan takes out differs by {error:.1e} of the largest output "
             f"(allowed {tolerance:.0e}) from the original in which they can't be chosen: protect their axis"
         )
-    decisions = decisions_of(graph.capture.exported)
-    if decisions is None or decisions.exporting:  # it ran as it does while it is captured
-        require_runs_by_itself(graph, model, wanted.inputs[0])
-    return Check(error, sensitivity, tolerance, 0, 0)
+    alone = by_itself(graph, model, wanted.inputs[0]) if _told(graph) else computed[0]
+    if wanted.captured <= tolerance and not difference(alone, computed[0]) <= tolerance:
+        raise only_captured(model, in_place=False)
+    captured = wanted.captured if wanted.captured > tolerance else 0.0
+    return Check(error, sensitivity, tolerance, 0, 0, captured=captured)
 
 
 def record_without(plan: Plan, removal: Groups, how: Shortening, earlier: dict[str, Any] | None) -> dict[str, Any]:

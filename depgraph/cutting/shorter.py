@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
 from depgraph.capture.capturing import capture
+from depgraph.capture.exported import decisions_of
+from depgraph.capture.proxies import no_flags
+from depgraph.cutting.alone import apart_from_capture
 from depgraph.cutting.bypassing import bypassed
 from depgraph.cutting.comparing import TOLERANCE, difference
+from depgraph.cutting.elsewhere import by_itself
 from depgraph.cutting.inputs import describe_inputs
 from depgraph.cutting.report import Check
 from depgraph.cutting.rerunning import rerun
@@ -29,8 +35,30 @@ FORMAT = 1
 def check_shorter(plan: Plan, model: nn.Module, expected: list[torch.Tensor], dense: list[torch.Tensor]) -> Check:
     """Compare a shorter model with the captured program without those branches (`expected`), on the example inputs.
 
+    It runs as it does for its user where it is the same as its capture then, else as it was captured, as in `Verifier.check`.
     Raises CheckError when they differ by more than rounding.
     """
+    graph, decisions = plan.graph, decisions_of(plan.graph.capture.exported)
+    tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for t in expected if t.is_floating_point()), default=1e-4)
+    error, captured = _error_alone(graph, model, expected), 0.0
+    if not error <= tolerance:
+        error = _error_as_captured(plan, model, expected, tolerance)
+        if decisions is None and not isinstance(model, GraphModule):
+            captured = apart_from_capture(graph, model, dense, tolerance)
+    if decisions is not None and not isinstance(model, GraphModule):
+        by_itself(graph, model, (graph.args, graph.kwargs))
+    moved = difference(expected, dense)
+    return Check(error, moved, tolerance, 0, 0, branches=len(plan.branches), captured=captured)
+
+
+def _error_alone(graph: DependencyGraph, model: nn.Module, expected: list[torch.Tensor]) -> float:
+    try:
+        return difference(rerun(graph, model, within=no_flags), expected)
+    except Exception:  # what is wrong shows better where the model runs as it was captured
+        return math.inf
+
+
+def _error_as_captured(plan: Plan, model: nn.Module, expected: list[torch.Tensor], tolerance: float) -> float:
     try:
         got = rerun(plan.graph, model)
     except Exception as failure:
@@ -38,15 +66,13 @@ def check_shorter(plan: Plan, model: nn.Module, expected: list[torch.Tensor], de
         raise CheckError(
             f"{type(model).__name__} doesn't run without {plan.branches[0]}: {type(failure).__name__}: {text[0] if text else ''}"
         ) from failure
-    tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for t in expected if t.is_floating_point()), default=1e-4)
     error = difference(got, expected)
-    check = Check(error, difference(expected, dense), tolerance, 0, 0, branches=len(plan.branches))
     if not error <= tolerance:
         raise CheckError(
             f"{type(model).__name__} without {plan.branches[0]} differs from the captured program without that by {error:.1e} of the "
             f"largest output (allowed {tolerance:.0e}): something that it computes is read elsewhere"
         )
-    return check
+    return error
 
 
 def references(plan: Plan) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -160,4 +186,6 @@ def together(first: Check | None, second: Check | None) -> Check | None:
         calls=max(first.calls, second.calls),
         branches=first.branches + second.branches,
         chosen=first.chosen + second.chosen,
+        rounding=max(first.rounding, second.rounding),
+        captured=max(first.captured, second.captured),
     )

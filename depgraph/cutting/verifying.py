@@ -14,12 +14,13 @@ from torch.fx import GraphModule
 
 from depgraph.capture.exported import decisions_of
 from depgraph.capture.proxies import no_flags
+from depgraph.cutting.alone import apart_from_capture
 from depgraph.cutting.bypassing import bypassed
 from depgraph.cutting.choices import Chosen
 from depgraph.cutting.comparing import TOLERANCE, Tensors, difference, is_continuous
 from depgraph.cutting.doubling import in_double
 from depgraph.cutting.draws import Drawing, may_draw, same_draws
-from depgraph.cutting.elsewhere import require_runs_by_itself
+from depgraph.cutting.elsewhere import by_itself
 from depgraph.cutting.reference import Following, Outputs, Reference
 from depgraph.cutting.report import Check
 from depgraph.cutting.rerunning import Inputs, Within, inputs_at, inputs_of_others, rerun
@@ -86,13 +87,17 @@ class Verifier:
         """
         if self.on_meta:
             return self._without_values(model)
-        if isinstance(model, GraphModule) or decisions_of(self.graph.capture.exported) is not None:
+        if isinstance(model, GraphModule):
             return self._as_captured(model).check
-        alone = self._alone(model)
-        if alone is not None:
-            return alone.check
-        found = self._as_captured(model)
-        return replace(found.check, captured=self._apart_from_capture(model, found))
+        alone, decisions = self._alone(model), decisions_of(self.graph.capture.exported)
+        found = alone or self._as_captured(model)
+        if alone is None or decisions is not None:
+            by_itself(self.graph, model, inputs_at(self.graph, self.plan.kept()))
+        if alone is not None or decisions is not None:
+            return found.check
+        original = [tensor for _, tensor in found.original]
+        others = inputs_of_others(self.graph, self.plan.kept())
+        return replace(found.check, captured=apart_from_capture(self.graph, model, original, found.tolerance, others))
 
     def _without_values(self, model: nn.Module) -> Check:
         calls = 0
@@ -114,28 +119,8 @@ class Verifier:
         """The comparison where the model is told what it was told while it was captured."""
         found = self._compared(model)
         if not found.error <= found.tolerance:
-            found = self._in_double(model, found) or self._refused(model, found)
-        if not isinstance(model, GraphModule):
-            require_runs_by_itself(self.graph, model, inputs_at(self.graph, self.plan.kept()))
+            return self._in_double(model, found) or self._refused(model, found)
         return found
-
-    def _apart_from_capture(self, model: nn.Module, found: _Compared) -> float:
-        """By how much the original differs from its own capture when it runs alone.
-
-        Raises CheckError where it doesn't: then the pruned model should have been the same too.
-        """
-        graph, apart = self.graph, 0.0
-        if model is not graph.model:
-            with same_draws():
-                whole = rerun(graph, graph.model, inputs_of_others(graph, self.plan.kept()), no_flags)
-            apart = difference(whole, [tensor for _, tensor in found.original])
-        if apart <= found.tolerance:
-            raise CheckError(
-                f"the pruned {type(model).__name__} computes what it should while it is captured, but something else when it simply "
-                "runs (its code asks torch.compiler.is_compiling()): "
-                + ("use plan.apply()" if model is graph.model else "protect the axes of what it reads then")
-            )
-        return apart
 
     def _compared(self, model: nn.Module, within: Within = nullcontext) -> _Compared:
         """Run both, `within` something, and compare."""

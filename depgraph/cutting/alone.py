@@ -1,0 +1,45 @@
+"""A pruned model that was compared as it was captured: is it right as well when it simply runs, as it does for its user?
+
+Code may ask `torch.compiler.is_compiling()` and take another way while it is captured.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from depgraph.capture.proxies import no_flags
+from depgraph.cutting.comparing import Tensors, difference
+from depgraph.cutting.draws import same_draws
+from depgraph.cutting.rerunning import Inputs, rerun
+from depgraph.errors import CheckError
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
+
+
+def apart_from_capture(
+    graph: DependencyGraph, model: nn.Module, original: Tensors, tolerance: float, inputs: Inputs | None = None
+) -> float:
+    """By how much the original differs from its own capture, which gives `original`, when it simply runs.
+
+    `model` is the pruned one, right as it was captured and wrong when it simply runs. Raises CheckError where the original is
+    the same both times: then the pruned one should have been so too.
+    """
+    apart = 0.0
+    if model is not graph.model:
+        with same_draws():
+            apart = difference(rerun(graph, graph.model, inputs, no_flags), original)
+    if apart <= tolerance:
+        raise only_captured(model, in_place=model is graph.model)
+    return apart
+
+
+def only_captured(model: nn.Module, in_place: bool) -> CheckError:
+    """What says that a pruned model is right only while it is captured."""
+    return CheckError(
+        f"the pruned {type(model).__name__} computes what it should while it is captured, but something else when it simply "
+        "runs (its code asks torch.compiler.is_compiling()): "
+        + ("use plan.apply()" if in_place else "protect the axes of what it reads then")
+    )
