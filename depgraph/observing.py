@@ -27,6 +27,7 @@ from depgraph.capture.recording import record, record_decided
 from depgraph.consumers import Meeting, meetings
 from depgraph.cutting.draws import same_draws
 from depgraph.cutting.reference import Outputs, Reference, Watch
+from depgraph.cutting.script import Script
 from depgraph.cutting.sides import Side, SideRun, operator_name
 from depgraph.errors import DataError
 from depgraph.graph import Program
@@ -66,6 +67,11 @@ class Runnable:
     same: bool
 
     @cached_property
+    def script(self) -> Script:
+        """It as it is run."""
+        return Script(self.exported)
+
+    @cached_property
     def meetings(self) -> list[Meeting]:
         """Its products, see `depgraph.consumers.meetings`."""
         return meetings(self.program, self.exported.graph.nodes)
@@ -92,8 +98,8 @@ class Runnable:
     @cached_property
     def inputs(self) -> list[str]:
         """The names of the leaves of what the model is called with, in the order of `pytree.tree_leaves((args, kwargs))`."""
-        targets = {spec.arg.name: spec.target for spec in self.exported.graph_signature.input_specs}
-        return [n.name for n in self.exported.graph.nodes if n.op == "placeholder" and targets[n.name] is None]
+        script = self.script
+        return [n.name for n in script.nodes if n.op == "placeholder" and script.targets[n.name] is None]
 
     def structured(self, outputs: Iterable[torch.Tensor]) -> Any:
         """The tensors that a run gave, as the model returns them: a tensor, a tuple, a dict, an output class."""
@@ -167,9 +173,12 @@ class Observer:
             self._require_same(found)
         whole = self.graph.widths.at({})
         watched = _Shower(found, watch, seen or {}).nodes()
-        reference = Reference(found.exported, found.program, [side or Side(whole, whole)], watch=watched)
+        return self._outputs(found, inputs, side or Side(whole, whole), watched)
+
+    def _outputs(self, found: Runnable, inputs: Inputs, side: Side, watch: Watch) -> Outputs:
+        reference = Reference(found.script, found.program, [side], watch=watch)
         with torch.no_grad(), same_draws():
-            (outputs,) = reference.run(lambda name: self._fetch(found, name), args, kwargs)
+            (outputs,) = reference.run(lambda name: self._fetch(found, name), *inputs)
         return outputs
 
     def look(self, found: Runnable, inputs: Inputs, watch: Watch) -> None:
@@ -179,9 +188,7 @@ class Observer:
         """
         (args, kwargs), whole = inputs, self.graph.widths.at({})
         self._require_within(found, args, kwargs)
-        reference = Reference(found.exported, found.program, [Side(whole, whole)], watch=watch)
-        with torch.no_grad(), same_draws():
-            reference.run(lambda name: self._fetch(found, name), args, kwargs)
+        self._outputs(found, inputs, Side(whole, whole), watch)
 
     def call(self, inputs: Inputs, side: Side | None = None) -> Any:
         """What the model returns for one batch, in the model's own structure, with what `side` says zeroed or cut meanwhile.
@@ -209,10 +216,9 @@ class Observer:
         self._require_within(found, args, kwargs)
         if side is not None:
             self._require_same(found)
-        wanted = {op: [m for m in met if pause(m)] for op, met in found.nodes.items()}
-        nodes = frozenset(n for n in found.exported.graph.nodes if wanted.get(n.name))
-        whole = self.graph.widths.at({})
-        reference = Reference(found.exported, found.program, [side or Side(whole, whole)])
+        wanted, whole = {op: [m for m in met if pause(m)] for op, met in found.nodes.items()}, self.graph.widths.at({})
+        nodes = frozenset(n for n in found.script.nodes if wanted.get(n.name))
+        reference = Reference(found.script, found.program, [side or Side(whole, whole)])
         running = reference.steps(lambda name: self._fetch(found, name), args, kwargs, nodes)
         env, before = reference.sides[0].env, dict[Node, Any]()
         for node in _without_gradients(running):

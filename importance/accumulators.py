@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -24,14 +23,6 @@ class Statistic(Protocol):
     def start(self, consumer: Any = None, /) -> Any: ...
 
 
-_PIECE = 1 << 17
-
-
-def pieces(flat: Tensor) -> Iterator[Tensor]:
-    """Rows [rows, channels], so many at a time that they stay in the cache on a CPU."""
-    return iter(flat.split(max(1, _PIECE // max(flat.shape[1], 1))) if len(flat) else ())
-
-
 @dataclass
 class MomentSums:
     """Number, mean and variance of rows, merged batch by batch (Chan et al. 1979): equal in any order, to rounding."""
@@ -42,7 +33,7 @@ class MomentSums:
 
     def add(self, rows: Rows) -> None:
         """Take in rows [samples, positions, channels]."""
-        for part in pieces(rows.flat):
+        for part in rows.pieces:
             new = len(part)
             mean = part.mean(dim=0)
             spread = (part - mean).square_().sum(dim=0)
@@ -68,11 +59,9 @@ class NormSums:
 
     def add(self, rows: Rows) -> None:
         """Take in rows [samples, positions, channels]."""
-        flat = rows.flat
-        self.rows += len(flat)
+        self.rows += len(rows.flat)
         self.samples += rows.samples
-        for part in pieces(flat):
-            self.squares = part.square().sum(dim=0) + self.squares.to(flat)
+        self.squares = rows.squares + self.squares.to(rows.flat)
 
     @property
     def norm(self) -> Tensor:
@@ -89,10 +78,8 @@ class AbsoluteSums:
 
     def add(self, rows: Rows) -> None:
         """Take in rows [samples, positions, channels]."""
-        flat = rows.flat
-        self.rows += len(flat)
-        for part in pieces(flat):
-            self.absolutes = part.abs().sum(dim=0) + self.absolutes.to(flat)
+        self.rows += len(rows.flat)
+        self.absolutes = rows.absolutes + self.absolutes.to(rows.flat)
 
     @property
     def mean(self) -> Tensor:
@@ -160,16 +147,17 @@ class GramSums:
         """Take in rows [samples, positions, columns]."""
         flat = rows.flat
         self.rows += len(flat)
-        self.total = flat.sum(dim=0) + self.total.to(flat)
-        self.squares = flat.square().sum(dim=0) + self.squares.to(flat)
-        apart = flat.unflatten(1, (self.groups, -1)).transpose(0, 1)
-        waiting = len(flat) + sum(one.shape[1] for one in self.held)
-        if waiting * _FEW <= apart.shape[2]:
+        self.total = rows.total + self.total.to(flat)
+        self.squares = rows.squares + self.squares.to(flat)
+        waiting, columns = len(flat) + sum(one.shape[1] for one in self.held), flat.shape[1] // self.groups
+        if waiting * _FEW <= columns:
+            apart = flat.unflatten(1, (self.groups, -1)).transpose(0, 1)
             self.held.append(apart.clone(memory_format=torch.contiguous_format))
             return
-        every = torch.cat([*self.held, apart], dim=1) if self.held else apart
-        start = every.new_zeros(()) if self.summed is None else self.summed.to(every)
-        self.summed, self.held = torch.baddbmm(start, every.mT, every, out=None if start.ndim == 0 else start), []
+        start = flat.new_zeros(()) if self.summed is None else self.summed.to(flat)
+        for one in self.held:
+            start = torch.baddbmm(start, one.mT, one)
+        self.summed, self.held = rows.product(self.groups, start), []
 
     @property
     def columns(self) -> int:

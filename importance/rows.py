@@ -2,26 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+_PIECE = 1 << 17
+
 
 @dataclass(frozen=True)
 class Rows:
-    """`values` [samples, positions, channels] in float32 or wider; `text` [samples, positions] says which rows count, None: all."""
+    """`values` [samples, positions, channels] in float32 or wider; `text` [samples, positions] says which rows count, None: all.
+
+    What is `shared` comes into several consumers (queries, keys and values): what was summed of it stays for the next.
+    """
 
     values: Tensor
     text: Tensor | None = None
+    shared: bool = False
+    _products: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @property
+    @cached_property
     def flat(self) -> Tensor:
         """The rows that count: [rows, channels]."""
         return self.values.flatten(0, 1) if self.text is None else self.values[self.text]
+
+    @property
+    def pieces(self) -> Iterator[Tensor]:
+        """The rows that count, so many at a time that they stay in the cache on a CPU."""
+        flat = self.flat
+        return iter(flat.split(max(1, _PIECE // max(flat.shape[1], 1))) if len(flat) else ())
+
+    @cached_property
+    def total(self) -> Tensor:
+        """Their sum [channels]."""
+        return self.flat.sum(dim=0)
+
+    @cached_property
+    def squares(self) -> Tensor:
+        """The sum of their squares [channels]."""
+        return sum((part.square().sum(dim=0) for part in self.pieces), self.flat.new_zeros(self.flat.shape[1]))
+
+    @cached_property
+    def absolutes(self) -> Tensor:
+        """The sum of |x| [channels]."""
+        return sum((part.abs().sum(dim=0) for part in self.pieces), self.flat.new_zeros(self.flat.shape[1]))
+
+    def product(self, groups: int, to: Tensor) -> Tensor:
+        """X'X of the columns of each of so many groups, [groups, columns / groups, columns / groups], added to `to`, in place."""
+        apart = self.flat.unflatten(1, (groups, -1)).transpose(0, 1)
+        if not self.shared:
+            return torch.baddbmm(to, apart.mT, apart, out=None if to.ndim == 0 else to)
+        if groups not in self._products:
+            self._products[groups] = apart.mT @ apart
+        return self._products[groups] + to
 
     @property
     def samples(self) -> int:
@@ -53,7 +91,7 @@ class Samples:
         masks = tuple(t != 0 for t in named if isinstance(t, Tensor) and t.ndim == 2 and not bool((t != 0).all()))
         return cls(count, masks)
 
-    def rows(self, values: Tensor, dim: int, dtype: torch.dtype) -> Rows:
+    def rows(self, values: Tensor, dim: int, dtype: torch.dtype, shared: bool = False) -> Rows:
         """A tensor's channels, along `dim`, as rows; dims before the last are taken for positions of samples, in their order."""
         moved = values.movedim(dim, -1).to(torch.promote_types(values.dtype, dtype))
         if moved.is_complex():
@@ -62,7 +100,7 @@ class Samples:
         samples = self.count if self.count and total % self.count == 0 and moved.ndim > 1 else 1
         rows = moved.reshape(samples, -1, moved.shape[-1])
         found = (_text(mask.to(rows.device), moved.shape[:-1], samples) for mask in self.masks)
-        return Rows(rows, next((text for text in found if text is not None), None))
+        return Rows(rows, next((text for text in found if text is not None), None), shared)
 
 
 def _text(mask: Tensor, dims: Sequence[int], samples: int) -> Tensor | None:

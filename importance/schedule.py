@@ -133,6 +133,8 @@ class Schedule:
                 f"{self.steps} steps need a scorer, which is called in each: scores by axis fit one step only"
             )
         run = Run(graph, scorer, target, options, self.after_cut)
+        if self.steps > 1:
+            run.require_reachable()
         for number, keep in enumerate(self._shown(run.shares), start=1):
             with run.named(number, self.steps):
                 step = run.step(Step(number, self.steps, keep, graph.dense_cost))

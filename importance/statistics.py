@@ -7,7 +7,7 @@ memory doesn't grow with the number of batches, and the order of batches doesn't
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -178,6 +178,10 @@ class Collector:
         self.found: dict[Key, dict[Statistic, Any]] = {}
         self.samples = Samples(1)
         self.empty = False
+        sources = Counter((m.operand, m.dim) for c in self.consumers.values() for m in c.meetings)
+        several = (c.key for c in self.consumers.values() if any(sources[m.operand, m.dim] > 1 for m in c.meetings))
+        self._shared = frozenset(several)
+        self._last: tuple[tuple[Any, ...], Tensor, Rows] | None = None
         self._weighed: set[Key] = set()
 
     def __call__(self, met: Met) -> None:
@@ -203,8 +207,14 @@ class Collector:
         return meeting.key in self.consumers
 
     def channels(self, met: Met) -> Rows:
-        """What comes in: one column for every channel."""
-        return self.samples.rows(met.operand, met.meeting.dim, self.dtype)
+        """What comes in: one column for every channel. The same as the last time where that came into another consumer too."""
+        operand, dim = met.operand, met.meeting.dim
+        if met.meeting.key not in self._shared or operand.is_inference():
+            return self.samples.rows(operand, dim, self.dtype)
+        place = (operand.data_ptr(), operand.stride(), operand.shape, operand._version, dim, id(self.samples))
+        if self._last is None or self._last[0] != place:
+            self._last = place, operand, self.samples.rows(operand, dim, self.dtype, shared=True)
+        return self._last[2]
 
     def columns(self, met: Met) -> Rows:
         """What comes in, one column for every column of the weights: a convolution's windows laid out."""

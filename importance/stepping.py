@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from torch import nn
 
@@ -26,6 +27,7 @@ from importance.earlier import followed
 from importance.lineage import Later, Lineage
 
 _ALL_BUT = math.nextafter(1.0, 0.0)
+_CLEARLY = 0.01
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,22 @@ class Run:
         self.applying = {name: value for name, value in options.items() if name in ("form", "check")}
         self.model = graph.model
         self.steps: list[Step] = []
+
+    def require_reachable(self) -> None:
+        """Raise TargetError at once where the floors keep the target clearly out of reach, whatever the scores: steps take long."""
+        graph = self._graph()
+        try:
+            graph.plan({axis.name: np.zeros(axis.size) for axis in graph.axes}, self.target, **self.options.on(graph))
+        except DepgraphError as error:
+            least = error.unmet.least if isinstance(error, TargetError) and error.unmet is not None else {}
+            if any(self._share(measure, value) > self.shares[measure] + _CLEARLY for measure, value in least.items()):
+                raise
+
+    def _share(self, measure: str, value: float) -> float:
+        """Of what the dense model takes."""
+        if measure == LATENCY and self.target.latency is not None:
+            return value / (self.target.latency.ms(self.lineage.first.widths.at({})) or 1.0)
+        return value / max(getattr(self.dense, measure), 1)
 
     @contextmanager
     def named(self, number: int, steps: int) -> Iterator[None]:

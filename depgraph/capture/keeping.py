@@ -7,6 +7,7 @@ written to is ever copied; `.data` that is replaced is put back by `restored`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -22,6 +23,7 @@ from depgraph.capture.proxies import storage_key
 from depgraph.capture.restoring import restored
 
 _STATISTICS = frozenset(["running_mean", "running_var"])  # written to by operators that don't declare it
+_TRAINING = frozenset(["training", "use_input_stats"])
 _HANDED_OVER = frozenset([Tensor.numpy, Tensor.__array__, Tensor.__dlpack__])  # others may write there, unseen
 
 
@@ -39,6 +41,10 @@ class Written(TorchDispatchMode):
     def ignore_compile_internals(cls) -> bool:
         """Code that compiles itself, as flex attention does, may do so within."""
         return True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # no wrapper around every call: nothing here is compiled
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator."""
@@ -104,18 +110,38 @@ def put_back(model: nn.Module, *inputs: Any) -> Iterator[Written]:
 
 def written_by(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The tensors that an operator writes to; of a higher-order operator all that it is given."""
-    if not isinstance(func, torch._ops.OpOverload):
-        given: Any = (args, kwargs)
-    else:
-        given = [args[at] if at < len(args) else kwargs.get(name) for at, name in written_arguments(func)]
+    known = isinstance(func, torch._ops.OpOverload)
+    given: Any = written_arguments(func, args, kwargs) if known else (args, kwargs)
     return [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)] if given else []
 
 
+def written_arguments(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """What an operator is given to write to: all that it declares, but running statistics in training only."""
+    declared, statistics, training = _places(func)
+    if not declared and not statistics:
+        return []
+    if statistics and _argument(training, args, kwargs):
+        declared += statistics
+    return [_argument(place, args, kwargs) for place in declared]
+
+
+_Place = tuple[int, str]
+_NEVER: _Place = (sys.maxsize, "")
+
+
+def _argument(place: _Place, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    at, name = place
+    return args[at] if at < len(args) else kwargs.get(name)
+
+
 @cache
-def written_arguments(func: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
-    """Position and name of the arguments that an operator writes to; running statistics among them, always."""
-    return tuple(
-        (position, argument.name)
-        for position, argument in enumerate(func._schema.arguments)
-        if argument.name in _STATISTICS or (argument.alias_info is not None and argument.alias_info.is_write)
-    )
+def _places(func: torch._ops.OpOverload) -> tuple[tuple[_Place, ...], tuple[_Place, ...], _Place]:
+    """Position and name of what an operator always writes to, of its running statistics, and of what says that it trains.
+
+    Statistics are written to in training, also by operators that don't declare it; some that do have no such argument.
+    """
+    given = list(enumerate(func._schema.arguments))
+    training = next(((k, a.name) for k, a in given if a.name in _TRAINING), _NEVER)
+    written = [(k, a.name) for k, a in given if a.alias_info is not None and a.alias_info.is_write]
+    statistics = [(k, a.name) for k, a in given if a.name in _STATISTICS] if training is not _NEVER else []
+    return tuple(place for place in written if place not in statistics), tuple(statistics), training

@@ -12,6 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from depgraph.cutting.mutating import memory_of
 from depgraph.cutting.reference import Reference
+from depgraph.cutting.script import Script
 from depgraph.cutting.sides import Side
 from depgraph.errors import PlanError
 
@@ -52,7 +53,7 @@ class Bypassed:
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The tensors that the program gives, in order, without gradients; `args` and `kwargs` as the model takes them."""
         whole, tensors = self.of.widths.at({}), self.of.tensors()
-        reference = Reference(self, self.of.capture.program, [Side(whole, whole)])
+        reference = Reference(Script(self), self.of.capture.program, [Side(whole, whole)])
         with torch.no_grad():
             (outputs,) = reference.run(
                 lambda name: tensors[name] if name in tensors else self.constants[name], args, kwargs

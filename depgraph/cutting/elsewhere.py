@@ -18,6 +18,7 @@ from depgraph.capture.restoring import own_containers
 from depgraph.cutting.draws import same_draws
 from depgraph.cutting.reference import Reference
 from depgraph.cutting.rerunning import Inputs, rerun
+from depgraph.cutting.script import Script
 from depgraph.cutting.sides import Side
 from depgraph.errors import CheckError, CutError
 
@@ -33,7 +34,7 @@ def require_same_elsewhere(graph: DependencyGraph) -> None:
     with same_draws():
         expected = rerun(graph, graph.model, inputs)
     held = {**graph.capture.exported.constants, **graph.tensors()}
-    program = Reference(graph.capture.exported, graph.capture.program, [Side(empty, empty)])
+    program = Reference(Script(graph.capture.exported), graph.capture.program, [Side(empty, empty)])
     with same_draws(), torch.no_grad():
         (got,) = program.run(lambda name: held[name], *inputs)
     tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for t in expected if t.is_floating_point()), default=1e-4)

@@ -60,22 +60,8 @@ def _detached(node: Node) -> Node:
 def written_by(node: Node) -> Iterator[Node]:
     if not isinstance(node.target, torch._ops.OpOverload):
         return
-    written = [
-        node.args[k] if k < len(node.args) else node.kwargs.get(name) for k, name in written_arguments(node.target)
-    ]
-    if written and (_schema_of(node).is_mutable or _trains(node)):
-        for given in written:
-            yield from (
-                one for one in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(one, Node)
-            )
-
-
-def _trains(node: Node) -> bool:
-    """Is it a norm that updates its running statistics?"""
-    for k, declared in enumerate(_schema_of(node).arguments):
-        if declared.name in ("training", "use_input_stats"):
-            return bool(node.args[k] if k < len(node.args) else node.kwargs.get(declared.name))
-    return False
+    for given in written_arguments(node.target, node.args, node.kwargs):
+        yield from (one for one in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(one, Node))
 
 
 def _schema_of(node: Node) -> Any:

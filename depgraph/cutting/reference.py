@@ -8,18 +8,17 @@ that is the original with the consumers' columns zeroed; with nothing zeroed eit
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from depgraph.capture.exported import CapturedProgram
 from depgraph.cutting.choices import Picks, chosen_alike
-from depgraph.cutting.draws import Draws, Redrawing, may_draw
-from depgraph.cutting.mutating import writes
-from depgraph.cutting.sides import Called, Side, SideRun, operator_name
+from depgraph.cutting.draws import Draws, Redrawing
+from depgraph.cutting.script import Script
+from depgraph.cutting.sides import Called, Side, SideRun, filled
 from depgraph.cutting.slicing import sliced_tensor
 from depgraph.graph import Program, Value
 from depgraph.widths import Kept
@@ -27,7 +26,6 @@ from depgraph.widths import Kept
 Fetch = Callable[[str], torch.Tensor]
 Outputs = list[tuple[Value, torch.Tensor]]
 Watch = Mapping[Node, Callable[[Node, SideRun], None]]
-_ROWS = {"linear": 0, "mm": 0, "matmul": 0, "addmm": 1}  # products, and which operand is taken row by row
 
 
 class Following(NamedTuple):
@@ -53,33 +51,31 @@ class Reference:
 
     def __init__(
         self,
-        exported: CapturedProgram,
+        script: Script,
         program: Program,
         sides: Sequence[Side],
         follow: Following | None = None,
         *,
         watch: Watch | None = None,
     ) -> None:
-        self.exported = exported
+        self.script = script
         self.program = program
         self.follow = follow or Following({}, 0.0, Draws(), None)
         self.watch = watch or {}
-        self.nodes = list(exported.graph.nodes)
-        self.sides = [SideRun(side, program, self.nodes) for side in sides]
-        self.writes = writes(self.nodes)
-        self.drawing = {node for node in self.nodes if may_draw(node)}
+        self.sides = [SideRun(side, program, script.nodes) for side in sides]
         self.apart = self._apart()
 
     def _apart(self) -> set[Node]:
         """The nodes that the sides don't share: what differs between them, and memory that such a node writes to."""
-        found = {node for node in self.nodes if any(side.differs(node) for side in self.sides)}
+        nodes = self.script.nodes if any(side.masks or side.cutting for side in self.sides) else []
+        found = {node for node in nodes if any(side.differs(node) for side in self.sides)}
         size = -1
         while size < len(found):
             size = len(found)
-            for node in self.nodes:
+            for node in nodes:
                 if node in found:
                     found.update(node.users)
-            found.update(write.root for write in self.writes if write.writer in found)
+            found.update(write.root for write in self.script.writes if write.writer in found)
         return found
 
     def run(self, fetch: Fetch, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Outputs]:
@@ -96,40 +92,32 @@ class Reference:
         self, fetch: Fetch, args: tuple[Any, ...], kwargs: Mapping[str, Any], pause: frozenset[Node]
     ) -> Generator[Node, None, list[Outputs]]:
         """As `run`, stopping before each node of `pause`, which it yields; what the first side made is in its `env` then."""
+        script = self.script
         given = iter(pytree.tree_leaves((args, dict(kwargs))))
-        targets = {spec.arg.name: spec.target for spec in self.exported.graph_signature.input_specs}
-        last_use, late = _last_uses(self.nodes), self._late(targets)
-        outputs: list[Outputs] = [[] for _ in self.sides]
-        for node in self.nodes:
-            for weight in [n for n in node.all_input_nodes if n in late]:
-                late.remove(weight)
-                self._hold(weight, fetch(str(targets[weight.name])), True)
+        late = script.late.difference(self.watch)
+        for node in script.nodes:
+            for weight in script.first.get(node, ()):
+                if weight in late:
+                    self._hold(weight, fetch(str(script.targets[weight.name])), True)
             if node in pause:
                 yield node
             if node in late:
                 continue
             if node.op == "placeholder":
-                target = targets[node.name]
+                target = script.targets[node.name]
                 self._hold(node, next(given) if target is None else fetch(target), target is not None)
             elif node.op == "get_attr":
-                self._put(node, getattr(self.exported.graph_module, str(node.target)))
+                self._put(node, getattr(script.exported.graph_module, str(node.target)))
             elif node.op == "call_function":
                 self._run(node)
             else:
-                found = [n for n in pytree.tree_leaves(node.args) if isinstance(n, Node)]
-                outputs = [self._outputs(found, side) for side in self.sides]
+                outputs = [self._outputs(script.outputs, side) for side in self.sides]
             if node in self.watch:
                 self.watch[node](node, self.sides[0])
-            for side in self.sides:
-                for dead in last_use.get(node, ()):
+            for dead in script.dead.get(node, ()):
+                for side in self.sides:
                     del side.env[dead]
         return outputs
-
-    def _late(self, targets: Mapping[str, str | None]) -> set[Node]:
-        """The placeholders of what the model holds that can wait for their first use, so that few are here at a time."""
-        written = {write.root for write in self.writes}
-        held = {n for n in self.nodes if n.op == "placeholder" and targets[n.name] is not None}
-        return held - written - set(self.watch)
 
     def _outputs(self, nodes: list[Node], side: SideRun) -> Outputs:
         found = [(n, side.cut(n)) for n in nodes]
@@ -137,7 +125,7 @@ class Reference:
 
     def _hold(self, node: Node, tensor: Any, stored: bool) -> None:
         """Give a tensor from outside to all sides: a copy if it is written to, one for each where they don't share it."""
-        written = any(write.root is node for write in self.writes)
+        written = node in self.script.roots
         self._put(node, tensor.clone() if written else tensor)
         for side in self.sides:
             if stored:
@@ -151,12 +139,11 @@ class Reference:
             side.env[node] = made
 
     def _run(self, node: Node) -> None:
-        sides = self.sides if node in self.apart else self.sides[:1]
-        calls = [side.call(node) for side in sides]
-        made = self._drawn(node, calls) if node in self.drawing else _in_one_product(operator_name(node.target), calls)
         if node not in self.apart:
-            self._put(node, made[0])
+            self._put(node, self._alike(node))
             return
+        calls = [side.call(node) for side in self.sides]
+        made = self._drawn(node, calls) if node in self.script.drawing else self._made(node, calls)
         if node in self.follow.picks:
             first, others = made[0], made[1:]
             made = [self.follow.chosen(node, calls[0], first), *others]
@@ -164,6 +151,18 @@ class Reference:
             side.env[node] = (
                 sliced_tensor(result, side.sliced, self.program.values[node.name]) if call.whole else result
             )
+
+    def _alike(self, node: Node) -> Any:
+        """What a node makes that is the same on all sides."""
+        if node in self.script.drawing:
+            return self._drawn(node, [self.sides[0].call(node)])[0]
+        env = self.sides[0].env
+        return node.target(*filled(node.args, env), **filled(node.kwargs, env))  # type: ignore[operator]
+
+    def _made(self, node: Node, calls: list[Called]) -> Sequence[Any]:
+        """What `calls` make; the rows of all sides at once where they are multiplied with the same weight."""
+        at = self.script.rows.get(node) if len(calls) > 1 else None
+        return [call.make() for call in calls] if at is None else _in_one_product(at, calls)
 
     def _drawn(self, node: Node, calls: list[Called]) -> list[Any]:
         """What operators draw: the same numbers on each side, the pruned model's where that keeps them."""
@@ -180,10 +179,10 @@ class Reference:
         return made
 
 
-def _in_one_product(name: str, calls: list[Called]) -> Sequence[Any]:
-    """What `calls` make; the rows of all sides at once where they are multiplied with the same weight."""
-    at, first = _ROWS.get(name), calls[0]
-    if at is None or len(calls) == 1 or any(len(call.args) <= at for call in calls):
+def _in_one_product(at: int, calls: list[Called]) -> Sequence[Any]:
+    """What `calls` make, which take operand `at` row by row; in one product where the others are the same."""
+    first = calls[0]
+    if any(len(call.args) <= at for call in calls):
         return [call.make() for call in calls]
     rows = [call.args[at] for call in calls]
     others = [[*call.args[:at], *call.args[at + 1 :], *call.kwargs.values()] for call in calls]
@@ -193,15 +192,3 @@ def _in_one_product(name: str, calls: list[Called]) -> Sequence[Any]:
         return [call.make() for call in calls]
     joined = first._replace(args=(*first.args[:at], torch.cat(rows), *first.args[at + 1 :]))
     return joined.make().split([len(r) for r in rows])
-
-
-def _last_uses(nodes: Iterable[Node]) -> dict[Node, list[Node]]:
-    """After which node each value can be let go."""
-    last: dict[Node, Node] = {}
-    for node in nodes:
-        for parent in node.all_input_nodes:
-            last[parent] = node
-    dead: dict[Node, list[Node]] = {}
-    for node, user in last.items():
-        dead.setdefault(user, []).append(node)
-    return dead

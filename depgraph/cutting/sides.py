@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from depgraph.widths import Kept
 
 Masks = dict[str, list[tuple[int, np.ndarray]]]  # for each operand of an operator: dims, and where zeros are filled in
 _WEIGHTED = frozenset(["linear", "mm", "matmul", "addmm", "conv1d", "conv2d", "conv3d", "embedding"])
+_NUMBERS = frozenset([int, float, bool, str, type(None)])
 _HEAVIER = 8  # from this ratio on it costs less to fit what a weight is multiplied with to the weight than to slice it
 
 
@@ -108,9 +109,7 @@ class SideRun:
         """What `node` is called with."""
         masks = self.masks.get(node.name)
         if masks is None and node not in self.cutting:
-            found = self.env.__getitem__
-            kwargs = map_arg(node.kwargs, found) if node.kwargs else {}
-            return Called(node.target, map_arg(node.args, found), kwargs)  # type: ignore[arg-type]
+            return Called(node.target, filled(node.args, self.env), filled(node.kwargs, self.env))  # type: ignore[arg-type]
         target, args, kwargs = node.target, node.args, node.kwargs
         cuts = node in self.cutting and target is not operator.getitem
         whole = cuts and self._is_heavy(node)
@@ -170,6 +169,16 @@ class SideRun:
         if large is None or large.name not in self.narrowed:
             return False
         return math.prod(large.shape) > _HEAVIER * sum(math.prod(v.shape) for v in moving)
+
+
+def filled(given: Any, env: Mapping[Node, Any]) -> Any:
+    """The arguments of a node (a tuple or a dict) with what nodes made in their place."""
+    if type(given) is tuple:
+        return tuple(
+            env[one] if type(one) is Node else one if type(one) in _NUMBERS else map_arg(one, env.__getitem__)
+            for one in given
+        )
+    return map_arg(given, env.__getitem__) if given else {}
 
 
 @cache

@@ -24,6 +24,7 @@ from depgraph.cutting.elsewhere import by_itself
 from depgraph.cutting.reference import Following, Outputs, Reference
 from depgraph.cutting.report import Check
 from depgraph.cutting.rerunning import Inputs, Within, inputs_at, inputs_of_others, rerun
+from depgraph.cutting.script import Script
 from depgraph.cutting.shapes import require_shapes
 from depgraph.cutting.sides import Side
 from depgraph.cutting.slicing import positions
@@ -188,7 +189,7 @@ class Verifier:
     def _require_repeatable(self, original: list[tuple[Value, torch.Tensor]], tolerance: float) -> None:
         """Raise CheckError when the original doesn't compute the same twice: then no comparison says anything."""
         empty = self.graph.widths.at({})
-        again = Reference(self.exported, self.graph.capture.program, [Side(empty, empty)])
+        again = Reference(Script(self.exported), self.graph.capture.program, [Side(empty, empty)])
         with torch.no_grad():  # with other random numbers
             (found,) = again.run(self.fetch, *inputs_of_others(self.graph, self.plan.kept()))
         if difference([t for _, t in found], [t for _, t in original]) > tolerance:
@@ -210,7 +211,7 @@ class Verifier:
 
     def _run(self, inputs: Inputs, follow: Following | None, *sides: Side) -> list[Outputs]:
         """The outputs of the captured program on each of `sides`."""
-        reference = Reference(self.exported, self.graph.capture.program, sides, follow)
+        reference = Reference(Script(self.exported), self.graph.capture.program, sides, follow)
         with same_draws():
             return reference.run(self.fetch, *inputs)
 

@@ -286,14 +286,30 @@ def test_a_callback_may_not_change_shapes(graph: Graph) -> None:
 
 def test_a_target_that_can_not_be_met_names_the_step_and_what_was_reached(graph: Graph) -> None:
     before = state(graph.model)
+    with pytest.raises(TargetError) as refused:
+        graph.plan(importance.Magnitude(), depgraph.Target(params=0.3), floor=0.65)
+    assert refused.value.unmet is not None
+    nearly = depgraph.Target(params=refused.value.unmet.least["params"] / graph.dense_cost.params - 0.005)
     with pytest.raises(
-        TargetError, match=r"step 3 of 3, from a model with params=0\.5\d+, macs=.*: a target of .* can't be met"
+        TargetError, match=r"step 3 of 3, from a model with params=0\.\d+, macs=.*: a target of .* can't be met"
     ):
-        Schedule(3, "linear").apply(graph, importance.Magnitude(), depgraph.Target(params=0.3), floor=0.65)
+        Schedule(3, "linear").apply(graph, importance.Magnitude(), nearly, floor=0.65)
     nearly_all = Schedule(2, lambda progress, final: final if progress == 1 else 0.77)
     with pytest.raises(TargetError, match=r"step 2 of 2, from a model with params=0\.229.* leave no group that may go"):
-        nearly_all.apply(graph, importance.Magnitude(), depgraph.Target(params=0.2), only="2.weight:0")
+        nearly_all.apply(graph, importance.Magnitude(), depgraph.Target(params=0.22), only="2.weight:0")
     assert equal(state(graph.model), before)
+
+
+def test_a_target_far_out_of_reach_is_refused_before_the_first_step(graph: Graph) -> None:
+    scored = []
+
+    def scorer(graph: Graph) -> dict[str, np.ndarray]:
+        scored.append(graph)
+        return importance.Magnitude()(graph)
+
+    with pytest.raises(TargetError, match=r"^a target of params=0\.3 can't be met: .*params=0\.\d+ at the least"):
+        Schedule(3).apply(graph, scorer, depgraph.Target(params=0.3), floor=0.65)
+    assert not scored
 
 
 def test_weights_spoilt_by_training_are_named_with_the_step(graph: Graph) -> None:

@@ -1,0 +1,74 @@
+"""A captured program as it is run: what is the same each time, found once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from depgraph.capture.exported import CapturedProgram
+from depgraph.cutting.draws import may_draw
+from depgraph.cutting.mutating import writes
+from depgraph.cutting.sides import operator_name
+
+_ROWS = {"linear": 0, "mm": 0, "matmul": 0, "addmm": 1}  # products, and which operand is taken row by row
+
+
+class Script:
+    """The nodes of a captured program in order, and what is to be known of each before it runs.
+
+    `targets`: for placeholders, the name of what the model holds, None for inputs. `writes` and their `roots`, the nodes of the
+    memory that is written to. `drawing`: operators that may draw random numbers. `rows`: products, by the operand of which each row
+    is taken for itself. `dead`: what can be let go after a node. `first`: what the model holds, by the node that uses it first,
+    as few as possible are to be here at a time; not what is written to. `late` are all those.
+    """
+
+    def __init__(self, exported: CapturedProgram) -> None:
+        self.exported = exported
+        self.nodes: list[Node] = list(exported.graph.nodes)
+        self.targets: dict[str, str | None] = {s.arg.name: s.target for s in exported.graph_signature.input_specs}
+        self.writes = writes(self.nodes)
+        self.roots = frozenset(write.root for write in self.writes)
+
+    @cached_property
+    def drawing(self) -> frozenset[Node]:
+        return frozenset(node for node in self.nodes if may_draw(node))
+
+    @cached_property
+    def rows(self) -> Mapping[Node, int]:
+        found = {node: _ROWS.get(operator_name(node.target)) for node in self.nodes if node.op == "call_function"}
+        return {node: at for node, at in found.items() if at is not None}
+
+    @cached_property
+    def dead(self) -> Mapping[Node, list[Node]]:
+        last = {parent: node for node in self.nodes for parent in node.all_input_nodes}
+        return _by(last.items())
+
+    @cached_property
+    def first(self) -> Mapping[Node, list[Node]]:
+        first: dict[Node, Node] = {}
+        for node in self.nodes:
+            for parent in node.all_input_nodes:
+                if parent in self.late:
+                    first.setdefault(parent, node)
+        return _by(first.items())
+
+    @cached_property
+    def late(self) -> frozenset[Node]:
+        held = (n for n in self.nodes if n.op == "placeholder" and self.targets[n.name] is not None)
+        return frozenset(held) - self.roots
+
+    @cached_property
+    def outputs(self) -> list[Node]:
+        (output,) = (node for node in self.nodes if node.op == "output")
+        return [leaf for leaf in pytree.tree_leaves(output.args) if isinstance(leaf, Node)]
+
+
+def _by(pairs: Iterable[tuple[Node, Node]]) -> dict[Node, list[Node]]:
+    """The first of each pair by the second."""
+    found: dict[Node, list[Node]] = {}
+    for one, other in pairs:
+        found.setdefault(other, []).append(one)
+    return found
