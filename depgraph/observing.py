@@ -8,31 +8,28 @@ model whose code depends on values is captured for every batch.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import Capture, quiet
-from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_of, output_spec_of
+from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_of
 from depgraph.capture.holding import held_by
 from depgraph.capture.lowering import lower
 from depgraph.capture.recording import record, record_decided
-from depgraph.consumers import Meeting, meetings
+from depgraph.consumers import Meeting
 from depgraph.cutting.draws import same_draws
 from depgraph.cutting.reference import Outputs, Reference, Watch
-from depgraph.cutting.script import Script
-from depgraph.cutting.sides import Side, SideRun, operator_name
+from depgraph.cutting.sides import Side, SideRun
 from depgraph.errors import DataError
 from depgraph.graph import Program
 from depgraph.offloading import at_rest
-from depgraph.rules.domains import MOVES
+from depgraph.runnable import Runnable
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -41,7 +38,6 @@ Watcher = Callable[["Met"], None]
 Seen = Mapping[str, Callable[[torch.Tensor], None]]
 Shapes = tuple[Any, ...]
 _MOST = 64  # captures that a graph keeps
-_FROM_ZERO = ("embedding", "embedding_bag")  # operators that take no index from behind
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -56,67 +52,6 @@ class Met(NamedTuple):
 
 Steps = Generator[Met, torch.Tensor | None, None]
 """Where a run stands, stop by stop; what is sent is what the operator is given in the place of the operand that was shown."""
-
-
-@dataclass(frozen=True)
-class Runnable:
-    """A capture for inputs of certain shapes; `same` says whether it has the nodes of the graph's own capture."""
-
-    exported: CapturedProgram
-    program: Program
-    same: bool
-
-    @cached_property
-    def script(self) -> Script:
-        """It as it is run."""
-        return Script(self.exported)
-
-    @cached_property
-    def meetings(self) -> list[Meeting]:
-        """Its products, see `depgraph.consumers.meetings`."""
-        return meetings(self.program, self.exported.graph.nodes)
-
-    @cached_property
-    def tables(self) -> dict[str, tuple[int, int]]:
-        """The least index and the size of the tables that inputs point into as they are, by the names of these."""
-        nodes = {node.name: node for node in self.exported.graph.nodes}
-        found: dict[str, tuple[int, int]] = {}
-        for dim, _, reason in self.program.relations.fixed:
-            looking = nodes.get(reason.lift.removeprefix("index "))
-            if looking is None or not reason.lift.startswith("index "):
-                continue
-            for given in looking.all_input_nodes:
-                while given.op == "call_function" and given.all_input_nodes[1:] == [] and _moves(given):
-                    given = given.all_input_nodes[0]
-                if given.op == "placeholder":
-                    size = self.program.relations.sizes[dim]
-                    least = 0 if operator_name(looking.target) in _FROM_ZERO else -size
-                    before = found.get(given.name, (least, size))
-                    found[given.name] = max(least, before[0]), min(size, before[1])
-        return found
-
-    @cached_property
-    def inputs(self) -> list[str]:
-        """The names of the leaves of what the model is called with, in the order of `pytree.tree_leaves((args, kwargs))`."""
-        script = self.script
-        return [n.name for n in script.nodes if n.op == "placeholder" and script.targets[n.name] is None]
-
-    def structured(self, outputs: Iterable[torch.Tensor]) -> Any:
-        """The tensors that a run gave, as the model returns them: a tensor, a tuple, a dict, an output class."""
-        made = iter(outputs)
-        (output,) = (node for node in self.exported.graph.nodes if node.op == "output")
-        leaves = [next(made) if _is_tensor(leaf) else leaf for leaf in pytree.tree_leaves(output.args)]
-        kinds = [spec.kind for spec in self.exported.graph_signature.output_specs]
-        own = [leaf for leaf, kind in zip(leaves, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
-        return pytree.tree_unflatten(own, output_spec_of(self.exported))
-
-    @cached_property
-    def nodes(self) -> dict[str, list[Meeting]]:
-        """Its products by the operators that take them."""
-        found: dict[str, list[Meeting]] = defaultdict(list)
-        for meeting in self.meetings:
-            found[meeting.op].append(meeting)
-        return found
 
 
 class Observer:
@@ -318,15 +253,6 @@ def _exchanging(
             before.setdefault(source, side.env[source])
             side.env[source] = instead
     return before
-
-
-def _is_tensor(leaf: Any) -> bool:
-    return isinstance(leaf, Node) and isinstance(leaf.meta.get("val"), torch.Tensor)
-
-
-def _moves(node: Node) -> bool:
-    """Does a node with one operand leave its numbers what they are?"""
-    return bool(node.all_input_nodes) and f"aten.{operator_name(node.target)}" in MOVES
 
 
 def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Shapes:

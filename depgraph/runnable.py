@@ -1,0 +1,93 @@
+"""A captured program that can be run on inputs of certain shapes, and what is to be known of it for that."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.export.graph_signature import OutputKind
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from depgraph.capture.exported import CapturedProgram, output_spec_of
+from depgraph.consumers import Meeting, meetings
+from depgraph.cutting.script import Script
+from depgraph.cutting.sides import operator_name
+from depgraph.graph import Program
+from depgraph.rules.domains import MOVES
+
+_FROM_ZERO = ("embedding", "embedding_bag")  # operators that take no index from behind
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A capture for inputs of certain shapes; `same` says whether it has the nodes of the graph's own capture."""
+
+    exported: CapturedProgram
+    program: Program
+    same: bool
+
+    @cached_property
+    def script(self) -> Script:
+        """It as it is run."""
+        return Script(self.exported)
+
+    @cached_property
+    def meetings(self) -> list[Meeting]:
+        """Its products, see `depgraph.consumers.meetings`."""
+        return meetings(self.program, self.exported.graph.nodes)
+
+    @cached_property
+    def tables(self) -> dict[str, tuple[int, int]]:
+        """The least index and the size of the tables that inputs point into as they are, by the names of these."""
+        nodes = {node.name: node for node in self.exported.graph.nodes}
+        found: dict[str, tuple[int, int]] = {}
+        for dim, _, reason in self.program.relations.fixed:
+            looking = nodes.get(reason.lift.removeprefix("index "))
+            if looking is None or not reason.lift.startswith("index "):
+                continue
+            for given in looking.all_input_nodes:
+                while given.op == "call_function" and given.all_input_nodes[1:] == [] and _moves(given):
+                    given = given.all_input_nodes[0]
+                if given.op == "placeholder":
+                    size = self.program.relations.sizes[dim]
+                    least = 0 if operator_name(looking.target) in _FROM_ZERO else -size
+                    before = found.get(given.name, (least, size))
+                    found[given.name] = max(least, before[0]), min(size, before[1])
+        return found
+
+    @cached_property
+    def inputs(self) -> list[str]:
+        """The names of the leaves of what the model is called with, in the order of `pytree.tree_leaves((args, kwargs))`."""
+        script = self.script
+        return [n.name for n in script.nodes if n.op == "placeholder" and script.targets[n.name] is None]
+
+    def structured(self, outputs: Iterable[torch.Tensor]) -> Any:
+        """The tensors that a run gave, as the model returns them: a tensor, a tuple, a dict, an output class."""
+        made = iter(outputs)
+        (output,) = (node for node in self.exported.graph.nodes if node.op == "output")
+        leaves = [next(made) if _is_tensor(leaf) else leaf for leaf in pytree.tree_leaves(output.args)]
+        kinds = [spec.kind for spec in self.exported.graph_signature.output_specs]
+        own = [leaf for leaf, kind in zip(leaves, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
+        return pytree.tree_unflatten(own, output_spec_of(self.exported))
+
+    @cached_property
+    def nodes(self) -> dict[str, list[Meeting]]:
+        """Its products by the operators that take them."""
+        found: dict[str, list[Meeting]] = defaultdict(list)
+        for meeting in self.meetings:
+            found[meeting.op].append(meeting)
+        return found
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, Node) and isinstance(leaf.meta.get("val"), torch.Tensor)
+
+
+def _moves(node: Node) -> bool:
+    """Does a node with one operand leave its numbers what they are?"""
+    return bool(node.all_input_nodes) and f"aten.{operator_name(node.target)}" in MOVES
