@@ -27,7 +27,7 @@ settings.register_profile(
 settings.load_profile("repeatable")
 
 
-LONGEST = ("test_readme.py", "test_examples.py", "test_quality.py")
+LONGEST = ("test_readme.py", "test_examples.py", "test_quality.py", "test_random_convolutions.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TRAINING = "train_tiny_llama"
-SLOW = {"digits"}
-QUICK = {"demo": ("--quick",)}  # the whole of it is run by a slow test below
+SLOW = {"digits", "demo"}  # .ci/run runs the demo in its quick form, and what the README says
+QUICK = {"demo": ("--quick",)}  # the whole of it is run by a test below
 
 
 def _imports(path: Path) -> set[str]:
