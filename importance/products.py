@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 _TURNS = {"TBackward0", "TransposeBackward0", "PermuteBackward0"}
 _COPIES = {"ToCopyBackward0", "CloneBackward0", "AliasBackward0"}
@@ -43,15 +44,19 @@ class Product:
         weight = self.weight.detach().T if self.turned else self.weight.detach()
         return weight.reshape(self.blocks, weight.shape[0] // self.blocks, -1)
 
-    def watch(self, see: Callable[[Product, Rows], None]) -> None:
-        """Let `see` have what meets here, when the gradient of what comes out is known."""
+    def watch(self, see: Callable[[Product, Rows], None]) -> RemovableHandle:
+        """Let `see` have what meets here, when the gradient of what comes out is known.
+
+        What this gives must be removed afterwards: Python can't see that the node, which is torch's, holds what holds it.
+        """
 
         def hook(gradients: tuple[Tensor | None, ...]) -> None:
             if gradients[0] is not None:
                 with torch.no_grad():
                     see(self, self.reader(self.node, gradients[0]))
 
-        self.node.register_prehook(hook)
+        handle: RemovableHandle = self.node.register_prehook(hook)
+        return handle
 
 
 def products(loss: Tensor) -> Iterator[Product]:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
@@ -153,16 +154,20 @@ class Surgeon:
                 gathered[name, product.turned] = FactorSums(product, layout.dims[name])
             gathered[name, product.turned].add(product, replace(rows, gradients=rows.gradients * samples))
 
+        watched: list[RemovableHandle] = []
+
         def watch(loss: Tensor) -> None:
-            for product in products(loss):
-                if id(product.weight) in names:
-                    product.watch(see)
+            watched.extend(product.watch(see) for product in products(loss) if id(product.weight) in names)
 
         with backwards(graph.model, layout.parameters | _biases(graph), self.loss, _drop) as backward:
             for batch in shown(self.batches, self.progress):
                 samples = Samples.of(*inputs_of(graph.model, batch)).count
                 total += samples
-                backward(batch, watch)
+                try:
+                    backward(batch, watch)
+                finally:
+                    while watched:
+                        watched.pop().remove()
         return gathered, total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import depgraph
 from depgraph.errors import DataError, ScoreError
 from importance import Compensation, RowUpdate, Surgeon, column_costs, compensate, recipes, row_costs, surgeon_update
 from importance.problems import Problem, damped
+from importance.products import Product
 from importance.row_update import row_change
 from tests.importance.test_activation import NEURONS, _net
 from tests.importance.toys import regression
@@ -345,3 +347,13 @@ def test_the_recipe_says_which_weights_are_updated() -> None:
     assert more and all(name.endswith("weight") for name in more)
     with pytest.raises(ScoreError, match="unknown update 'rows'"):
         recipes.llm_surgeon([example.kwargs], update="rows")
+
+
+def test_nothing_of_a_backward_pass_stays() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.randn(4, 6)
+    graph = depgraph.trace(model, x)
+    Surgeon([x], squared)(graph)
+    gc.collect()
+    assert not [found for found in gc.get_objects() if type(found) is Product]
