@@ -33,7 +33,7 @@ class MomentSums:
 
     def add(self, rows: Rows) -> None:
         """Take in rows [samples, positions, channels]."""
-        for part in rows.pieces:
+        for part in filter(len, rows.pieces):
             new = len(part)
             mean = part.mean(dim=0)
             spread = (part - mean).square_().sum(dim=0)
@@ -221,8 +221,8 @@ class WeightSums:
         self.samples += rows.samples
         self.absolutes = flat.sum(dim=0) + self.absolutes.to(flat)
         self.squares = flat.square().sum(dim=0) + self.squares.to(flat)
-        row = flat.sum(dim=1, keepdim=True)
-        self.shares = (flat / torch.where(row > 0, row, 1)).sum(dim=0) + self.shares.to(flat)
+        row = flat.sum(dim=1)
+        self.shares = torch.where(row > 0, 1 / row, 0) @ flat + self.shares.to(flat)
 
     @property
     def absolute_mean(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -32,10 +32,10 @@ class Rows:
         return self.values.flatten(0, 1) if self.text is None else self.values[self.text]
 
     @property
-    def pieces(self) -> Iterator[Tensor]:
+    def pieces(self) -> Sequence[Tensor]:
         """The rows that count, so many at a time that they stay in the cache on a CPU."""
         flat = self.flat
-        return iter(flat.split(max(1, _PIECE // max(flat.shape[1], 1))) if len(flat) else ())
+        return [flat] if flat.numel() <= _PIECE else flat.split(max(1, _PIECE // max(flat.shape[1], 1)))
 
     @cached_property
     def total(self) -> Tensor:
@@ -45,12 +45,12 @@ class Rows:
     @cached_property
     def squares(self) -> Tensor:
         """The sum of their squares [channels]."""
-        return sum((part.square().sum(dim=0) for part in self.pieces), self.flat.new_zeros(self.flat.shape[1]))
+        return _added([part.square().sum(dim=0) for part in self.pieces])
 
     @cached_property
     def absolutes(self) -> Tensor:
         """The sum of |x| [channels]."""
-        return sum((part.abs().sum(dim=0) for part in self.pieces), self.flat.new_zeros(self.flat.shape[1]))
+        return _added([part.abs().sum(dim=0) for part in self.pieces])
 
     def product(self, groups: int, to: Tensor) -> Tensor:
         """X'X of the columns of each of so many groups, [groups, columns / groups, columns / groups], added to `to`, in place."""
@@ -75,6 +75,10 @@ class Rows:
         return ((values * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1))[some]
 
 
+def _added(sums: list[Tensor]) -> Tensor:
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)
+
+
 @dataclass(frozen=True)
 class Samples:
     """How many samples a batch has, and masks [samples, positions] that say what of them is text and what padding."""
@@ -93,12 +97,14 @@ class Samples:
 
     def rows(self, values: Tensor, dim: int, dtype: torch.dtype, shared: bool = False) -> Rows:
         """A tensor's channels, along `dim`, as rows; dims before the last are taken for positions of samples, in their order."""
-        moved = values.movedim(dim, -1).to(torch.promote_types(values.dtype, dtype))
-        if moved.is_complex():
-            moved = moved.abs()
+        moved = values if dim in (-1, values.ndim - 1) else values.movedim(dim, -1)
+        wide = moved.dtype if moved.dtype == dtype else torch.promote_types(moved.dtype, dtype)
+        moved = moved.to(wide).abs() if wide.is_complex else moved.to(wide)
         total = moved.numel() // max(moved.shape[-1], 1)
         samples = self.count if self.count and total % self.count == 0 and moved.ndim > 1 else 1
         rows = moved.reshape(samples, -1, moved.shape[-1])
+        if not self.masks:
+            return Rows(rows, None, shared)
         found = (_text(mask.to(rows.device), moved.shape[:-1], samples) for mask in self.masks)
         return Rows(rows, next((text for text in found if text is not None), None), shared)
 
