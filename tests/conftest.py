@@ -30,8 +30,12 @@ settings.load_profile("repeatable")
 LONGEST = ("test_readme.py", "test_examples.py", "test_quality.py", "test_random_convolutions.py")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, so that no worker is left with one of them at the end."""
+    """What .ci/run runs by name is slow; the longest tests go first, so that no worker is left with one of them at the end."""
+    for item in items:
+        if item.get_closest_marker("ci"):
+            item.add_marker("slow")
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 

@@ -167,6 +167,7 @@ def test_blocks_of_a_graph_form_are_scored_and_searched() -> None:
     assert plan.branches == (min(scores, key=scores.__getitem__),)
 
 
+@pytest.mark.ci
 def test_a_recipe_in_steps_goes_on_where_a_step_took_the_graph_form() -> None:
     model, x = dense(Stack)
     batches = [torch.randn(3, 5, 4) for _ in range(2)]

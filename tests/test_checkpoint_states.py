@@ -81,6 +81,7 @@ def test_half_precision_ties_and_frozen_parameters_survive(form: str, tmp_path: 
     assert_same(example, pruned, loaded)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("forms", [("module", "module"), ("module", "graph"), ("graph", "graph")])
 def test_two_cuts_are_made_again(forms: tuple[str, str], tmp_path: Path) -> None:
     example = ZOO["bert_classifier"]()

@@ -92,6 +92,7 @@ def test_what_can_not_be_built_leaves_nothing(
     assert not Path("small").exists()
 
 
+@pytest.mark.ci
 def test_limits_may_be_shares_of_the_dense_file(models: Path) -> None:
     assert build("models.py:pair", "--size", "60%", "--out", "small") == 0
     story = json.loads(Path("small/report.json").read_text())

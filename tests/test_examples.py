@@ -13,7 +13,7 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TRAINING = "train_tiny_llama"
-SLOW = {"digits", "demo"}  # .ci/run runs the demo in its quick form, and what the README says
+MARKS = {"digits": pytest.mark.slow, "demo": pytest.mark.ci, "quickstart": pytest.mark.ci}
 QUICK = {"demo": ("--quick",)}  # the whole of it is run by a test below
 
 
@@ -32,7 +32,7 @@ def _scripts() -> list[Any]:
     paths = sorted(EXAMPLES.glob("*.py"))
     helpers = set[str]().union(*map(_imports, paths))
     names = [path.stem for path in paths if path.stem not in {*helpers, TRAINING}]
-    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
+    return [pytest.param(name, marks=MARKS.get(name, ())) for name in names]
 
 
 @pytest.mark.parametrize("name", _scripts())

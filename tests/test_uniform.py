@@ -191,6 +191,7 @@ def test_the_config_travels_with_the_plan(tmp_path: Path) -> None:
     assert not again.without(next(iter(plan.removal))).config
 
 
+@pytest.mark.ci
 def test_a_uniform_plan_of_a_model_that_was_cut_before(tmp_path: Path) -> None:
     example, graph = traced("llama_8_4")
     for k in range(2):

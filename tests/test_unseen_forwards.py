@@ -30,6 +30,7 @@ class CompiledWithin(nn.Module):
         return self.out(gated(self.made(x), self.gate(x)))
 
 
+@pytest.mark.ci
 def test_a_function_that_is_compiled_runs_as_it_is_written(tmp_path: Path) -> None:
     torch.manual_seed(0)
     example = torch.randn(2, 8)

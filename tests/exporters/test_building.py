@@ -155,6 +155,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return factors
 
 
+@pytest.mark.ci
 def test_what_measures_above_the_budget_is_made_smaller(subject: Subject, tmp_path: Path, clock: list[float]) -> None:
     dense = sum(p.numel() for p in subject.model.parameters()) / 1000
     first = build(subject, Budget(latency_ms=dense * 0.7), tmp_path / "first", QUICK)
@@ -185,6 +186,7 @@ def test_what_nothing_keeps_within_says_what_came_nearest(subject: Subject, tmp_
     assert not (tmp_path / "small").exists()
 
 
+@pytest.mark.ci
 def test_what_another_round_can_not_reach_is_made_at_the_least(
     subject: Subject, tmp_path: Path, clock: list[float]
 ) -> None:
@@ -240,6 +242,7 @@ def deep() -> Subject:
     return Subject(model, (x,), {}, distance, Figure("distance"), [(x,)], loss)
 
 
+@pytest.mark.ci
 def test_blocks_that_do_nothing_are_left_out(deep: Subject, tmp_path: Path, clock: list[float]) -> None:
     dense = sum(p.numel() for p in deep.model.parameters()) / 1000
     ways = replace(QUICK, shares=(0.8,), probes=0)
@@ -305,6 +308,7 @@ def test_what_can_not_compete_says_why(deep: Subject) -> None:
         Pruner(graph, deep, ways, []).all()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("limit", ["bytes", "latency_ms"])
 def test_a_recipe_that_goes_in_steps_is_built(deep: Subject, tmp_path: Path, clock: list[float], limit: str) -> None:
     dense = sum(p.numel() for p in deep.model.parameters()) / 1000
@@ -347,6 +351,7 @@ def test_what_fits_already_is_tried_once_in_a_precision(subject: Subject, tmp_pa
     assert len(build(subject, Budget(bytes=10**9), tmp_path / "same", ways).tried) == 1
 
 
+@pytest.mark.ci
 def test_the_best_precision_within_the_budget_is_taken(subject: Subject, tmp_path: Path) -> None:
     most = int(_dense_bytes(subject, tmp_path) * 0.45)
     ways = replace(QUICK, precisions=("float32", "int8-static"))

@@ -68,6 +68,7 @@ def qwen3() -> Any:
     return seeded("Qwen3ForCausalLM", "Qwen3Config", **sizes, **more)
 
 
+@pytest.mark.ci
 def test_a_grouped_query_decoder_generates_the_same_tokens(tmp_path: Path) -> None:
     model, path = llama(), tmp_path / "decoder.onnx"
     ids, mask = left_padded_prompt()

@@ -192,6 +192,7 @@ def test_vision_transformer(tmp_path: Path) -> None:
     assert_agrees(report.path, model, {"pixel_values": torch.randn(3, 3, 16, 16)})
 
 
+@pytest.mark.ci
 def test_encoder_decoder_with_two_lengths(tmp_path: Path) -> None:
     config = transformers.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     model = transformers.T5ForConditionalGeneration(config)
