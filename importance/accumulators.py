@@ -33,10 +33,7 @@ class MomentSums:
 
     def add(self, rows: Rows) -> None:
         """Take in rows [samples, positions, channels]."""
-        for part in filter(len, rows.pieces):
-            new = len(part)
-            mean = part.mean(dim=0)
-            spread = (part - mean).square_().sum(dim=0)
+        for new, mean, spread in rows.moments:
             total = self.count + new
             apart = mean - self.mean.to(mean)
             self.squares = self.squares.to(mean) + spread + apart.square() * (self.count * new / total)

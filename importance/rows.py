@@ -52,6 +52,12 @@ class Rows:
         """The sum of |x| [channels]."""
         return _added([part.abs().sum(dim=0) for part in self.pieces])
 
+    @cached_property
+    def moments(self) -> list[tuple[int, Tensor, Tensor]]:
+        """Of each piece the number of rows, their mean [channels], and the sum of the squares of what they are apart from it."""
+        parts = [(len(part), part.mean(dim=0), part) for part in self.pieces if len(part)]
+        return [(count, mean, (part - mean).square_().sum(dim=0)) for count, mean, part in parts]
+
     def product(self, groups: int, to: Tensor) -> Tensor:
         """X'X of the columns of each of so many groups, [groups, columns / groups, columns / groups], added to `to`, in place."""
         apart = self.flat.unflatten(1, (groups, -1)).transpose(0, 1)
