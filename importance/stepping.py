@@ -27,7 +27,7 @@ from importance.earlier import followed
 from importance.lineage import Later, Lineage
 
 _ALL_BUT = math.nextafter(1.0, 0.0)
-_CLEARLY = 0.01
+_CLEARLY = 0.01  # of the dense cost: what is nearer may be within reach of several steps
 
 
 @dataclass(frozen=True)
