@@ -11,13 +11,13 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from depgraph.axes import Axis
-from depgraph.budget import LATENCY, Budget, Spent
+from depgraph.budget import LATENCY, Budget
 from depgraph.classes import NONE
 from depgraph.configs import of_library
 from depgraph.configured import Freedom, configured_plan
@@ -104,8 +104,7 @@ class Choice:
         self.cap: Counts = {}
         self.leading: list[str] = []
         self.stops: dict[str, list[int]] = {}
-        self.lowest: Spent | None = None
-        self.least: Kept | None = None
+        self._all: Kept | None = None
         pinned = attempt.barred | (inexpressible(graph) if attempt.pin and options.form == "module" else frozenset())
         if options.scope == "uniform" and graph.form != "graph":
             pinned = attempt.barred if of_library(graph.model) else pinned | config_bound(graph)
@@ -208,10 +207,16 @@ class Choice:
 
     def refusal(self) -> Unmet:
         """Why there is no plan."""
-        kept = self.least or self.graph.widths.at({})
         customs = customs_that_hold(self.graph)
         held = "".join(f"; {clause} (lift with free=[{name!r}])" for name, clause in customs.items())
-        return self.budget.unmet(kept, "floors, protections and ties allow", self.budget.unread() + held)
+        return self.budget.unmet(self.least, "floors, protections and ties allow", self.budget.unread() + held)
+
+    @cached_property
+    def least(self) -> Kept:
+        """What is left where all goes that may; everything, where that can't be expressed or wasn't looked at."""
+        if self._all is not None and (not self.attempt.express or is_expressible(self.graph, self._all)):
+            return self._all
+        return self.graph.widths.at({})
 
     def slack(self, plan: Plan) -> float:
         """How far below the target a plan went, in the target's first metric."""
@@ -234,12 +239,8 @@ class Choice:
 
         Settling costs time, so the search begins with where the target is met without.
         """
-        everything = self._removal(self._counts(ranking, len(ranking)))
-        kept = self.graph.widths.at(everything)
-        lowest = self.budget.spent_at(kept)
-        if not self.attempt.express or is_expressible(self.graph, kept):
-            self.lowest, self.least = lowest, kept
-        above, below = self.budget.over(self.budget.spent({})), self.budget.over(lowest)
+        self._all = self.graph.widths.at(self._removal(self._counts(ranking, len(ranking))))
+        above, below = (self.budget.over(spent) for spent in (self.budget.spent({}), self.budget.spent_at(self._all)))
         if above <= 0 or below > 0:
             return 0 if above <= 0 else None
         ends, first = (len(ranking), above, below), None

@@ -148,7 +148,7 @@ def _nearest(
             backed_off = _backing_off(graph, scores, target, options, by_density=by_density)
             choice, plan = backed_off or (choice, plan)
         if plan is None:
-            least = (choice.lowest or choice.budget.dense)[choice.budget.metric]
+            least = choice.budget.spent_at(choice.least)[choice.budget.metric]
             above = least / max(choice.budget.limits[choice.budget.metric], choice.budget.least(choice.budget.metric))
             unmet = choice.refusal()
             refusals.append((least, TargetError(unmet.sentence(target, graph.dense_cost), above, unmet)))

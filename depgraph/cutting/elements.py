@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,11 @@ def rows_of(shape: tuple[int, ...], elements: np.ndarray) -> tuple[int, np.ndarr
 
 def aten_name(node: Node) -> str:
     """The name of an ATen operator without its overload; "getitem"; empty for others."""
-    if node.target is operator.getitem:
+    return _name_of(node.target)
+
+
+@cache
+def _name_of(target: Any) -> str:
+    if target is operator.getitem:
         return "getitem"
-    return str(node.target).split(".")[1].rstrip("_") if str(node.target).startswith("aten.") else ""
+    return str(target).split(".")[1].rstrip("_") if str(target).startswith("aten.") else ""

@@ -67,8 +67,10 @@ def kinds(holder: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {}
     entries, unnamed = is_container(holder) or in_order(holder), in_order(holder)
     for name, one in contents(holder).items():
+        if not entries and not _NUMBER.search(name):
+            continue
         held = tuple((n, t.ndim) for n, t in _tensors(one))
-        if held and (entries or _NUMBER.search(name)):
+        if held:
             numbered = not unnamed and _NUMBER.search(name)
             found[name] = type(one), held, _NUMBER.sub("", name) if numbered else ""
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,8 +78,10 @@ class SizeRules:
             if isinstance(site.expr, Attr) and isinstance(site.value, int):
                 self.users.setdefault(site.expr, []).append(site)
         self._now: dict[Attr, int] = {}
+        self._axes: dict[str, list[str]] = {}
         self._prepared: dict[str, Prepared | None] = {}
         self._last: tuple[Kept, Solution] | None = None
+        self._sized: tuple[Kept | None, dict[str, Sized | None]] = None, {}
 
     def now(self, attr: Attr) -> int:
         """The value of an attribute in the uncut model."""
@@ -88,6 +91,11 @@ class SizeRules:
 
     def axes_of(self, name: str) -> list[str]:
         """Names of the axes that reach a tensor that operator `name` reads or makes."""
+        if name not in self._axes:
+            self._axes[name] = self._reaching(name)
+        return self._axes[name]
+
+    def _reaching(self, name: str) -> list[str]:
         node = self.nodes[name]
         values = [self.values[n.name] for n in node.all_input_nodes if n.name in self.values]
         values += [self.values[name]] if name in self.values else self._outputs(node)
@@ -99,13 +107,19 @@ class SizeRules:
         return [self.values[f"{node.name}:{k}"] for k in range(count) if f"{node.name}:{k}" in self.values]
 
     def rewritten(self, name: str, kept: Kept) -> Sized | None:
-        if name not in self._prepared:
-            self._prepared[name] = prepare(self.nodes[name], self.values)
-        return rewritten(self._prepared[name], kept)
+        """What an operator must be called with after a cut, which is asked for at each of its sites."""
+        if self._sized[0] is not kept:
+            self._sized = kept, {}
+        found = self._sized[1]
+        if name not in found:
+            if name not in self._prepared:
+                self._prepared[name] = prepare(self.nodes[name], self.values)
+            found[name] = rewritten(self._prepared[name], kept)
+        return found[name]
 
     def needed(self, site: Site, kept: Kept) -> Any:
         """What the number at `site` must be after the cut; None where the operator, or what it reads, would have to change."""
-        if self._scales(site):
+        if site.node in self._scaling:
             return None
         changed = self.rewritten(site.node, kept)
         if changed is None:
@@ -118,11 +132,10 @@ class SizeRules:
             return least
         return _within(changed.changes[name], rest, site.value) if name in changed.changes else site.value
 
-    def _scales(self, site: Site) -> bool:
-        """Is it a number that multiplies or divides numbers, rather than a size?"""
-        node = self.nodes[site.node]
-        made = node.meta.get("val")
-        return aten_name(node) in ("mul", "div") and isinstance(made, torch.Tensor) and made.is_floating_point()
+    @cached_property
+    def _scaling(self) -> frozenset[str]:
+        """Operators that multiply or divide numbers: what they are given is no size."""
+        return frozenset(name for name in self.sites if _scales(self.nodes[name]))
 
     def runs_out(self, site: Site) -> bool:
         """Does any number from some on do the same here?"""
@@ -255,7 +268,7 @@ class SizeRules:
         least = self._lowest(site, kept)
         if gives == need or (gives is not None and least is not None and gives >= least):
             return
-        if isinstance(site.value, float) or self._scales(site):
+        if isinstance(site.value, float) or site.node in self._scaling:
             self._drift(site, gives / need if gives and need else 0.0, solution)
             return
         written = f"{describe(site.expr)} = {gives}" if site.expr is not None else f"the number {site.value}"
@@ -283,6 +296,11 @@ class SizeRules:
         if left is not None and right is not None and left != right:
             text = f"the code asks whether {describe(c.left)} == {describe(c.right)}, which would be {left} and {right}"
             solution.conflicts.append(Conflict(text, c.where))
+
+
+def _scales(node: Node) -> bool:
+    made = node.meta.get("val")
+    return aten_name(node) in ("mul", "div") and isinstance(made, torch.Tensor) and made.is_floating_point()
 
 
 def _without_meaning(node: Node, site: Site) -> bool:
