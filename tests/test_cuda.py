@@ -173,3 +173,14 @@ def test_the_cut_model_trains(compiled: bool) -> None:
         optimizer.zero_grad()
         losses.append(float(loss))
     assert losses[-1] < losses[0]
+
+
+def test_random_numbers_that_are_drawn_afterwards_are_the_same_as_without_a_cut() -> None:
+    model, args = _convolutions()
+    graph = depgraph.trace(model.cuda(), tuple(arg.cuda() for arg in args))
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7))
+    torch.manual_seed(1)
+    before = torch.rand(4, device="cuda")
+    torch.manual_seed(1)
+    plan.apply()
+    assert torch.equal(torch.rand(4, device="cuda"), before)
