@@ -126,22 +126,25 @@ def bonsai(batches: Batches, loss: Loss | None = None, masks: int = 200, pace: f
     return Recipe("bonsai", Bonsai(batches, loss, masks, pace, seed=seed), scope="global", schedule=Pace(pace))
 
 
-def llm_surgeon(batches: Batches, loss: Loss | None = None, shots: int = 40, update: str = "columns") -> Recipe:
+def llm_surgeon(
+    batches: Batches, loss: Loss | None = None, shots: int = 40, update: str = "columns", sides: str = "both"
+) -> Recipe:
     """LLM Surgeon (2.14): Kronecker-factored costs, one threshold for all, in shots of equal size; 128 x 2048 tokens.
 
     After each shot the consumers' weights make up for the columns that went, which is the paper's correlated update of columns
     (it doesn't depend on the gradients' factor). `update="both"` adds that of rows: what puts out beside what went takes over too
     (`importance.RowUpdate`). In the paper rows and columns are different things to remove. Here a row goes with the columns that read
     it, and both make up for the same loss, so that together they overshoot: each alone helps, both are behind the columns
-    (benchmarks/quality.md). Deviations: costs are summed over all that goes with a group, so that shapes shrink; biases that are
-    there take over means; no LoRA.
+    (benchmarks/quality.md). Deviations: costs are summed over all that goes with a group, so that shapes shrink, and what a group
+    has in one weight costs what it does together (`sides="columns"` counts the columns alone, which is far better where heads
+    compete with neurons); biases that are there take over means; no LoRA.
 
-    Raises ScoreError for an unknown update.
+    Raises ScoreError for an unknown update or unknown sides.
     """
     rows = pick({"both": RowUpdate(), "columns": None}, update, "update")
     return Recipe(
         "llm_surgeon",
-        Surgeon(batches, loss, note=rows.note if rows else None),
+        Surgeon(batches, loss, note=rows.note if rows else None, sides=sides),
         batches,
         scope="global",
         compensation=Compensation(biases="existing", rows=rows),

@@ -17,8 +17,9 @@ from torch import Tensor
 from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
 from depgraph.plan import Plan
+from importance.factors import FactorSums
 from importance.problems import damped
-from importance.surgeon import Factors, FactorSums
+from importance.surgeon import Factors
 
 
 def row_change(weight: Tensor, gradients: Tensor, gone: Tensor, damping: float) -> Tensor:

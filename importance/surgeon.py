@@ -2,7 +2,7 @@
 
 With A the second moment of what comes into a linear map and G that of the gradients of what it puts out, the loss's Hessian
 is about G (x) A (METHODS.md 2.14). Removing a row or a column with the optimal update of what stays costs half the squares
-of it, measured by one factor, over the diagonal of the other one's inverse.
+of it, measured by one factor, over the diagonal of the other one's inverse; `importance.factors` has the same for several.
 """
 
 from __future__ import annotations
@@ -20,20 +20,32 @@ from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
 from importance.activation import with_unread
 from importance.calling import check_batches, inputs_of
+from importance.choices import pick
+from importance.columns import present_groups
+from importance.factors import FactorSums
 from importance.gradients import backwards, require_module, shown
-from importance.layout import Layout
+from importance.layout import Layout, Place
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
-from importance.problems import damped, inverse_of
+from importance.problems import inverse_of
 from importance.products import Product, Rows, products
-from importance.reduction import Reduction, ReductionSpec
+from importance.reduction import Reduction, ReductionSpec, Scored
 from importance.rows import Samples
 
 Way = tuple[str, bool]
 """A weight by name, and whether it is stored [columns, rows]."""
 
-Factors = Mapping[Way, "FactorSums"]
+Factors = Mapping[Way, FactorSums]
 """What was summed for every weight and way round."""
+
+ByParameter = dict[str, list[tuple[str, Place, int]]]
+"""The axes that reach each parameter, where, and how many groups they have."""
+
+
+_COUNTED: dict[str, Callable[[bool, bool], bool]] = {
+    "both": lambda read, is_column: True,
+    "columns": lambda read, is_column: is_column or not read,
+}
 
 
 def row_costs(weight: Tensor, inputs: Tensor, gradients: Tensor) -> Tensor:
@@ -46,8 +58,8 @@ def column_costs(weight: Tensor, inputs: Tensor, gradients: Tensor) -> Tensor:
     return _costs((gradients @ weight * weight).sum(dim=0), inputs)
 
 
-def _costs(energy: Tensor, curvature: Tensor, where: object = "a weight") -> Tensor:
-    return energy / inverse_of(curvature, where).diagonal() / 2
+def _costs(energy: Tensor, curvature: Tensor) -> Tensor:
+    return energy / inverse_of(curvature, "a weight").diagonal() / 2
 
 
 def surgeon_update(
@@ -77,6 +89,8 @@ def surgeon_update(
 class Surgeon:
     """LLM Surgeon's costs, summed over the rows and columns that a group has in all linear maps and convolutions.
 
+    The rows (or columns) that a group has in one weight cost what they do together: they can't make up for one another, so that a
+    head costs more than its rows would one by one.
     Factors are gathered in one forward and backward pass for each batch: A with a one appended for a bias, G of the gradients
     of each sample's loss (the empirical Fisher). Costs are sums over the positions of a sample, so that layers with many (the
     first convolutions) and with few compare; for a language model, that is the paper's times the length. Positions on which the
@@ -94,6 +108,8 @@ class Surgeon:
         normalise: per axis: a name, a function, a `Normalisation` or a tuple of names and functions.
         progress: show a bar on stderr.
         note: called with the graph and what was gathered, such as `importance.RowUpdate().note`.
+        sides: "both" counts rows and columns; "columns" the columns alone, and rows only for an axis without any: a row is the same
+            loss once more as the columns that read it.
 
     Raises, when called: DataError and ScoreError as `Taylor`; ScoreError for a singular factor.
     """
@@ -110,6 +126,7 @@ class Surgeon:
     normalise: NormalisationSpec = "none"
     progress: bool = False
     note: Callable[[DependencyGraph, Factors], None] | None = None
+    sides: str = "both"
 
     def __post_init__(self) -> None:
         check_batches(self.batches)
@@ -117,6 +134,7 @@ class Surgeon:
             raise ScoreError(f"damping must be a finite number of at least 0, it is {self.damping}")
         Reduction.of(self.reduction)
         Normalisation.of(self.normalise)
+        pick(_COUNTED, self.sides, "sides")
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
         require_module(graph, type(self).__name__)
@@ -126,32 +144,39 @@ class Surgeon:
         gathered, samples = self._gather(graph, layout)
         if self.note is not None:
             self.note(graph, gathered)
-        costs: dict[str, dict[int, Tensor]] = {}
+        costs = self._costs(gathered, _by_parameter(layout), samples)
+        reduction, normalisation = Reduction.of(self.reduction), Normalisation.of(self.normalise)
+        found = {}
+        for axis, places in layout.places.items():
+            members = [
+                _scored(p, costs[axis, p.parameter, p.dim]) for p in places if (axis, p.parameter, p.dim) in costs
+            ]
+            if members:
+                found[axis] = normalisation(reduction(members, layout.sizes[axis]))
+        return with_unread(graph, found)
+
+    def _costs(self, gathered: Factors, places: ByParameter, samples: int) -> dict[tuple[str, str, int], Tensor]:
+        """What the groups [groups] of each axis cost at each of its places, a parameter and dim, all uses of that together."""
+        read = {axis for (name, _), sums in gathered.items() for axis, p, _ in places[name] if p.dim == sums.columns}
+        found: dict[tuple[str, str, int], Tensor] = {}
         for (name, _), sums in gathered.items():
-            for d, found in sums.costs(self.damping, name).items():
-                held = costs.setdefault(name, {})
-                held[d] = found * (sums.used / samples) + held.get(d, 0)
-        within = replace(
-            layout,
-            parameters={name: layout.parameters[name] for name in costs},
-            places={
-                axis: tuple(p for p in places if p.dim in costs.get(p.parameter, {}))
-                for axis, places in layout.places.items()
-            },
-        )
-        scores = within.scores(costs, Reduction.of(self.reduction), Normalisation.of(self.normalise))
-        return with_unread(graph, {axis: found for axis, found in scores.items() if within.places[axis]})
+            here = [one for one in places[name] if _COUNTED[self.sides](one[0] in read, one[1].dim == sums.columns)]
+            costs = sums.costs(self.damping, name, [(place, size) for _, place, size in here])
+            for (axis, place, _), cost in zip(here, costs, strict=True):
+                key = axis, name, place.dim
+                found[key] = cost * (sums.used / samples) + found.get(key, 0)
+        return found
 
     def _gather(self, graph: DependencyGraph, layout: Layout) -> tuple[dict[Way, FactorSums], int]:
         """What was summed for every weight and way round, and over how many samples."""
         names = {id(parameter): name for name, parameter in layout.parameters.items() if parameter.ndim > 1}
-        gathered: dict[Way, FactorSums] = {}
+        places, gathered = _by_parameter(layout), dict[Way, FactorSums]()
         samples, total = 1, 0
 
         def see(product: Product, rows: Rows) -> None:
             name = names[id(product.weight)]
             if (name, product.turned) not in gathered:
-                gathered[name, product.turned] = FactorSums(product, layout.dims[name])
+                gathered[name, product.turned] = FactorSums(product, [place for _, place, _ in places[name]])
             gathered[name, product.turned].add(product, replace(rows, gradients=rows.gradients * samples))
 
         watched: list[RemovableHandle] = []
@@ -178,6 +203,20 @@ def _prunable(graph: DependencyGraph, layout: Layout) -> Layout:
     return replace(layout, parameters={n: p for n, p in layout.parameters.items() if n in reached}, places=places)
 
 
+def _by_parameter(layout: Layout) -> ByParameter:
+    found: ByParameter = {name: [] for name in layout.parameters}
+    for axis, places in layout.places.items():
+        for place in places:
+            found[place.parameter].append((axis, place, layout.sizes[axis]))
+    return found
+
+
+def _scored(place: Place, costs: Tensor) -> Scored:
+    """A place as a member of its axis, one score for each group that it has indices of."""
+    present = present_groups(place.labels)
+    return present, costs.numpy()[present]
+
+
 def _biases(graph: DependencyGraph) -> dict[str, Tensor]:
     """All vectors of a model that can have gradients: a product only shows its bias where this has one."""
     vectors = ((name, p) for name, p in graph.model.named_parameters() if p.ndim == 1 and p.is_floating_point())
@@ -186,99 +225,3 @@ def _biases(graph: DependencyGraph) -> dict[str, Tensor]:
 
 def _drop(parameter: Tensor) -> None:
     parameter.grad = None
-
-
-class FactorSums:
-    """What the costs of one weight's rows and columns need, over all rows in which it was used; `dims` that some axis cuts."""
-
-    def __init__(self, product: Product, dims: tuple[int, ...]) -> None:
-        self.shape = product.weight.shape
-        self.outputs, self.columns = (1, 0) if product.turned else (0, 1)
-        self.dims = [d for d in (self.outputs, self.columns) if d in dims]
-        self.used, self.scale = 0, 0.0
-        self.sums: dict[str, Tensor] = {}
-        self.width = product.matrix.shape[2]
-        self.matrix, self.bias = _with_bias(product), product.bias
-
-    def add(self, product: Product, rows: Rows) -> None:
-        """Take in the rows of one use, those with a gradient."""
-        counts = rows.gradients.ne(0).any(dim=2).any(dim=0)
-        given = (rows.inputs, rows.gradients)
-        inputs, gradients = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in given)
-        if not bool(counts.all()):
-            inputs, gradients = inputs[:, counts], gradients[:, counts]
-        if self.matrix.shape[2] > self.width:
-            inputs = torch.cat([inputs, inputs.new_full((*inputs.shape[:2], 1), product.bias is not None)], dim=2)
-        self.scale = self.scale or _inverse_size(gradients)
-        gradients = gradients * self.scale
-        self.used += inputs.shape[1]
-        if self.outputs in self.dims:
-            self._sum("gradients", gradients.mT @ gradients)
-        else:
-            self._sum("gradients' power", gradients.square().mean(dim=2).sum(dim=1))
-            self._sum("back", (gradients @ self.matrix.to(gradients)).square().sum(dim=1))
-        if self.columns in self.dims:
-            self._sum("inputs", inputs.mT @ inputs)
-        else:
-            self._sum("inputs' power", inputs.square().mean(dim=2).sum(dim=1))
-            self._sum("outputs", (inputs @ self.matrix.to(inputs).mT).square().sum(dim=1))
-
-    def _sum(self, name: str, value: Tensor) -> None:
-        self.sums[name] = value + self.sums[name] if name in self.sums else value
-
-    def costs(self, damping: float, name: str) -> dict[int, Tensor]:
-        """The costs [size] of the indices of each of `dims`; those of a convolution's windows, and of its groups, are added."""
-        mean = {n: (s / max(self.used, 1)).cpu().double() for n, s in self.sums.items()}
-        _require_finite(mean, name)
-        matrix = self.matrix.cpu().double()
-        found = {}
-        if self.outputs in self.dims:
-            energy = _energy(matrix, mean.get("inputs"), mean.get("outputs"), mean.get("inputs' power"), damping)
-            found[self.outputs] = self._over(energy, mean["gradients"], damping, f"the gradients at {name}").flatten()
-        if self.columns in self.dims:
-            energy = _energy(matrix.mT, mean.get("gradients"), mean.get("back"), mean.get("gradients' power"), damping)
-            columns = self._over(energy, mean["inputs"], damping, f"the input of {name}").sum(dim=0)
-            found[self.columns] = columns[: self.width].reshape(self.shape[self.columns], -1).sum(dim=1)
-        return {d: cost / self.scale**2 for d, cost in found.items()} if self.scale else found
-
-    def _over(self, energy: Tensor, curvature: Tensor, damping: float, where: str) -> Tensor:
-        blocks = zip(energy, curvature, strict=True)
-        return torch.stack([_costs(one, damped(factor, damping), where) for one, factor in blocks])
-
-
-def _energy(matrix: Tensor, factor: Tensor | None, sums: Tensor | None, power: Tensor | None, damping: float) -> Tensor:
-    """w F w' of every row w of a matrix [blocks, rows, columns], by the factor F [blocks, columns, columns], damped.
-
-    Where only what it comes to was summed, those `sums` [blocks, rows], and the mean of F's diagonal, `power` [blocks].
-    """
-    if factor is not None:
-        sums = (matrix @ factor * matrix).sum(dim=2)
-        power = factor.diagonal(dim1=1, dim2=2).mean(dim=1)
-    assert sums is not None and power is not None
-    return sums + _added(power, damping)[:, None] * matrix.square().sum(dim=2)
-
-
-def _with_bias(product: Product) -> Tensor:
-    """[blocks, outputs, columns], the bias as one more column."""
-    matrix = product.matrix
-    if product.bias is None:
-        return matrix
-    return torch.cat([matrix, product.bias.detach().reshape(*matrix.shape[:2], 1).to(matrix)], dim=2)
-
-
-def _inverse_size(gradients: Tensor) -> float:
-    """One over the largest gradient, that their squares stay within float32's range; 0 where there are none."""
-    size = float(gradients.abs().max()) if gradients.numel() else 0.0
-    return 1 / size if size else 0.0
-
-
-def _added(power: Tensor, damping: float) -> Tensor:
-    """What `damped` adds to the diagonal of a factor whose diagonal has this mean: [blocks]."""
-    return torch.where(power > 0, damping * power, 1.0)
-
-
-def _require_finite(means: dict[str, Tensor], name: str) -> None:
-    if not all(bool(torch.isfinite(value).all()) for value in means.values()):
-        raise ScoreError(
-            f"NaN or infinity comes in at {name!r}, or back to it: look at the weights before it and the batches"
-        )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import depgraph
 from depgraph.errors import DataError, ScoreError
 from importance import Compensation, RowUpdate, Surgeon, column_costs, compensate, recipes, row_costs, surgeon_update
+from importance.factors import Side
 from importance.problems import Problem, damped
 from importance.products import Product
 from importance.row_update import row_change
@@ -357,3 +358,55 @@ def test_nothing_of_a_backward_pass_stays() -> None:
     Surgeon([x], squared)(graph)
     gc.collect()
     assert not [found for found in gc.get_objects() if type(found) is Product]
+
+
+def _curvature(generator: torch.Generator, size: int) -> Tensor:
+    rows = torch.randn(3 * size, size, generator=generator, dtype=torch.float64)
+    return rows.T @ rows / len(rows)
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_rows_that_go_together_cost_what_the_general_formula_says(summed: bool) -> None:
+    """1/2 w'E [E'(G (x) A)^-1 E]^-1 E'w of the elements E of rows 0 and 2 (METHODS.md 2.14), not the sum of what each costs."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    gradients, inputs = _curvature(generator, 4), _curvature(generator, 3)
+    energy = weight @ inputs @ weight.T if summed else inputs
+    found = Side(weight, gradients, energy, summed).costs(np.array([1, 0, 1, -1]), 3)
+    inverse = torch.linalg.inv(torch.kron(gradients, inputs))
+    gone = torch.tensor([0, 1, 2, 6, 7, 8])
+    elements = weight.flatten()[gone]
+    expected = float(elements @ torch.linalg.inv(inverse[gone][:, gone]) @ elements / 2)
+    alone = row_costs(weight, inputs, gradients)
+    assert found.tolist() == pytest.approx([float(alone[1]), expected, 0])
+    assert expected > 1.05 * float(alone[0] + alone[2])
+
+
+def test_a_group_of_several_rows_and_columns_costs_what_they_cost_together() -> None:
+    """The value dims of two heads: groups of the rows of one map and the columns of another, which are no single indices."""
+    torch.manual_seed(0)
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.values, self.output = nn.Linear(5, 6, bias=False), nn.Linear(6, 4, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            heads = self.values(x).unflatten(-1, (2, 3))
+            return self.output((heads * torch.softmax(heads.sum(dim=-1, keepdim=True), dim=-2)).flatten(-2))
+
+    model, x = Heads(), torch.randn(7, 5)
+    graph = depgraph.trace(model, x)
+    (axis,) = (axis for axis in graph.axes if axis.size == 3)
+    made = model.values(x)
+    heads = made.unflatten(-1, (2, 3))
+    between = (heads * torch.softmax(heads.sum(dim=-1, keepdim=True), dim=-2)).flatten(-2)
+    output = model.output(between)
+    back = torch.autograd.grad(squared(output, None), [made, output])
+    damp = lambda t: damped((t.T @ t / len(t)).detach().double(), 0.01)  # noqa: E731
+    groups = np.array([0, 1, 2, 0, 1, 2])
+    rows = Side(model.values.weight.detach().double(), damp(back[0] * 7), damp(x)).costs(groups, 3)
+    columns = Side(model.output.weight.detach().double().T, damp(between), damp(back[1] * 7)).costs(groups, 3)
+    found = Surgeon([x], squared)(graph)[axis.name]
+    assert found == pytest.approx((rows + columns).tolist(), rel=1e-3)
+    assert Surgeon([x], squared, sides="columns")(graph)[axis.name] == pytest.approx(columns.tolist(), rel=1e-3)
