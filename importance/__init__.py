@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from importance.expert_outputs import ExpertOutputs
     from importance.experts import ExpertClusters, clusters_below, clusters_of, merges
     from importance.fisher import Fisher
+    from importance.fisher_brain import FisherBrain
     from importance.fpgm import FilterDistance
     from importance.gblm import GradientBlend
     from importance.lora import LoraPrune
@@ -69,6 +70,7 @@ __all__ = [
     "ExpertOutputs",
     "FilterDistance",
     "Fisher",
+    "FisherBrain",
     "Gathering",
     "GradientBlend",
     "Gram",
@@ -135,6 +137,7 @@ _MODULES = {
     "importance.expert_outputs": "ExpertOutputs",
     "importance.experts": "ExpertClusters clusters_below clusters_of merges",
     "importance.fisher": "Fisher",
+    "importance.fisher_brain": "FisherBrain",
     "importance.fpgm": "FilterDistance",
     "importance.gblm": "GradientBlend",
     "importance.lora": "LoraPrune",

@@ -8,7 +8,7 @@ columns C cost 1/2 tr(W_C' G W_C [(A^-1)_CC]^-1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,9 +80,9 @@ class FactorSums:
         self.sums: dict[str, Tensor] = {}
         self.width = product.matrix.shape[2]
         self.matrix, self.bias = _with_bias(product), product.bias
-        self._several = {place.dim for place in places if any(map(_repeats, self._labels(place)))}
+        self.several = {place.dim for place in places if any(map(_repeats, self.labels(place)))}
 
-    def _labels(self, place: Place) -> np.ndarray:
+    def labels(self, place: Place) -> np.ndarray:
         """The groups of the rows, or columns, of each block of the matrix: [blocks, rows or columns]."""
         if place.dim == self.outputs:
             return place.labels.reshape(len(self.matrix), -1)
@@ -114,7 +114,7 @@ class FactorSums:
             self._sum("outputs", self._power(inputs @ self.matrix.to(inputs).mT, self.outputs))
 
     def _power(self, made: Tensor, dim: int) -> Tensor:
-        return made.mT @ made if dim in self._several else made.square().sum(dim=1)
+        return made.mT @ made if dim in self.several else made.square().sum(dim=1)
 
     def _sum(self, name: str, value: Tensor) -> None:
         self.sums[name] = value + self.sums[name] if name in self.sums else value
@@ -124,17 +124,25 @@ class FactorSums:
 
         Groups of columns have all windows of a convolution's channel; those of its groups are added.
         """
-        mean = {n: (s / max(self.used, 1)).cpu().double() for n, s in self.sums.items()}
-        _require_finite(mean, name)
-        sides = {dim: self._sides(dim, mean, damping, name) for dim in {place.dim for place, _ in places}}
+        mean = self.means(name)
+        sides = {dim: self.sides(dim, mean, damping, name) for dim in {place.dim for place, _ in places}}
         found = []
         for place, size in places:
-            blocks = zip(sides[place.dim], self._labels(place), strict=True)
+            blocks = zip(sides[place.dim], self.labels(place), strict=True)
             cost = torch.stack([side.costs(labels, size) for side, labels in blocks]).sum(dim=0)
             found.append(cost / self.scale**2 if self.scale else cost)
         return found
 
-    def _sides(self, dim: int, mean: dict[str, Tensor], damping: float, name: str) -> list[Side]:
+    def means(self, name: str) -> dict[str, Tensor]:
+        """What was summed for each row that was used, float64; raises ScoreError where that isn't finite."""
+        found = {n: (s / max(self.used, 1)).cpu().double() for n, s in self.sums.items()}
+        if not all(bool(torch.isfinite(value).all()) for value in found.values()):
+            raise ScoreError(
+                f"NaN or infinity comes in at {name!r}, or back to it: look at the weights before it and the batches"
+            )
+        return found
+
+    def sides(self, dim: int, mean: Mapping[str, Tensor], damping: float, name: str) -> list[Side]:
         """A side for each block: its outputs go, or its columns."""
         matrix = self.matrix.cpu().double()
         if dim == self.outputs:
@@ -172,10 +180,3 @@ def _inverse_size(gradients: Tensor) -> float:
     """One over the largest gradient, that their squares stay within float32's range; 0 where there are none."""
     size = float(gradients.abs().max()) if gradients.numel() else 0.0
     return 1 / size if size else 0.0
-
-
-def _require_finite(means: dict[str, Tensor], name: str) -> None:
-    if not all(bool(torch.isfinite(value).all()) for value in means.values()):
-        raise ScoreError(
-            f"NaN or infinity comes in at {name!r}, or back to it: look at the weights before it and the batches"
-        )

@@ -18,7 +18,7 @@ from importance.activation import statistics_of, with_unread
 from importance.calling import check_batches
 from importance.columns import Block, blocks_of, column_labels, weight_of
 from importance.normalisation import Normalisation, NormalisationSpec
-from importance.problems import Solvable, problems_of
+from importance.problems import Solvable, greedy_losses, problems_of
 from importance.statistics import Consumer, Gathering, Statistics
 
 
@@ -71,25 +71,7 @@ class OptimalBrain:
     def _losses(self, name: str, size: int, found: Statistics) -> np.ndarray:
         """What every group of an axis costs: float64 [groups]."""
         problems = [p for consumer in found.readers(name) for p in self._problems(name, consumer, found)]
-        scores, left, spent = np.zeros(size), set(range(size)), 0.0
-        share = -(-size // self.rounds)
-        costs = [problem.losses(left) for problem in problems]
-        while left:
-            losses = dict.fromkeys(left, 0.0)
-            for group, loss in (entry for one in costs for entry in one.items()):
-                losses[group] += loss
-            order = sorted(left, key=lambda g: (losses[g], g))
-            going = order if self.rounds == 1 else order[:share]
-            for group in going:
-                scores[group] = losses[group] if self.rounds == 1 else max(losses[group], spent)
-            spent = max(spent, max(scores[g] for g in going))
-            gone = set(going)
-            left -= gone
-            for k, problem in enumerate(problems if left else ()):
-                if not gone.isdisjoint(costs[k]):  # what loses nothing costs what it did
-                    problem.remove(gone)
-                    costs[k] = problem.losses(left)
-        return scores
+        return greedy_losses(problems, size, self.rounds)
 
     def _problems(self, axis: str, consumer: Consumer, found: Statistics) -> Iterator[Solvable]:
         sums = found.of(consumer, Gram())

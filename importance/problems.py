@@ -7,7 +7,7 @@ themselves where these are few (Woodbury); and of columns into which nothing eve
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -145,6 +145,32 @@ class Idle:
         """Take groups out."""
         for group in groups:
             self.costs.pop(group, None)
+
+
+def greedy_losses(problems: Sequence[Solvable], size: int, rounds: int) -> np.ndarray:
+    """What each of `size` groups costs all problems after those that go before it: float64 [groups].
+
+    In each of so many rounds the cheapest of what is left go, and the problems follow. With one round, what each costs alone.
+    """
+    scores, left, spent = np.zeros(size), set(range(size)), 0.0
+    share = -(-size // rounds)
+    costs = [problem.losses(left) for problem in problems]
+    while left:
+        losses = dict.fromkeys(left, 0.0)
+        for group, loss in (entry for one in costs for entry in one.items()):
+            losses[group] += loss
+        order = sorted(left, key=lambda g: (losses[g], g))
+        going = order if rounds == 1 else order[:share]
+        for group in going:
+            scores[group] = losses[group] if rounds == 1 else max(losses[group], spent)
+        spent = max(spent, max(scores[g] for g in going))
+        gone = set(going)
+        left -= gone
+        for k, problem in enumerate(problems if left else ()):
+            if not gone.isdisjoint(costs[k]):  # what loses nothing costs what it did
+                problem.remove(gone)
+                costs[k] = problem.losses(left)
+    return scores
 
 
 def problems_of(sums: GramSums, matrix: Block, labels: np.ndarray, damping: float, where: object) -> Iterator[Solvable]:

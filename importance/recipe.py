@@ -112,13 +112,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         pick(PROPAGATIONS, self.propagation, "propagation")
-        if self.propagation == "sequential" and not self._is_sequential():
+        if self.propagation == "sequential" and not self.may_be_sequential:
             raise ScoreError(
                 f"recipe {self.name!r} can't be sequential: it takes one shot, and a score of what comes into consumers, such as "
                 "importance.Activation or OptimalBrain with batches"
             )
 
-    def _is_sequential(self) -> bool:
+    @property
+    def may_be_sequential(self) -> bool:
+        """Does it take one shot, by scores of what comes into consumers?"""
         alone = self.schedule is None and self.prepare is None
         return alone and isinstance(self.score, ByAxis) and not isinstance(self.score.data, Statistics)
 

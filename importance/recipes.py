@@ -8,7 +8,7 @@ architecture. Sizes of the calibration set are the caller's: `Entry.data` says w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from depgraph import DependencyGraph
@@ -20,6 +20,7 @@ from importance.bonsai import Bonsai
 from importance.choices import pick
 from importance.compensation import Compensation
 from importance.expert_recipes import minitron_experts, stun
+from importance.fisher_brain import FisherBrain
 from importance.losses import Loss
 from importance.magnitude import Magnitude
 from importance.normalisation import Normalisation
@@ -186,26 +187,27 @@ def obs(
 
 
 def best(batches: Batches, loss: Loss | None = None, weight: str = "taylor") -> Recipe:
-    """Ours: greedy OBS losses, the budget spread in two ways, of which the one whose outputs stay nearer to the dense model's is
+    """Ours: greedy OBS losses, the budget spread in three ways, of which the one whose outputs stay nearest to the dense model's is
     taken; then every consumer fitted anew, one after the other, on what the pruned model gives it, each with the damping
     that fits best the quarter of the data that it isn't fitted to.
 
-    One way is a single ranking of all axes, of losses as shares of the outputs they change, an axis counted by its Taylor score
-    per parameter; the other is the same share of every axis. Why so, by perplexity on three small trained Llamas, each part
-    changed with the others fixed: OBS scores beat the others before any compensation; solving for the pruned model's own inputs
-    beats solving for the dense ones; created biases add nothing then; raw losses in one ranking are best on one model and far
-    worse than equal shares on another. The ranking by shares and Taylor is far ahead of equal shares on one model (9.1 and 10.5
-    at 60%) and behind on another (29.3 and 27.7), so both are tried. With few tokens for wide consumers a fit with little damping
-    learns the batches by heart, and a loss on these doesn't tell; hence the damping, and the choice by outputs.
-    benchmarks/quality.md has it beside the others, on vision models too. `weight="share"` does without a loss, with that
-    ranking alone.
+    One way is a single ranking of all axes by losses in units of the loss itself (`importance.FisherBrain`), one a single ranking
+    of losses as shares of the outputs they change, an axis counted by its Taylor score per parameter; one is the same share of
+    every axis. Why so, on small trained models, each part changed with the others fixed: OBS scores beat the others before any
+    compensation; solving for the pruned model's own inputs beats solving for the dense ones; created biases add nothing then. The
+    first way is far ahead on Llamas (perplexity 24.6 at 60% of one, where the others have 27.4 and more); the second by a little
+    on a CNN; the third where few samples leave the curvature of a loss unknown (an encoder of sentences, cosine 0.867 at 80%
+    beside 0.798). With few tokens for wide consumers a fit with little damping learns the batches by heart, and a loss on these
+    doesn't tell; hence the damping, and the choice by outputs. benchmarks/quality.md has it beside the others. `weight="share"`
+    does without a loss, with the second way alone, in which an axis counts as much as any other.
     """
     how = Compensation(biases="existing", inputs="pruned", damping=DAMPINGS)
     ranked = Recipe("best", RelativeLoss(batches, batches, loss, weight), batches, scope="global", compensation=how)
     if weight != "taylor":
         return ranked
-    equal = Recipe("best", OptimalBrain(batches, rounds=32), batches, scope="axis", compensation=how)
-    return Rivals("best", ranked.score, batches, compensation=how, rivals=(ranked, equal))
+    curved = replace(ranked, score=FisherBrain(batches, loss))
+    equal = replace(ranked, score=OptimalBrain(batches, rounds=32), scope="axis")
+    return Rivals("best", ranked.score, batches, compensation=how, rivals=(ranked, curved, equal))
 
 
 @dataclass(frozen=True)
@@ -306,9 +308,9 @@ RECIPES: dict[str, Entry] = {
     "stun": Entry(stun, "STUN, Lee et al. 2024", "nothing", "distances of the router's rows"),
     "best": Entry(
         best,
-        "ours: OBS, Hassibi and Stork 1993, with relative losses and sequential least squares",
+        "ours: OBS, Hassibi and Stork 1993, in the loss's curvature or relative, with sequential least squares",
         "batches with a loss",
-        "eight forward passes and one backward pass, two cuts, X'X and its inverse",
+        "twelve forward passes and two backward passes, three cuts, X'X and its inverse",
         "any: 64 x 128 tokens measured",
     ),
 }

@@ -16,6 +16,7 @@ from importance.column_magnitude import ColumnMagnitude
 from importance.expert_outputs import ExpertOutputs
 from importance.experts import ExpertClusters
 from importance.fisher import Fisher
+from importance.fisher_brain import FisherBrain
 from importance.fpgm import FilterDistance
 from importance.gblm import GradientBlend
 from importance.magnitude import Magnitude
@@ -74,6 +75,7 @@ SCORERS: dict[str, Entry] = {
     "stun": Entry(ExpertClusters),
     "minitron-experts": Entry(ExpertOutputs),
     "obs": Entry(_obs),
+    "fisher-obs": Entry(FisherBrain),
 }
 SCORERS |= {name: Entry(_activation, {"criterion": name}) for name in CRITERIA if name not in SCORERS}
 

@@ -26,7 +26,7 @@ class Rivals(Recipe):
 
     A loss has one figure for a sample, of which few tell little, and falls where a model learns them by heart; outputs have many.
     Where no outputs can be compared, the model's own loss is taken. Rivals take `units` of this recipe, and its `propagation` if
-    that is sequential, and otherwise each its own settings. One that can't meet the target is left out.
+    that is sequential and they may be, and otherwise each its own settings. One that can't meet the target is left out.
     """
 
     loss: Loss | None = None
@@ -59,7 +59,8 @@ class Rivals(Recipe):
         return mean_loss(dense, model, self.batches or (), self.loss) if apart is None else apart
 
     def _own(self, rival: Recipe) -> Recipe:
-        way = rival.propagation if self.propagation == "dense" else self.propagation
+        own = self.propagation == "dense" or not rival.may_be_sequential
+        way = rival.propagation if own else self.propagation
         return replace(rival, units=self.units, propagation=way)
 
 

@@ -18,8 +18,8 @@ from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
 from depgraph.plan import Plan
 from importance.factors import FactorSums
+from importance.kronecker import Factors
 from importance.problems import damped
-from importance.surgeon import Factors
 
 
 def row_change(weight: Tensor, gradients: Tensor, gone: Tensor, damping: float) -> Tensor:

@@ -7,40 +7,27 @@ of it, measured by one factor, over the diagonal of the other one's inverse; `im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
 from importance.activation import with_unread
-from importance.calling import check_batches, inputs_of
+from importance.calling import check_batches
 from importance.choices import pick
 from importance.columns import present_groups
-from importance.factors import FactorSums
-from importance.gradients import backwards, require_module, shown
-from importance.layout import Layout, Place
+from importance.gradients import require_module
+from importance.kronecker import Backward, Factors, Kronecker, prunable
+from importance.layout import Place
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
 from importance.problems import inverse_of
-from importance.products import Product, Rows, products
 from importance.reduction import Reduction, ReductionSpec, Scored
-from importance.rows import Samples
-
-Way = tuple[str, bool]
-"""A weight by name, and whether it is stored [columns, rows]."""
-
-Factors = Mapping[Way, FactorSums]
-"""What was summed for every weight and way round."""
-
-ByParameter = dict[str, list[tuple[str, Place, int]]]
-"""The axes that reach each parameter, where, and how many groups they have."""
-
 
 _COUNTED: dict[str, Callable[[bool, bool], bool]] = {
     "both": lambda read, is_column: True,
@@ -138,90 +125,35 @@ class Surgeon:
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
         require_module(graph, type(self).__name__)
-        layout = _prunable(graph, Layout.of(graph))
+        layout = prunable(graph)
         if not layout.parameters:
             return with_unread(graph, {})
-        gathered, samples = self._gather(graph, layout)
+        gathered = Kronecker.of(graph, layout, Backward(self.batches, self.loss, self.progress))
         if self.note is not None:
-            self.note(graph, gathered)
-        costs = self._costs(gathered, _by_parameter(layout), samples)
+            self.note(graph, gathered.factors)
+        costs = self._costs(gathered)
         reduction, normalisation = Reduction.of(self.reduction), Normalisation.of(self.normalise)
         found = {}
         for axis, places in layout.places.items():
-            members = [
-                _scored(p, costs[axis, p.parameter, p.dim]) for p in places if (axis, p.parameter, p.dim) in costs
-            ]
-            if members:
+            counted = [(p, costs[key]) for p in places if (key := (axis, p.parameter, p.dim)) in costs]
+            if counted:
+                members = [_scored(place, cost) for place, cost in counted]
                 found[axis] = normalisation(reduction(members, layout.sizes[axis]))
         return with_unread(graph, found)
 
-    def _costs(self, gathered: Factors, places: ByParameter, samples: int) -> dict[tuple[str, str, int], Tensor]:
+    def _costs(self, gathered: Kronecker) -> dict[tuple[str, str, int], Tensor]:
         """What the groups [groups] of each axis cost at each of its places, a parameter and dim, all uses of that together."""
-        read = {axis for (name, _), sums in gathered.items() for axis, p, _ in places[name] if p.dim == sums.columns}
-        found: dict[tuple[str, str, int], Tensor] = {}
-        for (name, _), sums in gathered.items():
-            here = [one for one in places[name] if _COUNTED[self.sides](one[0] in read, one[1].dim == sums.columns)]
-            costs = sums.costs(self.damping, name, [(place, size) for _, place, size in here])
-            for (axis, place, _), cost in zip(here, costs, strict=True):
+        counts, found = _COUNTED[self.sides], dict[tuple[str, str, int], Tensor]()
+        for (name, _), sums in gathered.factors.items():
+            here = [(a, p) for a, p in gathered.places[name] if counts(a in gathered.read, p.dim == sums.columns)]
+            costs = sums.costs(self.damping, name, [(place, gathered.layout.sizes[axis]) for axis, place in here])
+            for (axis, place), cost in zip(here, costs, strict=True):
                 key = axis, name, place.dim
-                found[key] = cost * (sums.used / samples) + found.get(key, 0)
+                found[key] = cost * gathered.positions(sums) + found.get(key, 0)
         return found
-
-    def _gather(self, graph: DependencyGraph, layout: Layout) -> tuple[dict[Way, FactorSums], int]:
-        """What was summed for every weight and way round, and over how many samples."""
-        names = {id(parameter): name for name, parameter in layout.parameters.items() if parameter.ndim > 1}
-        places, gathered = _by_parameter(layout), dict[Way, FactorSums]()
-        samples, total = 1, 0
-
-        def see(product: Product, rows: Rows) -> None:
-            name = names[id(product.weight)]
-            if (name, product.turned) not in gathered:
-                gathered[name, product.turned] = FactorSums(product, [place for _, place, _ in places[name]])
-            gathered[name, product.turned].add(product, replace(rows, gradients=rows.gradients * samples))
-
-        watched: list[RemovableHandle] = []
-
-        def watch(loss: Tensor) -> None:
-            watched.extend(product.watch(see) for product in products(loss) if id(product.weight) in names)
-
-        with backwards(graph.model, layout.parameters | _biases(graph), self.loss, _drop) as backward:
-            for batch in shown(self.batches, self.progress):
-                samples = Samples.of(*inputs_of(graph.model, batch)).count
-                total += samples
-                try:
-                    backward(batch, watch)
-                finally:
-                    while watched:
-                        watched.pop().remove()
-        return gathered, total
-
-
-def _prunable(graph: DependencyGraph, layout: Layout) -> Layout:
-    """A layout without the axes that may not lose anything: their factors (of a vocabulary, say) would be large and unused."""
-    places = {axis: found for axis, found in layout.places.items() if graph[axis].prunable.any()}
-    reached = {place.parameter for found in places.values() for place in found}
-    return replace(layout, parameters={n: p for n, p in layout.parameters.items() if n in reached}, places=places)
-
-
-def _by_parameter(layout: Layout) -> ByParameter:
-    found: ByParameter = {name: [] for name in layout.parameters}
-    for axis, places in layout.places.items():
-        for place in places:
-            found[place.parameter].append((axis, place, layout.sizes[axis]))
-    return found
 
 
 def _scored(place: Place, costs: Tensor) -> Scored:
     """A place as a member of its axis, one score for each group that it has indices of."""
     present = present_groups(place.labels)
     return present, costs.numpy()[present]
-
-
-def _biases(graph: DependencyGraph) -> dict[str, Tensor]:
-    """All vectors of a model that can have gradients: a product only shows its bias where this has one."""
-    vectors = ((name, p) for name, p in graph.model.named_parameters() if p.ndim == 1 and p.is_floating_point())
-    return {name: vector for name, vector in vectors if not vector.is_inference()}
-
-
-def _drop(parameter: Tensor) -> None:
-    parameter.grad = None

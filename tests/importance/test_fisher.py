@@ -148,7 +148,7 @@ def test_weights_that_are_not_finite_are_named() -> None:
         importance.Fisher(batches, loss)(graph)
 
 
-@pytest.mark.parametrize("name", ["taylor", "taylor-second", "taylor-mix", "gblm", "llm-surgeon"])
+@pytest.mark.parametrize("name", ["taylor", "taylor-second", "taylor-mix", "gblm", "llm-surgeon", "fisher-obs"])
 def test_batches_of_inference_mode_are_taken(name: str) -> None:
     model, batches, loss = regression()
     graph = depgraph.trace(model, batches[0][0])

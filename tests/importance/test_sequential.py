@@ -205,7 +205,10 @@ def test_the_best_recipe_passes_it_on() -> None:
     graph = depgraph.trace(model, batches[0])
     target = Target(params=0.6)
     best = replace(recipes.best(batches, lambda output, _: squares(output)), propagation="sequential")
-    alone = [replace(rival, propagation="sequential").plan(graph, target).removal for rival in best.rivals]  # type: ignore[attr-defined]
+    rivals = best.rivals  # type: ignore[attr-defined]
+    assert [one.may_be_sequential for one in rivals] == [True, False, True]  # the second's score takes a backward pass
+    ways = [replace(one, propagation="sequential") if one.may_be_sequential else one for one in rivals]
+    alone = [way.plan(graph, target).removal for way in ways]
     made = best.prune(graph, target)
     assert made.plan is not None and made.plan.removal in alone
 
