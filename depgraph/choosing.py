@@ -99,7 +99,8 @@ class Choice:
         self.options = options
         self.rounding = Rounding(graph, options.round_to)
         self.attempt = attempt
-        self.rank_scores = scores
+        self.scores = self.rank_scores = scores
+        self.ways = [scores]
         self.order: dict[str, np.ndarray] = {}
         self.cap: Counts = {}
         self.leading: list[str] = []
@@ -180,30 +181,53 @@ class Choice:
         return {name: self.stops[name][0] if self.stops.get(name) else 1 for name in names}
 
     def weigh(self) -> None:
-        """Divide scores by what a group costs, so that the cheapest loss per parameter goes first."""
-        weighed, dense = {}, self.spent({})
-        for name in self.order:
-            step = self.first([name])
-            cost = (dense - self.spent(step)) / step[name]
-            weighed[name] = self.rank_scores[name] / max(cost, self.budget.least(self.budget.metric))
-        self.rank_scores = weighed
+        """Divide scores by what a group costs, so that the cheapest loss goes first, by each measure that is limited in turn.
+
+        Which limit binds isn't known before: a plan by milliseconds may spend its bytes on what loses much.
+        """
+        if self.options.scope != "global":  # other rankings don't ask
+            return
+        steps = {name: self.first([name]) for name in self.order}
+        after = {name: self.budget.spent(self._removal(step)) for name, step in steps.items()}
+        dense = self.budget.spent({})
+        self.ways = [
+            {
+                name: self.scores[name] / max((dense[m] - spent[m]) / steps[name][name], self.budget.least(m))
+                for name, spent in after.items()
+            }
+            for m in self.budget.limits
+        ]
 
     def plan(self) -> Plan | None:
-        """The plan that meets the target; None where there is none, or it can't be expressed though that was asked."""
+        """The plan that meets the target; None where there is none, or it can't be expressed though that was asked.
+
+        Of those by several ways to rank, the one whose groups have the lowest scores.
+        """
         if self.options.scope == "uniform" and of_library(self.graph.model):
             freedom = Freedom(self.order, self.cap, self.leading, self.rounding, self.options.branches)
             return configured_plan(self.graph, freedom, self.target)
+        found = [one for way in self.ways if (one := self._plan_by(way)) is not None]
+        if not found:
+            return None
+        plan, self.share = min(found, key=self._lost)
+        return plan
+
+    def _lost(self, found: tuple[Plan, float]) -> float:
+        return sum(float(self.scores[name][list(groups)].sum()) for name, groups in found[0].removal.items())
+
+    def _plan_by(self, rank_scores: dict[str, np.ndarray]) -> tuple[Plan, float] | None:
+        """A plan, and the share of its groups that an axis loses on average before coarse axes are made up for."""
+        self.rank_scores = rank_scores
         ranking = RANKINGS[self.options.scope](self)
         length = self._shortest(ranking)
         if length is None:
             return None
         trimming, items = Trimming(self), ranking.last(length)
         counts = trimming.trimmed(items, self._counts(ranking, length))
-        self.share = float(np.mean([n / self.graph[name].size for name, n in counts.items() if n] or [0.0]))
-        counts = trimming.nearer(items, counts)
-        removal = self._removal(counts)
+        share = float(np.mean([n / self.graph[name].size for name, n in counts.items() if n] or [0.0]))
+        removal = self._removal(trimming.nearer(items, counts))
         plan = Plan.of(self.graph, removal, self._exempt(removal), self.options.branches)
-        return None if self.attempt.express and not is_expressible(self.graph, plan.kept()) else plan
+        return None if self.attempt.express and not is_expressible(self.graph, plan.kept()) else (plan, share)
 
     def refusal(self) -> Unmet:
         """Why there is no plan."""

@@ -26,7 +26,8 @@ class Options:
         groups in all axes of one kind, so that all layers keep equal widths; of a model of transformers only what some
         config expresses goes, see `depgraph.moves`, so that it can be saved as a plain directory), "depth" or "both" (see
         `depth`); "auto" is "axis" for a scorer whose attribute `comparable` is False, else "global".
-    rank: "score", or "density" (score per cost, for scores that add up, such as Taylor's); "auto" asks the scorer.
+    rank: "score", or "density" (score per cost, for scores that add up, such as Taylor's); "auto" asks the scorer. Of several
+        limits each gives a ranking by density, and of their plans the one that loses the lowest scores is taken.
     round_to: keep a multiple of this many groups; axes that have fewer than that to begin with are cut freely, and noted.
         Or the name of a rounding: "gguf" gives the rows of all matrices a multiple of 32, as GGUF's quantised formats want
         them, "gguf-k" of 256, as its K-quants do; axes too small for that stay whole.

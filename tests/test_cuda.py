@@ -56,7 +56,9 @@ def _numbers(output: object) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-@pytest.mark.parametrize("score", ["magnitude", "taylor", "wanda-sp", "flap", "obs", "fisher-obs", "taylor-second", "fpgm"])
+@pytest.mark.parametrize(
+    "score", ["magnitude", "taylor", "wanda-sp", "flap", "obs", "fisher-obs", "taylor-second", "fpgm"]
+)
 def test_the_same_groups_go_as_on_the_cpu(name: str, score: str) -> None:
     model, inputs = BUILDERS[name]()
     there, given = copy.deepcopy(model).cuda(), tuple(x.cuda() for x in inputs)

@@ -356,6 +356,26 @@ def test_scores_that_add_up_are_ranked_by_what_a_group_costs(graph: Graph) -> No
     assert list(graph.plan(Summed(1.2)(graph), target, rank="density").removal) == [second]
 
 
+@pytest.mark.parametrize("order", [("params", "macs"), ("macs", "params")])
+@pytest.mark.parametrize("loose", ["params", "macs"])
+def test_a_limit_that_is_met_anyway_does_not_say_what_goes(order: tuple[str, str], loose: str) -> None:
+    """Early channels have the multiplications, late ones the parameters: which are cheap depends on what binds."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 24, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(24, 200), nn.ReLU(), nn.Linear(200, 9))
+    graph = depgraph.trace(model, torch.randn(1, 3, 16, 16))
+    rng = np.random.default_rng(0)
+    scores = {axis.name: np.sort(rng.random(axis.size)) + 0.1 for axis in graph.axes}
+    (binding,) = {*order} - {loose}
+    shares: dict[str, float] = {binding: 0.6, loose: 0.99}
+    both = depgraph.Target(**{metric: shares[metric] for metric in order})
+    alone = graph.plan(scores, depgraph.Target(**{binding: 0.6}), scope="global", rank="density")
+    other = graph.plan(scores, depgraph.Target(**{loose: 0.6}), scope="global", rank="density")
+    assert getattr(alone.cost(), loose) < 0.99 * getattr(graph.dense_cost, loose)
+    assert {n: len(g) for n, g in alone.removal.items()} != {n: len(g) for n, g in other.removal.items()}
+    assert graph.plan(scores, both, scope="global", rank="density").removal == alone.removal
+
+
 def test_scores_that_do_not_compare_across_axes_take_the_same_share_of_each(graph: Graph) -> None:
     class Scored:
         """Scores of which the first axis's are all lower."""
