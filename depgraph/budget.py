@@ -69,9 +69,9 @@ class Budget:
     def met(self, spent: Spent) -> bool:
         return all(spent[m] <= limit for m, limit in self.limits.items())
 
-    def slack(self, spent: Spent) -> float:
-        """How far below its limit the first measure is."""
-        return self.limits[self.metric] - spent[self.metric]
+    def tightest(self, spent: Spent) -> str:
+        """The measure that is least below its limit, as a share of the dense model's."""
+        return max(self.limits, key=lambda m: (spent[m] - self.limits[m]) / max(self.dense[m], self.least(m)))
 
     def gain(self, spent: Spent) -> float:
         """What was saved, as shares of the dense model, added over all measures."""

@@ -243,20 +243,25 @@ class Choice:
         return self.graph.widths.at({})
 
     def slack(self, plan: Plan) -> float:
-        """How far below the target a plan went, in the target's first metric."""
-        return self.budget.slack(self.budget.spent_at(plan.kept()))
+        """How far below the target a plan went, as a share of the limit that it came nearest to."""
+        spent = self.budget.spent_at(plan.kept())
+        tightest = self.budget.tightest(spent)
+        return 1 - spent[tightest] / max(self.budget.limits[tightest], self.budget.least(tightest))
 
     @property
     def limit(self) -> float:
         """The target's first limit."""
         return self.budget.limits[self.budget.metric]
 
-    def is_near(self, slack: float) -> bool:
-        """Is a slack within what one group costs, or one group of each axis of a tie?"""
+    def is_near(self, plan: Plan) -> bool:
+        """Is a plan within what one group costs of the target, or one group of each axis of a tie?"""
         ties = [tie.axes for tie in self.settler.ties] if self.settler is not None else []
         sets = [(name,) for name in self.leading] + [tuple(a for a in tie if a in self.order) for tie in ties]
-        dense = self.spent({})
-        return slack <= 0 or any(dense - self.spent(self.first(names)) >= slack for names in sets)
+        spent = self.budget.spent_at(plan.kept())
+        tightest = self.budget.tightest(spent)
+        slack, dense = self.budget.limits[tightest] - spent[tightest], self.budget.dense[tightest]
+        steps = (self.budget.spent(self._removal(self.first(names))) for names in sets)
+        return slack <= 0 or any(dense - step[tightest] >= slack for step in steps)
 
     def _shortest(self, ranking: Ranking) -> int | None:
         """A beginning of the ranking that meets the target by less than its last item; None where all of it doesn't.

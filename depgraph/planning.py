@@ -74,7 +74,7 @@ def _in_module(
     options = replace(options, form="module")
 
     def suits(choice: Choice, found: Plan | None) -> bool:
-        return found is not None and choice.share <= _DEARER * share and choice.slack(found) <= _SHORT * choice.limit
+        return found is not None and choice.share <= _DEARER * share and choice.slack(found) <= _SHORT
 
     for attempt in _EXPRESSED:
         try:
@@ -154,7 +154,7 @@ def _nearest(
             refusals.append((least, TargetError(unmet.sentence(target, graph.dense_cost), above, unmet)))
             continue
         slack = choice.slack(plan)
-        if choice.is_near(slack):
+        if choice.is_near(plan):
             return plan, choice.share
         found.append((slack, plan, choice.share))
     if not found:
