@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from depgraph import DependencyGraph
-from depgraph.errors import ScoreError
 from importance.activation import with_unread
 from importance.calling import check_batches
 from importance.factors import FactorSums, Side
@@ -27,7 +26,7 @@ from importance.kronecker import Backward, Kronecker, prunable
 from importance.layout import Place
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
-from importance.problems import Problem, greedy_losses, inverse_of
+from importance.problems import Problem, check_greedy, greedy_losses, inverse_of
 from importance.products import Product
 
 
@@ -64,10 +63,7 @@ class FisherBrain:
 
     def __post_init__(self) -> None:
         check_batches(self.batches)
-        if not 0 <= self.damping < float("inf") or self.rounds < 1:
-            raise ScoreError(
-                f"damping must be at least 0 and rounds at least 1, they are {self.damping} and {self.rounds}"
-            )
+        check_greedy(self.damping, self.rounds)
         Normalisation.of(self.normalise)
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:

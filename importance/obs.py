@@ -12,13 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from depgraph import Axis, DependencyGraph
-from depgraph.errors import ScoreError
 from importance.accumulators import Gram, Statistic, Weights
 from importance.activation import statistics_of, with_unread
 from importance.calling import check_batches
 from importance.columns import Block, blocks_of, column_labels, weight_of
 from importance.normalisation import Normalisation, NormalisationSpec
-from importance.problems import Solvable, greedy_losses, problems_of
+from importance.problems import Solvable, check_greedy, greedy_losses, problems_of
 from importance.statistics import Consumer, Gathering, Statistics
 
 
@@ -53,10 +52,7 @@ class OptimalBrain:
     def __post_init__(self) -> None:
         if not isinstance(self.data, Statistics):
             check_batches(self.data)
-        if not 0 <= self.damping < float("inf") or self.rounds < 1:
-            raise ScoreError(
-                f"damping must be at least 0 and rounds at least 1, they are {self.damping} and {self.rounds}"
-            )
+        check_greedy(self.damping, self.rounds)
         Normalisation.of(self.normalise)
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:

@@ -147,6 +147,12 @@ class Idle:
             self.costs.pop(group, None)
 
 
+def check_greedy(damping: float, rounds: int) -> None:
+    """Raise ScoreError for a damping or a number of rounds that is out of range."""
+    if not 0 <= damping < float("inf") or rounds < 1:
+        raise ScoreError(f"damping must be at least 0 and rounds at least 1, they are {damping} and {rounds}")
+
+
 def greedy_losses(problems: Sequence[Solvable], size: int, rounds: int) -> np.ndarray:
     """What each of `size` groups costs all problems after those that go before it: float64 [groups].
 

@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 import depgraph
 from depgraph.errors import DataError, ScoreError
-from importance import Compensation, RowUpdate, Surgeon, column_costs, compensate, recipes, row_costs, surgeon_update
+from importance import (
+    Compensation,
+    FisherBrain,
+    RowUpdate,
+    Surgeon,
+    column_costs,
+    compensate,
+    recipes,
+    row_costs,
+    surgeon_update,
+)
 from importance.factors import Side
 from importance.problems import Problem, damped
 from importance.products import Product
@@ -205,14 +215,15 @@ def test_units_may_be_permuted() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama_8_2", "gpt2", "residual_cnn", "multihead_attention", "tied_weights"])
-def test_every_axis_of_any_model_has_scores(name: str) -> None:
+@pytest.mark.parametrize("score", [Surgeon, FisherBrain])
+def test_every_axis_of_any_model_has_scores(name: str, score: Any) -> None:
     example = (MODULES | ZOO)[name]()
     graph = depgraph.trace(example.model, example.args, example.kwargs)
     batch = example.kwargs or example.args
     loss = (
         None if name in ZOO else lambda output, _: (output[0] if isinstance(output, tuple) else output).square().mean()
     )
-    scorer = Surgeon([batch], loss)
+    scorer = score([batch], loss)
     found = scorer(graph)
     for axis in graph.axes:
         assert found[axis.name].shape == (axis.size,)
