@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -201,45 +202,47 @@ class GramSums:
         return found if self.summed is None else found + self.summed[group, at, at]
 
 
+_OF_WEIGHTS: dict[str, tuple[Callable[[Rows], Tensor], Callable[[WeightSums], Tensor]]] = {
+    "absolute": (lambda rows: rows.absolutes, lambda sums: sums.total / max(sums.rows, 1)),
+    "square": (lambda rows: rows.squares, lambda sums: sums.total / max(sums.samples, 1)),
+    "share": (lambda rows: rows.shares, lambda sums: sums.total),
+}
+
+
 @dataclass
 class WeightSums:
-    """Of what channels are multiplied with, rows [outputs] of columns [channels]: sums of |w|, of w^2 and of |w| over its row's."""
+    """Of what channels are multiplied with, rows [outputs] of columns [channels]: a sum over rows of what `kind` says."""
 
+    kind: str
     rows: int = 0
     samples: int = 0
-    absolutes: Tensor = field(default_factory=lambda: torch.zeros(()))
-    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
-    shares: Tensor = field(default_factory=lambda: torch.zeros(()))
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def add(self, rows: Rows) -> None:
         """Take in rows [samples, outputs, channels]."""
-        flat = rows.flat.abs()
-        self.rows += len(flat)
+        self.rows += len(rows.flat)
         self.samples += rows.samples
-        self.absolutes = flat.sum(dim=0) + self.absolutes.to(flat)
-        self.squares = flat.square().sum(dim=0) + self.squares.to(flat)
-        row = flat.sum(dim=1)
-        self.shares = torch.where(row > 0, 1 / row, 0) @ flat + self.shares.to(flat)
+        self.total = _OF_WEIGHTS[self.kind][0](rows) + self.total.to(rows.flat)
 
     @property
-    def absolute_mean(self) -> Tensor:
-        """mean_i |W_ij|, [channels]."""
-        return self.absolutes / max(self.rows, 1)
-
-    @property
-    def square_sum(self) -> Tensor:
-        """sum_i W_ij^2 [channels]; of what isn't a weight but computed, the mean over samples of that."""
-        return self.squares / max(self.samples, 1)
+    def value(self) -> Tensor:
+        """What `Weights` asks for, [channels]; squares of what isn't a weight but computed are a mean over samples."""
+        return _OF_WEIGHTS[self.kind][1](self)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Asks for `WeightSums`."""
+    """Asks for `WeightSums`: mean_i |W_ij| ("absolute"), sum_i W_ij^2 ("square"), or sum_i |W_ij| / sum_k |W_ik| ("share")."""
 
     view: ClassVar[str] = "weights"
 
+    kind: str = "absolute"
+
+    def __post_init__(self) -> None:
+        pick(_OF_WEIGHTS, self.kind, "sum over weights")
+
     def start(self, consumer: Any = None) -> WeightSums:
-        return WeightSums()
+        return WeightSums(self.kind)
 
 
 @dataclass(frozen=True)

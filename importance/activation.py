@@ -63,7 +63,7 @@ def _joined(labels: np.ndarray, scores: np.ndarray, within: str) -> Scored:
 
 
 def _wanda(consumer: Consumer, found: Statistics) -> Tensor:
-    return _like(found.of(consumer, Weights()).absolute_mean, found.of(consumer, Norms()).norm)
+    return _like(found.of(consumer, Weights("absolute")).value, found.of(consumer, Norms()).norm)
 
 
 def _fluctuation(consumer: Consumer, found: Statistics) -> Tensor:
@@ -72,7 +72,7 @@ def _fluctuation(consumer: Consumer, found: Statistics) -> Tensor:
 
 
 def _weighed_fluctuation(consumer: Consumer, found: Statistics) -> Tensor:
-    return _like(found.of(consumer, Weights()).square_sum, found.of(consumer, Moments()).variance)
+    return _like(found.of(consumer, Weights("square")).value, found.of(consumer, Moments()).variance)
 
 
 def _sample_means(consumer: Consumer, found: Statistics) -> Tensor:
@@ -86,7 +86,7 @@ def _norm(consumer: Consumer, found: Statistics) -> Tensor:
 
 
 def _relative(consumer: Consumer, found: Statistics) -> Tensor:
-    return _like(found.of(consumer, Weights()).shares + 1, found.of(consumer, Norms()).norm.sqrt())
+    return _like(found.of(consumer, Weights("share")).value + 1, found.of(consumer, Norms()).norm.sqrt())
 
 
 def _like(weights: Tensor, activations: Tensor) -> Tensor:
@@ -94,20 +94,26 @@ def _like(weights: Tensor, activations: Tensor) -> Tensor:
 
 
 CRITERIA: dict[str, Criterion] = {
-    "wanda-sp": Criterion((Norms(), Weights()), by_channel(_wanda), "Wanda-sp (FLAP's authors); METHODS.md 2.3"),
+    "wanda-sp": Criterion(
+        (Norms(), Weights("absolute")), by_channel(_wanda), "Wanda-sp (FLAP's authors); METHODS.md 2.3"
+    ),
     "flap": Criterion(
-        (Moments(), Weights()),
+        (Moments(), Weights("square")),
         by_channel(_weighed_fluctuation, "mean", "gaussian"),
         "FLAP, z-scores of weighted variances, a head's mean: compare across axes; 2.2",
     ),
     "ifv": Criterion((Moments(),), by_channel(_fluctuation), "FLAP, input feature variance; 2.2"),
-    "wifv": Criterion((Moments(), Weights()), by_channel(_weighed_fluctuation), "FLAP, weighted variance; 2.2"),
-    "wifn": Criterion((Norms(), Weights()), by_channel(_wanda), "FLAP, weighted norm; 2.2"),
+    "wifv": Criterion((Moments(), Weights("square")), by_channel(_weighed_fluctuation), "FLAP, weighted variance; 2.2"),
+    "wifn": Criterion((Norms(), Weights("absolute")), by_channel(_wanda), "FLAP, weighted norm; 2.2"),
     "minitron": Criterion((SampleMeans(),), by_channel(_sample_means, "l2"), "Compact LMs; 2.9"),
     "activation": Criterion((Norms(),), by_channel(_norm), "what works in CFSP's fine score; 2.12"),
     "amp": Criterion((Contributions(),), amp, "AMP; 2.28"),
-    "bonsai": Criterion((Norms(), Weights()), by_channel(_wanda, "mean"), "Bonsai's prior, Wanda-sp with means; 2.15"),
-    "ria": Criterion((Norms(), Weights()), by_channel(_relative), "RIA, share of its row and of its column; 2.18"),
+    "bonsai": Criterion(
+        (Norms(), Weights("absolute")), by_channel(_wanda, "mean"), "Bonsai's prior, Wanda-sp with means; 2.15"
+    ),
+    "ria": Criterion(
+        (Norms(), Weights("share")), by_channel(_relative), "RIA, share of its row and of its column; 2.18"
+    ),
 }
 """Criteria by name; sections are METHODS.md's."""
 

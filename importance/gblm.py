@@ -53,7 +53,7 @@ class GradientBlend:
     """
 
     comparable: ClassVar[bool] = False
-    needs: ClassVar[tuple[Statistic, ...]] = (Norms(), Weights())
+    needs: ClassVar[tuple[Statistic, ...]] = (Norms(), Weights("absolute"))
 
     gradients: ClassVar[bool] = True
 
@@ -83,7 +83,7 @@ class GradientBlend:
 
         def formula(consumer: Consumer, found: Statistics) -> Tensor:
             activations = found.of(consumer, Norms()).norm
-            wanda = found.of(consumer, Weights()).absolute_mean.to(activations) * activations
+            wanda = found.of(consumer, Weights("absolute")).value.to(activations) * activations
             if not consumer.weight:
                 return wanda
             weight = graph.tensors()[consumer.weight]

@@ -30,7 +30,7 @@ class OptimalBrain:
     scored anew, so that a group's score is what it costs after all that go before it (greedy, as OBS is).
 
     Args:
-        data: batches, or `Statistics` with `importance.Gram()` and `importance.Weights()`.
+        data: batches, or `Statistics` with `importance.Gram()` and `importance.Weights("square")`.
         damping: added to H's diagonal, as a share of its mean.
         rounds: 1 scores every group alone.
         normalise: per axis: a name, a function, a `Normalisation` or a tuple of names and functions.
@@ -41,7 +41,7 @@ class OptimalBrain:
 
     comparable: ClassVar[bool] = True
     additive: ClassVar[bool] = True
-    needs: ClassVar[tuple[Statistic, ...]] = (Gram(), Weights())
+    needs: ClassVar[tuple[Statistic, ...]] = (Gram(), Weights("square"))
 
     data: Iterable[Any] | Statistics
     damping: float = 0.01
@@ -76,7 +76,7 @@ class OptimalBrain:
         weight = weight_of(consumer, found)
         if weight is None:  # what is multiplied with is computed: only the sizes of its columns are known
             each = columns // consumer.size
-            sizes = (found.of(consumer, Weights()).square_sum.double().cpu() / each).sqrt().repeat_interleave(each)
+            sizes = (found.of(consumer, Weights("square")).value.double().cpu() / each).sqrt().repeat_interleave(each)
             blocks = [Block(sizes[None], 0)]
         else:
             blocks = [*blocks_of(consumer, weight, columns)]

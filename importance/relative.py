@@ -37,7 +37,7 @@ class RelativeLoss:
     scores over the cost of one, which takes a backward pass.
 
     Args:
-        data: batches, or `Statistics` with `importance.Gram()` and `importance.Weights()`.
+        data: batches, or `Statistics` with `importance.Gram()` and `importance.Weights("square")`.
         batches: for "taylor", the batches. loss: as `Taylor`'s.
         weight: a name of `WEIGHTS`. rounds, damping: as `OptimalBrain`'s.
 
@@ -45,7 +45,7 @@ class RelativeLoss:
     """
 
     comparable: ClassVar[bool] = True
-    needs: ClassVar[tuple[Statistic, ...]] = (Gram(), Weights())
+    needs: ClassVar[tuple[Statistic, ...]] = (Gram(), Weights("square"))
 
     data: Iterable[Any] | Statistics
     batches: Iterable[Any] = ()
@@ -96,7 +96,7 @@ def _energy(consumer: Consumer, found: Statistics) -> float:
     weight = weight_of(consumer, found)
     if weight is None:
         each = sums.columns // consumer.size
-        sizes = found.of(consumer, Weights()).square_sum.double().cpu() / each
+        sizes = found.of(consumer, Weights("square")).value.double().cpu() / each
         return float((sums.diagonal.double().cpu() / rows * sizes.repeat_interleave(each)).sum())
     total = torch.zeros((), dtype=torch.float64)
     for block in blocks_of(consumer, weight, sums.columns):

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 _PIECE = 1 << 17
+_WIDE = 128
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,19 @@ class Rows:
     @cached_property
     def squares(self) -> Tensor:
         """The sum of their squares [channels]."""
-        return _added([part.square().sum(dim=0) for part in self.pieces])
+        return _added([_squares(part) for part in self.pieces])
 
     @cached_property
     def absolutes(self) -> Tensor:
         """The sum of |x| [channels]."""
         return _added([part.abs().sum(dim=0) for part in self.pieces])
+
+    @cached_property
+    def shares(self) -> Tensor:
+        """The sum of |x| over its row's sum of these [channels]."""
+        sizes = self.flat.abs()
+        row = sizes.sum(dim=1)
+        return torch.where(row > 0, 1 / row, 0) @ sizes
 
     @cached_property
     def moments(self) -> list[tuple[int, Tensor, Tensor]]:
@@ -79,6 +88,14 @@ class Rows:
         weight = self.text.to(values.dtype).reshape(*self.text.shape, *[1] * (values.ndim - 2))
         some = self.text.any(dim=1)
         return ((values * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1))[some]
+
+
+def _squares(part: Tensor) -> Tensor:
+    """The sum of the squares of rows [channels]; numpy's needs no memory for the squares."""
+    if part.device.type != "cpu" or part.shape[1] < _WIDE or not part.is_contiguous():
+        return part.square().sum(dim=0)
+    array = part.detach().numpy()
+    return torch.from_numpy(np.einsum("ij,ij->j", array, array))
 
 
 def _added(sums: list[Tensor]) -> Tensor:

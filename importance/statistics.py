@@ -181,7 +181,7 @@ class Collector:
         sources = Counter((m.operand, m.dim) for c in self.consumers.values() for m in c.meetings)
         several = (c.key for c in self.consumers.values() if any(sources[m.operand, m.dim] > 1 for m in c.meetings))
         self._shared = frozenset(several)
-        self._last: tuple[tuple[Any, ...], Tensor, Rows] | None = None
+        self._last: dict[tuple[Any, ...], tuple[Tensor, Rows]] = {}
         self._weighed: set[Key] = set()
 
     def __call__(self, met: Met) -> None:
@@ -207,14 +207,21 @@ class Collector:
         return meeting.key in self.consumers
 
     def channels(self, met: Met) -> Rows:
-        """What comes in: one column for every channel. The same as the last time where that came into another consumer too."""
-        operand, dim = met.operand, met.meeting.dim
-        if met.meeting.key not in self._shared or operand.is_inference():
-            return self.samples.rows(operand, dim, self.dtype)
-        place = (operand.data_ptr(), operand.stride(), operand.shape, operand._version, dim, id(self.samples))
-        if self._last is None or self._last[0] != place:
-            self._last = place, operand, self.samples.rows(operand, dim, self.dtype, shared=True)
-        return self._last[2]
+        """What comes in: one column for every channel."""
+        several = met.meeting.key in self._shared
+        if several or not met.meeting.stored:
+            return self._remembered(met.operand, met.meeting.dim, several)
+        return self.samples.rows(_as_stored(met.operand, met.meeting.dim), -1, self.dtype)
+
+    def _remembered(self, tensor: Tensor, dim: int, several: bool = False) -> Rows:
+        """The rows of a tensor: the same as the last time where it was among the last two that were looked at so."""
+        if tensor.is_inference():
+            return self.samples.rows(tensor, dim, self.dtype)
+        place = (tensor.data_ptr(), tensor.stride(), tensor.shape, tensor._version, dim % tensor.ndim, id(self.samples))
+        if place not in self._last:
+            rows = self.samples.rows(_as_stored(tensor, dim), -1, self.dtype, shared=several)
+            self._last = {**dict(list(self._last.items())[-1:]), place: (tensor, rows)}
+        return self._last[place][1]
 
     def columns(self, met: Met) -> Rows:
         """What comes in, one column for every column of the weights: a convolution's windows laid out."""
@@ -223,6 +230,8 @@ class Collector:
 
     def weights(self, met: Met) -> Rows:
         """What it is multiplied with: one column for every channel that comes in."""
+        if not met.meeting.stored and met.other.shape[met.meeting.other_dim] == met.operand.shape[met.meeting.dim]:
+            return self._remembered(met.other, met.meeting.other_dim)
         other = met.other.movedim(met.meeting.other_dim, -1)
         size, own = met.operand.shape[met.meeting.dim], other.shape[-1]
         if own != size:  # every group of a convolution has channels of its own
@@ -242,6 +251,14 @@ class Collector:
                     raise ScoreError(
                         f"NaN or infinity comes in at {self.consumers[key]}: look at the weights before it and at the batches"
                     )
+
+
+def _as_stored(tensor: Tensor, dim: int) -> Tensor:
+    """A tensor's dims but the first in the order of its memory, `dim` last: rows of a sample in any order need no copy then."""
+    dim %= tensor.ndim
+    strides = tensor.stride()
+    rest = sorted((d for d in range(1, tensor.ndim) if d != dim), key=lambda d: -strides[d])
+    return tensor.permute(*([0] if dim else []), *rest, dim)
 
 
 _VIEWS: dict[str, Callable[[Collector, Met], Any]] = {

@@ -14,6 +14,7 @@ import importance
 from depgraph.errors import DataError, ScoreError
 from importance import CRITERIA, Activation, Gathering, Norms, collect
 from importance.accumulators import Absolutes, Gram, Moments, SampleMeans, Weights
+from importance.rows import Rows
 from tests.zoo import MODULES, ZOO
 
 FIRST, SECOND = [1.0, 0.0, 2.0, 1.0], [3.0, 0.0, 0.0, 1.0]
@@ -147,7 +148,16 @@ def test_permuting_units_permutes_scores(criterion: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "statistic", [Moments(), Norms(), Absolutes(), SampleMeans(), SampleMeans("var", "mean"), Gram(), Weights()]
+    "statistic",
+    [
+        Moments(),
+        Norms(),
+        Absolutes(),
+        SampleMeans(),
+        SampleMeans("var", "mean"),
+        Gram(),
+        *map(Weights, ("absolute", "square", "share")),
+    ],
 )
 def test_statistics_are_the_same_in_any_batches_and_order(statistic: Any) -> None:
     model, batches = _net()
@@ -160,6 +170,18 @@ def test_statistics_are_the_same_in_any_batches_and_order(statistic: Any) -> Non
             for name, value in first.items():
                 if isinstance(value, Tensor):
                     assert torch.allclose(value, other[name], rtol=1e-5, atol=1e-7), name
+
+
+@pytest.mark.parametrize("columns", [3, 200])
+def test_sums_of_rows_are_those_of_their_tensor_however_it_lies_in_memory(columns: int) -> None:
+    values = torch.randn(4, 700, columns, generator=torch.Generator().manual_seed(0))
+    flat = values.flatten(0, 1).double()
+    shares = (flat.abs() / flat.abs().sum(1, keepdim=True)).sum(0)
+    for given in (values, values.mT.contiguous().mT):
+        rows = Rows(given)
+        for found, expected in ((rows.squares, flat.square()), (rows.absolutes, flat.abs()), (rows.total, flat)):
+            assert torch.allclose(found.double(), expected.sum(0), rtol=1e-5, atol=1e-3)
+        assert torch.allclose(rows.shares.double(), shares, rtol=1e-5)
 
 
 def test_statistics_are_those_of_the_tensors_that_came_in() -> None:

@@ -21,7 +21,7 @@ from tests.importance.test_activation import TWO_SEQUENCES, Net, TwoHeads
 from tests.zoo import MODULES, ZOO
 
 EXACT = Gathering(dtype=torch.float64)
-ALL = (Gram(), Weights(), Moments("columns"))
+ALL = (Gram(), Weights("square"), Moments("columns"))
 
 
 def problem(weight: list[list[float]], gram: list[list[float]]) -> Problem:
