@@ -35,9 +35,8 @@ def restored(model: nn.Module, *inputs: Any) -> Iterator[list[Tensor]]:
     Every list, dict, set and plain object has the same contents by identity: what was added is gone, what was replaced or
     removed is back, in the old order. Every tensor has the same memory and layout; what is written there stays.
     """
-    found, held = _held_by(model, inputs)
-    empty = [container for container in found if not container]
-    saved = [(container, _copied(container)) for container in found if container]
+    found, empty, held = _held_by(model, inputs)
+    saved = [(container, _copied(container)) for container in found]
     tensors = [(tensor, tensor.detach()) for tensor in held]
     try:
         yield held
@@ -84,14 +83,17 @@ def _holds(cls: Any) -> _Holds:
     return _Holds.ATTRIBUTES
 
 
-def _held_by(model: nn.Module, inputs: Any) -> tuple[list[Any], list[Tensor]]:
-    """Every list, dict and set that modules and inputs hold, and every tensor that has memory of its own kind, once each."""
+def _held_by(model: nn.Module, inputs: Any) -> tuple[list[Any], list[Any], list[Tensor]]:
+    """Every list, dict and set that modules and inputs hold, filled ones and empty ones, and every tensor that has memory of its
+    own kind, once each."""
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     left: list[tuple[Any, int]] = [(vars(module), _MAX_DEPTH) for module in reversed(modules)]
     left.append((inputs, _MAX_DEPTH))
     seen = {id(getattr(model, "depgraph_record", None))}  # large, and no forward knows of it
     found: list[Any] = []
+    empty: dict[int, Any] = {}
     tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}
+    nothing, numbers, items = _Holds.NOTHING, _Holds.NUMBERS, _Holds.ITEMS
     while left:
         container, depth = left.pop()
         if id(container) in seen:
@@ -102,17 +104,21 @@ def _held_by(model: nn.Module, inputs: Any) -> tuple[list[Any], list[Tensor]]:
         closed = not depth or len(container) > _MAX_ITEMS or isinstance(container, set)
         below = depth if isinstance(container, tuple) else depth - 1
         for value in container.values() if isinstance(container, dict) else container:
-            kind: Any = type(value)
-            held = _holds(kind)
-            if held is _Holds.NOTHING:
+            held = _holds(type(value))
+            if held is nothing:
                 continue
-            if held is _Holds.NUMBERS:
+            if held is numbers:
                 tensors[id(value)] = value
-            elif not closed and held is _Holds.ITEMS:
-                left.append((value, below))
-            elif not closed and hasattr(value, "__dict__"):
+            elif closed:
+                continue
+            elif held is items:
+                if value:
+                    left.append((value, below))
+                elif not isinstance(value, tuple):  # most are: a module has a dozen dicts for hooks
+                    empty[id(value)] = value
+            elif hasattr(value, "__dict__"):
                 left.append((vars(value), below))
-    return found, [tensor for tensor in tensors.values() if _has_memory(tensor)]
+    return found, [*empty.values()], [tensor for tensor in tensors.values() if _has_memory(tensor)]
 
 
 def _has_memory(tensor: Tensor) -> bool:

@@ -25,7 +25,7 @@ def difference(got: Tensors, expected: Tensors) -> float:
         if not is_continuous(a) or not a.numel():
             continue
         a, b = _comparable(a), _comparable(b)
-        largest, size = float((a - b).abs().max()), float(b.abs().max())
+        largest, size = _largest(a - b), _largest(b)
         if not math.isfinite(largest + size):
             largest, size = _where_finite(a, b)
         if size > _LARGE:
@@ -34,6 +34,19 @@ def difference(got: Tensors, expected: Tensors) -> float:
             filled = max(filled, masked)
         apart, scale = max(apart, largest), max(scale, size)
     return max(apart / scale if scale else apart, filled)
+
+
+def any_finite(tensor: torch.Tensor) -> bool:
+    """Is one number of a tensor neither NaN nor infinite? If their sum is, they all are."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).any())
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    """The largest magnitude; NaN where there is one."""
+    if tensor.is_complex():
+        return float(tensor.abs().max())
+    least, most = torch.aminmax(tensor)
+    return max(-float(least), float(most))
 
 
 def is_continuous(tensor: torch.Tensor) -> bool:

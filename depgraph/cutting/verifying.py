@@ -17,7 +17,7 @@ from depgraph.capture.proxies import no_flags
 from depgraph.cutting.alone import apart_from_capture
 from depgraph.cutting.bypassing import bypassed
 from depgraph.cutting.choices import Chosen
-from depgraph.cutting.comparing import TOLERANCE, Tensors, difference, is_continuous
+from depgraph.cutting.comparing import TOLERANCE, Tensors, any_finite, difference, is_continuous
 from depgraph.cutting.doubling import in_double
 from depgraph.cutting.draws import Drawing, may_draw, same_draws
 from depgraph.cutting.elsewhere import by_itself
@@ -175,7 +175,7 @@ class Verifier:
 
     def _require_finite(self, expected: Tensors) -> None:
         numbers = [t for t in expected if t.numel() and is_continuous(t)]
-        if numbers and not any(bool(torch.isfinite(t).any()) for t in numbers):
+        if numbers and not any(map(any_finite, numbers)):
             raise CheckError(
                 f"{type(self.graph.model).__name__} gives nothing but NaN and infinity on the example inputs, so that nothing can "
                 "be compared with it: trace it with other inputs, or mend its weights"
