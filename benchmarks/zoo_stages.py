@@ -185,10 +185,7 @@ def quarter(graph: depgraph.DependencyGraph, share: float = SHARE) -> depgraph.P
 def prunable_share(graph: depgraph.DependencyGraph) -> float:
     """The share of the parameters that goes when of every axis only one group and what may not go stay."""
     most = {a.name: np.flatnonzero(a.prunable)[int(a.prunable.all()) :] for a in graph.axes}
-    try:
-        left = graph.cost({name: groups for name, groups in most.items() if len(groups)}).params
-    except Exception:
-        return float("nan")
+    left = graph.cost({name: groups for name, groups in most.items() if len(groups)}).params
     return 1 - left / max(graph.dense_cost.params, 1)
 
 

@@ -13,6 +13,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,8 @@ from depgraph.capture.sizes import Attr
 from depgraph.classes import NONE
 from depgraph.coupling import Labelling, find_axes
 from depgraph.cutting.entries import in_order
-from depgraph.cutting.experts import Expected, check_without, expected, leaving
+from depgraph.cutting.experts import Expected, check_without, expected, leaving, taken
+from depgraph.cutting.rerunning import Inputs
 from depgraph.cutting.shortening import shorten
 from depgraph.holders import HARD, Holder, Holders, ListOfParts, StackOfParts
 from depgraph.widths import Widths
@@ -194,6 +196,11 @@ class _Trial:
         self.candidates = candidates
         self.left = _MOST_TRIALS
 
+    @cached_property
+    def given(self) -> list[Inputs]:
+        """What the model is run on."""
+        return taken(self.graph)
+
     def passed(self) -> list[Axis]:
         """The axes that can go: all at once in one version where that does, else each by itself."""
         together = self._version(self.candidates)
@@ -209,7 +216,7 @@ class _Trial:
         if len(removal) < len(candidates) or not self.left:
             return []
         try:
-            wanted = expected(graph, graph.model, removal)
+            wanted = expected(graph, graph.model, removal, self.given)
         except Exception:
             return []
         for versions in zip_longest(*(c.versions for c in candidates)):

@@ -104,7 +104,8 @@ def _held_by(model: nn.Module, inputs: Any) -> tuple[list[Any], list[Any], list[
         closed = not depth or len(container) > _MAX_ITEMS or isinstance(container, set)
         below = depth if isinstance(container, tuple) else depth - 1
         for value in container.values() if isinstance(container, dict) else container:
-            held = _holds(type(value))
+            kind: Any = type(value)
+            held = _holds(kind)
             if held is nothing:
                 continue
             if held is numbers:

@@ -14,7 +14,7 @@ from depgraph.capture.forgetting import forget
 from depgraph.capture.training import training_forward
 from depgraph.cutting.absorbing import absorb
 from depgraph.cutting.drifting import new_drifts, numbers_of
-from depgraph.cutting.experts import Expected, check_without, expected, leaving, record_without, with_entries
+from depgraph.cutting.experts import Expected, check_without, expected, leaving, record_without, taken, with_entries
 from depgraph.cutting.expressible import expressed
 from depgraph.cutting.expressing import Solution
 from depgraph.cutting.module import Undo, cut_copy, cut_in_place
@@ -22,7 +22,7 @@ from depgraph.cutting.parting import ways
 from depgraph.cutting.program import cut_programs
 from depgraph.cutting.record import make_record, put_record
 from depgraph.cutting.report import Check, CutReport
-from depgraph.cutting.rerunning import inputs_at
+from depgraph.cutting.rerunning import Inputs, inputs_at
 from depgraph.cutting.roles import other_reads
 from depgraph.cutting.shortening import Shortening, shorten, shortening_of, shorter_copy
 from depgraph.cutting.shorter import carried, check_shorter, graph_of, record_of, references, renamed, together
@@ -128,10 +128,10 @@ def _without_entries(plan: Plan, how: How) -> CutReport:
     """Narrow a copy along all other axes, then let whole modules leave it."""
     if how.form == "graph":
         raise CutError(_ONLY_MODULE)
-    removal, rest = with_entries(plan), _of_dims(plan)
+    removal, rest, given = with_entries(plan), _of_dims(plan), _given(plan, how)
     first = _module(rest, how) if rest.removal else None
     model = plan.graph.model if first is None else first.model
-    wanted = _expected(plan, model, how)
+    wanted = _expected(plan, model, given)
     shortening = leaving(plan.graph, removal, rest.removal)
     if first is None:
         model = shorter_copy(model, shortening)
@@ -142,13 +142,13 @@ def _without_entries(plan: Plan, how: How) -> CutReport:
 
 def _without_entries_in_place(plan: Plan, how: How) -> CutReport:
     model, rest, steps = plan.graph.model, _of_dims(plan), list[Undo]()
-    before = getattr(model, "depgraph_record", None)
+    before, given = getattr(model, "depgraph_record", None), _given(plan, how)
     try:
         first = None
         if rest.removal:
             first, undo = _in_place(rest, how)
             steps.append(undo)
-        wanted = _expected(plan, model, how)
+        wanted = _expected(plan, model, given)
         shortening = leaving(plan.graph, with_entries(plan), rest.removal)
         steps.append(shorten(model, shortening))
         return _entries_report(plan, model, shortening, wanted, first)
@@ -165,9 +165,14 @@ def _of_dims(plan: Plan) -> Plan:
     return replace(plan, removal=left)
 
 
-def _expected(plan: Plan, model: nn.Module, how: How) -> Expected | None:
+def _given(plan: Plan, how: How) -> list[Inputs]:
+    """What the original is to be compared on; nothing where nothing is to be compared."""
     on_meta = any(t.is_meta for t in plan.graph.tensors().values())
-    return None if how.check == "none" or on_meta else expected(plan.graph, model, with_entries(plan))
+    return [] if how.check == "none" or on_meta else taken(plan.graph)
+
+
+def _expected(plan: Plan, model: nn.Module, given: list[Inputs]) -> Expected | None:
+    return expected(plan.graph, model, with_entries(plan), given) if given else None
 
 
 def _entries_report(

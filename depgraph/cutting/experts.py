@@ -118,19 +118,38 @@ class Expected(NamedTuple):
     captured: float = 0.0
 
 
-def expected(graph: DependencyGraph, model: nn.Module, removal: Groups) -> Expected:
-    """Run `model`, the graph's or one cut in its other axes, with what `removal` takes away out of reach, and as it is."""
+def taken(graph: DependencyGraph) -> list[Inputs]:
+    """The example inputs, and of those that are made from them the ones that the graph's model takes as it is now."""
+    first, *others = _inputs(graph)
+    return [first, *(inputs for inputs in others if _runs(graph, inputs))]
+
+
+def _runs(graph: DependencyGraph, inputs: Inputs) -> bool:
+    try:
+        outputs(graph, graph.model, inputs)
+    except Exception:  # what it raises is its own affair: it isn't cut yet
+        return False
+    return True
+
+
+def expected(graph: DependencyGraph, model: nn.Module, removal: Groups, given: list[Inputs]) -> Expected:
+    """Run `model`, the graph's or one cut in its other axes, with what `removal` takes away out of reach, and as it is.
+
+    `given` are the inputs that the original took. Raises CheckError when `model` doesn't take one of them.
+    """
     bars, silent = bars_of(graph, removal), _modules(graph, model, removal)
     kept = graph.widths.at(removal)
     found = Expected([], [], [])
-    for k, inputs in enumerate(_inputs(graph)):
+    for k, inputs in enumerate(given):
         try:
             free = outputs(graph, model, inputs)
-        except Exception:
-            if k == 0:
-                raise
-            continue  # the original doesn't take these either
-        within = outputs(graph, model, inputs, lambda: barred(model, bars, silent))
+            within = outputs(graph, model, inputs, lambda: barred(model, bars, silent))
+        except Exception as failure:
+            text = str(failure).strip().splitlines()
+            raise CheckError(
+                f"{type(model).__name__} doesn't run on inputs that it took before, with its other axes cut and the parts that the "
+                f"plan takes out barred: {type(failure).__name__}: {text[0] if text else ''}"
+            ) from failure
         found.inputs.append(inputs)
         found.free.append(_narrow(graph, free, kept))
         found.barred.append(_narrow(graph, within, kept))
