@@ -259,7 +259,7 @@ class Choice:
         sets = [(name,) for name in self.leading] + [tuple(a for a in tie if a in self.order) for tie in ties]
         spent = self.budget.spent_at(plan.kept())
         tightest = self.budget.tightest(spent)
-        slack, dense = self.budget.limits[tightest] - spent[tightest], self.budget.dense[tightest]
+        slack, dense = self.budget.limits[tightest] - spent[tightest], self.budget.spent({})[tightest]
         steps = (self.budget.spent(self._removal(self.first(names))) for names in sets)
         return slack <= 0 or any(dense - step[tightest] >= slack for step in steps)
 
