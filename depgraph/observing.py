@@ -101,17 +101,30 @@ class Observer:
 
         Raises DataError when an input points beyond a table, or the model can't be captured on inputs of these shapes.
         """
-        args, kwargs = inputs
-        found = self.runnable(args, kwargs)
-        self._require_within(found, args, kwargs)
+        found, side = self._ready(inputs, seen, side)
+        return self._outputs(found, inputs, side, _Shower(found, watch, seen or {}).nodes())
+
+    def watch(
+        self, inputs: Inputs, watch: Watcher | None = None, seen: Seen | None = None, side: Side | None = None
+    ) -> None:
+        """As `run`, without what nothing that is looked at is computed from: a language model's last product, say."""
+        found, side = self._ready(inputs, seen, side)
+        shower = _Shower(found, watch, seen or {})
+        watched = shower.nodes()
+        self._outputs(found, inputs, side, watched, found.behind(frozenset(shower.needed(watched))))
+
+    def _ready(self, inputs: Inputs, seen: Seen | None, side: Side | None) -> tuple[Runnable, Side]:
+        """The capture for a batch that fits, and what is zeroed."""
+        found, whole = self.runnable(*inputs), self.graph.widths.at({})
+        self._require_within(found, *inputs)
         if side is not None or seen:
             self._require_same(found)
-        whole = self.graph.widths.at({})
-        watched = _Shower(found, watch, seen or {}).nodes()
-        return self._outputs(found, inputs, side or Side(whole, whole), watched)
+        return found, side or Side(whole, whole)
 
-    def _outputs(self, found: Runnable, inputs: Inputs, side: Side, watch: Watch) -> Outputs:
-        reference = Reference(found.script, found.program, [side], watch=watch)
+    def _outputs(
+        self, found: Runnable, inputs: Inputs, side: Side, watch: Watch, only: frozenset[Node] | None = None
+    ) -> Outputs:
+        reference = Reference(found.script, found.program, [side], watch=watch, only=only)
         with torch.no_grad(), same_draws():
             (outputs,) = reference.run(lambda name: self._fetch(found, name), *inputs)
         return outputs
@@ -206,17 +219,29 @@ class _Shower:
     watch: Watcher | None
     seen: Seen
 
+    @cached_property
+    def met(self) -> dict[str, list[Meeting]]:
+        """The products to show, by their operators: those that the watcher `wants`, if it says."""
+        if self.watch is None:
+            return {}
+        wants = getattr(self.watch, "wants", lambda meeting: True)
+        return {op: some for op, products in self.found.nodes.items() if (some := [m for m in products if wants(m)])}
+
     def nodes(self) -> dict[Node, Callable[[Node, SideRun], None]]:
         """The nodes that there is something to show of."""
-        met = self.found.nodes if self.watch is not None else {}
-        return {n: self.show for n in self.found.exported.graph.nodes if n.name in met or n.name in self.seen}
+        return {n: self.show for n in self.found.exported.graph.nodes if n.name in self.met or n.name in self.seen}
+
+    def needed(self, nodes: Iterable[Node]) -> Iterator[Node]:
+        """What must have run before `nodes` are shown: themselves, or what meets in them."""
+        for node in nodes:
+            yield from [node] if node.name in self.seen else node.all_input_nodes
 
     def show(self, node: Node, side: SideRun) -> None:
         """What a node has made, and what it has met."""
         if node.name in self.seen:
             self.seen[node.name](side.cut(node).detach())
         if self.watch is not None:
-            for met in _met(node, side, self.found.nodes.get(node.name, ()), self.found.program):
+            for met in _met(node, side, self.met.get(node.name, ()), self.found.program):
                 self.watch(met)
 
 

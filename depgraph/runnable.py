@@ -37,6 +37,16 @@ class Runnable:
         return Script(self.exported)
 
     @cached_property
+    def _behind(self) -> dict[frozenset[Node], frozenset[Node]]:
+        return {}
+
+    def behind(self, nodes: frozenset[Node]) -> frozenset[Node]:
+        """`nodes` and all that must run for them, see `Script.behind`; found once."""
+        if nodes not in self._behind:
+            self._behind[nodes] = self.script.behind(nodes)
+        return self._behind[nodes]
+
+    @cached_property
     def meetings(self) -> list[Meeting]:
         """Its products, see `depgraph.consumers.meetings`."""
         return meetings(self.program, self.exported.graph.nodes)

@@ -67,7 +67,7 @@ class BlockChange:
         observer = graph.observer()
         for args, kwargs in _inputs(graph, self.batches):
             pairs.samples = Samples.of(args, kwargs)
-            observer.run((args, kwargs), seen=pairs.seen)
+            observer.watch((args, kwargs), seen=pairs.seen)
         still = float(distance(torch.zeros(())))
         return {name: pairs.mean(name) if name in found else still for name in names}
 
@@ -95,7 +95,7 @@ class OutlierRatios:
         observer = graph.observer()
         for args, kwargs in _inputs(graph, self.batches):
             squares.samples = Samples.of(args, kwargs)
-            observer.run((args, kwargs), watch=squares)
+            observer.watch((args, kwargs), watch=squares)
         tensors = graph.tensors()
         found: dict[str, list[tuple[Tensor, Tensor, int]]] = {name: [] for name in names}
         for (weight, dim), sums in squares.sums.items():

@@ -240,7 +240,7 @@ def _together(graph: DependencyGraph, names: list[str], batches: Iterable[Any]) 
             made = {name: choice.made for name, choice in choosing.items() if choice.place is None}
             if made:
                 watch = {node: lambda chosen, name=name: count(name, chosen) for name, node in made.items()}
-                observer.run((args, kwargs), seen=watch)
+                observer.watch((args, kwargs), seen=watch)
             for name, choice in choosing.items():
                 if choice.place is not None:
                     count(name, decided_at(observer.runnable(args, kwargs).exported, choice.place).to(device))

@@ -47,7 +47,8 @@ class Rows:
     @cached_property
     def squares(self) -> Tensor:
         """The sum of their squares [channels]."""
-        return _added([_squares(part) for part in self.pieces])
+        pieces = self.pieces
+        return pieces[0].square().sum(dim=0) if len(pieces) == 1 else _added([_squares(part) for part in pieces])
 
     @cached_property
     def absolutes(self) -> Tensor:
@@ -91,7 +92,7 @@ class Rows:
 
 
 def _squares(part: Tensor) -> Tensor:
-    """The sum of the squares of rows [channels]; numpy's needs no memory for the squares."""
+    """The sum of the squares of many rows [channels]; numpy's needs no memory for the squares."""
     if part.device.type != "cpu" or part.shape[1] < _WIDE or not part.is_contiguous():
         return part.square().sum(dim=0)
     array = part.detach().numpy()

@@ -156,7 +156,7 @@ def collect(
         for batch in _shown(batches, how):
             args, kwargs = inputs_of(graph.model, moved(batch, device))
             collector.samples = Samples.of(args, kwargs)
-            observer.run((args, kwargs), watch=collector, side=how.side)
+            observer.watch((args, kwargs), watch=collector, side=how.side)
             count += 1
     if not count:
         raise DataError("there are no batches to collect from (a generator gives its batches only once: pass a list)")

@@ -46,7 +46,7 @@ class Reference:
 
     What is the same on all sides is computed once, and one weight times the rows of several sides is one product, so
     that weights are read from memory once. The first side chooses as `follow` says, and is shown to `watch` after each of the
-    nodes that it has.
+    nodes that it has. `only` names what is computed: then there are no outputs.
     """
 
     def __init__(
@@ -57,11 +57,13 @@ class Reference:
         follow: Following | None = None,
         *,
         watch: Watch | None = None,
+        only: frozenset[Node] | None = None,
     ) -> None:
         self.script = script
         self.program = program
         self.follow = follow or Following({}, 0.0, Draws(), None)
         self.watch = watch or {}
+        self.only = only
         self.sides = [SideRun(side, program, script.nodes) for side in sides]
         self.apart = self._apart()
 
@@ -108,15 +110,15 @@ class Reference:
                 self._hold(node, next(given) if target is None else fetch(target), target is not None)
             elif node.op == "get_attr":
                 self._put(node, getattr(script.exported.graph_module, str(node.target)))
-            elif node.op == "call_function":
+            elif node.op == "output":
+                outputs = [self._outputs(script.outputs if self.only is None else [], side) for side in self.sides]
+            elif self.only is None or node in self.only:
                 self._run(node)
-            else:
-                outputs = [self._outputs(script.outputs, side) for side in self.sides]
             if node in self.watch:
                 self.watch[node](node, self.sides[0])
             for dead in script.dead.get(node, ()):
                 for side in self.sides:
-                    del side.env[dead]
+                    side.env.pop(dead, None)
         return outputs
 
     def _outputs(self, nodes: list[Node], side: SideRun) -> Outputs:

@@ -60,6 +60,20 @@ class Script:
         held = (n for n in self.nodes if n.op == "placeholder" and self.targets[n.name] is not None)
         return frozenset(held) - self.roots
 
+    def behind(self, nodes: frozenset[Node]) -> frozenset[Node]:
+        """`nodes` and all that is computed for them; with what writes to memory, draws or asserts before the last of them."""
+        last = max((k for k, node in enumerate(self.nodes) if node in nodes), default=-1)
+        writers = {write.writer for write in self.writes}
+        before = (node for node in self.nodes[: last + 1] if node.op == "call_function")
+        left = [*nodes, *(n for n in before if n in writers or n in self.drawing or n.is_impure())]
+        found: set[Node] = set()
+        while left:
+            node = left.pop()
+            if node not in found:
+                found.add(node)
+                left += node.all_input_nodes
+        return frozenset(found)
+
     @cached_property
     def outputs(self) -> list[Node]:
         (output,) = (node for node in self.nodes if node.op == "output")

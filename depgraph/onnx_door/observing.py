@@ -106,6 +106,12 @@ class FileObserver:
             made = self._at_once(given, show, side)
         return [(value, as_torch(made[value.name])) for value in self.own.program.outputs.values()]
 
+    def watch(
+        self, inputs: Inputs, watch: Watcher | None = None, seen: Seen | None = None, side: Side | None = None
+    ) -> None:
+        """As `run`, for what is looked at alone."""
+        self.run(inputs, watch, seen, side)
+
     def call(self, inputs: Inputs, side: Side | None = None, seen: Seen | None = None) -> Any:
         """What the file gives for one batch: a tensor, or several by name; `seen` as in `run`. Raises DataError as that does."""
         made = {str(self._files[v.name].name): t for v, t in self.run(inputs, seen=seen, side=side)}
