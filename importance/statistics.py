@@ -181,7 +181,7 @@ class Collector:
         sources = Counter((m.operand, m.dim) for c in self.consumers.values() for m in c.meetings)
         several = (c.key for c in self.consumers.values() if any(sources[m.operand, m.dim] > 1 for m in c.meetings))
         self._shared = frozenset(several)
-        self._last: dict[tuple[Any, ...], tuple[Tensor, Rows]] = {}
+        self._last: dict[tuple[Any, ...], tuple[Rows, Tensor, Samples]] = {}
         self._weighed: set[Key] = set()
 
     def __call__(self, met: Met) -> None:
@@ -220,8 +220,9 @@ class Collector:
         place = (tensor.data_ptr(), tensor.stride(), tensor.shape, tensor._version, dim % tensor.ndim, id(self.samples))
         if place not in self._last:
             rows = self.samples.rows(_as_stored(tensor, dim), -1, self.dtype, shared=several)
-            self._last = {**dict(list(self._last.items())[-1:]), place: (tensor, rows)}
-        return self._last[place][1]
+            before = list(self._last.items())[-1:]
+            self._last = dict([*before, (place, (rows, tensor, self.samples))])  # what ids are of stays alive
+        return self._last[place][0]
 
     def columns(self, met: Met) -> Rows:
         """What comes in, one column for every column of the weights: a convolution's windows laid out."""
