@@ -219,6 +219,8 @@ class _Trial:
             wanted = expected(graph, graph.model, removal, self.given)
         except Exception:
             return []
+        if not wanted.sensitivity > wanted.tolerance:  # whatever a version computes, nothing would show it
+            return []
         for versions in zip_longest(*(c.versions for c in candidates)):
             axes = [axis or first for axis, first in zip(versions, firsts, strict=True)]
             if self.left and self._computes(axes, removal, wanted):
@@ -232,9 +234,9 @@ class _Trial:
         try:
             take_back = shorten(graph.model, leaving(graph, removal))
             try:
-                check = check_without(graph, graph.model, wanted)
+                check_without(graph, graph.model, wanted)
             finally:
                 take_back()
         except Exception:  # whatever a model that isn't made for it comes to
             return False
-        return check.sensitivity > check.tolerance
+        return True

@@ -287,6 +287,18 @@ def test_what_is_no_list_of_experts_stays(kind: type[Mixture]) -> None:
     assert len(graph.model.experts) == graph.model.num_experts == EXPERTS  # type: ignore[arg-type]
 
 
+def test_where_nothing_would_show_a_wrong_cut_none_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tried = Masked().eval(), list[object]()
+    monkeypatch.setattr("depgraph.experts.shorten", lambda *given: tried.append(given))
+    with torch.no_grad():
+        model.out.weight.zero_()
+    assert not any(axis.entries for axis in depgraph.trace(model, torch.randn(4, WIDTH)).axes) and not tried
+    with torch.no_grad():
+        model.out.weight.normal_()
+    depgraph.trace(model, torch.randn(4, WIDTH))
+    assert tried, "here a trial would tell"
+
+
 class Limited(Mixture):
     """Experts are chosen within the best sets of three."""
 

@@ -117,6 +117,21 @@ class Expected(NamedTuple):
     free: list[list[Tensor]]
     captured: float = 0.0
 
+    @property
+    def tolerance(self) -> float:
+        """How far apart rounding may take two computations of the same."""
+        tensors = [t for made in self.barred for t in made if t.is_floating_point()]
+        return max((TOLERANCE.get(t.dtype, 1e-4) for t in tensors), default=1e-4)
+
+    @property
+    def sensitivity(self) -> float:
+        """How far it moves the outputs that what goes can't be chosen."""
+        pairs = zip(self.barred, self.free, strict=True)
+        shown = (
+            both for both in pairs if all(t.numel() for t in both[0])
+        )  # else there is nothing in which they could differ
+        return max((difference(within, free) for within, free in shown), default=0.0)
+
 
 def taken(graph: DependencyGraph) -> list[Inputs]:
     """The example inputs, and of those that are made from them the ones that the graph's model takes as it is now."""
@@ -216,11 +231,8 @@ def check_without(graph: DependencyGraph, model: nn.Module, wanted: Expected) ->
     Raises CheckError when they differ by more than rounding, or the model doesn't run, or computes something else when it simply
     runs though the original didn't.
     """
-    error = sensitivity = 0.0
-    tensors = [t for made in wanted.barred for t in made if t.is_floating_point()]
-    tolerance = max((TOLERANCE.get(t.dtype, 1e-4) for t in tensors), default=1e-4)
-    computed = []
-    for inputs, within, free in zip(wanted.inputs, wanted.barred, wanted.free, strict=True):
+    error, tolerance, computed = 0.0, wanted.tolerance, []
+    for inputs, within in zip(wanted.inputs, wanted.barred, strict=True):
         try:
             got = outputs(graph, model, inputs)
         except Exception as failure:
@@ -231,8 +243,6 @@ def check_without(graph: DependencyGraph, model: nn.Module, wanted: Expected) ->
             ) from failure
         computed.append(got)
         error = max(error, difference(got, within))
-        if all(tensor.numel() for tensor in within):  # else there is nothing in which both could differ
-            sensitivity = max(sensitivity, difference(within, free))
     if not error <= tolerance:
         raise CheckError(
             f"{type(model).__name__} without the parts that the plan takes out differs by {error:.1e} of the largest output "
@@ -242,7 +252,7 @@ def check_without(graph: DependencyGraph, model: nn.Module, wanted: Expected) ->
     if wanted.captured <= tolerance and not difference(alone, computed[0]) <= tolerance:
         raise only_captured(model, in_place=False)
     captured = wanted.captured if wanted.captured > tolerance else 0.0
-    return Check(error, sensitivity, tolerance, 0, 0, captured=captured)
+    return Check(error, wanted.sensitivity, tolerance, 0, 0, captured=captured)
 
 
 def record_without(plan: Plan, removal: Groups, how: Shortening, earlier: dict[str, Any] | None) -> dict[str, Any]:
