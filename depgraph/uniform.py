@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,14 @@ from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import quiet
 from depgraph.capture.keeping import unwritten
-from depgraph.configs import Place, edited, recorded_edits
+from depgraph.config_search import Change, ConfigSearch, dims_of
+from depgraph.configs import edited, recorded_edits
 from depgraph.cutting.inputs import make_inputs
 from depgraph.cutting.record import attention_of, cuts, original_config, shortened_lists
 from depgraph.errors import CheckpointError
 
-_MOST_STEPS, _MOST_SECONDS = 12, 20.0
+_MOST_SECONDS = 20.0
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
-Shapes = dict[str, tuple[int, ...]]
-Edit = tuple[str, int]
 
 
 def write_plain(model: nn.Module, folder: Path) -> tuple[str, str]:
@@ -55,24 +54,22 @@ def _candidates(model: nn.Module, made: list[dict[str, Any]]) -> Iterator[tuple[
     The plan's own comes first. Different configs can give the same shapes (8 heads of 9, 6 heads of 12): where one is
     refused, those that do without one of its edits follow, as long as all searching takes less than 20 s.
     """
-    start, wanted = original_config(model), _shapes(model)
+    start, late = original_config(model), time.monotonic() + _MOST_SECONDS
+    search = ConfigSearch(type(model), start, dims_of(model), sizes(made), late)
     if any(cut["form"] == "depth" for cut in made):  # what counts its layers has followed
         config: Any = copy.deepcopy(model.config)
         config.architectures = [type(model).__name__]
-        if _distance(type(model), config, wanted) == 0:
+        if replace(search, start=config).apart({}) == 0:
             yield config, _changed_names(made)
     planned = recorded_edits(model)
-    config = edited(start, planned)
-    if planned and _distance(type(model), config, wanted) == 0:
-        yield config, [".".join(place) for place in planned]
-    late = time.monotonic() + _MOST_SECONDS
-    became = sizes(made)
-    banned: list[Edit | None] = [None]  # grows by the edits of the first config found
+    if planned and search.apart(planned) == 0:
+        yield edited(start, planned), [".".join(place) for place in planned]
+    banned: list[Change | None] = [None]  # grows by the edits of the first config found
     for ban in banned:
-        found = _search(Search(type(model), wanted, became, late), start, ban)
-        if found is not None:
-            banned += found[1] if ban is None else []
-            yield found[0], [name for name, _ in found[1]]
+        edits = search.found(ban)
+        if edits is not None:
+            banned += edits.items() if ban is None else []
+            yield edited(start, edits), [".".join(place) for place in edits]
         if time.monotonic() > late:
             return
 
@@ -140,85 +137,6 @@ def sizes(made: list[dict[str, Any]]) -> dict[int, set[int]]:
         for change in cut["attributes"]:
             found.setdefault(change["before"], set()).add(change["after"])
     return found
-
-
-@dataclass(frozen=True)
-class Search:
-    """For a config by which `kind` builds the shapes `wanted`; `became` says what sizes became, `late` when to give up."""
-
-    kind: type
-    wanted: Shapes
-    became: dict[int, set[int]]
-    late: float
-
-    def trials(self, config: Any, ban: Edit | None) -> Iterator[tuple[float, Edit, Any]]:
-        """Every config with one more edit than `config`, and how far from the wanted shapes it is."""
-        for edit, trial in _edits(config, self.became):
-            if time.monotonic() > self.late:
-                return
-            if edit != ban:
-                yield _distance(self.kind, trial, self.wanted), edit, trial
-
-
-def _search(search: Search, config: Any, ban: Edit | None) -> tuple[Any, list[Edit]] | None:
-    """The config whose model has the wanted shapes, by steps that each bring it nearer; `ban` is none of them."""
-    apart = _distance(search.kind, config, search.wanted)
-    edits: list[Edit] = []
-    for _ in range(_MOST_STEPS):
-        if apart == 0:
-            return config, edits
-        best, edit, trial = min(search.trials(config, ban), key=lambda t: t[0], default=(apart, ("", 0), config))
-        if best is None or best >= apart:
-            return None
-        config, apart = trial, best
-        edits.append(edit)
-    return None
-
-
-def _edits(config: Any, became: dict[int, set[int]]) -> Iterator[tuple[Edit, Any]]:
-    """The config with one integer changed from an old size to a new one, or with one that wasn't set given a new one."""
-    fresh = sorted({new for options in became.values() for new in options})
-    for place, value in _integers(config, ()):
-        for new in fresh if value is None else sorted(became.get(value, ())):
-            if new == value:
-                continue
-            trial = copy.deepcopy(config)
-            holder = trial
-            for name in place[:-1]:
-                holder = getattr(holder, name)
-            try:
-                setattr(holder, place[-1], new)
-            except Exception:  # the config's own validation, of whatever kind: no such config
-                continue
-            yield (".".join(place), new), trial
-
-
-def _integers(config: Any, before: Place) -> Iterator[tuple[Place, int | None]]:
-    for name, value in sorted(vars(config).items()):
-        if name.startswith("_") or isinstance(value, bool):
-            continue
-        if isinstance(value, int):
-            yield (*before, name), value
-        elif value is None and name.startswith(("n_", "num_")) or value is None and name.endswith(("_dim", "_size")):
-            yield (*before, name), None
-        elif type(value).__name__.endswith("Config"):
-            yield from _integers(value, (*before, name))
-
-
-def _shapes(model: nn.Module) -> Shapes:
-    return {name: tuple(p.shape) for name, p in model.named_parameters()}
-
-
-def _distance(kind: type, config: Any, wanted: Shapes) -> float:
-    """How far the shapes of the model that a config builds are from the wanted ones."""
-    try:
-        with torch.device("meta"):
-            shapes = _shapes(kind(copy.deepcopy(config)))
-    except Exception:
-        return float("inf")
-    if shapes.keys() != wanted.keys() or any(len(shapes[n]) != len(wanted[n]) for n in wanted):
-        return float("inf")
-    return sum(abs(a - b) for n in wanted for a, b in zip(shapes[n], wanted[n], strict=True))
 
 
 def _rebuilt(model: nn.Module, config: Any, made: list[dict[str, Any]]) -> tuple[str, Any]:
