@@ -77,12 +77,15 @@ class Runnable:
         return [n.name for n in script.nodes if n.op == "placeholder" and script.targets[n.name] is None]
 
     def structured(self, outputs: Iterable[torch.Tensor]) -> Any:
-        """The tensors that a run gave, as the model returns them: a tensor, a tuple, a dict, an output class."""
+        """The tensors that a run gave, as the model returns them: a tensor, a tuple, a dict, an output class.
+
+        After what it returns a program may give what its code decides by.
+        """
         made = iter(outputs)
         (output,) = (node for node in self.exported.graph.nodes if node.op == "output")
         leaves = [next(made) if _is_tensor(leaf) else leaf for leaf in pytree.tree_leaves(output.args)]
         kinds = [spec.kind for spec in self.exported.graph_signature.output_specs]
-        own = [leaf for leaf, kind in zip(leaves, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
+        own = [leaf for leaf, kind in zip(leaves, kinds, strict=False) if kind is OutputKind.USER_OUTPUT]
         return pytree.tree_unflatten(own, output_spec_of(self.exported))
 
     @cached_property
