@@ -27,8 +27,8 @@ from depgraph.cutting.draws import same_draws
 from depgraph.cutting.reference import Outputs, Reference, Watch
 from depgraph.cutting.sides import Side, SideRun
 from depgraph.errors import DataError
-from depgraph.graph import Program
 from depgraph.offloading import at_rest
+from depgraph.origins import Factors
 from depgraph.runnable import Runnable
 
 if TYPE_CHECKING:
@@ -42,12 +42,17 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Met(NamedTuple):
-    """What came together in a `meeting`: its operand, and the other operand; without gradients. `node` is the operator."""
+    """What came together in a `meeting`: its operand, and the other operand; without gradients. `node` is the operator.
+
+    `operand_from` and `other_from` say what the dims of these come from, as far as that is known: `depgraph.origins`.
+    """
 
     meeting: Meeting
     operand: torch.Tensor
     other: torch.Tensor
     node: Node
+    operand_from: tuple[Factors, ...] = ()
+    other_from: tuple[Factors, ...] = ()
 
 
 Steps = Generator[Met, torch.Tensor | None, None]
@@ -171,7 +176,7 @@ class Observer:
         env, before = reference.sides[0].env, dict[Node, Any]()
         for node in _without_gradients(running):
             env.update({source: made for source, made in before.items() if source in env})
-            before = yield from _exchanging(node, reference.sides[0], wanted[node.name], found.program)
+            before = yield from _exchanging(node, reference.sides[0], wanted[node.name], found)
 
     def _fetch(self, found: Runnable, name: str) -> torch.Tensor:
         constants = found.exported.constants
@@ -241,18 +246,20 @@ class _Shower:
         if node.name in self.seen:
             self.seen[node.name](side.cut(node).detach())
         if self.watch is not None:
-            for met in _met(node, side, self.met.get(node.name, ()), self.found.program):
+            for met in _met(node, side, self.met.get(node.name, ()), self.found):
                 self.watch(met)
 
 
-def _met(node: Node, side: SideRun, products: Iterable[Meeting], program: Program) -> Iterator[Met]:
+def _met(node: Node, side: SideRun, products: Iterable[Meeting], found: Runnable) -> Iterator[Met]:
     """What meets in the products of a node, as far as it is no integers."""
-    made = {program.values[n.name].name: n for n in node.all_input_nodes if n.name in program.values}
+    values, origins = found.program.values, found.origins
+    made = {values[n.name].name: n for n in node.all_input_nodes if n.name in values}
     for meeting in products:
         if meeting.operand in made and meeting.other in made:
             operand, other = side.cut(made[meeting.operand]), side.cut(made[meeting.other])
             if operand.is_floating_point() or operand.is_complex():
-                yield Met(meeting, operand.detach(), other.detach(), node)
+                places = (origins.of(meeting.operand), origins.of(meeting.other))
+                yield Met(meeting, operand.detach(), other.detach(), node, *places)
 
 
 def _without_gradients(running: Iterator[Node]) -> Iterator[Node]:
@@ -266,12 +273,13 @@ def _without_gradients(running: Iterator[Node]) -> Iterator[Node]:
 
 
 def _exchanging(
-    node: Node, side: SideRun, products: Iterable[Meeting], program: Program
+    node: Node, side: SideRun, products: Iterable[Meeting], found: Runnable
 ) -> Generator[Met, torch.Tensor | None, dict[Node, Any]]:
     """As `_met`, letting operands that are sent take the place of those shown; returns what was in these places before."""
     before: dict[Node, Any] = {}
-    made = {program.values[n.name].name: n for n in node.all_input_nodes if n.name in program.values}
-    for met in _met(node, side, products, program):
+    values = found.program.values
+    made = {values[n.name].name: n for n in node.all_input_nodes if n.name in values}
+    for met in _met(node, side, products, found):
         instead = yield met
         if instead is not None:
             source = made[met.meeting.operand]

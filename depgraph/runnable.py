@@ -18,6 +18,7 @@ from depgraph.consumers import Meeting, meetings
 from depgraph.cutting.script import Script
 from depgraph.cutting.sides import operator_name
 from depgraph.graph import Program
+from depgraph.origins import Origins
 from depgraph.rules.domains import MOVES
 
 _FROM_ZERO = ("embedding", "embedding_bag")  # operators that take no index from behind
@@ -75,6 +76,11 @@ class Runnable:
         """The names of the leaves of what the model is called with, in the order of `pytree.tree_leaves((args, kwargs))`."""
         script = self.script
         return [n.name for n in script.nodes if n.op == "placeholder" and script.targets[n.name] is None]
+
+    @cached_property
+    def origins(self) -> Origins:
+        """Which dims of inputs the dims of its values come from."""
+        return Origins(self.program, self.inputs)
 
     def structured(self, outputs: Iterable[torch.Tensor]) -> Any:
         """The tensors that a run gave, as the model returns them: a tensor, a tuple, a dict, an output class.

@@ -18,7 +18,8 @@ class Statistic(Protocol):
     """What can be asked for: hashable, so that two who ask for the same share it.
 
     `start(consumer)` makes a fresh accumulator. `view` says what that takes in: "channels" (if absent), "columns" (the windows
-    of a convolution laid out), "weights" (what the channels are multiplied with), or "both" (channels and weights).
+    of a convolution laid out), "weights" (what the channels are multiplied with), or "both" (channels and weights). One that has
+    `pass_by` is told how many samples were in batches of which nothing came.
     """
 
     def start(self, consumer: Any = None, /) -> Any: ...
@@ -60,6 +61,10 @@ class NormSums:
         self.rows += len(rows.flat)
         self.samples += rows.samples
         self.squares = rows.squares + self.squares.to(rows.flat)
+
+    def pass_by(self, samples: int) -> None:
+        """Take in samples of which nothing came here."""
+        self.samples += samples
 
     @property
     def norm(self) -> Tensor:

@@ -23,10 +23,10 @@ from depgraph.errors import DataError, ScoreError
 from depgraph.observing import Met
 from depgraph.residual import is_in
 from importance.allocations.blocks import blocks
-from importance.calling import check_batches, inputs_of, moved
+from importance.calling import check_batches, inputs_of, moved, samples_in
 from importance.choices import pick
+from importance.laid_out import Samples
 from importance.passages import Passage, passages
-from importance.rows import Samples
 
 MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
     "influence": lambda cosines: 1 - cosines,
@@ -66,7 +66,7 @@ class BlockChange:
         pairs = _Pairs(list(found.values()), distance)
         observer = graph.observer()
         for args, kwargs in _inputs(graph, self.batches):
-            pairs.samples = Samples.of(args, kwargs)
+            pairs.samples = samples_in(graph.model, args, kwargs)
             observer.watch((args, kwargs), seen=pairs.seen)
         still = float(distance(torch.zeros(())))
         return {name: pairs.mean(name) if name in found else still for name in names}
@@ -94,7 +94,7 @@ class OutlierRatios:
         names, squares = _blocks(graph), _Squares()
         observer = graph.observer()
         for args, kwargs in _inputs(graph, self.batches):
-            squares.samples = Samples.of(args, kwargs)
+            squares.samples = samples_in(graph.model, args, kwargs)
             observer.watch((args, kwargs), watch=squares)
         tensors = graph.tensors()
         found: dict[str, list[tuple[Tensor, Tensor, int]]] = {name: [] for name in names}
@@ -195,6 +195,6 @@ class _Squares:
 
     def __call__(self, met: Met) -> None:
         if met.meeting.stored and met.meeting.weight:
-            rows = self.samples.rows(met.operand, met.meeting.dim, torch.float32).flat
+            rows = self.samples.rows(met.operand, met.meeting.dim, torch.float32, places=met.operand_from).flat
             key = met.meeting.key
             self.sums[key] = rows.square().sum(dim=0) + self.sums.get(key, 0)

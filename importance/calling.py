@@ -17,6 +17,7 @@ from depgraph.capture.capturing import quiet
 from depgraph.errors import DataError, DepgraphError, ScoreError
 from depgraph.onnx_door.examples import runtime_inputs
 from importance.formulas import Formula, formula_of, logits_of, loss_in
+from importance.laid_out import Samples
 from importance.losses import HINT, Loss, own_loss
 
 _VARIABLE = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -109,6 +110,12 @@ def inputs_of(model: Any, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(model, ir.Model):
         return (), {n: v for n, v in (takes.bound(args) | kwargs).items() if takes.keyword(n)}
     return takes.positional(args), {n: v for n, v in kwargs.items() if n != "labels" and takes.keyword(n)}
+
+
+def samples_in(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Samples:
+    """The samples of a call and what of them is text, by masks given by name or by place."""
+    named = _signature(model).bound(args)
+    return Samples.of(args, kwargs) if len(named) < len(args) else Samples.of((), named | dict(kwargs))
 
 
 def as_batch(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

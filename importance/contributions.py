@@ -38,6 +38,10 @@ class ContributionSums:
             each = _contributions(rows, matrix if self.stored else matrix.abs().mean(dim=0).diag(), labels)
             self.sums[axis] = each + self.sums[axis].to(each) if axis in self.sums else each
 
+    def pass_by(self, samples: int) -> None:
+        """Take in samples of which nothing came here."""
+        self.samples += samples
+
     def scores(self, axis: str) -> Scored:
         """The groups of an axis that are read here, and the mean over samples."""
         labels = self.labels[axis]

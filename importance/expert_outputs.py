@@ -27,11 +27,11 @@ from depgraph.errors import ScoreError
 from depgraph.layers import Anatomy
 from depgraph.observing import Runnable
 from importance.activation import with_unread
-from importance.calling import check_batches, inputs_of, moved
+from importance.calling import check_batches, inputs_of, moved, samples_in
 from importance.commuting import JOINING, PASSING, TABLES, ZEROS
 from importance.experts import routers
 from importance.gradients import require_module
-from importance.rows import Samples
+from importance.laid_out import Samples
 from importance.stream_parts import name_of
 from importance.units import units
 
@@ -70,7 +70,7 @@ class ExpertOutputs:
         with quiet(graph.model):
             for batch in self.batches:
                 args, kwargs = inputs_of(graph.model, moved(batch, device))
-                samples, found = Samples.of(args, kwargs), observer.runnable(args, kwargs)
+                samples, found = samples_in(graph.model, args, kwargs), observer.runnable(args, kwargs)
                 mixtures = {name: _Mixture(found, held[name], samples, sums[name]) for name in held}
                 observer.look(found, (args, kwargs), _watches(mixtures.values()))
                 for name, mixture in mixtures.items():

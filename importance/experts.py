@@ -19,11 +19,11 @@ from depgraph.capture.capturing import quiet
 from depgraph.errors import DataError, ScoreError
 from depgraph.layers import Anatomy
 from importance.activation import with_unread
-from importance.calling import check_batches, inputs_of, moved
+from importance.calling import check_batches, inputs_of, moved, samples_in
 from importance.choosing import choice_of, decided_at
 from importance.fpgm import in_front, indices_of, slices
+from importance.laid_out import Samples
 from importance.layout import Layout, Place
-from importance.rows import Samples
 from importance.units import units
 
 _ROUNDING = 1e-9
@@ -236,7 +236,7 @@ def _together(graph: DependencyGraph, names: list[str], batches: Iterable[Any]) 
     with quiet(graph.model):
         for batch in batches:
             args, kwargs = inputs_of(graph.model, moved(batch, device))
-            samples = Samples.of(args, kwargs)
+            samples = samples_in(graph.model, args, kwargs)
             made = {name: choice.made for name, choice in choosing.items() if choice.place is None}
             if made:
                 watch = {node: lambda chosen, name=name: count(name, chosen) for name, node in made.items()}

@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from depgraph import DependencyGraph
-from importance.calling import inputs_of
+from importance.calling import inputs_of, samples_in
 from importance.factors import FactorSums
 from importance.gradients import backwards, shown
 from importance.layout import Layout, Place
 from importance.losses import Loss
 from importance.products import Product, Rows, products
-from importance.rows import Samples
 
 Way = tuple[str, bool]
 """A weight by name, and whether it is stored [columns, rows]."""
@@ -65,7 +64,7 @@ class Kronecker:
 
         with backwards(graph.model, layout.parameters | _biases(graph), how.loss, _drop) as backward:
             for batch in shown(how.batches, how.progress):
-                samples = Samples.of(*inputs_of(graph.model, batch)).count
+                samples = samples_in(graph.model, *inputs_of(graph.model, batch)).count
                 total += samples
                 try:
                     backward(batch, watch)

@@ -23,11 +23,10 @@ from depgraph.observing import Met
 from depgraph.scoring import Scorer, Scores
 from importance.accumulators import Statistic
 from importance.allocations.allocated import ascending
-from importance.calling import check_batches, inputs_of, moved
+from importance.calling import check_batches, inputs_of, moved, samples_in
 from importance.compensation import Compensation, bias_of, change_of, write_bias
 from importance.holding import held_by
 from importance.readers import Reader, readers_among
-from importance.rows import Samples
 from importance.statistics import Collector, Consumer, Gathering, Key, Statistics
 
 PROPAGATIONS = {
@@ -142,7 +141,7 @@ class _Walk:
             raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")
         device = next((t.device for t in self.graph.tensors().values()), torch.device("cpu"))
         calls = [inputs_of(self.plan.graph.model, moved(batch, device)) for batch in batches]
-        samples = [Samples.of(args, kwargs) for args, kwargs in calls]
+        samples = [samples_in(self.plan.graph.model, args, kwargs) for args, kwargs in calls]
         observer = self.graph.observer()
         runs = [observer.steps(call, self.collector.wants) for call in calls]
         stands = [next(run, None) for run in runs]

@@ -21,14 +21,14 @@ from depgraph.consumers import Meeting
 from depgraph.errors import DataError, ScoreError
 from depgraph.observing import Met
 from depgraph.plan import Plan
-from importance.calling import check_batches, inputs_of, moved
+from importance.calling import check_batches, inputs_of, moved, samples_in
 from importance.columns import blocks_of
 from importance.compensation import Compensated, Compensation, bias_of, row_scale, write_bias
 from importance.holding import Held, held_by
+from importance.laid_out import Samples
 from importance.patches import patches
 from importance.readers import Reader, readers_among, unseen
 from importance.ridge import Fit, Parted
-from importance.rows import Samples
 from importance.statistics import Key, consumers_of
 
 
@@ -104,7 +104,7 @@ class _Work:
         dense, pruned = self.plan.graph.observer(), self.pruned.observer()
         device = next((t.device for t in self.plan.graph.tensors().values()), torch.device("cpu"))
         calls = [inputs_of(self.plan.graph.model, moved(batch, device)) for batch in batches]
-        samples = [Samples.of(args, kwargs) for args, kwargs in calls]
+        samples = [samples_in(self.plan.graph.model, args, kwargs) for args, kwargs in calls]
 
         def wanted(meeting: Meeting) -> bool:
             return meeting.key in self.readers
@@ -169,8 +169,9 @@ def _refusal(reader: Reader) -> str:
 
 def _rows(met: Met, samples: Samples) -> Tensor:
     windows = patches(met.node, met.operand)
-    source, dim = (met.operand, met.meeting.dim) if windows is None else (windows, 1)
-    return samples.rows(source, dim, torch.float32).flat
+    if windows is not None:
+        return samples.rows(windows, 1, torch.float32).flat
+    return samples.rows(met.operand, met.meeting.dim, torch.float32, places=met.operand_from).flat
 
 
 def _matrix(reader: Reader, weight: Tensor) -> Tensor:

@@ -26,12 +26,11 @@ from depgraph.cutting.sides import Side
 from depgraph.errors import DataError, RotationError, ScoreError
 from depgraph.observing import Observer
 from depgraph.plan import Plan
-from importance.calling import check_batches, inputs_of, moved
+from importance.calling import check_batches, inputs_of, moved, samples_in
 from importance.choices import pick
 from importance.components import basis, components
 from importance.folding import TIES, computed, put, solved
 from importance.gradients import require_module
-from importance.rows import Samples
 from importance.stream_parts import Key, Stream
 from importance.unscaled import BASES, outputs, require_same
 
@@ -215,11 +214,11 @@ def _grams(
     with quiet(graph.model):
         for batch in batches:
             inputs = inputs_of(graph.model, moved(batch, device))
-            samples = Samples.of(*inputs)
+            samples = samples_in(graph.model, *inputs)
             left = sum(meeting.key in wanted for meeting in observer.runnable(*inputs).meetings)
             with closing(observer.steps(inputs, lambda meeting: meeting.key in wanted, side)) as steps:
                 for _, met in zip(range(left), steps, strict=False):
-                    flat = samples.rows(met.operand, met.meeting.dim, torch.float64).flat
+                    flat = samples.rows(met.operand, met.meeting.dim, torch.float64, places=met.operand_from).flat
                     sums[wanted[met.meeting.key]] += (flat.T @ flat).cpu()
                     rows[wanted[met.meeting.key]] += len(flat)
             count += 1

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 _PIECE = 1 << 17
 _WIDE = 128
@@ -20,12 +18,14 @@ _WIDE = 128
 class Rows:
     """`values` [samples, positions, channels] in float32 or wider; `text` [samples, positions] says which rows count, None: all.
 
-    What is `shared` comes into several consumers (queries, keys and values): what was summed of it stays for the next.
+    `whole`: how many samples they are of where these can't be told apart, `values` then has all as one. What is `shared` comes
+    into several consumers (queries, keys and values): what was summed of it stays for the next.
     """
 
     values: Tensor
     text: Tensor | None = None
     shared: bool = False
+    whole: int = 0
     _products: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
@@ -80,6 +80,8 @@ class Rows:
     @property
     def samples(self) -> int:
         """How many samples have a row that counts."""
+        if self.whole:
+            return self.whole
         return len(self.values) if self.text is None else int(self.text.any(dim=1).sum())
 
     def sample_means(self, values: Tensor) -> Tensor:
@@ -101,48 +103,3 @@ def _squares(part: Tensor) -> Tensor:
 
 def _added(sums: list[Tensor]) -> Tensor:
     return sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)
-
-
-@dataclass(frozen=True)
-class Samples:
-    """How many samples a batch has, and masks [samples, positions] that say what of them is text and what padding."""
-
-    count: int
-    masks: tuple[Tensor, ...] = ()
-
-    @classmethod
-    def of(cls, args: Iterable[Any], kwargs: Mapping[str, Any]) -> Samples:
-        """Of a call's arguments: their leading size, and all arguments [samples, positions] named ...attention_mask."""
-        tensors = [t for t in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(t, Tensor) and t.ndim]
-        count = max((len(t) for t in tensors), default=1)
-        named = [t for name, t in kwargs.items() if name.endswith("attention_mask")]
-        masks = tuple(t != 0 for t in named if isinstance(t, Tensor) and t.ndim == 2 and not bool((t != 0).all()))
-        return cls(count, masks)
-
-    def rows(self, values: Tensor, dim: int, dtype: torch.dtype, shared: bool = False) -> Rows:
-        """A tensor's channels, along `dim`, as rows; dims before the last are taken for positions of samples, in their order."""
-        moved = values if dim in (-1, values.ndim - 1) else values.movedim(dim, -1)
-        wide = moved.dtype if moved.dtype == dtype else torch.promote_types(moved.dtype, dtype)
-        moved = moved.to(wide).abs() if wide.is_complex else moved.to(wide)
-        total = moved.numel() // max(moved.shape[-1], 1)
-        samples = self.count if self.count and total % self.count == 0 and moved.ndim > 1 else 1
-        rows = moved.reshape(samples, -1, moved.shape[-1])
-        if not self.masks:
-            return Rows(rows, None, shared)
-        found = (_text(mask.to(rows.device), moved.shape[:-1], samples) for mask in self.masks)
-        return Rows(rows, next((text for text in found if text is not None), None), shared)
-
-
-def _text(mask: Tensor, dims: Sequence[int], samples: int) -> Tensor | None:
-    """A mask [samples, tokens] for the rows of a tensor with these dims, which has heads, say, before or after the tokens.
-
-    None where none of its dims, or more than one, is that of the tokens.
-    """
-    if len(mask) != samples or dims[0] % samples:
-        return None
-    inner = (dims[0] // samples, *dims[1:])
-    tokens = [at for at, size in enumerate(inner) if size == mask.shape[1]]
-    if len(tokens) != 1:
-        return None
-    spread = mask.reshape(samples, *(mask.shape[1] if at == tokens[0] else 1 for at in range(len(inner))))
-    return spread.expand(samples, *inner).reshape(samples, -1)

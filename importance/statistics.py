@@ -7,8 +7,9 @@ memory doesn't grow with the number of batches, and the order of batches doesn't
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,10 +24,12 @@ from depgraph.consumers import Meeting, meetings
 from depgraph.cutting.sides import Side
 from depgraph.errors import DataError, ScoreError
 from depgraph.observing import Met
+from depgraph.origins import Factors
 from importance.accumulators import Statistic, finite
-from importance.calling import check_batches, inputs_of, moved
+from importance.calling import check_batches, inputs_of, moved, samples_in
+from importance.laid_out import Samples
 from importance.patches import patches
-from importance.rows import Rows, Samples
+from importance.rows import Rows
 
 Key = tuple[str, int]
 
@@ -155,8 +158,8 @@ def collect(
     with quiet(graph.model):
         for batch in _shown(batches, how):
             args, kwargs = inputs_of(graph.model, moved(batch, device))
-            collector.samples = Samples.of(args, kwargs)
-            observer.watch((args, kwargs), watch=collector, side=how.side)
+            with collector.batch(samples_in(graph.model, args, kwargs)):
+                observer.watch((args, kwargs), watch=collector, side=how.side)
             count += 1
     if not count:
         raise DataError("there are no batches to collect from (a generator gives its batches only once: pass a list)")
@@ -183,6 +186,23 @@ class Collector:
         self._shared = frozenset(several)
         self._last: dict[tuple[Any, ...], tuple[Rows, Tensor, Samples]] = {}
         self._weighed: set[Key] = set()
+        self._met: set[Key] = set()
+        self._before = 0
+
+    @contextlib.contextmanager
+    def batch(self, samples: Samples) -> Iterator[None]:
+        """Within, a batch with these samples is run; they count for a consumer to which nothing of them comes, too."""
+        self.samples, self._met = samples, set()
+        yield
+        count = samples.count if self._met else 0
+        for key in self.found.keys() - self._met:
+            self._pass_by(key, count)
+        self._before += count
+
+    def _pass_by(self, key: Key, samples: int) -> None:
+        for accumulator in self.found[key].values():
+            if hasattr(accumulator, "pass_by"):
+                accumulator.pass_by(samples)
 
     def __call__(self, met: Met) -> None:
         consumer = self.consumers.get(met.meeting.key)
@@ -191,6 +211,8 @@ class Collector:
             return
         if consumer.key not in self.found:
             self.found[consumer.key] = {statistic: statistic.start(consumer) for statistic in self.wanted}
+            self._pass_by(consumer.key, self._before)
+        self._met.add(consumer.key)
         here, views = self.found[consumer.key], dict[str, Any]()
         again = met.meeting.stored and met.meeting.key in self._weighed
         for statistic, accumulator in here.items():
@@ -210,16 +232,18 @@ class Collector:
         """What comes in: one column for every channel."""
         several = met.meeting.key in self._shared
         if several or not met.meeting.stored:
-            return self._remembered(met.operand, met.meeting.dim, several)
-        return self.samples.rows(_as_stored(met.operand, met.meeting.dim), -1, self.dtype)
+            return self._remembered(met.operand, met.meeting.dim, met.operand_from, several)
+        tensor, places = _as_stored(met.operand, met.meeting.dim, met.operand_from)
+        return self.samples.rows(tensor, -1, self.dtype, places=places)
 
-    def _remembered(self, tensor: Tensor, dim: int, several: bool = False) -> Rows:
+    def _remembered(self, tensor: Tensor, dim: int, places: Sequence[Factors], several: bool = False) -> Rows:
         """The rows of a tensor: the same as the last time where it was among the last two that were looked at so."""
         if tensor.is_inference():
-            return self.samples.rows(tensor, dim, self.dtype)
+            return self.samples.rows(tensor, dim, self.dtype, places=places)
         place = (tensor.data_ptr(), tensor.stride(), tensor.shape, tensor._version, dim % tensor.ndim, id(self.samples))
         if place not in self._last:
-            rows = self.samples.rows(_as_stored(tensor, dim), -1, self.dtype, shared=several)
+            stored, given = _as_stored(tensor, dim, places)
+            rows = self.samples.rows(stored, -1, self.dtype, several, given)
             before = list(self._last.items())[-1:]
             self._last = dict([*before, (place, (rows, tensor, self.samples))])  # what ids are of stays alive
         return self._last[place][0]
@@ -232,7 +256,7 @@ class Collector:
     def weights(self, met: Met) -> Rows:
         """What it is multiplied with: one column for every channel that comes in."""
         if not met.meeting.stored and met.other.shape[met.meeting.other_dim] == met.operand.shape[met.meeting.dim]:
-            return self._remembered(met.other, met.meeting.other_dim)
+            return self._remembered(met.other, met.meeting.other_dim, met.other_from)
         other = met.other.movedim(met.meeting.other_dim, -1)
         size, own = met.operand.shape[met.meeting.dim], other.shape[-1]
         if own != size:  # every group of a convolution has channels of its own
@@ -254,12 +278,16 @@ class Collector:
                     )
 
 
-def _as_stored(tensor: Tensor, dim: int) -> Tensor:
-    """A tensor's dims but the first in the order of its memory, `dim` last: rows of a sample in any order need no copy then."""
+def _as_stored(tensor: Tensor, dim: int, places: Sequence[Factors]) -> tuple[Tensor, Sequence[Factors]]:
+    """A tensor's dims but the first in the order of its memory, `dim` last, and where these come from.
+
+    Rows of a sample in any order need no copy then.
+    """
     dim %= tensor.ndim
     strides = tensor.stride()
     rest = sorted((d for d in range(1, tensor.ndim) if d != dim), key=lambda d: -strides[d])
-    return tensor.permute(*([0] if dim else []), *rest, dim)
+    order = [*([0] if dim else []), *rest, dim]
+    return tensor.permute(*order), [places[d] for d in order] if len(places) == tensor.ndim else ()
 
 
 _VIEWS: dict[str, Callable[[Collector, Met], Any]] = {

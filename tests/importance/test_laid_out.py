@@ -1,0 +1,190 @@
+"""Where samples and padding lie in what a consumer is given, whatever order the model's code puts its dims in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import depgraph
+import importance
+
+B, T, C = 3, 6, 8
+
+
+class _TokensFirst(nn.Module):
+    """What comes in is [samples, tokens, channels]; the layers see [tokens, samples, channels]."""
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        x = torch.relu(self.first(x.transpose(0, 1) * attention_mask.t()[:, :, None]))
+        return self.last(x).transpose(0, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, C), nn.Linear(C, 2)
+
+
+class _Stacked(_TokensFirst):
+    """Two stacked maps, whose number is in front of the samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(1, 1)
+        self.stack, self.out = nn.Parameter(torch.randn(B, C, 4)), nn.Parameter(torch.randn(B, 2, C))
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = torch.relu(torch.einsum("btc,ehc->ebth", x * attention_mask[:, :, None], self.stack))
+        return torch.einsum("ebth,eoh->bto", hidden, self.out)
+
+
+class _Rows(_TokensFirst):
+    """Samples and tokens are one dim, in front of which stands another of the samples' size."""
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        flat = (x * attention_mask[:, :, None]).reshape(-1, 4)
+        hidden = torch.relu(self.first(flat)).expand(B, -1, -1)
+        return self.last(hidden).sum(dim=0).reshape(len(x), -1, 2)
+
+
+def _batches(count: int = 2) -> list[dict[str, Tensor]]:
+    torch.manual_seed(1)
+    found = []
+    for length in (T, 2 * B)[:count]:
+        mask = torch.ones(B, length, dtype=torch.long)
+        mask[0, 2:] = 0
+        mask[2, :1] = 0
+        found.append({"x": torch.randn(B, length, 4), "attention_mask": mask})
+    return found
+
+
+def _singles(batches: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    return [{name: t[k : k + 1] for name, t in batch.items()} for batch in batches for k in range(B)]
+
+
+def _scores(model: nn.Module, batches: list[Any], criterion: str) -> dict[str, np.ndarray]:
+    example = batches[0]
+    graph = depgraph.trace(model, (), example) if isinstance(example, dict) else depgraph.trace(model, example)
+    return importance.Activation(batches, criterion)(graph)
+
+
+@pytest.mark.parametrize("criterion", ["minitron", "amp", "wanda-sp", "wifv"])
+@pytest.mark.parametrize("build", [_TokensFirst, _Stacked, _Rows])
+def test_samples_and_padding_are_found_in_any_order_of_dims(build: Callable[[], nn.Module], criterion: str) -> None:
+    torch.manual_seed(0)
+    model, batches = build().eval(), _batches()
+    together, alone = _scores(model, batches, criterion), _scores(model, _singles(batches), criterion)
+    for axis, scores in together.items():
+        np.testing.assert_allclose(scores, alone[axis], rtol=1e-4, err_msg=axis)
+    noisy = [{**b, "x": torch.where(b["attention_mask"][:, :, None] != 0, b["x"], 100.0)} for b in batches]
+    for axis, scores in _scores(model, noisy, criterion).items():
+        np.testing.assert_allclose(scores, together[axis], rtol=1e-4, err_msg=axis)
+
+
+def test_means_over_the_tokens_of_each_sample_are_those_of_its_text() -> None:
+    torch.manual_seed(0)
+    model, batches = _TokensFirst().eval(), _batches()
+    squares = torch.zeros(C)
+    for batch in batches:
+        hidden = torch.relu(model.first(batch["x"])).detach()
+        for each, mask in zip(hidden, batch["attention_mask"], strict=True):
+            squares += each[mask != 0].abs().mean(dim=0).square()
+    (scores,) = _scores(model, batches, "minitron").values()
+    np.testing.assert_allclose(scores, squares.sqrt().numpy(), rtol=1e-5)
+
+
+class _TwoTexts(nn.Module):
+    """Two texts, each with a mask of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, C), nn.Linear(C, 2)
+
+    def forward(self, x: Tensor, y: Tensor, attention_mask: Tensor, y_attention_mask: Tensor) -> Tensor:
+        mean = (x * attention_mask[:, :, None]).sum(dim=1)
+        return self.last(torch.relu(self.first(y * y_attention_mask[:, :, None] + mean[:, None])))
+
+
+@pytest.mark.parametrize("length", [T, T + 1])
+def test_of_two_masks_each_text_has_its_own_also_where_both_are_as_long(length: int) -> None:
+    torch.manual_seed(0)
+    model = _TwoTexts().eval()
+    masks = [torch.ones(B, T, dtype=torch.long), torch.ones(B, length, dtype=torch.long)]
+    masks[0][:, 1:], masks[1][0, 3:] = 0, 0
+    x, y = torch.randn(B, T, 4), torch.randn(B, length, 4)
+    batch = {"x": x, "y": y, "attention_mask": masks[0], "y_attention_mask": masks[1]}
+    (scores,) = _scores(model, [batch], "ifv").values()
+    mean = (x * masks[0][:, :, None]).sum(dim=1)[:, None]
+    hidden = torch.relu(model.first(y * masks[1][:, :, None] + mean)).detach()[masks[1] != 0]
+    np.testing.assert_allclose(scores, hidden.var(dim=0).numpy(), rtol=1e-4)
+
+
+class _Plain(_TokensFirst):
+    """Padding goes through it."""
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(x)))
+
+
+def test_a_mask_given_by_place_counts_as_one_given_by_name() -> None:
+    torch.manual_seed(0)
+    model, (batch,) = _Plain().eval(), _batches(1)
+    (scores,) = _scores(model, [(batch["x"], batch["attention_mask"])], "ifv").values()
+    hidden = torch.relu(model.first(batch["x"])).detach()[batch["attention_mask"] != 0]
+    np.testing.assert_allclose(scores, hidden.var(dim=0).numpy(), rtol=1e-5)
+
+
+class _Heads(nn.Module):
+    """An attention with as many heads as tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(2 * T, 2 * T, bias=False) for _ in range(4))
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        q, k, v = (one(x).unflatten(-1, (T, 2)).transpose(1, 2) for one in (self.q, self.k, self.v))
+        weights = (q @ k.mT).masked_fill(attention_mask[:, None, None] == 0, -1e9).softmax(dim=-1)
+        return self.o((weights @ v).transpose(1, 2).flatten(2))
+
+
+def test_padding_stays_out_where_there_are_as_many_heads_as_tokens() -> None:
+    torch.manual_seed(0)
+    model, mask = _Heads().eval(), _batches(1)[0]["attention_mask"]
+    x = torch.randn(B, T, 2 * T)
+    found = [
+        _scores(model, [{"x": torch.where(mask[:, :, None] != 0, x, fill), "attention_mask": mask}], "wifv")
+        for fill in (0.0, 3.0)
+    ]
+    for axis, scores in found[0].items():
+        np.testing.assert_allclose(scores, found[1][axis], rtol=1e-4, err_msg=axis)
+
+
+class _Routed(nn.Module):
+    """Rows with a positive number go to one map, the others to another, and what both put out is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.up, self.down = nn.Linear(4, C), nn.Linear(C, C), nn.Linear(C, C)
+        self.last = nn.Linear(C, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = torch.relu(self.first(x))
+        for one, chosen in ((self.up, x[:, 0] > 0), (self.down, x[:, 0] <= 0)):
+            at = torch.where(chosen)[0]
+            made = made.index_add(0, at, one(made[at]))
+        return self.last(made)
+
+
+def test_norms_are_for_each_sample_of_a_batch_however_many_come_to_a_consumer() -> None:
+    torch.manual_seed(0)
+    model, x = _Routed().eval(), torch.randn(12, 4)
+    x[:, 0] = x[:, 0].abs() * torch.tensor([1.0, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, 1])
+    graph = depgraph.trace(model, x)
+    together = importance.Activation([x], "wanda-sp")(graph)
+    assert together
+    for parts in (torch.split(x, 5), torch.split(x, 4)):
+        for axis, scores in importance.Activation(list(parts), "wanda-sp")(graph).items():
+            np.testing.assert_allclose(scores, together[axis], rtol=1e-4, err_msg=axis)
