@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from importance.statistics import Consumer, Gathering, Statistics, collect, consumers_of
     from importance.surgeon import Surgeon, column_costs, row_costs, surgeon_update
     from importance.taylor import Taylor
+    from importance.weight_shares import WeightShares
 
 __all__ = [
     "NpzFolder",
@@ -98,6 +99,7 @@ __all__ = [
     "Step",
     "Surgeon",
     "Taylor",
+    "WeightShares",
     "Weights",
     "allocations",
     "averaged",
@@ -160,6 +162,7 @@ _MODULES = {
     "importance.statistics": "Consumer Gathering Statistics collect consumers_of",
     "importance.surgeon": "Surgeon column_costs row_costs surgeon_update",
     "importance.taylor": "Taylor",
+    "importance.weight_shares": "WeightShares",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 __getattr__ = importing(__name__, _HOMES)

@@ -18,8 +18,8 @@ class Statistic(Protocol):
     """What can be asked for: hashable, so that two who ask for the same share it.
 
     `start(consumer)` makes a fresh accumulator. `view` says what that takes in: "channels" (if absent), "columns" (the windows
-    of a convolution laid out), "weights" (what the channels are multiplied with), or "both" (channels and weights). One that has
-    `pass_by` is told how many samples were in batches of which nothing came.
+    of a convolution laid out), "weights" (what the channels are multiplied with), "outputs" (that by outputs), or "both" (channels and
+    weights). One that has `pass_by` is told how many samples were in batches of which nothing came.
     """
 
     def start(self, consumer: Any = None, /) -> Any: ...
@@ -210,7 +210,6 @@ class GramSums:
 _OF_WEIGHTS: dict[str, tuple[Callable[[Rows], Tensor], Callable[[WeightSums], Tensor]]] = {
     "absolute": (lambda rows: rows.absolutes, lambda sums: sums.total / max(sums.rows, 1)),
     "square": (lambda rows: rows.squares, lambda sums: sums.total / max(sums.samples, 1)),
-    "share": (lambda rows: rows.shares, lambda sums: sums.total),
 }
 
 
@@ -237,7 +236,7 @@ class WeightSums:
 
 @dataclass(frozen=True)
 class Weights:
-    """Asks for `WeightSums`: mean_i |W_ij| ("absolute"), sum_i W_ij^2 ("square"), or sum_i |W_ij| / sum_k |W_ik| ("share")."""
+    """Asks for `WeightSums`: mean_i |W_ij| ("absolute") or sum_i W_ij^2 ("square")."""
 
     view: ClassVar[str] = "weights"
 

@@ -25,6 +25,7 @@ from importance.magnitude import Magnitude
 from importance.normalisation import Normalisation, NormalisationSpec
 from importance.reduction import WITHIN, Reduction, ReductionSpec, Scored
 from importance.statistics import Consumer, Gathering, Statistics, channel_scores, collect
+from importance.weight_shares import WeightShares
 
 Formula = Callable[[Consumer, Statistics], Tensor]
 """The score of every channel that comes into a consumer, [channels]."""
@@ -86,7 +87,7 @@ def _norm(consumer: Consumer, found: Statistics) -> Tensor:
 
 
 def _relative(consumer: Consumer, found: Statistics) -> Tensor:
-    return _like(found.of(consumer, Weights("share")).value + 1, found.of(consumer, Norms()).norm.sqrt())
+    return _like(found.of(consumer, WeightShares()).value, found.of(consumer, Norms()).norm.sqrt())
 
 
 def _like(weights: Tensor, activations: Tensor) -> Tensor:
@@ -111,9 +112,7 @@ CRITERIA: dict[str, Criterion] = {
     "bonsai": Criterion(
         (Norms(), Weights("absolute")), by_channel(_wanda, "mean"), "Bonsai's prior, Wanda-sp with means; 2.15"
     ),
-    "ria": Criterion(
-        (Norms(), Weights("share")), by_channel(_relative), "RIA, share of its row and of its column; 2.18"
-    ),
+    "ria": Criterion((Norms(), WeightShares()), by_channel(_relative), "RIA, share of its row and of its column; 2.18"),
 }
 """Criteria by name; sections are METHODS.md's."""
 

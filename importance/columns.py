@@ -34,6 +34,10 @@ def blocks_of(consumer: Consumer, weight: Tensor, columns: int) -> Iterator[Bloc
     windowed = columns > consumer.size
     matrix = weight.flatten(1) if windowed else weight.movedim(consumer.weight_dim, -1).flatten(0, -2)
     groups = columns // matrix.shape[1]
+    if groups < consumer.groups:  # a transposed convolution's weight has all channels beside one another
+        own = columns // consumer.groups
+        yield from (Block(part, group * own) for group, part in enumerate(matrix.split(own, dim=1)))
+        return
     outputs = matrix.shape[0] // groups
     for group in range(groups):
         yield Block(matrix[group * outputs : (group + 1) * outputs], group * matrix.shape[1])
@@ -41,7 +45,8 @@ def blocks_of(consumer: Consumer, weight: Tensor, columns: int) -> Iterator[Bloc
 
 def as_weight(consumer: Consumer, blocks: list[Block], like: Tensor) -> Tensor:
     """The parameter that `blocks_of` laid out so, in its own shape, from other matrices of the same sizes."""
-    matrix = torch.cat([block.matrix for block in blocks])
+    across = consumer.groups > 1 and like.shape[consumer.weight_dim] == consumer.size
+    matrix = torch.cat([block.matrix for block in blocks], dim=1 if across else 0)
     if len(matrix[0]) == like[0].numel() and like.ndim > 2 and consumer.weight_dim == 1:
         return matrix.reshape(like.shape).to(like)
     moved = like.movedim(consumer.weight_dim, -1)

@@ -26,16 +26,18 @@ class ContributionSums:
 
     labels: dict[str, np.ndarray]
     stored: bool = True
+    groups: int = 1
     samples: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, both: tuple[Rows, Rows]) -> None:
         """Take in channels [samples, positions, channels] and weights [..., outputs, channels]."""
         rows, weights = both
-        matrix = weights.flat.to(rows.values)
+        given = weights.flat.to(rows.values)
         self.samples += rows.samples
         for axis, labels in self.labels.items():
-            each = _contributions(rows, matrix if self.stored else matrix.abs().mean(dim=0).diag(), labels)
+            matrix = given if self.stored else given.abs().mean(dim=0).diag()
+            each = _contributions(rows, matrix, labels, self.groups)
             self.sums[axis] = each + self.sums[axis].to(each) if axis in self.sums else each
 
     def pass_by(self, samples: int) -> None:
@@ -50,8 +52,8 @@ class ContributionSums:
         return np.where(present, np.arange(len(present)), NONE), found
 
 
-def _contributions(rows: Rows, matrix: Tensor, labels: np.ndarray) -> Tensor:
-    """[groups], summed over samples."""
+def _contributions(rows: Rows, matrix: Tensor, labels: np.ndarray, parts: int) -> Tensor:
+    """[groups], summed over samples; each of so many parts of the channels has outputs of its own."""
     read = np.flatnonzero(labels != NONE)
     size = int(labels.max()) + 1
     if len(np.unique(labels[read])) == len(read):
@@ -61,10 +63,15 @@ def _contributions(rows: Rows, matrix: Tensor, labels: np.ndarray) -> Tensor:
         return found
     found = rows.values.new_zeros(size)
     for group in np.unique(labels[read]):
-        at = torch.from_numpy(np.flatnonzero(labels == group)).to(rows.values.device)
-        added = (rows.values[..., at] @ matrix[:, at].T).abs().sum(dim=-1)
-        found[int(group)] = rows.sample_means(added).sum()
+        for at in _by_part(np.flatnonzero(labels == group), len(labels) // parts):
+            added = (rows.values[..., at] @ matrix[:, at].T).abs().sum(dim=-1)
+            found[int(group)] += rows.sample_means(added).sum()
     return found
+
+
+def _by_part(channels: np.ndarray, size: int) -> list[Tensor]:
+    """Channels by the part, of so many channels, that they are in."""
+    return [torch.from_numpy(channels[channels // size == part]) for part in np.unique(channels // size)]
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class Contributions:
     view: ClassVar[str] = "both"
 
     def start(self, consumer: Any = None) -> ContributionSums:
-        return ContributionSums(dict(consumer.labels), consumer.meetings[0].stored)
+        return ContributionSums(dict(consumer.labels), consumer.meetings[0].stored, consumer.groups)
 
 
 def amp(consumer: Consumer, found: Statistics, axis: str) -> Scored:

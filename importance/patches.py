@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from depgraph.cutting.sides import operator_name
 from depgraph.onnx_door.steps import Step
-from depgraph.onnx_door.windows import window_of_file
+from depgraph.onnx_door.windows import groups_of_file, window_of_file
 
 _SPACE = {"conv1d": 1, "conv2d": 2}
 _DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1}
@@ -55,6 +55,16 @@ def window_of(node: Any, space: tuple[int, ...] = ()) -> Window | None:
         return None
     size = tuple(node.args[1].meta["val"].shape[2:])
     return Window(size, given["stride"], given["dilation"], tuple((n, n) for n in given["padding"]))
+
+
+def groups_of(node: Any) -> int | None:
+    """Into how many parts a convolution, transposed or not, parts its channels; None for other operators."""
+    if isinstance(node, Step):
+        return groups_of_file(node)
+    if not operator_name(node.target).startswith("conv"):
+        return None
+    groups: int = _argument(node, "groups", 1)
+    return groups
 
 
 def _argument(node: Node, name: str, default: Any) -> Any:

@@ -56,13 +56,6 @@ class Rows:
         return _added([part.abs().sum(dim=0) for part in self.pieces])
 
     @cached_property
-    def shares(self) -> Tensor:
-        """The sum of |x| over its row's sum of these [channels]."""
-        sizes = self.flat.abs()
-        row = sizes.sum(dim=1)
-        return torch.where(row > 0, 1 / row, 0) @ sizes
-
-    @cached_property
     def moments(self) -> list[tuple[int, Tensor, Tensor]]:
         """Of each piece the number of rows, their mean [channels], and the sum of the squares of what they are apart from it."""
         parts = [(len(part), part.mean(dim=0), part) for part in self.pieces if len(part)]

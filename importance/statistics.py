@@ -28,7 +28,7 @@ from depgraph.origins import Factors
 from importance.accumulators import Statistic, finite
 from importance.calling import check_batches, inputs_of, moved, samples_in
 from importance.laid_out import Samples
-from importance.patches import patches
+from importance.patches import groups_of, patches
 from importance.rows import Rows
 
 Key = tuple[str, int]
@@ -67,22 +67,16 @@ def consumers_of(graph: DependencyGraph) -> list[Consumer]:
     found: dict[Key, list[Meeting]] = defaultdict(list)
     for meeting in meetings(program, graph.nodes):
         found[meeting.key].append(meeting)
-    shapes = {program.ties.get(v.target, v.target): v.shape for v in program.values.values() if v.kind == "parameter"}
+    groups = {node.name: groups_of(node) for node in graph.nodes}
     consumers = []
     for key, here in found.items():
         dim = program.values[here[0].operand].dim(here[0].dim)
         number = graph.widths.class_of(dim)
         labels = {name: graph[name].labels[number] for name in graph.widths.axes_of(dim)}
         if labels:
-            size = program.relations.sizes[dim]
-            consumers.append(Consumer(key, tuple(here), size, labels, _groups(size, here[0], shapes)))
+            size, parts = program.relations.sizes[dim], groups[here[0].op] if here[0].weight else 1
+            consumers.append(Consumer(key, tuple(here), size, labels, parts or 1))
     return consumers
-
-
-def _groups(size: int, meeting: Meeting, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    shape = shapes.get(meeting.weight, ())
-    own = shape[meeting.weight_dim] if shape else size
-    return size // own if own and size % own == 0 else 1
 
 
 @dataclass(frozen=True)
@@ -217,7 +211,7 @@ class Collector:
         again = met.meeting.stored and met.meeting.key in self._weighed
         for statistic, accumulator in here.items():
             view = getattr(statistic, "view", "channels")
-            if view == "weights" and again:
+            if view in _OF_WEIGHTS and again:
                 continue
             if view not in views:
                 views[view] = _VIEWS[view](self, met)
@@ -264,6 +258,16 @@ class Collector:
             other = other.reshape(groups, -1, own).transpose(0, 1).reshape(-1, size)
         return (Samples(1) if met.meeting.stored else self.samples).rows(other, -1, self.dtype)
 
+    def outputs(self, met: Met) -> Tensor:
+        """What it is multiplied with: [groups, outputs, channels, places], a convolution's window being places."""
+        parts = groups_of(met.node)
+        if not met.meeting.stored or parts is None or met.meeting.other_dim > 1:
+            return self.weights(met).flat[None, :, :, None]
+        weight = met.other.to(torch.promote_types(met.other.dtype, self.dtype)).flatten(2)
+        if met.meeting.other_dim == 1:
+            return weight.unflatten(0, (parts, -1))
+        return weight.flatten(1).unflatten(0, (parts, -1)).mT[..., None]
+
     def both(self, met: Met) -> tuple[Rows, Rows]:
         """What comes in, and what it is multiplied with."""
         return self.channels(met), self.weights(met)
@@ -290,10 +294,12 @@ def _as_stored(tensor: Tensor, dim: int, places: Sequence[Factors]) -> tuple[Ten
     return tensor.permute(*order), [places[d] for d in order] if len(places) == tensor.ndim else ()
 
 
+_OF_WEIGHTS = ("weights", "outputs")
 _VIEWS: dict[str, Callable[[Collector, Met], Any]] = {
     "channels": Collector.channels,
     "columns": Collector.columns,
     "weights": Collector.weights,
+    "outputs": Collector.outputs,
     "both": Collector.both,
 }
 

@@ -30,6 +30,14 @@ def window_of_file(step: Step, space: tuple[int, ...]) -> dict[str, tuple[Any, .
     return {"size": size, "stride": stride, "dilation": dilation, "padding": pads}
 
 
+def groups_of_file(step: Step) -> int | None:
+    """Into how many parts a convolution, transposed or not, parts its channels; None for other operators."""
+    node = step.operator
+    if node is None or node.op_type not in (*_CONVOLVES, "ConvTranspose"):
+        return None
+    return int(attribute(node, "group", 1))
+
+
 def _pads(
     node: ir.Node, size: tuple[int, ...], steps: tuple[tuple[int, ...], tuple[int, ...]], space: tuple[int, ...]
 ) -> tuple[tuple[int, int], ...]:

@@ -15,6 +15,7 @@ from depgraph.errors import DataError, ScoreError
 from importance import CRITERIA, Activation, Gathering, Norms, collect
 from importance.accumulators import Absolutes, Gram, Moments, SampleMeans, Weights
 from importance.rows import Rows
+from importance.weight_shares import WeightShares
 from tests.zoo import MODULES, ZOO
 
 FIRST, SECOND = [1.0, 0.0, 2.0, 1.0], [3.0, 0.0, 0.0, 1.0]
@@ -156,7 +157,8 @@ def test_permuting_units_permutes_scores(criterion: str) -> None:
         SampleMeans(),
         SampleMeans("var", "mean"),
         Gram(),
-        *map(Weights, ("absolute", "square", "share")),
+        *map(Weights, ("absolute", "square")),
+        WeightShares(),
     ],
 )
 def test_statistics_are_the_same_in_any_batches_and_order(statistic: Any) -> None:
@@ -176,12 +178,10 @@ def test_statistics_are_the_same_in_any_batches_and_order(statistic: Any) -> Non
 def test_sums_of_rows_are_those_of_their_tensor_however_it_lies_in_memory(columns: int) -> None:
     values = torch.randn(4, 700, columns, generator=torch.Generator().manual_seed(0))
     flat = values.flatten(0, 1).double()
-    shares = (flat.abs() / flat.abs().sum(1, keepdim=True)).sum(0)
     for given in (values, values.mT.contiguous().mT):
         rows = Rows(given)
         for found, expected in ((rows.squares, flat.square()), (rows.absolutes, flat.abs()), (rows.total, flat)):
             assert torch.allclose(found.double(), expected.sum(0), rtol=1e-5, atol=1e-3)
-        assert torch.allclose(rows.shares.double(), shares, rtol=1e-5)
 
 
 def test_statistics_are_those_of_the_tensors_that_came_in() -> None:

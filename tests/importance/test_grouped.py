@@ -1,74 +1,113 @@
-"""Second moments of what comes into a grouped convolution: each group's own, and what is scored and solved by them."""
+"""Scores and compensation where a convolution, transposed or not, has groups: each output sees the channels of its group alone."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import depgraph
 import importance
-from importance import Gram, OptimalBrain, collect
-from importance.columns import column_labels
+from importance.compensation import Compensation, compensate
+from importance.statistics import consumers_of
+
+GROUPS, CHANNELS = 4, 16
 
 
-class _Net(nn.Module):
-    """A grouped convolution with windows of three between two others."""
-
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv1d(4, 12, 1), nn.Conv1d(12, 12, 3, groups=groups, padding=1)
-        self.last = nn.Conv1d(12, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(F.relu(self.second(F.relu(self.first(x)))))
+def _net(last: nn.Module) -> tuple[nn.Sequential, list[Tensor]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, CHANNELS, 3, padding=1), nn.ReLU(), last).eval()
+    smooth = nn.functional.interpolate(torch.randn(24, 3, 2, 2), 6, mode="bilinear")
+    return model, [*(smooth + 0.1 * torch.randn_like(smooth)).split(12)]
 
 
-def _made(groups: int) -> tuple[_Net, list[Tensor]]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(groups)
-        return _Net(groups).eval(), [torch.randn(5, 4, 9) for _ in range(2)]
+AXES = {"transposed": "0.weight:0/within", "plain": "2.weight:1"}
+"""The channels within a group."""
 
 
-@pytest.mark.parametrize("groups", [1, 3, 12])
-def test_losses_of_a_grouped_convolution_are_those_of_its_groups(groups: int) -> None:
-    model, batches = _made(groups)
-    graph = depgraph.trace(model, batches[0])
-    found = collect(graph, batches, [*OptimalBrain.needs])
-    consumer = next(c for c in found.consumers if c.weight == "second.weight")
+def _by_group(layer: nn.Module) -> Tensor:
+    """The weight as [groups, rows, channels of a group, places]: a transposed convolution's places are rows."""
+    weight = layer.weight.detach()
+    if isinstance(layer, nn.ConvTranspose2d):
+        return weight.flatten(1).unflatten(0, (GROUPS, -1)).mT[..., None]
+    return weight.flatten(2).unflatten(0, (GROUPS, -1))
+
+
+LAYERS = {
+    "transposed": lambda: nn.ConvTranspose2d(CHANNELS, 8, 4, 2, 1, groups=GROUPS),
+    "plain": lambda: nn.Conv2d(CHANNELS, 8, 3, groups=GROUPS, bias=False),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_ria_takes_the_share_of_a_whole_output_and_of_every_column(kind: str) -> None:
+    model, batches = _net(LAYERS[kind]())
     with torch.no_grad():
-        given = F.pad(F.relu(model.first(torch.cat(batches))), (1, 1)).unfold(2, 3, 1)
-    rows = given.permute(0, 2, 1, 3).reshape(-1, 36).double().numpy()
-    each, weight = 36 // groups, model.second.weight.detach().double().numpy().reshape(12, -1)
-    assert found.of(consumer, Gram()).parts.shape == (groups, each, each)
-    inverses = []
-    for g in range(groups):
-        at = slice(g * each, (g + 1) * each)
-        moments = rows[:, at].T @ rows[:, at] / len(rows)
-        inverses.append(np.linalg.inv(moments + 0.01 * np.trace(moments) / each * np.eye(each)))
-    for axis in consumer.labels:
-        expected, labels = np.zeros(graph[axis].size), column_labels(consumer, axis, 36).reshape(groups, -1)
-        for own, inverse, named in zip(np.split(weight, groups), inverses, labels, strict=True):
-            for group in set(named.tolist()) - {-1}:
-                gone = np.flatnonzero(named == group)
-                middle = np.linalg.inv(inverse[np.ix_(gone, gone)])
-                expected[group] += np.trace(own[:, gone] @ middle @ own[:, gone].T)
-        scores = OptimalBrain(replace(found, found={consumer.key: found.found[consumer.key]}))(graph)[axis]
-        np.testing.assert_allclose(scores, expected, rtol=1e-4)
-
-
-def test_what_a_depthwise_net_loses_is_made_up_for() -> None:
-    model, batches = _made(12)
+        channels = model[2].weight if kind == "transposed" else model[2].weight.transpose(0, 1)
+        channels[1] = 0
     graph = depgraph.trace(model, batches[0])
-    plan = graph.plan(importance.Random(0), depgraph.Target(params=0.7))
-    report = plan.apply_with_report()
-    done = importance.compensate(report.model, plan, batches)
+    weights = _by_group(model[2]).abs()
+    rows, columns = (weights.sum(dims, keepdim=True) for dims in ((2, 3), 1))
+    shares = (weights / rows + weights / columns.clamp(min=1e-30)).sum((1, 3)).flatten()
+    given = torch.cat([model[:2](batch).detach() for batch in batches])
+    norms = given.square().sum((0, 2, 3)).div(len(given)).sqrt()
+    expected = (shares * norms.sqrt()).reshape(GROUPS, -1).sum(0)
+    found = importance.Activation(batches, "ria")(graph)[AXES[kind]]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+
+
+def test_a_channel_that_nothing_reads_is_worth_nothing_to_ria() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 3)).eval()
     with torch.no_grad():
-        x = torch.cat(batches)
-        before, after, plain = model(x), report.model(x), plan.apply()(x)
-    assert done.changed
-    assert float((after - before).square().mean()) < float((plain - before).square().mean())
+        model[2].weight[:, 2] = 0
+    x = torch.randn(20, 4)
+    (scores,) = importance.Activation([x], "ria")(depgraph.trace(model, x)).values()
+    assert scores[2] == 0 and (np.delete(scores, 2) > 0).all()
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_what_heads_add_is_taken_of_the_outputs_of_each_group(kind: str) -> None:
+    model, batches = _net(LAYERS[kind]())
+    graph = depgraph.trace(model, batches[0])
+    given = torch.cat([model[:2](batch).detach() for batch in batches]).movedim(1, -1).flatten(1, 2)
+    made = given.unflatten(-1, (GROUPS, -1, 1)) * _by_group(model[2]).permute(0, 2, 1, 3).flatten(2)
+    expected = made.abs().sum((2, 4)).mean((0, 1))
+    found = importance.Activation(batches, "amp")(graph)[AXES[kind]]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_least_squares_makes_up_within_each_group(kind: str) -> None:
+    model, batches = _net(LAYERS[kind]())
+    graph = depgraph.trace(model, batches[0])
+    plan = graph.cut_plan({AXES[kind]: [1, 3]})
+    x, apart = torch.cat(batches), list[float]()
+    for how in (None, Compensation(biases="none", damping=1e-6)):
+        pruned = plan.apply()
+        if how is not None:
+            compensate(pruned, plan, batches, how)
+        apart.append(float((pruned(x) - model(x)).detach().square().mean()))
+    assert apart[1] < 0.85 * apart[0], apart
+
+
+def test_least_squares_of_a_transposed_convolution_is_that_of_its_groups() -> None:
+    model, batches = _net(LAYERS["transposed"]())
+    graph = depgraph.trace(model, batches[0])
+    damping = 0.01
+    plan = graph.cut_plan({AXES["transposed"]: [1, 3]})
+    pruned = plan.apply()
+    compensate(pruned, plan, batches, Compensation(biases="none", damping=damping))
+    (consumer,) = (c for c in consumers_of(graph) if AXES["transposed"] in c.labels)
+    assert consumer.groups == GROUPS
+    given = torch.cat([model[:2](batch).detach() for batch in batches]).movedim(1, -1).flatten(0, 2).double()
+    for part, (rows, weight) in enumerate(zip(given.chunk(GROUPS, dim=1), _by_group(model[2])[..., 0], strict=True)):
+        second = rows.T @ rows / len(rows)
+        kept, gone = [0, 2], [1, 3]
+        inner = second[kept][:, kept]
+        inner = inner + damping * inner.diagonal().mean() * torch.eye(2)
+        gain = torch.linalg.solve(inner, second[kept][:, gone])
+        expected = weight[:, kept].double() + weight[:, gone].double() @ gain.T
+        found = pruned[2].weight.detach()[2 * part : 2 * part + 2].flatten(1).T
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-4, atol=1e-5)
