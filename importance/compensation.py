@@ -8,7 +8,7 @@ where a bias takes the means, and X'X where none can.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -160,9 +160,17 @@ def compensate(
     Raises:
         DataError, ScoreError: as `importance.collect` does; a ScoreError also where X'X is singular and damping 0.
     """
-    how, gathering, held = how or Compensation(), gathering or Gathering(), held_by(model, plan)
+    how, gathering = how or Compensation(), gathering or Gathering()
     if not isinstance(data, Statistics):
         data = collect(plan.graph, data, how.needs, gathering)
+    held = held_by(model, plan)
+    done = made_up(held, plan, data, how)
+    held.note(done.created)
+    return replace(done, left=(*done.left, *unseen(plan)))
+
+
+def made_up(held: Held, plan: Plan, data: Statistics, how: Compensation) -> Compensated:
+    """Change what `held` has of the consumers with statistics; raises ScoreError as `compensate` does, before anything is changed."""
     changed, created, refused = [], [], []
     work = []
     for reader in readers_of(data, plan):
@@ -185,8 +193,6 @@ def compensate(
             created += write_bias(held, reader, target, left)
             changed.append(target)
     changed += rows.write(held)
-    refused += unseen(plan)
-    held.note(created)
     return Compensated(tuple(dict.fromkeys(changed)), tuple(created), tuple(refused))
 
 
@@ -316,6 +322,7 @@ __all__ = [
     "bias_of",
     "change_of",
     "compensate",
+    "made_up",
     "row_scale",
     "write_bias",
 ]

@@ -10,7 +10,7 @@ METHODS.md 2.13, with the dense outputs for a target).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,20 +23,22 @@ from depgraph.observing import Met
 from depgraph.plan import Plan
 from importance.calling import check_batches, inputs_of, moved, samples_in
 from importance.columns import blocks_of
-from importance.compensation import Compensated, Compensation, bias_of, row_scale, write_bias
+from importance.compensation import Compensated, Compensation, bias_of, made_up, row_scale, write_bias
 from importance.holding import Held, held_by
 from importance.laid_out import Samples
 from importance.patches import patches
 from importance.readers import Reader, readers_among, unseen
 from importance.ridge import Fit, Parted
-from importance.statistics import Key, consumers_of
+from importance.statistics import Gathering, Key, collect, consumers_of
 
 
 def refit(model: Any, plan: Plan, batches: Iterable[Any], how: Compensation | None = None) -> Compensated:
     """Solve the weights of `model`, which `plan.apply()` gave, anew so that each consumer puts out what the dense one does.
 
     All that reads through a parameter of its own (linear maps, convolutions without groups) is solved, also what lost no
-    channels: its inputs have changed. Activations of all batches are held at the place where both models stand.
+    channels: its inputs have changed. What else lost channels (convolutions with groups, weights that are used several times) is
+    solved for its dense inputs first, as `compensate` does. Activations of all batches are held at the place where both models
+    stand.
 
     Raises:
         DataError: there are no batches, or one doesn't fit the model.
@@ -44,18 +46,35 @@ def refit(model: Any, plan: Plan, batches: Iterable[Any], how: Compensation | No
         Weights are as they were then.
     """
     check_batches(batches)
-    how = how or Compensation()
+    how, batches = how or Compensation(), list(batches)
     held = held_by(model, plan)
     try:
+        others = _others(held, plan, batches, how)
         work = _Work(model, plan, how, held)
         with quiet(plan.graph.model), quiet(model):
-            for step in work.steps(list(batches)):
+            for step in work.steps(batches):
                 work.solve(step)
     except BaseException:
         held.put_back()
         raise
-    held.note(work.created)
-    return Compensated(tuple(dict.fromkeys(work.changed)), tuple(work.created), (*work.left, *unseen(plan)))
+    done = Compensated.joined([others, Compensated(tuple(work.changed), tuple(work.created), tuple(work.left))])
+    held.note(done.created)
+    return replace(done, left=(*done.left, *unseen(plan)))
+
+
+def _others(held: Held, plan: Plan, batches: list[Any], how: Compensation) -> Compensated:
+    """Solve what lost channels and can't be fitted to the inputs that it has in the pruned model for those it had."""
+    consumers = [r.consumer for r in readers_among(consumers_of(plan.graph), plan) if _only_dense(r) and len(r.gone)]
+    if not consumers or how.kind != "least-squares":
+        return Compensated((), (), ())
+    axes = frozenset(axis for consumer in consumers for axis in consumer.labels)
+    found = collect(plan.graph, batches, how.needs, Gathering(axes=axes))
+    here = {c.key: found.found[c.key] for c in consumers if c.key in found.found}
+    return made_up(held, plan, replace(found, found=here), replace(how, inputs="dense", damping=how.dampings[0]))
+
+
+def _only_dense(reader: Reader) -> bool:
+    return not reader.refused and bool(_refusal(reader))
 
 
 @dataclass(frozen=True)
@@ -82,7 +101,7 @@ class _Work:
             if held.here(reader.consumer.weight) is None:  # gone with a block
                 continue
             if why:
-                self.left.append(why)
+                self.left += [why] if reader.refused else []
                 continue
             self.readers[reader.consumer.key] = reader
             target = bias_of(held, reader, how)

@@ -111,3 +111,35 @@ def test_least_squares_of_a_transposed_convolution_is_that_of_its_groups() -> No
         expected = weight[:, kept].double() + weight[:, gone].double() @ gain.T
         found = pruned[2].weight.detach()[2 * part : 2 * part + 2].flatten(1).T
         np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+class _Used(nn.Module):
+    """A convolution with groups, and a linear map that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, CHANNELS, 3, padding=1)
+        self.last = LAYERS["plain"]()
+        self.twice = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.last(torch.relu(self.first(x)))).mean((2, 3))
+        return self.head(torch.relu(self.twice(torch.relu(self.twice(x)))))
+
+
+def test_what_cant_be_fitted_to_the_pruned_models_inputs_is_solved_for_the_dense_ones() -> None:
+    _, batches = _net(LAYERS["plain"]())
+    torch.manual_seed(0)
+    model = _Used().eval()
+    graph = depgraph.trace(model, batches[0])
+    axis = next(a.name for a in graph.axes if any(m.target == "last.weight" and m.dim == 1 for m in a.members))
+    plan = graph.cut_plan({axis: [1, 3]})
+    sequential, dense = plan.apply(), plan.apply()
+    done = importance.refit(sequential, plan, batches, Compensation(biases="existing", inputs="pruned"))
+    compensate(dense, plan, batches, Compensation(biases="existing"))
+    assert torch.allclose(sequential.last.weight, dense.last.weight, atol=1e-6)
+    assert "last.weight" in done.changed and "head.weight" in done.changed and not done.left
+    x = torch.cat(batches)
+    errors = [float((one(x) - model(x)).detach().square().mean()) for one in (plan.apply(), dense, sequential)]
+    assert errors[2] < errors[0] and errors[2] <= 1.05 * errors[1]
