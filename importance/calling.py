@@ -18,7 +18,7 @@ from depgraph.errors import DataError, DepgraphError, ScoreError
 from depgraph.onnx_door.examples import runtime_inputs
 from importance.formulas import Formula, formula_of, logits_of, loss_in
 from importance.laid_out import Samples
-from importance.losses import HINT, Loss, own_loss
+from importance.losses import HINT, IGNORED, Loss, own_loss
 
 _VARIABLE = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _formulas: WeakKeyDictionary[nn.Module, Formula] = WeakKeyDictionary()
@@ -48,7 +48,7 @@ def loss_of(model: nn.Module, batch: Any, loss: Loss | None) -> Tensor:
     spare = set(kwargs) if loss is not None else {"labels"}
     passed = {name: value for name, value in kwargs.items() if takes.keyword(name) or name not in spare}
     output = run_model(model, args if loss is None else takes.positional(args), passed)
-    return _checked(loss_after(model, output, batch, loss), model)
+    return _checked(loss_after(model, output, batch, loss), model, kwargs.get("labels"))
 
 
 def loss_after(model: Any, output: Any, batch: Any, loss: Loss | None) -> Tensor:
@@ -191,17 +191,19 @@ def run_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         ) from error
 
 
-def _checked(value: Tensor, model: nn.Module) -> Tensor:
+def _checked(value: Tensor, model: nn.Module, labels: Any) -> Tensor:
     if not value.requires_grad:
         raise ScoreError(
             "the loss doesn't depend on the model's parameters: look for a detach() or no_grad() on the way"
         )
     if not bool(torch.isfinite(value.detach())):
-        raise ScoreError(f"the loss of a batch is {value.item()}: {_suspect(model)}")
+        raise ScoreError(f"the loss of a batch is {value.item()}: {_suspect(model, labels)}")
     return value
 
 
-def _suspect(model: nn.Module) -> str:
+def _suspect(model: nn.Module, labels: Any) -> str:
+    if isinstance(labels, Tensor) and not labels.is_floating_point() and bool((labels == IGNORED).all()):
+        return f"all labels of it, or of a sample that is looked at alone, are {IGNORED}: leave out what has nothing to predict"
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter.detach()).all()):
             return f"parameter {name!r} holds NaN or infinite values, repair or reload the weights before scoring"

@@ -16,5 +16,5 @@ def pick(table: Mapping[str, T], name: str, what: str) -> T:
     if isinstance(name, str) and name in table:
         return table[name]
     near = difflib.get_close_matches(str(name).lower(), table, n=3, cutoff=0.5)
-    meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise ScoreError(f"unknown {what} {name!r}: {meant}Choose one of {', '.join(table)}")
+    meant = f"did you mean {' or '.join(map(repr, near))}? Choose" if near else "choose"
+    raise ScoreError(f"unknown {what} {name!r}: {meant} one of {', '.join(table)}")

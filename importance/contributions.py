@@ -34,15 +34,11 @@ class ContributionSums:
         """Take in channels [samples, positions, channels] and weights [..., outputs, channels]."""
         rows, weights = both
         given = weights.flat.to(rows.values)
-        self.samples += rows.samples
+        self.samples += len(rows.flat) if rows.whole else rows.samples
         for axis, labels in self.labels.items():
             matrix = given if self.stored else given.abs().mean(dim=0).diag()
             each = _contributions(rows, matrix, labels, self.groups)
             self.sums[axis] = each + self.sums[axis].to(each) if axis in self.sums else each
-
-    def pass_by(self, samples: int) -> None:
-        """Take in samples of which nothing came here."""
-        self.samples += samples
 
     def scores(self, axis: str) -> Scored:
         """The groups of an axis that are read here, and the mean over samples."""
@@ -57,7 +53,7 @@ def _contributions(rows: Rows, matrix: Tensor, labels: np.ndarray, parts: int) -
     read = np.flatnonzero(labels != NONE)
     size = int(labels.max()) + 1
     if len(np.unique(labels[read])) == len(read):
-        channels = rows.sample_means(rows.values.abs()).sum(dim=0)
+        channels = _over_samples(rows, rows.values.abs())
         found = channels.new_zeros(size)
         found[torch.from_numpy(labels[read])] = channels[torch.from_numpy(read)]
         return found
@@ -65,8 +61,13 @@ def _contributions(rows: Rows, matrix: Tensor, labels: np.ndarray, parts: int) -
     for group in np.unique(labels[read]):
         for at in _by_part(np.flatnonzero(labels == group), len(labels) // parts):
             added = (rows.values[..., at] @ matrix[:, at].T).abs().sum(dim=-1)
-            found[int(group)] += rows.sample_means(added).sum()
+            found[int(group)] += _over_samples(rows, added)
     return found
+
+
+def _over_samples(rows: Rows, values: Tensor) -> Tensor:
+    """The sum over samples of the means over their positions; where samples can't be told apart, every row is one."""
+    return values.flatten(0, 1).sum(dim=0) if rows.whole else rows.sample_means(values).sum(dim=0)
 
 
 def _by_part(channels: np.ndarray, size: int) -> list[Tensor]:

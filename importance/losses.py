@@ -45,6 +45,9 @@ def next_token(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Te
 HINT = "pass loss=callable(output, batch) that returns a scalar (to the command: as 'loss' in the dict of file.py:function)"
 
 
+GIVE = "pass batches=[...] (to the command: --data, or 'batches' in the dict of file.py:function)"
+
+
 def own_loss(output: Any, inputs: Mapping[str, Any]) -> Tensor:
     """The loss that the model returned, or next-token cross-entropy for a language model called with token ids.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import numpy as np
@@ -40,8 +41,8 @@ class Magnitude:
     normalise: NormalisationSpec = "mean"
 
     def __post_init__(self) -> None:
-        if not 0 < self.p < float("inf"):
-            raise ScoreError(f"the power p of a magnitude must be a finite number above 0, it is {self.p}")
+        if not isinstance(self.p, Real) or not 0 < self.p < float("inf"):
+            raise ScoreError(f"the power p of a magnitude must be a finite number above 0, it is {self.p!r}")
         Reduction.of(self.reduction)
         Normalisation.of(self.normalise)
 

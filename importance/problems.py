@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Protocol
 
 import numpy as np
@@ -148,9 +149,16 @@ class Idle:
 
 
 def check_greedy(damping: float, rounds: int) -> None:
-    """Raise ScoreError for a damping or a number of rounds that is out of range."""
-    if not 0 <= damping < float("inf") or rounds < 1:
-        raise ScoreError(f"damping must be at least 0 and rounds at least 1, they are {damping} and {rounds}")
+    """Raise ScoreError for a damping or a number of rounds that is none or out of range."""
+    if (
+        not isinstance(damping, Real)
+        or not 0 <= damping < float("inf")
+        or not isinstance(rounds, Integral)
+        or rounds < 1
+    ):
+        raise ScoreError(
+            f"damping must be a number of at least 0 and rounds a whole one of at least 1, they are {damping!r} and {rounds!r}"
+        )
 
 
 def greedy_losses(problems: Sequence[Solvable], size: int, rounds: int) -> np.ndarray:

@@ -175,7 +175,7 @@ class Recipe:
             plan = self._planned(graph, score, target, options)
         report = plan.apply_with_report(form=options.get("form", "auto"))
         done = None
-        if self.compensation is not None and self.batches is not None and found is not None:
+        if self.compensation is not None and self.batches is not None:
             done = self._made_up(report.model, plan, found)
         return Pruned(report.model, plan, report, done)
 
@@ -243,12 +243,15 @@ class Recipe:
         return graph.plan(self._spread(score), target, **self._options(graph, options))
 
     def _statistics(self, graph: DependencyGraph) -> Statistics | None:
-        """What the compensation needs and, from the same batches, the score; None where there is nothing to make up."""
+        """What the compensation needs and, from the same batches, the score; None where that is nothing."""
         if self.compensation is None or self.batches is None:
             return None
-        needs = list(self.compensation.needs)
+        fitted = self.compensation.inputs == "pruned"  # which looks at the batches itself
+        needs = [] if fitted else list(self.compensation.needs)
         if getattr(self.score, "data", None) is self.batches:
             needs += getattr(self.score, "needs", ())
+        if not needs:
+            return None
         return collect(graph, self.batches, needs, self._gathering(graph))  # type: ignore[arg-type]
 
     def _gathering(self, graph: DependencyGraph) -> Gathering:

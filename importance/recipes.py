@@ -21,7 +21,7 @@ from importance.choices import pick
 from importance.compensation import Compensation
 from importance.expert_recipes import minitron_experts, stun
 from importance.fisher_brain import FisherBrain
-from importance.losses import Loss
+from importance.losses import GIVE, Loss
 from importance.magnitude import Magnitude
 from importance.normalisation import Normalisation
 from importance.obs import OptimalBrain
@@ -310,7 +310,7 @@ RECIPES: dict[str, Entry] = {
         best,
         "ours: OBS, Hassibi and Stork 1993, in the loss's curvature or relative, with sequential least squares",
         "batches with a loss",
-        "twelve forward passes and two backward passes, three cuts, X'X and its inverse",
+        "sixteen forward passes and two backward passes, three cuts, X'X and its inverse",
         "any: 64 x 128 tokens measured",
     ),
 }
@@ -326,7 +326,7 @@ def named(name: str, batches: Batches | None = None, loss: Loss | None = None, s
     """The recipe of that name; raises ScoreError for an unknown name (with the nearest), or where it needs batches."""
     entry = entry_of(name)
     if entry.needs != "nothing" and batches is None:
-        raise ScoreError(f"recipe {name!r} needs calibration data: pass batches=[...]")
+        raise ScoreError(f"recipe {name!r} needs calibration data: {GIVE}")
     options = {"batches": batches, "loss": loss, "seed": seed}
     return entry.make(**{k: v for k, v in options.items() if k in entry.make.__annotations__})
 

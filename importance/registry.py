@@ -19,6 +19,7 @@ from importance.fisher import Fisher
 from importance.fisher_brain import FisherBrain
 from importance.fpgm import FilterDistance
 from importance.gblm import GradientBlend
+from importance.losses import GIVE
 from importance.magnitude import Magnitude
 from importance.normalisation import NormalisationSpec
 from importance.obs import OptimalBrain
@@ -106,6 +107,6 @@ def named(name: str, **options: Any) -> Scorer:
     if unknown:
         raise ScoreError(f"score {name!r} has no option {unknown[0]!r}: it takes {', '.join(sorted(entry.takes))}")
     if "batches" in entry.takes and options.get("batches") is None:
-        raise ScoreError(f"score {name!r} needs calibration data: pass batches=[...]")
+        raise ScoreError(f"score {name!r} needs calibration data: {GIVE}")
     taken = {option: value for option, value in options.items() if option in entry.takes}
     return entry.make(**(entry.preset | taken))

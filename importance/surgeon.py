@@ -74,10 +74,11 @@ def surgeon_update(
 
 @dataclass(frozen=True)
 class Surgeon:
-    """LLM Surgeon's costs, summed over the rows and columns that a group has in all linear maps and convolutions.
+    """LLM Surgeon's costs, summed over the rows and columns that a group has in all linear maps, and in convolutions.
 
-    The rows (or columns) that a group has in one weight cost what they do together: they can't make up for one another, so that a
-    head costs more than its rows would one by one.
+    Convolutions are those with one or two dims of space that aren't transposed; others don't count. The rows (or columns) that a
+    group has in one weight cost what they do together: they can't make up for one another, so that a head costs more than its rows
+    would one by one.
     Factors are gathered in one forward and backward pass for each batch: A with a one appended for a bias, G of the gradients
     of each sample's loss (the empirical Fisher). Costs are sums over the positions of a sample, so that layers with many (the
     first convolutions) and with few compare; for a language model, that is the paper's times the length. Positions on which the

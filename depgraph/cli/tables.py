@@ -194,6 +194,7 @@ def print_result(dense: Cost, plan: Plan, lines: Iterable[str], console: Console
 def recipes_table(entries: Mapping[str, Any]) -> Table:
     """Recipes by name: their paper, what they need, what they cost, what data the paper had."""
     table = Table("recipe", "paper", "needs", "cost", "its data", title="depgraph prune --recipe NAME")
+    table.columns[0].no_wrap = True  # a name that is cut off can't be given
     for name, entry in entries.items():
         table.add_row(name, entry.paper, entry.needs, entry.cost, entry.data)
     return table

@@ -94,3 +94,27 @@ def test_a_model_that_is_cut_in_inference_mode_can_be_trained() -> None:
         model = graph.plan(importance.Magnitude(), depgraph.Target(params=0.8)).apply()
     assert not any(parameter.is_inference() for parameter in model.parameters())
     model(torch.randint(0, WORDS, (2, 6))).sum().backward()
+
+
+class _Labelled(Words):
+    """The loss is its own, as models of transformers have it."""
+
+    def forward(self, ids: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = super().forward(ids)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
+
+
+@pytest.mark.parametrize("name", ["taylor-second", "gblm"])
+def test_a_sample_with_nothing_to_predict_is_named_where_each_is_looked_at_alone(name: str) -> None:
+    graph = graph_of(_Labelled())
+    ids = torch.randint(0, WORDS, (2, 6))
+    labels = ids.clone()
+    labels[1] = -100
+    batch = {"ids": ids, "labels": labels}
+    assert importance.named("taylor", batches=[batch])(graph)
+    with pytest.raises(
+        ScoreError, match="all labels of it, or of a sample that is looked at alone, are -100: leave out"
+    ):
+        importance.named(name, batches=[batch])(graph)

@@ -200,3 +200,24 @@ def test_bad_input_is_refused() -> None:
         Bonsai([])(graph)
     with pytest.raises(ScoreError, match="returned no loss"):
         adding(loss=None)[1](graph)
+
+
+class _Routed(nn.Module):
+    """Rows with a positive number go through one map more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.more, self.last = nn.Linear(4, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        made = torch.relu(self.first(x))
+        at = torch.where(x[:, 0] > 0)[0]
+        return self.last(made.index_add(0, at, self.more(made[at]))), made.mean()
+
+
+def test_sub_models_of_code_that_depends_on_values_are_run_too() -> None:
+    torch.manual_seed(0)
+    model, x = _Routed().eval(), torch.randn(10, 4)
+    graph = depgraph.trace(model, x)
+    scores = Bonsai([x, x.flip(0)], lambda output, batch: output[0].square().mean(), masks=4, units="all")(graph)
+    assert scores and all(np.isfinite(found).all() for found in scores.values())

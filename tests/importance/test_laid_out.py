@@ -178,13 +178,14 @@ class _Routed(nn.Module):
         return self.last(made)
 
 
-def test_norms_are_for_each_sample_of_a_batch_however_many_come_to_a_consumer() -> None:
+@pytest.mark.parametrize("criterion", ["wanda-sp", "amp"])
+def test_norms_and_means_are_for_each_sample_of_a_batch_however_many_come_to_a_consumer(criterion: str) -> None:
     torch.manual_seed(0)
     model, x = _Routed().eval(), torch.randn(12, 4)
     x[:, 0] = x[:, 0].abs() * torch.tensor([1.0, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, 1])
     graph = depgraph.trace(model, x)
-    together = importance.Activation([x], "wanda-sp")(graph)
+    together = importance.Activation([x], criterion)(graph)
     assert together
     for parts in (torch.split(x, 5), torch.split(x, 4)):
-        for axis, scores in importance.Activation(list(parts), "wanda-sp")(graph).items():
+        for axis, scores in importance.Activation(list(parts), criterion)(graph).items():
             np.testing.assert_allclose(scores, together[axis], rtol=1e-4, err_msg=axis)

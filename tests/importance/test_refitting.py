@@ -163,3 +163,16 @@ def test_rivals_need_something_to_choose_by() -> None:
     found = Rivals("either", None, [], units="all", rivals=(recipes.random(seed=1),))
     with pytest.raises(ScoreError, match="no batches to choose between recipes by"):
         found.prune(depgraph.trace(model, batches[0]), depgraph.Target(params=0.7))
+
+
+def test_what_is_fitted_to_the_pruned_models_inputs_needs_no_statistics_of_the_dense_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batches = _net()
+    graph, passes = depgraph.trace(model, batches[0]), []
+    monkeypatch.setattr("importance.recipe.collect", lambda *given: passes.append(given))
+    how = Compensation(biases="existing", inputs="pruned")
+    done = replace(recipes.magnitude(), batches=batches, compensation=how, units="all").prune(
+        graph, depgraph.Target(params=0.7)
+    )
+    assert done.compensated is not None and done.compensated.changed and not passes

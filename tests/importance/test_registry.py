@@ -37,7 +37,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, nearest: str) ->
 
 
 def test_a_name_near_to_none_is_refused_with_all() -> None:
-    with pytest.raises(ScoreError, match="Choose one of random, magnitude, .*taylor, taylor-vector.*"):
+    with pytest.raises(ScoreError, match="[Cc]hoose one of random, magnitude, .*taylor, taylor-vector.*"):
         importance.named("xyz")
 
 
@@ -47,3 +47,21 @@ def test_options_are_checked() -> None:
     for given in ({}, {"batches": None}):
         with pytest.raises(ScoreError, match="score 'taylor' needs calibration data"):
             importance.named("taylor", **given)
+
+
+@pytest.mark.parametrize(("option", "value"), [("rounds", 2.5), ("rounds", 0), ("damping", "little"), ("damping", -1)])
+@pytest.mark.parametrize("name", ["obs", "fisher-obs"])
+def test_options_of_greedy_scores_that_are_no_such_numbers_are_refused(name: str, option: str, value: object) -> None:
+    with pytest.raises(ScoreError, match=r"damping must be a number of at least 0 and rounds a whole one"):
+        importance.named(name, batches=[1], **{option: value})
+
+
+def test_a_power_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ScoreError, match="finite number above 0, it is '2'"):
+        importance.named("magnitude", p="2")
+
+
+def test_missing_data_are_asked_for_as_the_command_takes_them_too() -> None:
+    for ask in (importance.named, importance.recipes.named):
+        with pytest.raises(ScoreError, match="needs calibration data: .*--data"):
+            ask("flap")
