@@ -148,6 +148,8 @@ def collect(
     wanted = list(dict.fromkeys(s for one in statistics for s in getattr(one, "needs", (one,))))
     collector = Collector(graph, wanted, how)
     device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
+    if device.type == "meta":
+        raise ScoreError(f"the weights of {graph.name} are on the meta device and have no values: load them first")
     observer, count = graph.observer(), 0
     with quiet(graph.model):
         for batch in _shown(batches, how):
@@ -159,6 +161,8 @@ def collect(
         raise DataError("there are no batches to collect from (a generator gives its batches only once: pass a list)")
     if collector.empty and not collector.found:
         raise DataError("the batches are empty: they hold no row that comes into any consumer, give some with samples")
+    if not collector.text:
+        raise DataError("the attention masks of all batches are zero everywhere: give some with text")
     collector.require_finite()
     return Statistics(graph, collector.found, count)
 
@@ -182,11 +186,13 @@ class Collector:
         self._weighed: set[Key] = set()
         self._met: set[Key] = set()
         self._before = 0
+        self.text = False
 
     @contextlib.contextmanager
     def batch(self, samples: Samples) -> Iterator[None]:
         """Within, a batch with these samples is run; they count for a consumer to which nothing of them comes, too."""
         self.samples, self._met = samples, set()
+        self.text = self.text or all(bool(text.any()) for _, text in samples.masks)
         yield
         count = samples.count if self._met else 0
         for key in self.found.keys() - self._met:

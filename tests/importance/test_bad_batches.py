@@ -118,3 +118,25 @@ def test_a_sample_with_nothing_to_predict_is_named_where_each_is_looked_at_alone
         ScoreError, match="all labels of it, or of a sample that is looked at alone, are -100: leave out"
     ):
         importance.named(name, batches=[batch])(graph)
+
+
+class _Masked(Words):
+    def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return super().forward(ids) * attention_mask[:, :, None]
+
+
+def test_batches_that_are_all_padding_are_refused() -> None:
+    ids = torch.randint(0, WORDS, (2, 6))
+    graph = depgraph.trace(_Masked().eval(), (ids, torch.ones_like(ids)))
+    padding, text = (ids, torch.zeros_like(ids)), (ids, torch.ones_like(ids))
+    with pytest.raises(DataError, match="masks of all batches are zero everywhere"):
+        Activation([padding, padding])(graph)
+    assert Activation([padding, text])(graph)
+
+
+@pytest.mark.parametrize("name", ["obs", "wanda-sp"])
+def test_a_model_without_values_is_refused_by_scores_of_activations(name: str) -> None:
+    with torch.device("meta"):
+        graph = depgraph.trace(Words().eval(), torch.zeros(2, 6, dtype=torch.long))
+    with pytest.raises(ScoreError, match="on the meta device and have no values"):
+        importance.named(name, batches=[torch.randint(0, WORDS, (2, 6))])(graph)
