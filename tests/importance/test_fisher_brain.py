@@ -93,7 +93,9 @@ def test_batches_may_be_parted_and_the_loss_scaled() -> None:
 
 def test_numbers_out_of_range_are_refused() -> None:
     for wrong in ({"damping": -1.0}, {"rounds": 0}):
-        with pytest.raises(ScoreError, match="damping must be at least 0 and rounds at least 1"):
+        with pytest.raises(
+            ScoreError, match="damping must be a number of at least 0 and rounds a whole one of at least 1"
+        ):
             FisherBrain([torch.randn(2, 5)], squared, **wrong)
     model, x = _stacked()
     with pytest.raises(ScoreError, match="singular"):
