@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from depgraph.capture.lowering import INPUT, OUTPUT
 from depgraph.graph import Program
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
 
 Given = frozenset[tuple[int, int]]
 """Dims of inputs: the number of the input among the leaves of a call, and the dim of it."""
@@ -42,7 +46,27 @@ class Origins:
             for dim, at in enumerate(value.dims if value is not None else ()):
                 key = self.program.relations.find(at)
                 found[key] = found.get(key, NOWHERE) | {(number, dim)}
+        while sum(self._spread(found, parts) for parts in self._laid_out_alike):
+            pass
         return found
+
+    @cached_property
+    def _laid_out_alike(self) -> list[list[int]]:
+        """Dims that are the same part, of the same size, of one dim: representatives."""
+        relations = self.program.relations
+        ways: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        for fold in relations.folds:
+            sizes = (relations.sizes[part] for part in fold.parts)
+            ways.setdefault((relations.find(fold.flat), *sizes), []).append(tuple(map(relations.find, fold.parts)))
+        return [list(dict.fromkeys(parts)) for alike in ways.values() for parts in zip(*alike, strict=True)]
+
+    @staticmethod
+    def _spread(found: dict[int, Given], parts: list[int]) -> bool:
+        """Give all parts what any of them comes from; was that news to one?"""
+        before = [found.get(part, NOWHERE) for part in parts]
+        every = NOWHERE.union(*before)
+        found.update(dict.fromkeys(parts, every) if every else {})
+        return any(one != every for one in before)
 
     @cached_property
     def _folds(self) -> dict[int, tuple[int, ...]]:
@@ -64,3 +88,20 @@ class Origins:
         key = relations.find(at)
         parts = (at,) if key in self._given else self._folds.get(key, (at,))
         return tuple(Factor(relations.sizes[p], self._given.get(relations.find(p), NOWHERE)) for p in parts)
+
+
+def steps_first(graph: DependencyGraph) -> frozenset[str]:
+    """The inputs along whose second dim the samples must lie: steps are first, as torch's recurrent layers and attention take them.
+
+    Samples are alike: nothing is computed over them, and they come out again. Steps that are counted or attended to aren't.
+    """
+    program, number = graph.capture.program, graph.classes.of_dim
+    relations, values = program.relations, program.values
+    over = [dim for dim, _ in relations.mixed]
+    over += [values[c.operand].dim(c.dim) for c in relations.contractions]
+    over += [dim for dim, indices, reason in relations.fixed if indices is None and reason.why not in (INPUT, OUTPUT)]
+    mixed = {int(number[dim]) for dim in over}
+    pairs = {name: values[name].dims[:2] for name in graph.observer().own.inputs if name in values}
+    return frozenset(
+        name for name, at in pairs.items() if len(at) > 1 and number[at[0]] in mixed and number[at[1]] not in mixed
+    )

@@ -66,7 +66,7 @@ class BlockChange:
         pairs = _Pairs(list(found.values()), distance)
         observer = graph.observer()
         for args, kwargs in _inputs(graph, self.batches):
-            pairs.samples = samples_in(graph.model, args, kwargs)
+            pairs.samples = samples_in(graph, args, kwargs)
             observer.watch((args, kwargs), seen=pairs.seen)
         still = float(distance(torch.zeros(())))
         return {name: pairs.mean(name) if name in found else still for name in names}
@@ -94,7 +94,7 @@ class OutlierRatios:
         names, squares = _blocks(graph), _Squares()
         observer = graph.observer()
         for args, kwargs in _inputs(graph, self.batches):
-            squares.samples = samples_in(graph.model, args, kwargs)
+            squares.samples = samples_in(graph, args, kwargs)
             observer.watch((args, kwargs), watch=squares)
         tensors = graph.tensors()
         found: dict[str, list[tuple[Tensor, Tensor, int]]] = {name: [] for name in names}

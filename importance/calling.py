@@ -12,16 +12,20 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.errors import DataError, DepgraphError, ScoreError
 from depgraph.onnx_door.examples import runtime_inputs
+from depgraph.origins import steps_first
 from importance.formulas import Formula, formula_of, logits_of, loss_in
 from importance.laid_out import Samples
 from importance.losses import HINT, IGNORED, Loss, own_loss
 
 _VARIABLE = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _formulas: WeakKeyDictionary[nn.Module, Formula] = WeakKeyDictionary()
+_second: WeakKeyDictionary[DependencyGraph, frozenset[str]] = WeakKeyDictionary()
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -112,10 +116,22 @@ def inputs_of(model: Any, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return takes.positional(args), {n: v for n, v in kwargs.items() if n != "labels" and takes.keyword(n)}
 
 
-def samples_in(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Samples:
+def samples_in(graph: DependencyGraph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Samples:
     """The samples of a call and what of them is text, by masks given by name or by place."""
-    named = _signature(model).bound(args)
-    return Samples.of(args, kwargs) if len(named) < len(args) else Samples.of((), named | dict(kwargs))
+    named, second = _signature(graph.model).bound(args), samples_second(graph)
+    return Samples.of(args, kwargs, second) if len(named) < len(args) else Samples.of((), named | dict(kwargs), second)
+
+
+def samples_second(graph: DependencyGraph) -> frozenset[str]:
+    """The arguments of a model along whose second dim the samples lie, see `depgraph.origins`."""
+    if graph not in _second:
+        named, second = _signature(graph.model).bound(graph.args) | graph.kwargs, steps_first(graph)
+        leaves = [
+            (name if leaf is value else "") for name, value in named.items() for leaf in pytree.tree_leaves(value)
+        ]
+        pairs = zip(leaves, graph.observer().own.inputs, strict=False)
+        _second[graph] = frozenset(name for name, inner in pairs if name and inner in second)
+    return _second[graph]
 
 
 def as_batch(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

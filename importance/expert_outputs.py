@@ -70,7 +70,7 @@ class ExpertOutputs:
         with quiet(graph.model):
             for batch in self.batches:
                 args, kwargs = inputs_of(graph.model, moved(batch, device))
-                samples, found = samples_in(graph.model, args, kwargs), observer.runnable(args, kwargs)
+                samples, found = samples_in(graph, args, kwargs), observer.runnable(args, kwargs)
                 mixtures = {name: _Mixture(found, held[name], samples, sums[name]) for name in held}
                 observer.look(found, (args, kwargs), _watches(mixtures.values()))
                 for name, mixture in mixtures.items():

@@ -236,7 +236,7 @@ def _together(graph: DependencyGraph, names: list[str], batches: Iterable[Any]) 
     with quiet(graph.model):
         for batch in batches:
             args, kwargs = inputs_of(graph.model, moved(batch, device))
-            samples = samples_in(graph.model, args, kwargs)
+            samples = samples_in(graph, args, kwargs)
             made = {name: choice.made for name, choice in choosing.items() if choice.place is None}
             if made:
                 watch = {node: lambda chosen, name=name: count(name, chosen) for name, node in made.items()}

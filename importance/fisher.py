@@ -17,7 +17,7 @@ from importance.layout import Layout, Sums
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
 from importance.reduction import Reduction, ReductionSpec
-from importance.samples import sample_count, samples_of
+from importance.samples import require_samples_first, sample_count, samples_of
 from importance.sums import index_sums
 
 FORMS = {"second": "sum of W^2 F, the samples' squares streamed", "mix": "sum of |W * G - 1/2 W^2 F|, F and G held"}
@@ -65,6 +65,7 @@ class Fisher:
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
         require_module(graph, type(self).__name__)
+        require_samples_first(graph)
         layout = Layout.of(graph)
         if not layout.parameters:
             return {}

@@ -20,7 +20,7 @@ from importance.gradients import ElementSums, backwards, require_module, shown
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
 from importance.reduction import Reduction, ReductionSpec
-from importance.samples import samples_of
+from importance.samples import require_samples_first, samples_of
 from importance.statistics import Consumer, Gathering, Statistics, collect
 
 NORMS = {
@@ -93,6 +93,7 @@ class GradientBlend:
 
     def _gradients(self, found: Statistics, batches: Iterable[Any]) -> ElementSums:
         """For each weight of a consumer, the sum over samples of its gradient's absolute or square."""
+        require_samples_first(found.graph)
         tensors = found.graph.tensors()
         weights = {c.weight: tensors[c.weight] for c in found.consumers if c.weight and c.key in found.found}
         hook = ElementSums(NORMS[self.norm][0])

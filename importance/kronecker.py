@@ -64,7 +64,7 @@ class Kronecker:
 
         with backwards(graph.model, layout.parameters | _biases(graph), how.loss, _drop) as backward:
             for batch in shown(how.batches, how.progress):
-                samples = samples_in(graph.model, *inputs_of(graph.model, batch)).count
+                samples = samples_in(graph, *inputs_of(graph.model, batch)).count
                 total += samples
                 try:
                     backward(batch, watch)

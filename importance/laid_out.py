@@ -30,16 +30,21 @@ class Samples:
     leading: Given = NOWHERE
 
     @classmethod
-    def of(cls, args: Iterable[Any], kwargs: Mapping[str, Any]) -> Samples:
-        """Of a call's arguments: their leading size, and all keyword arguments [samples, positions] named ...attention_mask."""
+    def of(cls, args: Iterable[Any], kwargs: Mapping[str, Any], second: frozenset[str] = frozenset()) -> Samples:
+        """Of a call's arguments: how many samples, and all keyword arguments [samples, positions] named ...attention_mask.
+
+        Samples lie along the first dim of a tensor, and along the second of keyword arguments whose names are in `second`.
+        """
         leaves = pytree.tree_leaves((tuple(args), dict(kwargs)))
-        sizes = {number: len(t) for number, t in enumerate(leaves) if isinstance(t, Tensor) and t.ndim}
+        turned = {id(kwargs[name]) for name in second & kwargs.keys()}
+        at = {k: int(id(t) in turned and t.ndim > 1) for k, t in enumerate(leaves) if isinstance(t, Tensor) and t.ndim}
+        sizes = {number: leaves[number].shape[dim] for number, dim in at.items()}
         count = max(sizes.values(), default=1)
         numbers = {id(leaf): number for number, leaf in enumerate(leaves)}
         named = [t for name, t in kwargs.items() if name.endswith("attention_mask")]
         padded = [t for t in named if isinstance(t, Tensor) and t.ndim == 2 and not bool((t != 0).all())]
         masks = tuple((numbers[id(t)], t != 0) for t in padded)
-        return cls(count, masks, frozenset((number, 0) for number, size in sizes.items() if size == count))
+        return cls(count, masks, frozenset((number, at[number]) for number, size in sizes.items() if size == count))
 
     def rows(
         self, values: Tensor, dim: int, dtype: torch.dtype, shared: bool = False, places: Sequence[Factors] = ()

@@ -141,7 +141,7 @@ class _Walk:
             raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")
         device = next((t.device for t in self.graph.tensors().values()), torch.device("cpu"))
         calls = [inputs_of(self.plan.graph.model, moved(batch, device)) for batch in batches]
-        samples = [samples_in(self.plan.graph.model, args, kwargs) for args, kwargs in calls]
+        samples = [samples_in(self.plan.graph, args, kwargs) for args, kwargs in calls]
         observer = self.graph.observer()
         runs = [observer.steps(call, self.collector.wants) for call in calls]
         stands = [next(run, None) for run in runs]

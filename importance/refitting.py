@@ -123,7 +123,7 @@ class _Work:
         dense, pruned = self.plan.graph.observer(), self.pruned.observer()
         device = next((t.device for t in self.plan.graph.tensors().values()), torch.device("cpu"))
         calls = [inputs_of(self.plan.graph.model, moved(batch, device)) for batch in batches]
-        samples = [samples_in(self.plan.graph.model, args, kwargs) for args, kwargs in calls]
+        samples = [samples_in(self.plan.graph, args, kwargs) for args, kwargs in calls]
 
         def wanted(meeting: Meeting) -> bool:
             return meeting.key in self.readers

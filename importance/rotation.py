@@ -214,7 +214,7 @@ def _grams(
     with quiet(graph.model):
         for batch in batches:
             inputs = inputs_of(graph.model, moved(batch, device))
-            samples = samples_in(graph.model, *inputs)
+            samples = samples_in(graph, *inputs)
             left = sum(meeting.key in wanted for meeting in observer.runnable(*inputs).meetings)
             with closing(observer.steps(inputs, lambda meeting: meeting.key in wanted, side)) as steps:
                 for _, met in zip(range(left), steps, strict=False):

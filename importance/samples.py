@@ -8,7 +8,18 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from depgraph import DependencyGraph
 from depgraph.errors import DataError
+from importance.calling import samples_second
+
+
+def require_samples_first(graph: DependencyGraph) -> None:
+    """Raise DataError where the samples of an input lie along its second dim: a batch isn't taken apart along that."""
+    for name in sorted(samples_second(graph)):
+        raise DataError(
+            f"the samples of {name!r} lie along its second dim, as {type(graph.model).__name__} counts or attends to the steps along "
+            "its first, and this score takes the gradient of each sample alone: trace a module that takes samples first"
+        )
 
 
 def sample_count(batch: Any) -> int:

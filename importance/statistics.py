@@ -154,7 +154,7 @@ def collect(
     with quiet(graph.model):
         for batch in _shown(batches, how):
             args, kwargs = inputs_of(graph.model, moved(batch, device))
-            with collector.batch(samples_in(graph.model, args, kwargs)):
+            with collector.batch(samples_in(graph, args, kwargs)):
                 observer.watch((args, kwargs), watch=collector, side=how.side)
             count += 1
     if not count:

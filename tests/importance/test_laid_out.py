@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import depgraph
 import importance
+from depgraph.errors import DataError
 
 B, T, C = 3, 6, 8
 
@@ -94,6 +95,42 @@ def test_means_over_the_tokens_of_each_sample_are_those_of_its_text() -> None:
             squares += each[mask != 0].abs().mean(dim=0).square()
     (scores,) = _scores(model, batches, "minitron").values()
     np.testing.assert_allclose(scores, squares.sqrt().numpy(), rtol=1e-5)
+
+
+class _StepsFirst(nn.Module):
+    """Steps lie along the first dim of what comes in, as recurrent layers and attention of torch take them."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, C), nn.Linear(C, 2)
+        self.mix: nn.Module = nn.LSTM(C, C) if kind == "recurrent" else nn.MultiheadAttention(C, 2)
+
+    def forward(self, input: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(input))
+        given = (hidden,) if isinstance(self.mix, nn.LSTM) else (hidden, hidden, hidden)
+        return self.last(torch.relu(self.mix(*given)[0]))
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "attention"])
+@pytest.mark.parametrize("criterion", ["minitron", "amp"])
+def test_samples_that_lie_along_the_second_dim_are_found(kind: str, criterion: str) -> None:
+    torch.manual_seed(0)
+    model, batches = _StepsFirst(kind).eval(), [torch.randn(T, B, 4), torch.randn(T, B, 4)]
+    together = _scores(model, batches, criterion)
+    alone = _scores(model, [one for batch in batches for one in batch.split(1, dim=1)], criterion)
+    for axis, scores in together.items():
+        np.testing.assert_allclose(scores, alone[axis], rtol=1e-4, err_msg=axis)
+
+
+def test_a_batch_is_not_taken_apart_along_its_steps() -> None:
+    model, batch = _StepsFirst("recurrent").eval(), torch.randn(T, B, 4)
+    graph = depgraph.trace(model, batch)
+    for score in (
+        importance.Fisher([batch], lambda output, given: output.sum()),
+        importance.GradientBlend([batch], lambda o, g: o.sum()),
+    ):
+        with pytest.raises(DataError, match=r"samples of 'input' lie along its second dim.*takes samples first"):
+            score(graph)
 
 
 class _TwoTexts(nn.Module):
