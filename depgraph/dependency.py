@@ -272,6 +272,13 @@ class DependencyGraph:
         return SizeRules(self)
 
     @cached_property
+    def steps_first(self) -> frozenset[str]:
+        """The names in the graph of the inputs that have steps along their first dim, samples along their second."""
+        from depgraph.origins import steps_first
+
+        return steps_first(self)
+
+    @cached_property
     def dense_cost(self) -> Cost:
         return self.cost()
 

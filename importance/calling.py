@@ -18,14 +18,12 @@ from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.errors import DataError, DepgraphError, ScoreError
 from depgraph.onnx_door.examples import runtime_inputs
-from depgraph.origins import steps_first
 from importance.formulas import Formula, formula_of, logits_of, loss_in
 from importance.laid_out import Samples
 from importance.losses import HINT, IGNORED, Loss, own_loss
 
 _VARIABLE = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _formulas: WeakKeyDictionary[nn.Module, Formula] = WeakKeyDictionary()
-_second: WeakKeyDictionary[DependencyGraph, frozenset[str]] = WeakKeyDictionary()
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -123,15 +121,13 @@ def samples_in(graph: DependencyGraph, args: tuple[Any, ...], kwargs: Mapping[st
 
 
 def samples_second(graph: DependencyGraph) -> frozenset[str]:
-    """The arguments of a model along whose second dim the samples lie, see `depgraph.origins`."""
-    if graph not in _second:
-        named, second = _signature(graph.model).bound(graph.args) | graph.kwargs, steps_first(graph)
-        leaves = [
-            (name if leaf is value else "") for name, value in named.items() for leaf in pytree.tree_leaves(value)
-        ]
-        pairs = zip(leaves, graph.observer().own.inputs, strict=False)
-        _second[graph] = frozenset(name for name, inner in pairs if name and inner in second)
-    return _second[graph]
+    """The arguments of a model along whose second dim the samples lie, see `DependencyGraph.steps_first`."""
+    if not graph.steps_first:
+        return frozenset()
+    named = _signature(graph.model).bound(graph.args) | graph.kwargs
+    leaves = [(name if leaf is value else "") for name, value in named.items() for leaf in pytree.tree_leaves(value)]
+    pairs = zip(leaves, graph.observer().own.inputs, strict=False)
+    return frozenset(name for name, inner in pairs if name and inner in graph.steps_first)
 
 
 def as_batch(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

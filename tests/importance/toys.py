@@ -20,6 +20,7 @@ class HandGraph:
 
     model: nn.Module
     axes: list[Axis]
+    steps_first: frozenset[str] = frozenset()
 
     def tensors(self) -> dict[str, Tensor]:
         model = self.model
