@@ -160,11 +160,8 @@ def expected(graph: DependencyGraph, model: nn.Module, removal: Groups, given: l
             free = outputs(graph, model, inputs)
             within = outputs(graph, model, inputs, lambda: barred(model, bars, silent))
         except Exception as failure:
-            text = str(failure).strip().splitlines()
-            raise CheckError(
-                f"{type(model).__name__} doesn't run on inputs that it took before, with its other axes cut and the parts that the "
-                f"plan takes out barred: {type(failure).__name__}: {text[0] if text else ''}"
-            ) from failure
+            how = "on inputs that it took before, with its other axes cut and the parts that the plan takes out barred"
+            raise _not_running(model, how, failure) from failure
         found.inputs.append(inputs)
         found.free.append(_narrow(graph, free, kept))
         found.barred.append(_narrow(graph, within, kept))
@@ -225,6 +222,13 @@ def outputs(graph: DependencyGraph, model: nn.Module, inputs: Inputs, within: Wi
     return [written.own(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
+def _not_running(model: nn.Module, how: str, failure: Exception) -> CheckError:
+    text = str(failure).strip().splitlines()
+    return CheckError(
+        f"{type(model).__name__} doesn't run {how}: {type(failure).__name__}: {text[0] if text else ''}; protect their axis"
+    )
+
+
 def check_without(graph: DependencyGraph, model: nn.Module, wanted: Expected) -> Check:
     """Compare a model that the entries have left with what was expected of it.
 
@@ -236,11 +240,7 @@ def check_without(graph: DependencyGraph, model: nn.Module, wanted: Expected) ->
         try:
             got = outputs(graph, model, inputs)
         except Exception as failure:
-            text = str(failure).strip().splitlines()
-            raise CheckError(
-                f"{type(model).__name__} doesn't run without the parts that the plan takes out: "
-                f"{type(failure).__name__}: {text[0] if text else ''}"
-            ) from failure
+            raise _not_running(model, "without the parts that the plan takes out", failure) from failure
         computed.append(got)
         error = max(error, difference(got, within))
     if not error <= tolerance:
