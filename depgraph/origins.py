@@ -93,7 +93,7 @@ class Origins:
 def steps_first(graph: DependencyGraph) -> frozenset[str]:
     """The inputs along whose second dim the samples must lie: steps are first, as torch's recurrent layers and attention take them.
 
-    Samples are alike: nothing is computed over them, and they come out again. Steps that are counted or attended to aren't.
+    Samples are alike: nothing is computed over them. Steps that are counted or attended to aren't.
     """
     program, number = graph.capture.program, graph.classes.of_dim
     relations, values = program.relations, program.values

@@ -127,10 +127,9 @@ class Expected(NamedTuple):
     def sensitivity(self) -> float:
         """How far it moves the outputs that what goes can't be chosen."""
         pairs = zip(self.barred, self.free, strict=True)
-        shown = (
-            both for both in pairs if all(t.numel() for t in both[0])
-        )  # else there is nothing in which they could differ
-        return max((difference(within, free) for within, free in shown), default=0.0)
+        # what is empty shows nothing
+        filled = ((within, free) for within, free in pairs if all(t.numel() for t in within))
+        return max((difference(within, free) for within, free in filled), default=0.0)
 
 
 def taken(graph: DependencyGraph) -> list[Inputs]:
