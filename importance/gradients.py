@@ -53,7 +53,7 @@ def backwards(
         )
     device = next(model.parameters()).device
     calls = 0
-    with put_back(model) as written, quiet(model), _recurrent_in_eval(model), borrowed(model, parameters, hook):
+    with put_back(model) as written, quiet(model), _recurrent_in_products(model), borrowed(model, parameters, hook):
 
         def backward(batch: Any, before: Callable[[Tensor], Any] = lambda loss: None) -> None:
             nonlocal calls
@@ -68,10 +68,18 @@ def backwards(
             raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")
 
 
-def _recurrent_in_eval(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Without cuDNN where it would refuse: it takes recurrent layers backward in training mode only."""
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    return torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
+@contextlib.contextmanager
+def _recurrent_in_products(model: nn.Module) -> Iterator[None]:
+    """Without the libraries that run a recurrent layer as one call: their products can't be seen, and cuDNN refuses in eval mode."""
+    if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        yield
+        return
+    enabled, *_ = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=enabled, _fp32_precision=None)
 
 
 def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:

@@ -100,3 +100,29 @@ def test_numbers_out_of_range_are_refused() -> None:
     model, x = _stacked()
     with pytest.raises(ScoreError, match="singular"):
         FisherBrain([x[:3]], squared, damping=0.0)(depgraph.trace(model, x))
+
+
+class _Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.recurrent(x)[0])
+
+
+@pytest.mark.parametrize("score", [FisherBrain, Surgeon])
+def test_weights_within_a_recurrent_layer_count_in_every_precision(score: Any) -> None:
+    """In float32 a library runs the whole layer as one call, in which no product could be seen."""
+    torch.manual_seed(0)
+    model, x = _Recurrent().eval(), torch.randn(4, 7, 6)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        model, given = model.to(dtype), x.to(dtype)
+        graph = depgraph.trace(model, (given,))
+        found.append(score([given], lambda output, batch: output.square().mean())(graph))
+    single, double = found
+    assert single.keys() == double.keys()
+    for axis, values in double.items():
+        np.testing.assert_allclose(single[axis], values, rtol=1e-3)
+    assert torch.backends.mkldnn.enabled
