@@ -44,13 +44,15 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 class Met(NamedTuple):
     """What came together in a `meeting`: its operand, and the other operand; without gradients. `node` is the operator.
 
-    `operand_from` and `other_from` say what the dims of these come from, as far as that is known: `depgraph.origins`.
+    `same`: is the capture, as far as its nodes go, the graph's own, so that what met before meets again? `operand_from` and
+    `other_from` say what the dims of these come from, as far as that is known: `depgraph.origins`.
     """
 
     meeting: Meeting
     operand: torch.Tensor
     other: torch.Tensor
     node: Node
+    same: bool = False
     operand_from: tuple[Factors, ...] = ()
     other_from: tuple[Factors, ...] = ()
 
@@ -65,6 +67,7 @@ class Observer:
     def __init__(self, graph: DependencyGraph, fetch: Callable[[str], torch.Tensor] | None = None) -> None:
         self.graph = graph
         self.tensors = fetch or graph.tensors().__getitem__
+        self._last: _Shower | None = None
 
     @cached_property
     def own(self) -> Runnable:
@@ -107,16 +110,22 @@ class Observer:
         Raises DataError when an input points beyond a table, or the model can't be captured on inputs of these shapes.
         """
         found, side = self._ready(inputs, seen, side)
-        return self._outputs(found, inputs, side, _Shower(found, watch, seen or {}).nodes())
+        return self._outputs(found, inputs, side, self._shower(found, watch, seen).watch)
 
     def watch(
         self, inputs: Inputs, watch: Watcher | None = None, seen: Seen | None = None, side: Side | None = None
     ) -> None:
         """As `run`, without what nothing that is looked at is computed from: a language model's last product, say."""
         found, side = self._ready(inputs, seen, side)
-        shower = _Shower(found, watch, seen or {})
-        watched = shower.nodes()
-        self._outputs(found, inputs, side, watched, found.behind(frozenset(shower.needed(watched))))
+        shower = self._shower(found, watch, seen)
+        self._outputs(found, inputs, side, shower.watch, shower.behind)
+
+    def _shower(self, found: Runnable, watch: Watcher | None, seen: Seen | None) -> _Shower:
+        """What shows a batch; the last one where it would be the same."""
+        last = self._last
+        if seen or last is None or last.seen or last.found is not found or last.watcher is not watch:
+            last = self._last = _Shower(found, watch, seen or {})
+        return last
 
     def _ready(self, inputs: Inputs, seen: Seen | None, side: Side | None) -> tuple[Runnable, Side]:
         """The capture for a batch that fits, and what is zeroed."""
@@ -176,7 +185,8 @@ class Observer:
         env, before = reference.sides[0].env, dict[Node, Any]()
         for node in _without_gradients(running):
             env.update({source: made for source, made in before.items() if source in env})
-            before = yield from _exchanging(node, reference.sides[0], wanted[node.name], found)
+            products = _products(node, wanted[node.name], found)
+            before = yield from _exchanging(node, reference.sides[0], products)
 
     def _fetch(self, found: Runnable, name: str) -> torch.Tensor:
         constants = found.exported.constants
@@ -216,50 +226,76 @@ class Observer:
                 )
 
 
+class _Product(NamedTuple):
+    """A product of an operator: the nodes of what meets in it, and what their dims come from."""
+
+    meeting: Meeting
+    operand: Node
+    other: Node
+    same: bool
+    operand_from: tuple[Factors, ...]
+    other_from: tuple[Factors, ...]
+
+
 @dataclass(frozen=True)
 class _Shower:
-    """Shows what the products of an operator multiply to a watcher, and values to those who asked for them."""
+    """Shows what the products of an operator multiply to a watcher, and values to those who asked for them.
+
+    A watcher is asked once for each of the products that its `wants`, if it has that, takes.
+    """
 
     found: Runnable
-    watch: Watcher | None
+    watcher: Watcher | None
     seen: Seen
 
     @cached_property
-    def met(self) -> dict[str, list[Meeting]]:
-        """The products to show, by their operators: those that the watcher `wants`, if it says."""
-        if self.watch is None:
+    def products(self) -> dict[Node, list[_Product]]:
+        """The products to show, by their operators."""
+        if self.watcher is None:
             return {}
-        wants = getattr(self.watch, "wants", lambda meeting: True)
-        return {op: some for op, products in self.found.nodes.items() if (some := [m for m in products if wants(m)])}
+        wants = getattr(self.watcher, "wants", lambda meeting: True)
+        wanted = {op: [m for m in products if wants(m)] for op, products in self.found.nodes.items()}
+        nodes = (node for node in self.found.script.nodes if wanted.get(node.name))
+        return {node: _products(node, wanted[node.name], self.found) for node in nodes}
 
-    def nodes(self) -> dict[Node, Callable[[Node, SideRun], None]]:
-        """The nodes that there is something to show of."""
-        return {n: self.show for n in self.found.exported.graph.nodes if n.name in self.met or n.name in self.seen}
+    @cached_property
+    def watch(self) -> Watch:
+        """The nodes that there is something to show of, and what does."""
+        nodes = (n for n in self.found.script.nodes if n in self.products or n.name in self.seen)
+        return dict.fromkeys(nodes, self.show)
 
-    def needed(self, nodes: Iterable[Node]) -> Iterator[Node]:
-        """What must have run before `nodes` are shown: themselves, or what meets in them."""
-        for node in nodes:
-            yield from [node] if node.name in self.seen else node.all_input_nodes
+    @cached_property
+    def behind(self) -> frozenset[Node]:
+        """What must have run before all is shown: what is seen, and what meets in the products."""
+        needed = ([node] if node.name in self.seen else node.all_input_nodes for node in self.watch)
+        return self.found.behind(frozenset(node for nodes in needed for node in nodes))
 
     def show(self, node: Node, side: SideRun) -> None:
         """What a node has made, and what it has met."""
         if node.name in self.seen:
             self.seen[node.name](side.cut(node).detach())
-        if self.watch is not None:
-            for met in _met(node, side, self.met.get(node.name, ()), self.found):
-                self.watch(met)
+        if self.watcher is not None:
+            for met in _met(node, side, self.products.get(node, ())):
+                self.watcher(met)
 
 
-def _met(node: Node, side: SideRun, products: Iterable[Meeting], found: Runnable) -> Iterator[Met]:
-    """What meets in the products of a node, as far as it is no integers."""
+def _products(node: Node, meetings: Iterable[Meeting], found: Runnable) -> list[_Product]:
+    """Those products of a node of which both operands are among its own."""
     values, origins = found.program.values, found.origins
     made = {values[n.name].name: n for n in node.all_input_nodes if n.name in values}
-    for meeting in products:
-        if meeting.operand in made and meeting.other in made:
-            operand, other = side.cut(made[meeting.operand]), side.cut(made[meeting.other])
-            if operand.is_floating_point() or operand.is_complex():
-                places = (origins.of(meeting.operand), origins.of(meeting.other))
-                yield Met(meeting, operand.detach(), other.detach(), node, *places)
+    return [
+        _Product(m, made[m.operand], made[m.other], found.same, origins.of(m.operand), origins.of(m.other))
+        for m in meetings
+        if m.operand in made and m.other in made
+    ]
+
+
+def _met(node: Node, side: SideRun, products: Iterable[_Product]) -> Iterator[Met]:
+    """What meets in the products of a node, as far as it is no integers."""
+    for meeting, source, beside, same, *places in products:
+        operand, other = side.cut(source), side.cut(beside)
+        if operand.is_floating_point() or operand.is_complex():
+            yield Met(meeting, operand.detach(), other.detach(), node, same, *places)
 
 
 def _without_gradients(running: Iterator[Node]) -> Iterator[Node]:
@@ -273,16 +309,15 @@ def _without_gradients(running: Iterator[Node]) -> Iterator[Node]:
 
 
 def _exchanging(
-    node: Node, side: SideRun, products: Iterable[Meeting], found: Runnable
+    node: Node, side: SideRun, products: Sequence[_Product]
 ) -> Generator[Met, torch.Tensor | None, dict[Node, Any]]:
     """As `_met`, letting operands that are sent take the place of those shown; returns what was in these places before."""
     before: dict[Node, Any] = {}
-    values = found.program.values
-    made = {values[n.name].name: n for n in node.all_input_nodes if n.name in values}
-    for met in _met(node, side, products, found):
+    sources = {product.meeting: product.operand for product in products}
+    for met in _met(node, side, products):
         instead = yield met
         if instead is not None:
-            source = made[met.meeting.operand]
+            source = sources[met.meeting]
             before.setdefault(source, side.env[source])
             side.env[source] = instead
     return before

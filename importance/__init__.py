@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from importance.averaging import averaged
     from importance.blockwise import BlockChange, OutlierRatios
     from importance.bonsai import Bonsai
+    from importance.collector import Gathering
     from importance.column_magnitude import ColumnMagnitude
     from importance.compensation import Compensated, Compensation, compensate
+    from importance.consumers import Consumer, consumers_of
     from importance.contributions import Contributions
     from importance.expert_outputs import ExpertOutputs
     from importance.experts import ExpertClusters, clusters_below, clusters_of, merges
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from importance.row_update import RowUpdate
     from importance.scales import NormScale
     from importance.schedule import Pace, Schedule, Scheduled, Step
-    from importance.statistics import Consumer, Gathering, Statistics, collect, consumers_of
+    from importance.statistics import Statistics, collect
     from importance.surgeon import Surgeon, column_costs, row_costs, surgeon_update
     from importance.taylor import Taylor
     from importance.weight_shares import WeightShares
@@ -159,7 +161,9 @@ _MODULES = {
     "importance.scales": "NormScale",
     "importance.schedule": "Pace Schedule Scheduled Step",
     "importance.propagation": "sequential",
-    "importance.statistics": "Consumer Gathering Statistics collect consumers_of",
+    "importance.collector": "Gathering",
+    "importance.consumers": "Consumer consumers_of",
+    "importance.statistics": "Statistics collect",
     "importance.surgeon": "Surgeon column_costs row_costs surgeon_update",
     "importance.taylor": "Taylor",
     "importance.weight_shares": "WeightShares",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -302,5 +302,14 @@ class Gram:
 
 def finite(accumulator: Any) -> bool:
     """Are all tensors of an accumulator free of NaN and infinity?"""
-    held = [t for t in pytree.tree_leaves(vars(accumulator)) if isinstance(t, Tensor)]
-    return all(bool(torch.isfinite(t).all()) for t in held)
+    return all(bool(torch.isfinite(t).all()) for value in vars(accumulator).values() for t in _tensors(value))
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    if isinstance(value, Tensor):
+        return (value,)
+    return (
+        (t for t in pytree.tree_leaves(value) if isinstance(t, Tensor))
+        if isinstance(value, (list, tuple, dict))
+        else ()
+    )

@@ -20,11 +20,13 @@ from depgraph.classes import NONE
 from importance.accumulators import Moments, Norms, SampleMeans, Statistic, Weights
 from importance.calling import check_batches
 from importance.choices import pick
+from importance.collector import Gathering
+from importance.consumers import Consumer, channel_scores
 from importance.contributions import Contributions, amp
 from importance.magnitude import Magnitude
 from importance.normalisation import Normalisation, NormalisationSpec
 from importance.reduction import WITHIN, Reduction, ReductionSpec, Scored
-from importance.statistics import Consumer, Gathering, Statistics, channel_scores, collect
+from importance.statistics import Statistics, collect
 from importance.weight_shares import WeightShares
 
 Formula = Callable[[Consumer, Statistics], Tensor]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from depgraph.classes import NONE
-from importance.statistics import Consumer, Statistics
+from importance.consumers import Consumer
+from importance.statistics import Statistics
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from depgraph.errors import ScoreError
 from depgraph.plan import Plan
 from importance.accumulators import Gram, Moments, Statistic
 from importance.choices import pick
+from importance.collector import Gathering
 from importance.columns import Block, as_weight, blocks_of
 from importance.gains import Few, Matrix, Spread
 from importance.holding import Held, held_by
 from importance.readers import Reader, readers_of, unseen
-from importance.statistics import Gathering, Statistics, collect
+from importance.statistics import Statistics, collect
 
 BIASES = {
     "create": "a linear map or convolution of torch without a bias gets one",

@@ -12,7 +12,7 @@ from torch import Tensor
 from depgraph import DependencyGraph
 from depgraph.consumers import Meeting
 from depgraph.graph import Program, Value
-from importance.statistics import Consumer, consumers_of
+from importance.consumers import Consumer, consumers_of
 from importance.stored import AnyStored, stored_in
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from depgraph.classes import NONE
+from importance.consumers import Consumer
 from importance.reduction import Scored
 from importance.rows import Rows
-from importance.statistics import Consumer, Statistics
+from importance.statistics import Statistics
 
 
 @dataclass

@@ -13,10 +13,10 @@ from torch import Tensor
 from depgraph import DependencyGraph
 from depgraph.classes import NONE
 from depgraph.errors import ScoreError
+from importance.consumers import consumers_of
 from importance.layout import Layout, Place
 from importance.normalisation import Normalisation, NormalisationSpec
 from importance.reduction import Reduction, ReductionSpec, Scored
-from importance.statistics import consumers_of
 
 PIECE = 1 << 22
 """Numbers of a block of distances, or of the slices they are computed from, that are held at once."""

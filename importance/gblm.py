@@ -16,12 +16,14 @@ from importance.accumulators import Norms, Statistic, Weights
 from importance.activation import Activation, Criterion, by_channel
 from importance.calling import check_batches
 from importance.choices import pick
+from importance.collector import Gathering
+from importance.consumers import Consumer
 from importance.gradients import ElementSums, backwards, require_module, shown
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
 from importance.reduction import Reduction, ReductionSpec
 from importance.samples import require_samples_first, samples_of
-from importance.statistics import Consumer, Gathering, Statistics, collect
+from importance.statistics import Statistics, collect
 
 NORMS = {
     "l2": (lambda gradient: gradient.abs().square_(), torch.sqrt),

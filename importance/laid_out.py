@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,28 +55,20 @@ class Samples:
         Where that isn't known, dims before the last are taken for positions of samples, in their order.
         """
         moved = values if dim in (-1, values.ndim - 1) else values.movedim(dim, -1)
-        wide = moved.dtype if moved.dtype == dtype else torch.promote_types(moved.dtype, dtype)
-        moved = moved.to(wide).abs() if wide.is_complex else moved.to(wide)
-        moved, inner = self._samples_first(*_apart(moved, dim % max(values.ndim, 1), places))
-        if inner is None:
+        if moved.dtype != dtype:
+            moved = moved.to(torch.promote_types(moved.dtype, dtype))
+            moved = moved.abs() if moved.is_complex() else moved
+        if not moved.ndim:
+            return Rows(moved[None, None, None], None, shared, self.count)
+        how = _arranged(moved.shape, _others(places, dim, values.ndim), self.count, self.leading)
+        if how is None:
             return Rows(moved.flatten(0, -2)[None] if moved.ndim > 1 else moved[None, None], None, shared, self.count)
-        rows = moved.reshape(self.count, math.prod(size for size, _ in inner), moved.shape[-1])
-        found = (self._text(mask, inner) for mask in self.masks)
+        rows = moved if how.shape is None else moved.reshape(how.shape)
+        rows = rows if how.order is None else rows.permute(how.order)
+        rows = rows if rows.ndim == 3 else rows.reshape(how.rows)
+        found = (self._text(mask, how.inner) for mask in self.masks)
         text = next((one for one in found if one is not None), None)
         return Rows(rows, None if text is None else text.to(rows.device), shared)
-
-    def _samples_first(self, moved: Tensor, given: list[Given]) -> tuple[Tensor, list[tuple[int, Given]] | None]:
-        """A tensor with the samples' dim in front, and the sizes and origins of all others but the channels'; None: no such."""
-        found = [at for at, one in enumerate(given) if one & self.leading]
-        if len(found) == 1 and moved.shape[found[0]] == self.count:
-            order = [found[0], *(at for at in range(len(given)) if at != found[0])]
-            moved = moved.permute(*order, len(given))
-            return moved, [(moved.shape[k], given[at]) for k, at in enumerate(order) if k]
-        lead = next((at for at in range(len(given)) if moved.shape[at] != 1), 0)
-        if not self.count or not given or moved.shape[lead] % self.count:
-            return moved, None
-        first = moved.shape[lead] // self.count, given[lead] if self.count == 1 else NOWHERE
-        return moved, [first, *((moved.shape[at], given[at]) for at in range(lead + 1, len(given)))]
 
     def _text(self, mask: Mask, inner: Sequence[tuple[int, Given]]) -> Tensor | None:
         """A mask [samples, rows of each] for rows with these dims, of which one must be the tokens' and heads, say, the others.
@@ -96,16 +89,60 @@ class Samples:
         return spread.expand(self.count, *(size for size, _ in inner)).reshape(self.count, -1)
 
 
-def _apart(moved: Tensor, dim: int, places: Sequence[Factors]) -> tuple[Tensor, list[Given]]:
-    """A tensor with its channels last, dims that were laid out as one parted, and what each dim but the last comes from."""
-    if len(places) != moved.ndim:
-        return moved, [NOWHERE] * (moved.ndim - 1)
+class _Arranged(NamedTuple):
+    """How rows of samples are made of a tensor whose channels are last: seen in `shape`, its dims then in `order`, as `rows`.
+
+    None for what stays as it is. `inner`: the sizes and origins of the dims between samples and channels.
+    """
+
+    shape: tuple[int, ...] | None
+    order: tuple[int, ...] | None
+    rows: tuple[int, int, int]
+    inner: tuple[tuple[int, Given], ...]
+
+
+def _others(places: Sequence[Factors], dim: int, ndim: int) -> tuple[Factors, ...] | None:
+    """What dims but the channels' come from; None where that isn't known."""
+    if len(places) != ndim:
+        return None
+    return (*places[: dim % ndim], *places[dim % ndim + 1 :])
+
+
+@lru_cache(maxsize=1024)
+def _arranged(shape: torch.Size, places: tuple[Factors, ...] | None, count: int, leading: Given) -> _Arranged | None:
+    """How so many samples, which are along `leading`, become rows; None where they can't be told apart."""
+    sizes, given = _apart(shape[:-1], places)
+    found = [at for at, one in enumerate(given) if one & leading]
+    order = list(range(len(sizes)))
+    if len(found) == 1 and sizes[found[0]] == count:
+        order.insert(0, order.pop(found[0]))
+        inner = [(sizes[at], given[at]) for at in order[1:]]
+    else:
+        lead = next((at for at, size in enumerate(sizes) if size != 1), 0)
+        if not count or not sizes or sizes[lead] % count:
+            return None
+        first = sizes[lead] // count, given[lead] if count == 1 else NOWHERE
+        inner = [first, *((sizes[at], given[at]) for at in order[lead + 1 :])]
+    seen, channels = (*sizes, shape[-1]), shape[-1]
+    turned = (*order, len(order)) if order != sorted(order) else None
+    rows = (count, math.prod(size for size, _ in inner), channels)
+    if turned is None:
+        return _Arranged(None if rows == shape else rows, None, rows, tuple(inner))
+    return _Arranged(None if seen == shape else seen, turned, rows, tuple(inner))
+
+
+def _apart(sizes: Sequence[int], places: tuple[Factors, ...] | None) -> tuple[list[int], list[Given]]:
+    """The sizes of dims, those that were laid out as one parted, and what each comes from."""
+    if places is None:
+        return list(sizes), [NOWHERE] * len(sizes)
+    parted: list[int] = []
     given: list[Given] = []
-    for factors in (one for at, one in enumerate(places) if at != dim):
-        sizes = [factor.size for factor in factors]
-        if len(factors) > 1 and torch.Size(sizes).numel() == moved.shape[len(given)]:
-            moved = moved.unflatten(len(given), sizes)
+    for size, factors in zip(sizes, places, strict=True):
+        own = [factor.size for factor in factors]
+        if len(own) > 1 and math.prod(own) == size:
+            parted += own
             given += [factor.given for factor in factors]
         else:
+            parted.append(size)
             given.append(factors[0].given if len(factors) == 1 else NOWHERE)
-    return moved, given
+    return parted, given

@@ -15,10 +15,12 @@ from depgraph import Axis, DependencyGraph
 from importance.accumulators import Gram, Statistic, Weights
 from importance.activation import statistics_of, with_unread
 from importance.calling import check_batches
+from importance.collector import Gathering
 from importance.columns import Block, blocks_of, column_labels, weight_of
+from importance.consumers import Consumer
 from importance.normalisation import Normalisation, NormalisationSpec
 from importance.problems import Solvable, check_greedy, greedy_losses, problems_of
-from importance.statistics import Consumer, Gathering, Statistics
+from importance.statistics import Statistics
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,12 @@ from depgraph.scoring import Scorer, Scores
 from importance.accumulators import Statistic
 from importance.allocations.allocated import ascending
 from importance.calling import check_batches, inputs_of, moved, samples_in
+from importance.collector import Collector, Gathering
 from importance.compensation import Compensation, bias_of, change_of, write_bias
+from importance.consumers import Consumer, Key
 from importance.holding import held_by
 from importance.readers import Reader, readers_among
-from importance.statistics import Collector, Consumer, Gathering, Key, Statistics
+from importance.statistics import Statistics
 
 PROPAGATIONS = {
     "dense": "statistics of every consumer are those of the whole model",

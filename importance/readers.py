@@ -17,8 +17,9 @@ from depgraph.graph import Value
 from depgraph.onnx_door.graph import OnnxGraph
 from depgraph.plan import Plan
 from depgraph.widths import Kept
+from importance.consumers import Consumer
 from importance.patches import window_of
-from importance.statistics import Consumer, Statistics
+from importance.statistics import Statistics
 
 _BIASES = {"linear": "bias", "conv1d": "bias", "conv2d": "bias", "addmm": "self"}
 

@@ -16,11 +16,12 @@ from depgraph.scoring import Scorer, Scores, checked_scores
 from depgraph.unmet import in_words_of
 from importance.allocations import Allocated, Allocation
 from importance.choices import pick
+from importance.collector import Gathering
 from importance.compensation import Compensated, Compensation, compensate
 from importance.propagation import PROPAGATIONS, ByAxis, Known, reordered, sequential
 from importance.refitting import refit
 from importance.schedule import Schedule, Scheduled
-from importance.statistics import Gathering, Statistics, collect
+from importance.statistics import Statistics, collect
 from importance.stepping import shares_of
 from importance.units import units
 

@@ -22,14 +22,16 @@ from depgraph.errors import DataError, ScoreError
 from depgraph.observing import Met
 from depgraph.plan import Plan
 from importance.calling import check_batches, inputs_of, moved, samples_in
+from importance.collector import Gathering
 from importance.columns import blocks_of
 from importance.compensation import Compensated, Compensation, bias_of, made_up, row_scale, write_bias
+from importance.consumers import Key, consumers_of
 from importance.holding import Held, held_by
 from importance.laid_out import Samples
 from importance.patches import patches
 from importance.readers import Reader, readers_among, unseen
 from importance.ridge import Fit, Parted
-from importance.statistics import Gathering, Key, collect, consumers_of
+from importance.statistics import collect
 
 
 def refit(model: Any, plan: Plan, batches: Iterable[Any], how: Compensation | None = None) -> Compensated:

@@ -16,10 +16,12 @@ from importance.accumulators import Gram, Statistic, Weights
 from importance.activation import statistics_of
 from importance.calling import check_batches
 from importance.choices import pick
+from importance.collector import Gathering
 from importance.columns import blocks_of, weight_of
+from importance.consumers import Consumer
 from importance.losses import Loss
 from importance.obs import OptimalBrain
-from importance.statistics import Consumer, Gathering, Statistics
+from importance.statistics import Statistics
 from importance.taylor import Taylor
 
 WEIGHTS = {

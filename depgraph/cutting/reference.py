@@ -64,7 +64,7 @@ class Reference:
         self.follow = follow or Following({}, 0.0, Draws(), None)
         self.watch = watch or {}
         self.only = only
-        self.sides = [SideRun(side, program, script.nodes) for side in sides]
+        self.sides = [SideRun(side, program, script.nodes, script.plain) for side in sides]
         self.apart = self._apart()
 
     def _apart(self) -> set[Node]:
@@ -94,31 +94,33 @@ class Reference:
         self, fetch: Fetch, args: tuple[Any, ...], kwargs: Mapping[str, Any], pause: frozenset[Node]
     ) -> Generator[Node, None, list[Outputs]]:
         """As `run`, stopping before each node of `pause`, which it yields; what the first side made is in its `env` then."""
-        script = self.script
+        script, only, watch, sides = self.script, self.only, self.watch, self.sides
         given = iter(pytree.tree_leaves((args, dict(kwargs))))
-        late = script.late.difference(self.watch)
+        late = script.late.difference(watch)
+        first, dead = script.first, script.dead
         for node in script.nodes:
-            for weight in script.first.get(node, ()):
+            for weight in first.get(node, ()):
                 if weight in late:
                     self._hold(weight, fetch(str(script.targets[weight.name])), True)
             if node in pause:
                 yield node
-            if node in late:
+            if node.op == "call_function":
+                if only is None or node in only:
+                    self._run(node)
+            elif node in late:
                 continue
-            if node.op == "placeholder":
+            elif node.op == "placeholder":
                 target = script.targets[node.name]
                 self._hold(node, next(given) if target is None else fetch(target), target is not None)
             elif node.op == "get_attr":
                 self._put(node, getattr(script.exported.graph_module, str(node.target)))
             elif node.op == "output":
-                outputs = [self._outputs(script.outputs if self.only is None else [], side) for side in self.sides]
-            elif self.only is None or node in self.only:
-                self._run(node)
-            if node in self.watch:
-                self.watch[node](node, self.sides[0])
-            for dead in script.dead.get(node, ()):
-                for side in self.sides:
-                    side.env.pop(dead, None)
+                outputs = [self._outputs(script.outputs if only is None else [], side) for side in sides]
+            if node in watch:
+                watch[node](node, sides[0])
+            for gone in dead.get(node, ()):
+                for side in sides:
+                    side.env.pop(gone, None)
         return outputs
 
     def _outputs(self, nodes: list[Node], side: SideRun) -> Outputs:
@@ -158,8 +160,8 @@ class Reference:
         """What a node makes that is the same on all sides."""
         if node in self.script.drawing:
             return self._drawn(node, [self.sides[0].call(node)])[0]
-        env = self.sides[0].env
-        return node.target(*filled(node.args, env), **filled(node.kwargs, env))  # type: ignore[operator]
+        args, kwargs = filled(node, self.sides[0].env, node in self.script.plain)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _made(self, node: Node, calls: list[Called]) -> Sequence[Any]:
         """What `calls` make; the rows of all sides at once where they are multiplied with the same weight."""

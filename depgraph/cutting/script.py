@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 from torch.fx import Node
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.exported import CapturedProgram
@@ -13,6 +14,7 @@ from depgraph.cutting.draws import may_draw
 from depgraph.cutting.mutating import writes
 from depgraph.cutting.sides import operator_name
 
+_HOLDERS = (tuple, list, dict, slice)
 _ROWS = {"linear": 0, "mm": 0, "matmul": 0, "addmm": 1}  # products, and which operand is taken row by row
 
 
@@ -21,8 +23,9 @@ class Script:
 
     `targets`: for placeholders, the name of what the model holds, None for inputs. `writes` and their `roots`, the nodes of the
     memory that is written to. `drawing`: operators that may draw random numbers. `rows`: products, by the operand of which each row
-    is taken for itself. `dead`: what can be let go after a node. `first`: what the model holds, by the node that uses it first,
-    as few as possible are to be here at a time; not what is written to. `late` are all those.
+    is taken for itself. `plain`: operators that are given nothing within a list or the like. `dead`: what can be let go after
+    a node. `first`: what the model holds, by the node that uses it first, as few as possible are to be here at a time; not what
+    is written to. `late` are all those.
     """
 
     def __init__(self, exported: CapturedProgram) -> None:
@@ -40,6 +43,10 @@ class Script:
     def rows(self) -> Mapping[Node, int]:
         found = {node: _ROWS.get(operator_name(node.target)) for node in self.nodes if node.op == "call_function"}
         return {node: at for node, at in found.items() if at is not None}
+
+    @cached_property
+    def plain(self) -> frozenset[Node]:
+        return frozenset(node for node in self.nodes if node.op == "call_function" and _is_plain(node))
 
     @cached_property
     def dead(self) -> Mapping[Node, list[Node]]:
@@ -78,6 +85,15 @@ class Script:
     def outputs(self) -> list[Node]:
         (output,) = (node for node in self.nodes if node.op == "output")
         return [leaf for leaf in pytree.tree_leaves(output.args) if isinstance(leaf, Node)]
+
+
+def _is_plain(node: Node) -> bool:
+    """Is all that a node takes from others an argument of its own?"""
+    found: list[Node] = []
+    for given in (*node.args, *node.kwargs.values()):
+        if isinstance(given, _HOLDERS):
+            map_arg(given, found.append)
+    return not found
 
 
 def _by(pairs: Iterable[tuple[Node, Node]]) -> dict[Node, list[Node]]:

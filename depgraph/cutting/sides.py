@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -20,7 +20,6 @@ from depgraph.widths import Kept
 
 Masks = dict[str, list[tuple[int, np.ndarray]]]  # for each operand of an operator: dims, and where zeros are filled in
 _WEIGHTED = frozenset(["linear", "mm", "matmul", "addmm", "conv1d", "conv2d", "conv3d", "embedding"])
-_NUMBERS = frozenset([int, float, bool, str, type(None)])
 _HEAVIER = 8  # from this ratio on it costs less to fit what a weight is multiplied with to the weight than to slice it
 
 
@@ -75,7 +74,7 @@ class Called(NamedTuple):
 
     target: Callable[..., Any]
     args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    kwargs: Mapping[str, Any]
     whole: bool = False
 
     def make(self) -> Any:
@@ -89,8 +88,9 @@ class SideRun:
     Tensors of the model stay whole in `env`; they are cut where they are used.
     """
 
-    def __init__(self, side: Side, program: Program, nodes: Iterable[Node]) -> None:
+    def __init__(self, side: Side, program: Program, nodes: Iterable[Node], plain: Set[Node]) -> None:
         self.values = program.values
+        self.plain = plain
         self.sliced = side.sliced
         self.masks = side.masks(program)
         self.narrowed = side.narrowed()
@@ -109,7 +109,8 @@ class SideRun:
         """What `node` is called with."""
         masks = self.masks.get(node.name)
         if masks is None and node not in self.cutting:
-            return Called(node.target, filled(node.args, self.env), filled(node.kwargs, self.env))  # type: ignore[arg-type]
+            args, kwargs = filled(node, self.env, node in self.plain)
+            return Called(node.target, args, kwargs)  # type: ignore[arg-type]
         target, args, kwargs = node.target, node.args, node.kwargs
         cuts = node in self.cutting and target is not operator.getitem
         whole = cuts and self._is_heavy(node)
@@ -171,14 +172,13 @@ class SideRun:
         return math.prod(large.shape) > _HEAVIER * sum(math.prod(v.shape) for v in moving)
 
 
-def filled(given: Any, env: Mapping[Node, Any]) -> Any:
-    """The arguments of a node (a tuple or a dict) with what nodes made in their place."""
-    if type(given) is tuple:
-        return tuple(
-            env[one] if type(one) is Node else one if type(one) in _NUMBERS else map_arg(one, env.__getitem__)
-            for one in given
-        )
-    return map_arg(given, env.__getitem__) if given else {}
+def filled(node: Node, env: Mapping[Node, Any], plain: bool) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """A node's arguments with what nodes made in their place; a `plain` one has them nowhere within a list or the like."""
+    if not plain:
+        return map_arg(node.args, env.__getitem__), map_arg(node.kwargs, env.__getitem__)  # type: ignore[return-value]
+    args = tuple([env[one] if type(one) is Node else one for one in node.args])
+    kwargs = node.kwargs
+    return args, {k: env[one] if type(one) is Node else one for k, one in kwargs.items()} if kwargs else kwargs
 
 
 @cache

@@ -300,30 +300,3 @@ def test_token_ids_of_another_tokenizer_are_refused() -> None:
     tokens[0, 0] = 100_000
     with pytest.raises(DataError, match=r"'input_ids' of a batch holds the index 100000.*rows: look for a tokenizer"):
         Activation([{"input_ids": tokens}])(graph)
-
-
-def test_what_is_written_to_between_two_consumers_is_summed_for_each() -> None:
-    class Between(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.make, self.one, self.two = nn.Linear(3, 5), nn.Linear(5, 2), nn.Linear(5, 2)
-            self.three, self.four = nn.Linear(5, 2), nn.Linear(5, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.make(x)
-            first = self.one(h) + self.two(h)
-            h.mul_(2)
-            return first + self.three(h) + self.four(h)
-
-    torch.manual_seed(0)
-    model, x = Between(), torch.randn(7, 3)
-    graph = depgraph.trace(model, x)
-    found = importance.collect(graph, [x, x + 1], [Norms(), Moments(), Gram()])
-    hidden = torch.cat([model.make(x), model.make(x + 1)]).detach()
-    factors = {"one.weight": 1, "two.weight": 1, "three.weight": 2, "four.weight": 2}
-    consumers = {consumer.weight: consumer for consumer in found.consumers}
-    for weight, factor in factors.items():
-        rows, consumer = hidden * factor, consumers[weight]
-        torch.testing.assert_close(found.of(consumer, Norms()).squares, rows.square().sum(dim=0))
-        torch.testing.assert_close(found.of(consumer, Moments()).variance, rows.var(dim=0))
-        torch.testing.assert_close(found.of(consumer, Gram()).gram, rows.T @ rows)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import depgraph
 import importance
 from importance.compensation import Compensation, compensate
-from importance.statistics import consumers_of
+from importance.consumers import consumers_of
 
 GROUPS, CHANNELS = 4, 16
 
