@@ -12,6 +12,7 @@ from depgraph import Cost, DependencyGraph, Plan, Target
 from depgraph.budget import LATENCY
 from depgraph.cutting.report import CutReport
 from depgraph.errors import PlanError, ScoreError
+from depgraph.options import SCOPES
 from depgraph.scoring import Scorer, Scores, checked_scores
 from depgraph.unmet import in_words_of
 from importance.allocations import Allocated, Allocation
@@ -112,6 +113,7 @@ class Recipe:
     propagation: str = "dense"
 
     def __post_init__(self) -> None:
+        pick(dict.fromkeys(SCOPES), self.scope, "scope")
         pick(PROPAGATIONS, self.propagation, "propagation")
         if self.propagation == "sequential" and not self.may_be_sequential:
             raise ScoreError(

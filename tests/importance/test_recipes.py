@@ -152,6 +152,8 @@ def test_errors_of_steps_say_which_and_leave_the_model() -> None:
 
 def test_names_are_looked_up() -> None:
     assert recipes.named("bonsai", [1], seed=3).score.seed == 3  # type: ignore[attr-defined]
+    with pytest.raises(ScoreError, match="unknown scope 'axes': did you mean 'axis'"):
+        recipes.obs([torch.zeros(1)], scope="axes")
     with pytest.raises(ScoreError, match="unknown recipe 'bonzai': did you mean 'bonsai'"):
         recipes.named("bonzai")
 
