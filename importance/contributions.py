@@ -61,7 +61,7 @@ def _contributions(rows: Rows, matrix: Tensor, labels: np.ndarray, parts: int) -
     found = rows.values.new_zeros(size)
     for group in np.unique(labels[read]):
         for at in _by_part(np.flatnonzero(labels == group), len(labels) // parts):
-            added = (rows.values[..., at] @ matrix[:, at].T).abs().sum(dim=-1)
+            added = (rows.values[..., at] @ matrix[:, at].T).abs_().sum(dim=-1)
             found[int(group)] += _over_samples(rows, added)
     return found
 
