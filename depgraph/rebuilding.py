@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from depgraph.capture.apart import Apart
 from depgraph.capture.capturing import quiet
 from depgraph.capture.forgetting import forget
 from depgraph.capture.recording import current
@@ -96,9 +96,7 @@ def original_from_library(original: Mapping[str, Any], config: Any, device: torc
         config = kind.config_class.from_dict(config) if isinstance(config, dict) else config
         if original.get("attention"):
             config._attn_implementation = original["attention"]
-        with ExitStack() as stack:
-            for context in (torch.device(device), initialization.no_init_weights()):
-                stack.enter_context(context)
+        with torch.device(device), initialization.no_init_weights():
             model = kind(config)
         model.tie_weights()
     except Exception as error:
@@ -114,9 +112,10 @@ def check_fits(model: nn.Module, table: Table, made: list[Record]) -> None:
     Raises CheckpointError that names the first parameter, or attribute, that doesn't fit.
     """
     name = type(model).__name__
-    held = held_tensors(model)
-    gone = _removed_counts(table, made)
     is_graph = any(cut["form"] in GRAPHS for cut in made)
+    names = Apart(held_tensors(model) if is_graph else ())
+    held = {names.there(target): one for target, one in held_tensors(model).items()}
+    gone = _removed_counts(table, made, names)
     added = {entry["target"] for cut in made for entry in cut.get("added", ())}
     if any(cut["form"] == "depth" for cut in made):
         return  # names have moved: what leaves and `fill` say what doesn't fit
@@ -147,11 +146,11 @@ def _root(table: Table, name: str) -> str:
     return str(table[name].get("same_as", name)) if name in table else name
 
 
-def _removed_counts(table: Table, made: list[Record]) -> dict[tuple[str, int], int]:
+def _removed_counts(table: Table, made: list[Record], names: Apart) -> dict[tuple[str, int], int]:
     """How many indices all cuts together removed from each dim of each tensor (ties under their first name)."""
     counts: dict[tuple[str, int], int] = {}
     for cut in made:
-        here = {(_root(table, r["target"]), r["dim"]): len(r["indices"]) for r in cut["removed"]}
+        here = {(_root(table, names.there(r["target"])), r["dim"]): len(r["indices"]) for r in cut["removed"]}
         for key, n in here.items():
             counts[key] = counts.get(key, 0) + n
     return counts

@@ -11,20 +11,23 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
+from depgraph.capture.apart import apart_in
 from depgraph.capture.exported import DirectProgram
 
 
 def module_of(program: DirectProgram, tensors: Mapping[str, torch.Tensor], inputs: Any) -> GraphModule:
     """The program with `tensors` (by name) inside, for arguments such as `inputs` (positional, by name)."""
     targets = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
+    names_there = apart_in(program.graph_signature)
     root, graph, copies = nn.Module(), Graph(), dict[Node, Node]()
     for node in program.graph.nodes:
         target = targets.get(node.name) if node.op == "placeholder" else None
         if target is None:
             copies[node] = graph.node_copy(node, copies.__getitem__)
             continue
-        _hold(root, target, tensors.get(target, program.constants.get(target)))
-        copies[node] = graph.get_attr(target)
+        there = names_there.there(target)
+        _hold(root, there, tensors.get(target, program.constants.get(target)))
+        copies[node] = graph.get_attr(there)
         copies[node].meta = dict(node.meta)
     args, kwargs = inputs
     names = [*(f"arg_{position}" for position in range(len(args))), *kwargs]

@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from depgraph.axes import build_axes
+from depgraph.capture.apart import apart_in, module_apart
 from depgraph.capture.capturing import dumps_dropped, quiet
 from depgraph.capture.data import data_by_operators
 from depgraph.capture.deciding import at_places
@@ -124,13 +125,13 @@ def _captured_again(plan: Plan, given: Any, dims: Any, edit: Edit | None) -> Way
     exported = _exported(plan.graph, given, dims)
     taken = {} if exported is None else _taken(exported, given)
     if exported is not None and taken:
-        wrong = wrong_sizes(plan.graph, exported.module(check_guards=False), taken)
+        wrong = wrong_sizes(plan.graph, module_apart(exported), taken)
         if wrong:
             return _captured_again(plan, given, _closed(dims, given, wrong), edit)
     captured = None if exported is None else _matching(plan, exported)
     if exported is None or captured is None:
         return None
-    model = exported.module(check_guards=False)
+    model = module_apart(exported)
     nodes = _told(plan, model, edit)
     if nodes is None:
         return None
@@ -301,9 +302,11 @@ def _narrow_tensors(module: GraphModule, graph: DependencyGraph, captured: _Capt
     fresh: dict[int, torch.Tensor] = {}
     by_target = {v.target: v for v in captured.program.values.values() if v.target}
     wanted = {n.target for n in module.graph.nodes if n.op == "get_attr"}
+    names = apart_in(captured.exported.graph_signature)
     for name in sorted(str(w) for w in wanted):
-        value = by_target.get(name)
-        old = tensors.get(name, captured.exported.constants.get(name))
+        target = names.here(name)
+        value = by_target.get(target)
+        old = tensors.get(target, captured.exported.constants.get(target))
         if value is None or old is None:
             continue
         if id(old) not in fresh:
