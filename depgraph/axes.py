@@ -14,7 +14,7 @@ from depgraph.coupling import Labelling, find_axes
 from depgraph.graph import Program, Reason, Value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Member:
     """One dim of one parameter or buffer that an axis reaches.
 
@@ -31,7 +31,7 @@ class Member:
         return np.flatnonzero(self.labels == group)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """The smallest part of an axis that can be removed: its members are (parameter, dim, indices)."""
 
@@ -72,7 +72,7 @@ class Counted:
         return np.isin(self.labels, list(groups))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Axis:
     """A set of dims, across the whole model, that must be narrowed together.
 

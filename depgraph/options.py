@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from depgraph.axes import Axis
@@ -70,7 +70,9 @@ class Options:
         for name, allowed in {"scope": SCOPES, "rank": ("auto", "score", "density"), "form": FORMS}.items():
             if getattr(options, name) not in allowed:
                 raise PlanError(f"plan option {name}={getattr(options, name)!r} is not one of {', '.join(allowed)}")
-        whole = isinstance(options.round_to, int) and not isinstance(options.round_to, bool) and options.round_to >= 1
+        whole = (
+            isinstance(options.round_to, Integral) and not isinstance(options.round_to, bool) and options.round_to >= 1
+        )
         if not whole and options.round_to not in tuple(BLOCKS):
             names = ", ".join(map(repr, BLOCKS))
             raise PlanError(

@@ -57,6 +57,8 @@ class Plan:
 
         Raises PlanError that names the axis or the branch otherwise.
         """
+        if not isinstance(removal, Mapping):
+            raise PlanError(f"{removal!r} says of no axis what goes: give group numbers by the name of an axis")
         checked = {}
         for name, groups in removal.items():
             numbers = tuple(sorted({_whole(name, g) for g in _listed(name, groups)}))
@@ -118,7 +120,8 @@ class Plan:
         return found
 
     def without(self, *names: str) -> Plan:
-        """This plan with the named axes left whole, and the named branches left in."""
+        """This plan with the named axes left whole, and the named branches left in; raises PlanError for a name that is neither."""
+        _known(self.graph, (name for name in names if name not in self.graph.widths.axes))
         left = {k: v for k, v in self.removal.items() if k not in names}
         return Plan.of(self.graph, left, self.notes, (b for b in self.branches if b not in names))
 
@@ -154,9 +157,11 @@ class Plan:
         try:
             temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
             os.replace(temporary, target)
-        except OSError as error:
+        except BaseException as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
             raise CheckpointError(f"the plan can't be written to {target}: {error.strerror or error}") from error
 
     @classmethod
@@ -166,6 +171,8 @@ class Plan:
             axes = {str(n): entry["removed"] for n, entry in data["axes"].items()}
             sizes = {str(n): operator.index(entry["groups"]) for n, entry in data["axes"].items()}
             version, notes = data.get("format", FORMAT), [str(note) for note in data.get("notes", ())]
+            config = {str(name): operator.index(value) for name, value in data.get("config", {}).items()}
+            branches = data.get("branches", ())
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(
                 f"this is not a saved plan: {error!r} (expected axes with 'groups' and 'removed')"
@@ -179,8 +186,7 @@ class Plan:
                 raise PlanError(
                     f"the plan was made for {size} groups of axis {name!r}, this graph has {graph[name].size}"
                 )
-        config = {str(name): int(value) for name, value in data.get("config", {}).items()}
-        return replace(cls.of(graph, axes, notes, map(str, data.get("branches", ()))), config=config)
+        return replace(cls.of(graph, axes, notes, branches), config=config)
 
     @classmethod
     def load(cls, graph: DependencyGraph, path: str | os.PathLike[str]) -> Plan:
@@ -199,7 +205,10 @@ class Plan:
             return self.graph.cut(self, options).model
 
     def apply_(self, **options: Any) -> nn.Module:
-        """Cut the graph's own model in place, checked, and return it; a failed cut leaves it as it was."""
+        """Cut the graph's own model in place, checked, and return it; a failed cut leaves it as it was.
+
+        What gets narrower is a new parameter: an optimiser that was made before holds the old ones, and is to be made anew.
+        """
         from depgraph.cutting.applying import apply_in_place
 
         with uncollected():
@@ -226,13 +235,23 @@ def _known(graph: DependencyGraph, names: Iterable[str]) -> tuple[str, ...]:
     """Names of branches and blocks, each once, in their order."""
     if isinstance(names, str):
         raise PlanError(f"branches={names!r} is a single name: give a list of names")
-    wanted = tuple(dict.fromkeys(names))
+    wanted = tuple(dict.fromkeys(_names(names)))
     known = {b.name for b in graph.branches} | {b.name for b in graph.blocks} if wanted else set()
     for name in wanted:
         if name not in known:
             why = graph.branches_refused.get(name, "graph.branches and graph.blocks list what can go")
             raise PlanError(f"{name!r} is no branch or block that can be left out: {why}")
     return wanted
+
+
+def _names(given: Any) -> list[str]:
+    names = list(given) if isinstance(given, Iterable) else [given]
+    for name in names:
+        if not isinstance(name, str):
+            raise PlanError(
+                f"{name!r} is no name of a branch or block: graph.branches and graph.blocks list what can go"
+            )
+    return names
 
 
 def _listed(name: str, groups: Any) -> Iterable[Any]:
@@ -252,6 +271,8 @@ def _whole(name: str, group: Any) -> int:
 
 
 def _check(graph: DependencyGraph, name: str, numbers: tuple[int, ...]) -> None:
+    if not isinstance(name, str):
+        raise PlanError(f"groups are given by the name of their axis, a str, not by {type(name).__name__}")
     if name not in graph.widths.axes:
         raise PlanError(f"the graph has no axis {name!r}; graph.axes lists them")
     axis = graph[name]

@@ -456,3 +456,28 @@ def test_a_plan_on_a_read_only_disk_says_so(graph: Graph, tmp_path: Path, monkey
         monkeypatch.setattr(Path, method, refuse)
     with pytest.raises(CheckpointError, match="can't be written to .*: Read-only file system"):
         graph.cut_plan({}).save(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("config", [5, None, {"hidden_size": 2.5}, {"hidden_size": "8"}])
+def test_a_plan_with_a_config_that_is_none_is_refused(graph: Graph, config: object) -> None:
+    with pytest.raises(PlanError, match="not a saved plan"):
+        depgraph.Plan.from_json(graph, graph.cut_plan({}).to_json() | {"config": config})
+
+
+def test_names_of_nothing_and_other_slips_in_an_edited_plan_are_said(graph: Graph) -> None:
+    first = graph.axes[0]
+    plan = graph.cut_plan({first.name: [1]})
+    with pytest.raises(PlanError, match="'zz' is no branch or block"):
+        plan.without("zz")
+    with pytest.raises(PlanError, match=r"\['zz'\] is no name of a branch"):
+        plan.with_branches(["zz"])  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="by the name of an axis"):
+        graph.cut_plan([1])  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="by the name of their axis, a str, not by Axis"):
+        graph.cut_plan({first: [1]})  # type: ignore[dict-item]
+
+
+def test_whole_numbers_of_numpy_round_too(graph: Graph) -> None:
+    target = depgraph.Target(params=0.6)
+    plans = [graph.plan(random_scores(graph), target, round_to=step) for step in (np.int64(8), 8)]
+    assert plans[0].removal == plans[1].removal
