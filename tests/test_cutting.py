@@ -113,6 +113,27 @@ def test_what_the_code_cannot_say_is_refused_with_file_and_line_or_cut_as_a_grap
     assert "LiteralSizes can't express" in report.notes[0]
 
 
+class Reversed(nn.Module):
+    """Columns of the last layer lose their indices in a list that stands in the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.inner(x)[:, [3, 2, 1, 0]])
+
+
+def test_a_tensor_that_stands_in_the_code_is_refused_with_file_and_line() -> None:
+    graph = depgraph.trace(Reversed().eval(), torch.randn(2, 3))
+    plan = graph.cut_plan({"out.weight:1": [0]})
+    with pytest.raises(
+        CutError, match=r"Reversed can't express this cut, test_cutting\.py:\d+: a tensor of shape \[4\]"
+    ):
+        plan.apply(form="module")
+    assert plan.apply_with_report(form="graph").check.error < 1e-5
+
+
 def test_planning_for_the_module_form_leaves_what_it_cannot_say() -> None:
     example = MODULES["transformer_encoder"]()
     graph = depgraph.trace(example.model, example.args, example.kwargs)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from depgraph.capture.places import place
 from depgraph.capture.recording import assign
 from depgraph.cutting.computed import compute_again, without_history
 from depgraph.cutting.descriptors import flatten, follow
@@ -142,12 +143,22 @@ def _replacements(graph: DependencyGraph, kept: Kept) -> dict[int, tuple[torch.T
             old = plain_tensor(graph, value)
         if old is None:
             raise CutError(
-                f"constant {value.target!r} is made in the code of the forward and can't be cut in the module"
+                f"the code of {type(graph.model).__name__} can't express this cut{_read_at(graph, value)}: a tensor of shape "
+                f"{list(value.shape)} that no attribute holds would need fewer indices; use form='graph' (or 'auto'), or plan with "
+                "form='module' to leave such axes whole"
             )
         if id(old) not in found:
             read = _reading(tensors, value.target)
             found[id(old)] = (old, _alike(old, lambda t, v=value, read=read: sliced_tensor(read(t), kept, v)))  # type: ignore[misc]
     return found
+
+
+def _read_at(graph: DependencyGraph, value: Value) -> str:
+    """Where the code first reads a captured constant, as part of a sentence."""
+    exported = graph.capture.exported
+    names = {spec.arg.name for spec in exported.graph_signature.input_specs if spec.target == value.target}
+    places = (place(user) for node in exported.graph.nodes if node.name in names for user in node.users)
+    return next((f", {found}" for found in places if found), "")
 
 
 def _reading(tensors: Mapping[str, torch.Tensor], name: str) -> Callable[[torch.Tensor], torch.Tensor]:
