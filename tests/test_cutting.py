@@ -128,7 +128,7 @@ def test_a_tensor_that_stands_in_the_code_is_refused_with_file_and_line() -> Non
     graph = depgraph.trace(Reversed().eval(), torch.randn(2, 3))
     plan = graph.cut_plan({"out.weight:1": [0]})
     with pytest.raises(
-        CutError, match=r"Reversed can't express this cut, test_cutting\.py:\d+: a tensor of shape \[4\]"
+        CutError, match=r"Reversed can't express this cut, .*test_cutting\.py:\d+: a tensor of shape \[4\]"
     ):
         plan.apply(form="module")
     assert plan.apply_with_report(form="graph").check.error < 1e-5
