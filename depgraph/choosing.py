@@ -60,6 +60,15 @@ class Attempt:
     barred: frozenset[str] = frozenset()
 
 
+def _nothing_left(options: Options, pinned: bool) -> str:
+    """The sentence for options that leave nothing to choose from."""
+    given = [name for name in ("protect", "only", "floor") if getattr(options, name)]
+    given += ["round_to"] if options.round_to != 1 else []
+    given += ["what the module's Python can't express"] if pinned else []
+    held = f"{' and '.join(given)} together leave" if len(given) > 1 else f"{''.join(given) or 'what must stay'} leaves"
+    return f"{held} no group that may go"
+
+
 def _never_empty(graph: DependencyGraph, scores: dict[str, np.ndarray], names: list[str]) -> dict[str, set[int]]:
     """Groups that stay so that no dim of a parameter loses all its indices to several axes together, by axis.
 
@@ -119,8 +128,7 @@ class Choice:
             if axis.name in self.order and wanted and self._saves(axis.name):
                 self.leading.append(axis.name)
         if not self.leading:
-            also = " and what the module's Python can't express" if pinned else ""
-            raise NothingToPrune(f"protect, only and floor{also} together leave no group that may go")
+            raise NothingToPrune(_nothing_left(options, bool(pinned)))
         if LATENCY in self.budget.limits:
             self._find_stops()
         self.share = 0.0  # of its groups, on average, that an axis of the plan loses before coarse axes are made up for

@@ -104,6 +104,7 @@ class Literal(nn.Module):
 def literal(): return Literal(), torch.randn(2, 14)
 
 def broken(): return undefined
+def leaving(): raise SystemExit
 def odd(): return 3
 def with_loss():
     def loss(output, batch):
@@ -417,6 +418,7 @@ def test_debug_shows_the_traceback(run: Run, given: Path) -> None:
         ("no_parameters", 3, r"ReLU has no axis that could lose a group: it has no parameters"),
         ("with_nan", 2, r"parameter '0\.weight' .*NaN"),
         ("broken", 2, r"failed with NameError: name 'undefined' is not defined \(at given\.py:\d+\)"),
+        ("leaving", 2, r"failed with SystemExit \(at given\.py:\d+\)"),
         ("odd", 2, r"must return \(module, args\).*it returned a int"),
         ("wrong_loss", 2, r"gives a int as 'loss': give a function of output and batch"),
         ("without_inputs", 2, r"must return .*it returned a dict with 'model'"),

@@ -477,6 +477,19 @@ def test_names_of_nothing_and_other_slips_in_an_edited_plan_are_said(graph: Grap
         graph.cut_plan({first: [1]})  # type: ignore[dict-item]
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"floor": 1}, "floor leaves no group"),
+        ({"protect": "*", "round_to": 8}, "protect and round_to together leave no group"),
+        ({"round_to": "gguf-k"}, "round_to leaves no group"),
+    ],
+)
+def test_options_that_leave_nothing_are_named(graph: Graph, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(NothingToPrune, match=says):
+        graph.plan(random_scores(graph), depgraph.Target(params=0.8), **options)
+
+
 def test_whole_numbers_of_numpy_round_too(graph: Graph) -> None:
     target = depgraph.Target(params=0.6)
     plans = [graph.plan(random_scores(graph), target, round_to=step) for step in (np.int64(8), 8)]

@@ -61,6 +61,29 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(4, 5), nn.Conv1d(4, 5, 1), nn.LayerNorm(4)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bfloat16])
+def test_inputs_of_another_dtype_are_refused_where_the_model_does_not_run_on_them(
+    layer: nn.Module, dtype: torch.dtype
+) -> None:
+    x = torch.ones(2, 4, 4, dtype=dtype)
+    try:
+        layer(x)
+    except RuntimeError:
+        with pytest.raises(CaptureError, match=r"doesn't run on these example inputs \(\w+ \[2, 4, 4\]\)"):
+            depgraph.trace(layer, x)
+    else:
+        depgraph.trace(layer, x)
+
+
+def test_a_lazy_module_is_to_be_run_first() -> None:
+    model, x = nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.LazyLinear(3)), torch.randn(2, 4)
+    with pytest.raises(UnsupportedParameter, match=r"'0\.weight' has no shape yet.*run the model once"):
+        depgraph.trace(model, x)
+    model(x)
+    assert [axis.size for axis in depgraph.trace(model, x).axes] == [6]
+
+
 def test_data_dependent_control_flow_is_named_with_its_place() -> None:
     with pytest.raises(CaptureError, match=r"depends on the values of a tensor at tests/test_trace\.py:\d+"):
         depgraph.trace(Branching(), torch.randn(2, 5), strict=True)

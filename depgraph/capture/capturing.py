@@ -7,26 +7,23 @@ import io
 import logging
 import re
 import sys
-import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from depgraph.capture.containers import see_inside
 from depgraph.capture.data import Rebound
 from depgraph.capture.exported import CapturedProgram
-from depgraph.capture.frames import shown
 from depgraph.capture.holding import held_by
-from depgraph.capture.keeping import unwritten
 from depgraph.capture.lowering import lower
 from depgraph.capture.recording import Recording, record, record_decided
-from depgraph.capture.restoring import own_containers
 from depgraph.capture.training import Inputs, leaves_unread, related_in_training
+from depgraph.capture.unfit import first_line, may_be_unfit, place_of, unfit
 from depgraph.dense import form_of, packed_modules
 from depgraph.errors import CaptureError, DepgraphError, OpaqueValue, UnsupportedOperator, UnsupportedParameter
 from depgraph.graph import Program
@@ -67,6 +64,8 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
             raise
         except Exception as error:
             failure = error
+        if found is not None and may_be_unfit(model, found.exported.graph) and (reason := unfit(*given)):
+            raise CaptureError(reason)
         if found is not None and (strict or not _wraps(found.exported)):
             return found
         if not strict:
@@ -112,6 +111,11 @@ def check_parameters(model: nn.Module) -> None:
         for name, buffer in model.named_buffers()
         if (kind := form_of(buffer)) and buffer.layout == torch.strided
     ]
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise UnsupportedParameter(
+            f"parameter {lazy[0]!r} has no shape yet, as its module is lazy: run the model once on inputs like the example before"
+        )
     for what in (*found, *packed_modules(model)):
         raise UnsupportedParameter(f"{what} and can't be sliced: prune the model in dense floating-point form first")
 
@@ -168,22 +172,14 @@ def dumps_dropped() -> Iterator[None]:
 
 
 def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> str:
-    name, place = type(model).__name__, _place(error)
+    name, place = type(model).__name__, place_of(error)
     if _DATA_DEPENDENT.search(f"{type(error).__name__}: {error}"):
         return (
             f"{name} can't be captured: its control flow depends on the values of a tensor{place}; "
             "write that as torch.where, or take it out of the forward"
         )
-    try:
-        run_args, run_kwargs = own_containers((args, dict(kwargs)))
-        with unwritten(model, *args, kwargs):
-            model(*run_args, **run_kwargs)
-    except Exception as failure:
-        given = ", ".join([*map(_described, args), *(f"{k}={_described(v)}" for k, v in kwargs.items())])
-        return (
-            f"{name} doesn't run on these example inputs ({given or 'none'}){_place(failure)}: {_first_line(failure)}; "
-            "give the arguments of one call of its forward"
-        )
+    if reason := unfit(model, args, kwargs):
+        return reason
     if "functorch" in str(error):
         return (
             f"{name} runs, but torch.export can't capture a derivative that torch.func takes in it{place}: take it with "
@@ -195,37 +191,9 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
             "0, say): write that without the transform, or prune the submodule that can be captured"
         )
     return (
-        f"{name} runs, but torch.export can't capture it{place}: {_first_line(error)}; "
+        f"{name} runs, but torch.export can't capture it{place}: {first_line(error)}; "
         "change the code there, or prune the submodule that can be captured"
     )
 
 
 _DATA_DEPENDENT = re.compile("data.?dependent|control flow|DynamicOutputShape", re.IGNORECASE)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0].rstrip('.')}" if text else type(error).__name__
-
-
-def _described(argument: Any) -> str:
-    """Dtype and shape of a tensor, the type of anything else."""
-    if not isinstance(argument, torch.Tensor):
-        return type(argument).__name__
-    return f"{str(argument.dtype).removeprefix('torch.')} {list(argument.shape)}"
-
-
-def _place(error: BaseException) -> str:
-    """The innermost frame of a traceback that is neither torch's, nor ours, nor the standard library's."""
-    found = ""
-    trace = error.__traceback__
-    while trace is not None:
-        path = Path(trace.tb_frame.f_code.co_filename)
-        if path.is_absolute() and path.parent != _STANDARD and not any(root in path.parents for root in _LIBRARIES):
-            found = f" at {shown(str(path))}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return found
-
-
-_LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[1])
-_STANDARD = Path(sysconfig.get_paths()["stdlib"])

@@ -164,7 +164,7 @@ def _from_function(file: Path, name: str, loading: Loading) -> Loaded:
         given = function()
     except DepgraphError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{file}:{name} failed with {first_line(error)}{_line_in(file, error)}") from error
     parts = _parts(given)
     model, args, kwargs = parts.get("model"), parts.get("args", ()), parts.get("kwargs") or {}
@@ -209,7 +209,7 @@ def _imported(file: Path) -> ModuleType:
     sys.path.insert(0, str(file.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{file} can't be imported: {first_line(error)}{_line_in(file, error)}") from error
     finally:
         sys.path.remove(str(file.resolve().parent))

@@ -12,6 +12,7 @@ from depgraph.capture.capturing import quiet
 from depgraph.capture.exported import only_as_module
 from depgraph.capture.forgetting import forget
 from depgraph.capture.training import training_forward
+from depgraph.capture.unfit import first_line, unfit
 from depgraph.cutting.absorbing import absorb
 from depgraph.cutting.drifting import new_drifts, numbers_of
 from depgraph.cutting.experts import Expected, check_without, expected, leaving, record_without, taken, with_entries
@@ -29,7 +30,7 @@ from depgraph.cutting.shorter import carried, check_shorter, graph_of, record_of
 from depgraph.cutting.surprises import narrower_outputs, surprises
 from depgraph.cutting.varying import fixed_sizes
 from depgraph.cutting.verifying import Verifier
-from depgraph.errors import CheckError, CutError, PlanError
+from depgraph.errors import CaptureError, CheckError, CutError, PlanError
 from depgraph.finite import require_finite
 
 if TYPE_CHECKING:
@@ -326,10 +327,12 @@ def _check(verifier: Verifier, model: nn.Module, how: How) -> Check | None:
     except CheckError:
         raise
     except Exception as error:
-        text = str(error).strip().splitlines()
-        raise CheckError(
-            f"the pruned {type(model).__name__} doesn't run: {type(error).__name__}: {text[0] if text else ''}"
-        ) from error
+        graph = verifier.plan.graph
+        with quiet(graph.model), torch.no_grad():
+            reason = unfit(graph.model, graph.args, graph.kwargs)
+        if reason:
+            raise CaptureError(reason) from error
+        raise CheckError(f"the pruned {type(model).__name__} doesn't run: {first_line(error)}") from error
 
 
 def _report(
