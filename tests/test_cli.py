@@ -555,7 +555,20 @@ def test_a_folder_with_broken_weights_is_no_model(run: Run, llama: Path, tmp_pat
     assert "can't be loaded with transformers" in done.sentence
     assert done.code == 7
     (tmp_path / "model.safetensors").write_bytes((llama / "model.safetensors").read_bytes()[:1000])
-    assert "can't be loaded with transformers" in run("inspect", ".").sentence
+    done = run("inspect", ".")
+    assert "can't be loaded with transformers" in done.sentence
+    assert done.code == 7
+
+
+def test_weights_that_do_not_fit_the_config_are_named(run: Run, llama: Path, tmp_path: Path) -> None:
+    config = json.loads((llama / "config.json").read_text()) | {"intermediate_size": 40}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((llama / "model.safetensors").read_bytes())
+    done = run("inspect", ".")
+    assert re.search(
+        r"'model\.layers\.0\.mlp\.down_proj\.weight' has shape \[32, 48\] there, .*\[32, 40\]", done.sentence
+    )
+    assert done.code == 2
 
 
 def test_an_unknown_class_is_named(run: Run, llama: Path, tmp_path: Path) -> None:

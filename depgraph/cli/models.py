@@ -132,7 +132,11 @@ def _pretrained(folder: Path, loading: Loading) -> nn.Module:
             with torch.device("meta"):
                 return chosen(config)
         model, report = chosen.from_pretrained(
-            folder, local_files_only=True, dtype=DTYPES[loading.dtype], output_loading_info=True
+            folder,
+            local_files_only=True,
+            dtype=DTYPES[loading.dtype],
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     except DepgraphError:
         raise
@@ -140,6 +144,11 @@ def _pretrained(folder: Path, loading: Loading) -> nn.Module:
         raise ModelError(
             f"{folder} can't be loaded with transformers: {first_line(error).rstrip('.')}; see that its files are all there and whole"
         ) from error
+    for name, saved, wanted in sorted(report["mismatched_keys"]):
+        raise ModelError(
+            f"{folder} doesn't fit its config.json: {name!r} has shape {list(saved)} there, a {chosen.__name__} of that config "
+            f"{list(wanted)}"
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{folder} lacks {len(missing)} weights of a {chosen.__name__}, the first is {missing[0]!r}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from safetensors import SafetensorError
 
 from depgraph import errors, interruption
 from depgraph.storage import appearing
@@ -46,7 +47,7 @@ _BY_ERROR: tuple[tuple[type[BaseException], int], ...] = (
 
 def exit_code(error: BaseException) -> int:
     """The exit code of an error; one caused by a file is file trouble whatever it stopped."""
-    if isinstance(error, errors.DepgraphError) and isinstance(error.__cause__, OSError):
+    if isinstance(error, errors.DepgraphError) and isinstance(error.__cause__, (OSError, SafetensorError)):
         return 7
     return next((code for kind, code in _BY_ERROR if isinstance(error, kind)), 1)
 
