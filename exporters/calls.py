@@ -57,6 +57,8 @@ def flatten_call(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) 
     Raises:
         ExportError: No tensor is among the arguments, or there are more arguments than parameters.
     """
+    if not isinstance(args, (Tensor, tuple, list)):
+        raise ExportError(f"The example inputs are a {type(args).__name__}: give a tuple of arguments, or one tensor.")
     positional = (args,) if isinstance(args, Tensor) else tuple(args)
     keywords = dict(kwargs or {})
     found: list[tuple[str, Tensor]] = []

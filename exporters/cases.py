@@ -46,7 +46,7 @@ def unseen_cases(subject: Subject) -> tuple[list[Case], list[str]]:
     sizes (batch 1); what neither changed is changed alone. A size named as a sum of others ("past + new") is their sum.
     Inputs are random; where the model refuses random ones, the example's values are repeated.
     """
-    sizes = _sizes(subject)
+    sizes = example_sizes(subject)
     larger = (
         {name: size + 1 + place for place, (name, size) in enumerate(sizes.items())},
         {name: size + 2 for name, size in sizes.items()},
@@ -70,17 +70,23 @@ def _untouched(sizes: dict[str, int], found: Sequence[Found]) -> set[str]:
 
 def inseparable(subject: Subject) -> dict[str, str]:
     """Names of text lengths that the trace took for free, but the model only accepts equal to "sequence": -> that."""
-    sizes = _sizes(subject)
+    sizes = example_sizes(subject)
     length = sizes.get("sequence", 0)
     apart = [name for name in sizes if name.endswith("_sequence") and sizes[name] == length]
     shorter = {name: {n: s - (n in ("sequence", *apart) and n != name) for n, s in sizes.items()} for name in apart}
     return {name: "sequence" for name in apart if _first_accepted(subject, sizes, [shorter[name]]) is None}
 
 
-def _sizes(subject: Subject) -> dict[str, int]:
+def example_sizes(subject: Subject) -> dict[str, int]:
+    """The examples' sizes, by the names of the free dims."""
+    return sizes_of(subject, subject.examples)
+
+
+def sizes_of(subject: Subject, inputs: Sequence[Tensor]) -> dict[str, int]:
+    """The sizes of such inputs, by the names of the free dims."""
     return {
         name: tensor.shape[dim]
-        for owner, tensor in zip(subject.inputs, subject.examples, strict=True)
+        for owner, tensor in zip(subject.inputs, inputs, strict=True)
         for dim, name in subject.dims.get(owner, {}).items()
     }
 
@@ -129,7 +135,7 @@ def example_case(flat: FlatModel, inputs: Sequence[Tensor]) -> Case:
 
 def other_values(subject: Subject) -> list[Case]:
     """A case of the example's sizes with random values, where PyTorch takes them."""
-    case = _case(subject, _sizes(subject), _random_like)
+    case = _case(subject, example_sizes(subject), _random_like)
     return [] if case is None else [Case("other values", case.inputs, case.expected)]
 
 
@@ -163,11 +169,13 @@ def _left_aligned(shape: list[int], generator: torch.Generator) -> Tensor:
 
 
 def _tiled(example: Tensor, shape: list[int], *_: Any) -> Tensor:
-    """The example's values, repeated and cut to `shape`."""
+    """The example's values, repeated and cut to `shape`; zeros where it has none."""
+    if not example.numel():
+        return example.new_zeros(shape)
     tiled = example
     for dim, size in enumerate(shape):
         if size != example.shape[dim]:
-            tiled = tiled.index_select(dim, torch.arange(size, device=example.device) % max(1, example.shape[dim]))
+            tiled = tiled.index_select(dim, torch.arange(size, device=example.device) % example.shape[dim])
     return tiled
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +21,7 @@ from depgraph.dense import not_dense
 from depgraph.errors import ExportError
 from depgraph.finite import require_finite
 from exporters import cases as check_cases
-from exporters import onnx_check, onnx_file
+from exporters import onnx_check, onnx_file, ranges
 from exporters.calls import Call, FlatModel, built_in, flatten_call, lowest_precision, output_names
 from exporters.differences import TIES, traced_otherwise, with_first_of_equals
 from exporters.dynamic import Dims, Specialised, enlarged, ladder
@@ -27,6 +29,8 @@ from exporters.model_state import preserved, without_cache
 from exporters.onnx_program import Branches, Refused, Uncaptured, export_frozen, export_program, name_dims, rename_dims
 from exporters.opsets import check_opset, check_reached
 from exporters.rounding import ROUNDED, in_double_precision
+
+_RECORDS: dict[str, Callable[[Any], Any]] = {"whole": lambda record: record, "costs": in_short}
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,17 @@ class OnnxOptions:
     atol: float | None = None
     constants: tuple[str, ...] = ()
     record: Literal["whole", "costs"] = "whole"
+
+    def __post_init__(self) -> None:
+        for name, allowed in {"dtype": ("as is", "float32"), "record": tuple(_RECORDS)}.items():
+            if getattr(self, name) not in allowed:
+                raise ExportError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, allowed))}.")
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Real) and 0 <= float(value) < math.inf):
+                raise ExportError(f"{name}={value!r} is no tolerance: give a number from 0, or None for the usual one.")
+        if isinstance(self.constants, str):
+            raise ExportError(f"constants={self.constants!r} is a single name: give a tuple of names.")
 
 
 @dataclass(frozen=True)
@@ -108,7 +123,6 @@ class _Result:
     dims: dict[str, dict[int, str]]
 
 
-_RECORDS: dict[str, Callable[[Any], Any]] = {"whole": lambda record: record, "costs": in_short}
 _DEFAULTS = OnnxOptions()
 
 
@@ -244,10 +258,20 @@ def _checked(
             f"{type(job.flat.model).__name__} runs at no other size of {', '.join(unproved)} than the example's; "
             "leave it out of `dynamic`, or make the model accept other sizes."
         )
-    cases = [check_cases.example_case(job.flat, _example(job.call, examples, names)), *unseen, *further]
+    limits = ranges.ranges_of(program, subject)
+    example = check_cases.example_case(job.flat, _example(job.call, examples, names))
+    cases = [example, *unseen, *further, *ranges.cases_beyond(subject, limits)]
     onnx_file.write(program.model, job.draft, external_data=job.options.external_data)
     tolerance = onnx_check.tolerance_for(lowest_precision(job.flat, job.call), job.options.rtol, job.options.atol)
-    difference = _difference(job, program, subject, cases, tolerance)
+    within, beyond = ranges.apart(subject, limits, cases)
+    difference = _difference(job, program, subject, within, tolerance)
+    try:
+        difference |= _difference(job, program, subject, beyond, tolerance) if beyond else onnx_check.Difference()
+    except onnx_check.Differs as error:
+        raise Refused(
+            f"The code of {type(job.flat.model).__name__} asks for a size, and what was captured holds for {ranges.said(limits)} "
+            "only; leave that out of `dynamic`, or let the code compute the same at all sizes."
+        ) from error
     return _Result(difference, check_cases.describe_cases(cases, job.call.names), names)
 
 

@@ -177,7 +177,7 @@ def _cut(plan: Plan, captured: _Captured, module: GraphModule, nodes: Alike | No
 
 def _exported(graph: DependencyGraph, inputs: Any, dims: Any) -> ExportedProgram | None:
     """torch.export's capture of the model with `dims` left open; None where there is none."""
-    args, kwargs = inputs
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, inputs)  # torch leaves marks on them
     model = graph.model
     with contextlib.suppress(Exception), dumps_dropped(), quiet(model), torch.no_grad():
         shapes = _by_name(graph, dims)
