@@ -189,7 +189,19 @@ def load(
             cut (the message names the first parameter that doesn't fit; the module is as it was).
     """
     path, manifest = read_manifest(folder, FORMAT)
-    return _load(path, manifest, model, torch.device(device if device is not None else "cpu"))
+    return _load(path, manifest, model, _device("cpu" if device is None else device))
+
+
+def _device(wanted: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(wanted)
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(f"device={wanted!r} is no device: give cpu, cuda or cuda:1, say") from error
+    if found == _META:
+        raise CheckpointError(
+            "nothing can be loaded onto the meta device, as tensors there have no values: give cpu, say"
+        )
+    return found
 
 
 def _initialise(model: nn.Module, made: list[Record]) -> None:
@@ -251,7 +263,7 @@ def _original(
 ) -> nn.Module:
     """The unpruned module to start from; one whose tensors are all saved is built on the device `on`."""
     if model is not None:
-        built = model if isinstance(model, nn.Module) else model()
+        built = model() if callable(model) and not isinstance(model, nn.Module) else model
         if not isinstance(built, nn.Module):
             raise CheckpointError(f"model= must be a module or a function that builds one, not {type(built).__name__}")
         return built

@@ -24,6 +24,13 @@ OVERWRITE = ("never", "replace")
 _ENTRIES: dict[str, Any] = {
     "format": int, "kind": str, "class": str, "library": dict, "record": (dict, type(None)), "training": dict, "tensors": dict,
 }  # fmt: skip
+_CUT: dict[str, Any] = {"form": str, "removed": list, "attributes": list, "inputs": dict, "original": dict}
+_OF_FORM: dict[str, dict[str, Any]] = {
+    "module": {},
+    "graph": {"groups": dict, "free": list},
+    "depth": {"shortening": dict},
+    "products": {"free": list},
+}
 
 
 def free_folder(folder: str | os.PathLike[str], overwrite: str) -> Path:
@@ -183,14 +190,29 @@ def read_manifest(folder: str | os.PathLike[str], newest: int) -> tuple[Path, di
         plain = "; transformers' from_pretrained loads it" if (path / CONFIG).is_file() else ""
         raise CheckpointError(f"{path} wasn't written by depgraph.save: it has no {MANIFEST}{plain}")
     data = read_json(path / MANIFEST)
-    if not isinstance(data, dict) or any(not isinstance(data.get(key), kind) for key, kind in _ENTRIES.items()):
-        raise CheckpointError(f"{path / MANIFEST} is not the record of a saved model")
+    if not _has(data, _ENTRIES) or not _is_record(data["record"]):
+        raise CheckpointError(f"{path / MANIFEST} is not the record of a saved model, or is damaged")
     found = data["format"]
     if found > newest:
         raise CheckpointError(
             f"{path} has format {found}, this version of depgraph reads up to {newest}: install a later one"
         )
     return path, data
+
+
+def _has(data: Any, entries: Mapping[str, Any]) -> bool:
+    """Is it a dict with such entries?"""
+    return isinstance(data, dict) and all(key in data and isinstance(data[key], kind) for key, kind in entries.items())
+
+
+def _is_record(record: Any) -> bool:
+    """Are all cuts there, with what making them again reads?"""
+    return record is None or _has(record, {"earlier": list}) and all(map(_is_cut, [*record["earlier"], record]))
+
+
+def _is_cut(cut: Any) -> bool:
+    known = _has(cut, _CUT) and cut["form"] in _OF_FORM and _has(cut, _OF_FORM[cut["form"]])
+    return known and all(_has(one, {"target": str, "dim": int, "indices": list}) for one in cut["removed"])
 
 
 def read_json(file: Path) -> Any:

@@ -297,3 +297,38 @@ def test_a_lazy_module_is_initialised_before_it_is_filled(tmp_path: Path) -> Non
     depgraph.save(pruned, tmp_path / "saved")
     loaded = depgraph.load(tmp_path / "saved", model=build)
     torch.testing.assert_close(loaded(x), pruned(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"form": 5},
+        {"form": "other"},
+        {"removed": 5},
+        {"removed": [{"target": "inner.weight"}]},
+        {"attributes": 5},
+        {"inputs": None},
+        {"earlier": 5},
+        {"earlier": [{}]},
+    ],
+)
+def test_a_record_with_a_damaged_cut_is_refused(changes: dict[str, object], tmp_path: Path) -> None:
+    example = MODULES["residual_cnn"]()
+    depgraph.save(cut(example), tmp_path / "saved")
+    file = tmp_path / "saved" / "depgraph.json"
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps(data | {"record": data["record"] | changes}))
+    with pytest.raises(CheckpointError, match=r"depgraph\.json is not the record of a saved model, or is damaged"):
+        depgraph.load(tmp_path / "saved", model=example.model)
+    file.write_text(json.dumps({name: entry for name, entry in data.items() if name != "record"}))
+    with pytest.raises(CheckpointError, match=r"depgraph\.json is not the record"):
+        depgraph.load(tmp_path / "saved", model=example.model)
+
+
+@pytest.mark.parametrize("device", ["nowhere", "meta", 1.5])
+def test_a_device_that_is_none_is_said(device: str, tmp_path: Path) -> None:
+    depgraph.save(nn.Linear(2, 2), tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="device"):
+        depgraph.load(tmp_path / "saved", model=nn.Linear(2, 2), device=device)
+    with pytest.raises(CheckpointError, match="a function that builds one, not int"):
+        depgraph.load(tmp_path / "saved", model=5)  # type: ignore[arg-type]
