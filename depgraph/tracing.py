@@ -9,6 +9,7 @@ from typing import Any
 
 from depgraph import dependency
 from depgraph.dependency import DependencyGraph
+from depgraph.errors import CaptureError, PlanError
 
 
 def trace(
@@ -35,8 +36,15 @@ def trace(
         CaptureError: the inputs don't fit the model, its control flow depends on data, or the file is no sound ONNX file.
         CheckpointError: the file can't be read.
         UnsupportedParameter: a parameter is quantised, sparse or distributed.
-        PlanError: `free` or `fixed` names no output.
+        PlanError: `free` or `fixed` names no output, or is a single name.
     """
+    for option, names in {"free": free, "fixed": fixed}.items():
+        if isinstance(names, str):
+            raise PlanError(f"{option}={names!r} is a single name: give a list of names")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise CaptureError(
+            f"the keyword example inputs are a {type(kwargs).__name__}: give a dict of arguments by name"
+        )
     if _is_file(model):
         from depgraph.onnx_door.graph import trace_onnx
 

@@ -62,6 +62,8 @@ def loss_after(model: Any, output: Any, batch: Any, loss: Loss | None) -> Tensor
     """
     args, kwargs = _arguments(batch)
     given = _signature(model).bound(args) | kwargs
+    if loss is not None and not callable(loss):
+        raise ScoreError(f"the loss is a {type(loss).__name__}, which can't be called: {HINT}")
     if loss is not None:
         value: Any = loss(output, batch)
     elif _computes_own(model, given) and loss_in(output) is None:

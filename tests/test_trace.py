@@ -12,7 +12,7 @@ from torch import nn
 
 import depgraph
 import importance
-from depgraph.errors import CaptureError, PlanError, UnsupportedOperator, UnsupportedParameter
+from depgraph.errors import CaptureError, PlanError, ScoreError, UnsupportedOperator, UnsupportedParameter
 from depgraph.rules import registry
 from tests.zoo import ZOO
 
@@ -74,6 +74,18 @@ def test_inputs_of_another_dtype_are_refused_where_the_model_does_not_run_on_the
             depgraph.trace(layer, x)
     else:
         depgraph.trace(layer, x)
+
+
+@pytest.mark.parametrize("option", ["free", "fixed"])
+def test_names_and_keyword_inputs_that_are_none_are_said(option: str) -> None:
+    model, x = nn.Linear(4, 5), torch.randn(2, 4)
+    with pytest.raises(PlanError, match=f"{option}='output 0' is a single name"):
+        depgraph.trace(model, x, **{option: "output 0"})  # type: ignore[arg-type]
+    with pytest.raises(CaptureError, match="keyword example inputs are a list"):
+        depgraph.trace(model, (), [x])  # type: ignore[arg-type]
+    with pytest.raises(ScoreError, match="the loss is a str, which can't be called: pass loss="):
+        graph = depgraph.trace(nn.Sequential(model, nn.Linear(5, 2)), x)
+        graph.plan(importance.Taylor([x], loss="mse"), depgraph.Target(params=0.8))  # type: ignore[arg-type]
 
 
 def test_a_lazy_module_is_to_be_run_first() -> None:
