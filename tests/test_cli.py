@@ -543,8 +543,9 @@ def test_text_needs_a_tokenizer_and_room(run: Run, llama: Path, given: Path, tex
         (".", ". has no config.json"),
     ],
 )
-def test_models_that_are_none(run: Run, spec: str, says: str) -> None:
-    done = run("inspect", spec)
+@pytest.mark.parametrize("command", ["inspect", "export"])
+def test_models_that_are_none(run: Run, command: str, spec: str, says: str) -> None:
+    done = run(command, spec)
     assert says in done.sentence
     assert done.code == 2
 

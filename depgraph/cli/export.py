@@ -10,7 +10,7 @@ import typer
 from depgraph.cli import options as o
 from depgraph.cli.app import app
 from depgraph.cli.formats import FOLDERS, Asked, check_destination, export_file, export_model, file_name, reports_json
-from depgraph.cli.models import Loading, load_model
+from depgraph.cli.models import Loading, load_model, require_model
 from depgraph.cli.onnx_files import is_onnx, refuse_options
 from depgraph.cli.output import Steps, check_vacant, print_json, printing, showing
 from depgraph.errors import ModelError
@@ -59,6 +59,8 @@ def export(  # noqa: PLR0913  (the options of a command)
     debug: o.Debug = False,
 ) -> None:
     """Write a model as a file or folder for another runtime, and check it there."""
+    if not is_onnx(model):
+        require_model(model)
     asked = Asked(_where(model, out, format), opset, quantise, tolerance, data, seed)
     with printing(as_json) as console:
         steps = Steps()

@@ -55,16 +55,25 @@ class Loaded:
 
 def load_model(spec: str, loading: Loading) -> Loaded:
     """The model that `spec` names; raises ModelError in one sentence when it can't be had."""
-    path = Path(spec)
+    require_model(spec)
     file, colon, function = spec.rpartition(":")
-    if path.suffix == ".onnx":
-        raise ModelError(f"{spec} is an ONNX file already: give the PyTorch model, or inspect or prune the file")
     if colon and file.endswith(".py"):
         return _from_function(Path(file), function, loading)
+    return _from_folder(Path(spec), loading)
+
+
+def require_model(spec: str) -> None:
+    """Raise ModelError where `spec` names neither a function of a file nor a folder with a model."""
+    path = Path(spec)
+    file, colon, _ = spec.rpartition(":")
+    if path.suffix == ".onnx":
+        raise ModelError(f"{spec} is an ONNX file already: give the PyTorch model, or inspect or prune the file")
     if path.suffix == ".py":
         raise ModelError(f"{spec} names no function: give {spec}:FUNCTION, which returns {_GIVES}")
-    if (path / "config.json").is_file() or is_saved(path):
-        return _from_folder(path, loading)
+    if colon and file.endswith(".py") and not Path(file).is_file():
+        raise ModelError(f"there is no file {file}")
+    if colon and file.endswith(".py") or (path / "config.json").is_file() or is_saved(path):
+        return
     found = "has no config.json" if path.is_dir() else "isn't a model" if path.exists() else "doesn't exist"
     raise ModelError(f"{spec} {found}: give a transformers folder, a folder saved by depgraph, or file.py:function")
 
@@ -208,8 +217,6 @@ def _described(given: Any) -> str:
 
 
 def _imported(file: Path) -> ModuleType:
-    if not file.is_file():
-        raise ModelError(f"there is no file {file}")
     spec = importlib.util.spec_from_file_location(f"depgraph_given_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise ModelError(f"{file} can't be imported")
