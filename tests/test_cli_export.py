@@ -148,7 +148,8 @@ def test_a_missing_extra_is_said_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    assert run("nowhere.py:build", "--format", "openvino", "--out", tmp_path / "m.xml") == 6
+    (tmp_path / "broken.py").write_text("raise RuntimeError\n")
+    assert run(f"{tmp_path / 'broken.py'}:build", "--format", "openvino", "--out", tmp_path / "m.xml") == 6
     assert "pip install 'depgraph[openvino]'" in capsys.readouterr().err
 
 
