@@ -59,6 +59,8 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
     by_density = options.rank == "auto" and getattr(scorer, "additive", False) or options.rank == "density"
     scores = checked_scores(graph, scorer)
     plan, share = _nearest(graph, scores, target, options, by_density=by_density)
+    if not plan.removal and not plan.branches:
+        return replace(plan, notes=(*plan.notes, "the model keeps within the target as it is, so that nothing goes"))
     if options.form != "auto" or options.scope == "uniform" or is_expressible(graph, plan.kept()):
         return plan
     return _in_module(plan, share, scores, target, options, by_density=by_density) or plan

@@ -490,6 +490,13 @@ def test_options_that_leave_nothing_are_named(graph: Graph, options: dict[str, A
         graph.plan(random_scores(graph), depgraph.Target(params=0.8), **options)
 
 
+def test_a_target_that_the_dense_model_meets_says_that_nothing_goes(graph: Graph) -> None:
+    plan = graph.plan(random_scores(graph), depgraph.Target(bytes=10**9))
+    assert plan.removal == {}
+    assert plan.notes == ("the model keeps within the target as it is, so that nothing goes",)
+    assert str(plan.apply_with_report().check) == "nothing was removed: error 0.0e+00 of the largest output"
+
+
 def test_whole_numbers_of_numpy_round_too(graph: Graph) -> None:
     target = depgraph.Target(params=0.6)
     plans = [graph.plan(random_scores(graph), target, round_to=step) for step in (np.int64(8), 8)]

@@ -46,6 +46,9 @@ class Check:
     def __str__(self) -> str:
         if self.skipped:
             return f"not compared by value: {self.skipped}"
+        removed = self.exact_axes or self.mixed_axes or self.branches or self.chosen or self.sensitivity
+        if not removed:
+            return f"nothing was removed: error {self.error:.1e} of the largest output"
         verdict = "VACUOUS (the removal hardly moves the output)" if self.vacuous else "equal"
         return (
             f"{verdict}: error {self.error:.1e} of the largest output, where {self.moved_by} moved it by {self.sensitivity:.1e} "
