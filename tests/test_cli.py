@@ -388,6 +388,8 @@ def test_prune_and_export_write_onnx(run: Run, given: Path, tmp_path: Path) -> N
     assert (done.code, done.err) == (0, "")
     assert (tmp_path / "again.onnx").is_file()
     assert "exists: name another file" in run("export", f"{given}:pair", "--out", "again.onnx").sentence
+    done = run("export", f"{given}:pair")
+    assert ("--out FILE says where" in done.sentence, done.code) == (True, 2)
 
 
 def test_help_lists_the_exit_codes(run: Run) -> None:
@@ -713,7 +715,6 @@ def test_what_is_written_past_python_stays_out_of_the_json(given: Path) -> None:
         (("prune", "m", "--keep", "params=0.5"), "--out FOLDER says where"),
         (("prune", "m", "--keep", "params=0.5", "--dry-run", "--scope", "all"), "'all' is not one of"),
         (("prune", "m", "--keep", "params=0.5", "--dry-run", *UNIFORM, "--scope", "axis"), "leave out --scope axis"),
-        (("export", "a.py:b"), "--out FILE says where"),
     ],
 )
 def test_wrong_usage(run: Run, arguments: tuple[str, ...], says: str) -> None:
