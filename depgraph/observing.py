@@ -29,7 +29,7 @@ from depgraph.cutting.sides import Side, SideRun
 from depgraph.errors import DataError
 from depgraph.offloading import at_rest
 from depgraph.origins import Factors
-from depgraph.runnable import Runnable
+from depgraph.runnable import Runnable, own_of
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -69,10 +69,10 @@ class Observer:
         self.tensors = fetch or graph.tensors().__getitem__
         self._last: _Shower | None = None
 
-    @cached_property
+    @property
     def own(self) -> Runnable:
         """The capture that the graph was made of."""
-        return Runnable(self.graph.capture.exported, self.graph.capture.program, True)
+        return own_of(self.graph)
 
     @property
     def pausable(self) -> list[Meeting]:

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.export.graph_signature import OutputKind
@@ -20,6 +21,9 @@ from depgraph.cutting.sides import operator_name
 from depgraph.graph import Program
 from depgraph.origins import Origins
 from depgraph.rules.domains import MOVES
+
+if TYPE_CHECKING:
+    from depgraph.dependency import DependencyGraph
 
 _FROM_ZERO = ("embedding", "embedding_bag")  # operators that take no index from behind
 
@@ -101,6 +105,16 @@ class Runnable:
         for meeting in self.meetings:
             found[meeting.op].append(meeting)
         return found
+
+
+_OWN: WeakKeyDictionary[DependencyGraph, Runnable] = WeakKeyDictionary()
+
+
+def own_of(graph: DependencyGraph) -> Runnable:
+    """The capture that a graph was made of; the same each time."""
+    if graph not in _OWN:
+        _OWN[graph] = Runnable(graph.capture.exported, graph.capture.program, True)
+    return _OWN[graph]
 
 
 def _is_tensor(leaf: Any) -> bool:
