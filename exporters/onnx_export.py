@@ -172,6 +172,7 @@ def to_onnx(
             without_cache(subject)
             flat = FlatModel(subject, call)
             names, notes = output_names(flat, call)
+            notes = notes if subject is model else [*notes, _widened(model)]
             job = _Job(flat, call, names, draft, options, record, notes)
             result = _climb_down(job, dynamic)
         size = onnx_file.publish(draft, target)
@@ -196,6 +197,12 @@ def _prepared(model: nn.Module, call: Call, options: OnnxOptions) -> tuple[nn.Mo
     if options.dtype == "as is" or all(t.dtype == torch.float32 for t in tensors if t.is_floating_point()):
         return model, call
     return copy.deepcopy(model).float(), call.as_float32()
+
+
+def _widened(model: nn.Module) -> str:
+    kinds = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()} - {torch.float32}
+    was = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) or "other numbers"
+    return f"what is {was} in the model is float32 in the file; exporters.quantise makes a smaller one of it"
 
 
 def _climb_down(job: _Job, dynamic: Any) -> _Result:

@@ -481,6 +481,7 @@ def test_bfloat16_needs_a_float32_copy(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
     report = to_onnx(model, example, tmp_path / "m.onnx", options=OnnxOptions(dtype="float32"))
     assert model.inner.weight.dtype == torch.bfloat16 and report.max_abs_error < 1e-5
+    assert any("bfloat16 in the model is float32 in the file" in note for note in report.notes)
     assert onnx_ir.load(report.path).graph.inputs[0].dtype == onnx_ir.DataType.FLOAT
 
 
