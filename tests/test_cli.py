@@ -371,6 +371,11 @@ def test_an_allocation_spreads_the_budget(run: Run, given: Path) -> None:
     assert "did you mean 'uniform'" in done.sentence
 
 
+def test_a_recipe_takes_no_score_beside_it(run: Run) -> None:
+    done = run("prune", "nowhere", "--keep", "params=0.6", "--dry-run", "--recipe", "flap", "--score", "taylor")
+    assert done.code == 2 and "--recipe flap scores by itself: leave out --score taylor" in done.sentence
+
+
 def test_random_scores_depend_on_the_seed_alone(run: Run, given: Path) -> None:
     wish = ("prune", f"{given}:pair", "--keep", "params=0.5", "--score", "random", "--scope", "global")
     wish += ("--dry-run", "--json", "--seed")

@@ -59,7 +59,9 @@ ByDepth = Annotated[
     bool, typer.Option("--depth", help="blocks and branches by depth, and why others can't be left out")
 ]
 Plot = Annotated[Path | None, typer.Option(help="draw there which branches go, by depth (needs matplotlib)")]
-Score = Annotated[str, typer.Option(help="what a group is worth: taylor, magnitude, random, ...")]
+Score = Annotated[
+    str, typer.Option(help="what a group is worth: taylor, magnitude, random, ...", show_default="magnitude")
+]
 Allocation = Annotated[
     str,
     typer.Option(help="how the budget is spread over the axes: uniform, kind, al-am, owl, ...; empty: as --scope says"),

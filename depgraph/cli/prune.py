@@ -42,7 +42,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
     depth_score: o.DepthScore = "",
     plot: o.Plot = None,
     profile: o.DeviceProfile = None,
-    score: o.Score = "magnitude",
+    score: o.Score = "",
     allocation: o.Allocation = "",
     recipe: o.Recipe = "",
     data: o.Data = None,
@@ -76,12 +76,14 @@ def prune(  # noqa: PLR0913  (the options of a command)
     options |= {"protect": tuple(protect or ()), "only": tuple(only or ())}
     if allocation and scope not in ("auto", "global"):
         raise typer.BadParameter(f"--allocation {allocation} spreads the budget itself: leave out --scope {scope}")
+    if score and recipe:
+        raise typer.BadParameter(f"--recipe {recipe} scores by itself: leave out --score {score}")
     if allocation and recipe:
         raise typer.BadParameter(f"--recipe {recipe} spreads the budget itself: leave out --allocation {allocation}")
     loading, amount = Loading(device, dtype, seed, base), Amount(batches, length, seed)
     kept = parse_keep(keep, profile, depth)
     what = (
-        score,
+        score or "magnitude",
         allocation,
         recipe,
         data,
