@@ -328,10 +328,11 @@ def _check(verifier: Verifier, model: nn.Module, how: How) -> Check | None:
         raise
     except Exception as error:
         graph = verifier.plan.graph
-        with quiet(graph.model), torch.no_grad():
-            reason = unfit(graph.model, graph.args, graph.kwargs)
-        if reason:
-            raise CaptureError(reason) from error
+        if model is not graph.model:  # in place, the model that was traced is no longer here
+            with quiet(graph.model), torch.no_grad():
+                reason = unfit(graph.model, graph.args, graph.kwargs)
+            if reason:
+                raise CaptureError(reason) from error
         raise CheckError(f"the pruned {type(model).__name__} doesn't run: {first_line(error)}") from error
 
 
