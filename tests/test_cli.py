@@ -371,6 +371,11 @@ def test_an_allocation_spreads_the_budget(run: Run, given: Path) -> None:
     assert "did you mean 'uniform'" in done.sentence
 
 
+def test_a_base_that_nothing_takes_is_refused(run: Run, given: Path) -> None:
+    done = run("inspect", f"{given}:pair", "--base", f"{given}:pair")
+    assert done.code == 2 and "--base is the unpruned module of a folder saved by depgraph" in done.sentence
+
+
 def test_a_recipe_takes_no_score_beside_it(run: Run) -> None:
     done = run("prune", "nowhere", "--keep", "params=0.6", "--dry-run", "--recipe", "flap", "--score", "taylor")
     assert done.code == 2 and "--recipe flap scores by itself: leave out --score taylor" in done.sentence

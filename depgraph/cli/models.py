@@ -56,6 +56,10 @@ class Loaded:
 def load_model(spec: str, loading: Loading) -> Loaded:
     """The model that `spec` names; raises ModelError in one sentence when it can't be had."""
     require_model(spec)
+    if loading.base and not is_saved(Path(spec)):
+        raise ModelError(
+            f"--base is the unpruned module of a folder saved by depgraph, which {spec} isn't: leave it out"
+        )
     file, colon, function = spec.rpartition(":")
     if colon and file.endswith(".py"):
         return _from_function(Path(file), function, loading)
