@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,11 +53,8 @@ class Collector:
         self.found: dict[Key, dict[Statistic, Any]] = {}
         self.samples = Samples(1)
         self.empty = False
-        sources = Counter((m.operand, m.dim) for c in self.consumers.values() for m in c.meetings)
-        several = (c.key for c in self.consumers.values() if any(sources[m.operand, m.dim] > 1 for m in c.meetings))
-        self._shared = frozenset(several)
-        self._leaders: dict[Key, Key] = {}
-        self._alike = {} if _writes_within(graph) else _leaders(self.consumers.values())
+        self._alike = {} if _writes_within(graph) else _leaders(self.consumers.values(), graph.nodes)
+        self._lead({})
         self._last: dict[tuple[Any, ...], tuple[Rows, Tensor, Samples]] = {}
         self._weighed: set[Key] = set()
         self._met: set[Key] = set()
@@ -71,7 +68,7 @@ class Collector:
         While all captures are as the graph's own, what comes into several consumers is summed for the first of them.
         """
         if not self.found:
-            self._leaders = self._alike
+            self._lead(self._alike)
         self.samples, self._met = samples, set()
         self.text = self.text or all(bool(text.any()) for _, text in samples.masks)
         yield
@@ -80,11 +77,19 @@ class Collector:
             self._pass_by(key, count)
         self._before += count
 
+    def _lead(self, leaders: Mapping[Key, _Leader]) -> None:
+        """Let these sum for others, and rows that several of the rest take in be made once."""
+        self._leaders = leaders
+        alone = [consumer for key, consumer in self.consumers.items() if key not in leaders]
+        sources = Counter((m.operand, m.dim) for consumer in alone for m in consumer.meetings)
+        self._shared = frozenset(c.key for c in alone if any(sources[m.operand, m.dim] > 1 for m in c.meetings))
+
     def _part(self) -> None:
         """From now on each sums for itself: other captures may give something else to those that were alike."""
         for key in self._leaders.keys() & self.found.keys():
             self.found[key] = copy.deepcopy(self.found[key])
-        self._leaders, self._alike = {}, {}
+        self._alike = {}
+        self._lead({})
 
     def _pass_by(self, key: Key, samples: int) -> None:
         for accumulator in self._own(key).values():
@@ -93,14 +98,16 @@ class Collector:
 
     def _own(self, key: Key) -> dict[Statistic, Any]:
         """The accumulators of a consumer that are no other one's."""
-        here = self.found[key]
-        return {s: here[s] for s in here if _view(s) != "channels"} if key in self._leaders else here
+        theirs = self._leaders[key].views if key in self._leaders else _NOTHING
+        return {statistic: one for statistic, one in self.found[key].items() if _view(statistic) not in theirs}
 
     def _start(self, consumer: Consumer) -> None:
         """Make its accumulators: those of its leader for what comes in, where it has one."""
         here = {statistic: statistic.start(consumer) for statistic in self.wanted}
-        leader = self.found[self._leaders[consumer.key]] if consumer.key in self._leaders else dict[Statistic, Any]()
-        self.found[consumer.key] = here | {s: one for s, one in leader.items() if _view(s) == "channels"}
+        if consumer.key in self._leaders:
+            leader = self._leaders[consumer.key]
+            here |= {s: one for s, one in self.found[leader.key].items() if _view(s) in leader.views}
+        self.found[consumer.key] = here
         self._pass_by(consumer.key, self._before)
 
     def __call__(self, met: Met) -> None:
@@ -129,7 +136,7 @@ class Collector:
         """The views of which all was taken in before: a weight's, and what its leader took in."""
         key = met.meeting.key
         weighed = _OF_WEIGHTS if met.meeting.stored and key in self._weighed else _NOTHING
-        return weighed | _INCOMING if key in self._leaders else weighed
+        return weighed | self._leaders[key].views if key in self._leaders else weighed
 
     def wants(self, meeting: Meeting) -> bool:
         """Is a product looked at?"""
@@ -215,15 +222,27 @@ def _writes_within(graph: DependencyGraph) -> bool:
     return any(write.root.op == "call_function" for write in found)
 
 
-def _leaders(consumers: Iterable[Consumer]) -> dict[Key, Key]:
-    """Consumers into which the same comes, of the same values in the same order, as into another: that one."""
+class _Leader(NamedTuple):
+    """The consumer that sums for another one what it has in common with it: by these views of what comes in."""
+
+    key: Key
+    views: frozenset[str]
+
+
+def _leaders(consumers: Iterable[Consumer], nodes: Iterable[Any]) -> dict[Key, _Leader]:
+    """Consumers into which the same comes, of the same values in the same order, as into another: that one.
+
+    The columns of convolutions are windows, of which each has its own.
+    """
+    windows = {node.name for node in nodes if groups_of(node) is not None}
     first: dict[tuple[Any, ...], Key] = {}
     found = {}
     for one in consumers:
-        into = (one.size, *((m.operand, m.dim, m.stored) for m in one.meetings))
-        leader = first.setdefault(into, one.key)
-        if leader != one.key and all(m.stored for m in one.meetings):
-            found[one.key] = leader
+        into = (one.size, *((m.operand, m.dim, m.stored, m.op in windows) for m in one.meetings))
+        key = first.setdefault(into, one.key)
+        if key != one.key and all(m.stored for m in one.meetings):
+            slides = any(m.op in windows for m in one.meetings)
+            found[one.key] = _Leader(key, _INCOMING - {"columns"} if slides else _INCOMING)
     return found
 
 
@@ -233,7 +252,7 @@ def _view(statistic: Statistic) -> str:
 
 
 _NOTHING: frozenset[str] = frozenset()
-_INCOMING = frozenset(["channels"])
+_INCOMING = frozenset(["channels", "columns"])
 _OF_WEIGHTS = frozenset(["weights", "outputs"])
 _VIEWS: dict[str, Callable[[Collector, Met], Any]] = {
     "channels": Collector.channels,

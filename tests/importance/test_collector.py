@@ -54,11 +54,35 @@ class _Ways(nn.Module):
 def test_what_comes_into_two_consumers_is_summed_once_until_it_differs(lengths: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     model, batches = _Ways(), [torch.randn(7, length, 3) for length in lengths]
-    found = importance.collect(depgraph.trace(model, torch.randn(7, 4, 3)), batches, [Norms(), Moments()])
+    found = importance.collect(depgraph.trace(model, torch.randn(7, 4, 3)), batches, [Norms(), Moments(), Gram()])
     one, two = (next(c for c in found.consumers if c.weight == f"{name}.weight") for name in ("one", "two"))
     for consumer, of_long in ((one, 1), (two, 2)):
         rows = [torch.tanh(model.make(x)).flatten(0, 1).detach() * (of_long if x.shape[1] > 4 else 1) for x in batches]
         torch.testing.assert_close(found.of(consumer, Norms()).squares, torch.cat(rows).square().sum(dim=0))
         torch.testing.assert_close(found.of(consumer, Moments()).variance, torch.cat(rows).var(dim=0))
+        torch.testing.assert_close(found.of(consumer, Gram()).gram, torch.cat(rows).T @ torch.cat(rows))
         assert found.of(consumer, Norms()).rows == sum(len(part) for part in rows)
-    assert (found.of(one, Norms()) is found.of(two, Norms())) == (max(lengths) <= 4)
+    for statistic in (Norms(), Moments(), Gram()):
+        assert (found.of(one, statistic) is found.of(two, statistic)) == (max(lengths) <= 4)
+
+
+def test_windows_of_convolutions_are_summed_for_each() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.make = nn.Conv2d(3, 4, 1)
+            self.small, self.large = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.make(x)
+            return self.small(h) + self.large(h)
+
+    torch.manual_seed(0)
+    model, x = Branches(), torch.randn(2, 3, 5, 5)
+    found = importance.collect(depgraph.trace(model, x), [x, x + 1], [Norms(), Gram()])
+    small, large = (next(c for c in found.consumers if c.weight == f"{name}.weight") for name in ("small", "large"))
+    assert found.of(small, Norms()) is found.of(large, Norms())
+    assert found.of(small, Gram()).gram.shape == (4, 4) and found.of(large, Gram()).gram.shape == (36, 36)
+    hidden = torch.cat([model.make(x), model.make(x + 1)]).detach()
+    windows = nn.functional.unfold(hidden, 3, padding=1).movedim(1, -1).flatten(0, 1)
+    torch.testing.assert_close(found.of(large, Gram()).gram, windows.T @ windows)
