@@ -10,7 +10,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -53,8 +53,13 @@ def is_node(item: Any) -> TypeGuard[Node]:
 
 def name_of(node: Node) -> str:
     """`conv2d` for aten.conv2d.default, `add` for aten.add_.Tensor."""
-    parts = str(node.target).split(".")
-    return (parts[1] if len(parts) > 1 else parts[0]).strip("_") if node.op == "call_function" else ""
+    return _name(node.target) if node.op == "call_function" else ""
+
+
+@lru_cache(maxsize=4096)
+def _name(target: object) -> str:
+    parts = str(target).split(".")
+    return (parts[1] if len(parts) > 1 else parts[0]).strip("_")
 
 
 def shape_of(node: Node) -> tuple[int, ...] | None:
@@ -79,10 +84,15 @@ def copies(node: Node) -> bool:
 
 def given(node: Node, wanted: str, otherwise: Any) -> Any:
     """An argument by its schema name."""
-    schema = getattr(node.target, "_schema", None)
-    names = [argument.name for argument in schema.arguments] if schema is not None else []
-    k = names.index(wanted) if wanted in names else len(node.args)
+    k = _places(node.target).get(wanted, len(node.args))
     return node.args[k] if k < len(node.args) else node.kwargs.get(wanted, otherwise)
+
+
+@lru_cache(maxsize=4096)
+def _places(target: object) -> dict[str, int]:
+    """The place of each argument in an operator's schema."""
+    schema = getattr(target, "_schema", None)
+    return {} if schema is None else {argument.name: k for k, argument in enumerate(schema.arguments)}
 
 
 class Flow:
@@ -92,17 +102,21 @@ class Flow:
         self.values = graph.capture.program.values
         self.nodes: list[Node] = list(graph.nodes)
         self.index = {node: k for k, node in enumerate(self.nodes)}
+        self.inputs = {node: tuple(node.all_input_nodes) for node in self.nodes}
         self.moving: set[Node] = set()
         for node in self.nodes:
             value = self.values.get(node.name)
             entered = node.op == "placeholder" and (value is None or value.kind == "input")
-            if entered or not self.moving.isdisjoint(node.all_input_nodes):
+            if entered or not self.moving.isdisjoint(self.inputs[node]):
                 self.moving.add(node)
         self.writes: list[Write] = writes(self.nodes)
-        self.read: dict[Node, list[Node]] = {node: list(node.all_input_nodes) for node in self.nodes}
+        self.read: dict[Node, list[Node]] = {node: list(self.inputs[node]) for node in self.nodes}
         self.readers: dict[Node, set[Node]] = {node: set(node.users) for node in self.nodes}
         self.lasting = {node for node in self.nodes if node.op != "call_function"}
         self._follow_memory()
+        self._sums: dict[Node, Node | None] = {}
+        self._tops: dict[Node, Node] = {}
+        self._common: dict[frozenset[Node], Node | None] = {}
         self.unread: set[Node] = set()
         for node in reversed(self.nodes):
             if node not in self.lasting and self.unread.issuperset(self.readers[node]):
@@ -140,33 +154,51 @@ class Flow:
 
     def top(self, node: Node) -> Node:
         """The last addition of the sum that an addition belongs to."""
+        passed: list[Node] = []
+        while node not in self._tops and (outer := self._added_to(node)) is not None:
+            passed.append(node)
+            node = outer
+        found = self._tops.setdefault(node, node)
+        self._tops.update(dict.fromkeys(passed, found))
+        return found
+
+    def _added_to(self, node: Node) -> Node | None:
+        """The addition of the same shape that alone reads `node`, or a copy of it."""
         here = node
         while len(here.users) == 1:
             here = next(iter(here.users))
             if name_of(here) == "add" and self.moving.issuperset(here.all_input_nodes) and _sums_two(here):
-                if shape_of(here) != shape_of(node):
-                    return node
-                node = here
-            elif not copies(here):
-                return node
-        return node
+                return here if shape_of(here) == shape_of(node) else None
+            if not copies(here):
+                return None
+        return None
 
     def terms(self, node: Node, but: tuple[Node, ...] = ()) -> Iterator[Node]:
         """The terms of the sum that ends in `node`, except what is under the operands `but`."""
-        for operand in node.all_input_nodes:
-            if operand not in but:
-                yield from self.parts(operand, but)
+        return self._terms([operand for operand in node.all_input_nodes if operand not in but], but)
 
-    def parts(self, operand: Node, but: tuple[Node, ...] = ()) -> Iterator[Node]:
-        """The terms that an operand of an addition consists of, except what is under the operands `but`."""
-        inner = self.sum_in(operand)
-        if inner is None:
-            yield operand
-            return
-        yield from self.terms(inner, but)
+    def parts(self, operand: Node) -> Iterator[Node]:
+        """The terms that an operand of an addition consists of."""
+        return self._terms([operand], ())
+
+    def _terms(self, operands: list[Node], but: tuple[Node, ...]) -> Iterator[Node]:
+        """Sums may have thousands of terms, one within the other, so there is a list of what is left and no recursion."""
+        left = operands[::-1]
+        while left:
+            operand = left.pop()
+            inner = self.sum_in(operand)
+            if inner is None:
+                yield operand
+            else:
+                left.extend(o for o in reversed(inner.all_input_nodes) if o not in but)
 
     def sum_in(self, operand: Node) -> Node | None:
         """The addition that an operand of another one is, or is a copy of, where nothing else reads it."""
+        if operand not in self._sums:
+            self._sums[operand] = self._sum_in(operand)
+        return self._sums[operand]
+
+    def _sum_in(self, operand: Node) -> Node | None:
         here = operand
         while copies(here) and len(here.users) == 1:
             here = here.all_input_nodes[0]
@@ -194,20 +226,30 @@ class Flow:
 
     def between(self, start: Node, ends: tuple[Node, ...]) -> set[Node]:
         """The nodes that are computed from `start` and that `ends` are computed from, these included; empty where there are none."""
-        first, above, queue = self.index[start], set(ends), list(ends)
-        while queue:
-            for node in queue.pop().all_input_nodes:
-                if node not in above and self.index[node] > first:
-                    above.add(node)
-                    queue.append(node)
         found: set[Node] = {start}
-        for node in sorted(above, key=self.index.__getitem__):
-            if not found.isdisjoint(node.all_input_nodes):
+        for node in sorted(self.above(ends, self.index[start] + 1), key=self.index.__getitem__):
+            if not found.isdisjoint(self.inputs[node]):
                 found.add(node)
         return found - {start}
 
+    def above(self, ends: tuple[Node, ...], first: int) -> set[Node]:
+        """The nodes that `ends` are computed from, from number `first` on, and `ends` themselves."""
+        found, queue = set(ends), list(ends)
+        while queue:
+            for node in self.inputs[queue.pop()]:
+                if node not in found and self.index[node] >= first:
+                    found.add(node)
+                    queue.append(node)
+        return found
+
     def common(self, a: Node, b: Node) -> Node | None:
         """The last node that both are computed from, among those that depend on the inputs."""
+        pair = frozenset((a, b))
+        if pair not in self._common:
+            self._common[pair] = self._last_common(a, b)
+        return self._common[pair]
+
+    def _last_common(self, a: Node, b: Node) -> Node | None:
         seen: dict[Node, int] = {a: 1, b: 2}
         queue = [(-self.index[n], n.name, n) for n in (a, b)]
         heapq.heapify(queue)
@@ -215,7 +257,7 @@ class Flow:
             *_, node = heapq.heappop(queue)
             if seen[node] == 3:
                 return node
-            for above in node.all_input_nodes:
+            for above in self.inputs[node]:
                 if above in self.moving:
                     if above not in seen:
                         heapq.heappush(queue, (-self.index[above], above.name, above))

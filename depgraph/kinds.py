@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import prod
 
 from torch.fx import Node
@@ -24,41 +24,53 @@ class Kinds:
         for work in program.relations.work:
             self.work[work.op] += prod(program.relations.sizes[d] for d in work.dims)
         self.summing = {c.op for c in program.relations.contractions}
+        self.working = self._all(self._works)
+        self.counted = self._all(lambda n: self.work.get(n.name, 0) > 0)
+        self.products = self._all(self._of_data)
+        self.spread = self._all(self._spreads)
+        self.softmaxes = self._all(lambda n: "softmax" in name_of(n))
+        self.attending = self._all(lambda n: "scaled_dot_product" in str(n.target) or "attention" in name_of(n))
+        self.recurrent = self._all(lambda n: name_of(n).startswith(_RECURRENT))
+        self.accumulating = self._all(lambda n: name_of(n).startswith((*_RECURRENT, "cumsum")) and n in flow.moving)
+
+    def _all(self, fits: Callable[[Node], bool]) -> frozenset[Node]:
+        """The nodes of the graph that something holds of; sets of nodes are compared with these whole."""
+        return frozenset(filter(fits, self.flow.nodes))
 
     def works(self, node: Node) -> bool:
         """Does an operator do more than to move numbers, or to compute with each alone?"""
+        return node in self.working
+
+    def _works(self, node: Node) -> bool:
         return node in self.flow.moving and (self.work[node.name] > 0 or any(m in name_of(node) for m in _MIXERS))
 
     def macs(self, nodes: Iterable[Node]) -> int:
         """What nodes multiply and add."""
-        return sum(self.work[node.name] for node in nodes)
+        return sum(self.work[node.name] for node in self.counted.intersection(nodes))
 
     def of(self, nodes: Iterable[Node]) -> str:
         """Either "attention", "convolution", "mlp" (products with weights, and what is computed with each number alone) or "other"."""
-        own = list(nodes)
+        own = frozenset(nodes)
         if self.attends(own):
             return "attention"
-        done = self.macs(own)
-        spread = [n for n in own if self._spreads(n)]
+        done, spread = self.macs(own), own & self.spread
         if any(len(shape_of(n) or ()) > 3 for n in spread) or 2 * self.macs(spread) > done > 0:
             return "convolution"
-        if not done or any(name_of(n).startswith(_RECURRENT) or self._of_data(n) for n in own):
+        if not done or own & self.recurrent or own & self.products:
             return "other"
         return "convolution" if spread else "mlp"
 
     def mixes(self, nodes: Iterable[Node]) -> bool:
         """Does anything attend, recur, spread over several places or multiply data with data?"""
-        own = list(nodes)
-        if any(name_of(n).startswith((*_RECURRENT, "cumsum")) for n in own if n in self.flow.moving):
-            return True
-        return self.attends(own) or any(self._spreads(n) or self._of_data(n) for n in own)
+        own = frozenset(nodes)
+        return bool(own & (self.accumulating | self.spread | self.products)) or self.attends(own)
 
-    def attends(self, own: list[Node]) -> bool:
+    def attends(self, own: frozenset[Node]) -> bool:
         """Is there a softmax between a product of data and another that sums over it, or one operator that is all that?"""
-        if any("scaled_dot_product" in str(n.target) or "attention" in name_of(n) for n in own):
+        if own & self.attending:
             return True
-        products = [n for n in own if self._of_data(n)]
-        for softmax in (n for n in own if "softmax" in name_of(n)):
+        products = own & self.products
+        for softmax in own & self.softmaxes if products else ():
             before = any(softmax in self.flow.between(p, (softmax,)) for p in products)
             if before and any(p in self.flow.between(softmax, (p,)) for p in products):
                 return True

@@ -68,6 +68,7 @@ class Branches:
         self.kinds = Kinds(self.program, self.flow)
         self.works, self.macs = self.kinds.works, self.kinds.macs
         self.entries = graph.entries
+        self._modules: dict[Node, str] = {}
         joins = (join for join in self.flow.joins if join.node not in self.flow.unread)
         candidates = [c for join in joins if (c := self._candidate(join)) is not None]
         self.candidates = self._without_sums([c for c in candidates if not c.why])
@@ -76,6 +77,11 @@ class Branches:
 
     def module(self, node: Node) -> str:
         """The path of the module in which a node is computed."""
+        if node not in self._modules:
+            self._modules[node] = self._module(node)
+        return self._modules[node]
+
+    def _module(self, node: Node) -> str:
         value = self.program.values.get(node.name) or self.program.values.get(f"{node.name}:0")
         return value.module if value is not None else str(node.meta.get("module", ""))
 
@@ -85,22 +91,29 @@ class Branches:
 
     def _candidate(self, join: Join) -> Candidate | None:
         """The branch that `join` adds, or why it is none; None where it doesn't look like one."""
-        streams = {
-            n for term in self.flow.terms(self.flow.top(join.node), join.operands) for n in self.flow.origins(term)
-        }
-        streams -= set(join.operands)
-        tried = [self._from(join, s) for s in sorted(streams, key=self.flow.index.__getitem__, reverse=True)]
-        looks = [c for c in tried if c is not None]
-        if looks:
-            return next((c for c in looks if not c.why), looks[0])
-        return self._without_stream(join)
+        first: Candidate | None = None
+        if shape_of(join.rest) == shape_of(join.node):
+            terms = {t for operand in join.operands for t in self.flow.parts(operand) if t in self.flow.moving}
+            for stream in self._streams(join):
+                found = self._from(join, stream, terms)
+                if found is not None and not found.why:
+                    return found
+                first = first or found
+        return first or self._without_stream(join)
 
-    def _from(self, join: Join, stream: Node) -> Candidate | None:
-        if shape_of(join.rest) != shape_of(join.node):
-            return None
+    def _streams(self, join: Join) -> list[Node]:
+        """The terms that `join` adds its operands to, and what they show, that these are computed from; the last first."""
+        index, last = self.flow.index, max(self.flow.index[operand] for operand in join.operands)
+        terms = self.flow.terms(self.flow.top(join.node), join.operands)
+        streams = {n for term in terms for n in self.flow.origins(term) if index[n] < last}
+        streams -= set(join.operands)
+        above = self.flow.above(join.operands, min((index[s] for s in streams), default=last))
+        return sorted(streams & above, key=index.__getitem__, reverse=True)
+
+    def _from(self, join: Join, stream: Node, terms: set[Node]) -> Candidate | None:
+        """The branch from a stream to an addition of `terms`, all of which must come from it."""
         inner = self.flow.between(stream, join.operands)
-        terms = (term for operand in join.operands for term in self.flow.parts(operand) if term in self.flow.moving)
-        if not inner.issuperset(terms) or not any(map(self.works, inner)):
+        if not inner.issuperset(terms) or self.kinds.working.isdisjoint(inner):
             return None
         source = self.flow.original(stream)
         inner |= self.flow.between(source, join.operands)
@@ -138,9 +151,13 @@ class Branches:
         source = self.flow.common(join.rest, join.operands[0])
         if source is None or source in (join.rest, join.operands[0]):
             return None
-        inner, shortcut = (self.flow.between(source, (n,)) for n in (join.operands[0], join.rest))
-        ours, theirs = (sum(map(self.works, side)) for side in (inner, shortcut))
-        if ours < 1 or theirs > 1 or theirs == 1 and ours < 2:
+        inner = self.flow.between(source, join.operands)
+        ours = len(inner & self.kinds.working)
+        if ours < 1:
+            return None
+        shortcut = self.flow.between(source, (join.rest,))
+        theirs = len(shortcut & self.kinds.working)
+        if theirs > 1 or theirs == 1 and ours < 2:
             return None
         found = Candidate(join, self.flow.original(source), frozenset(inner), frozenset())
         changes = [n for n in sorted(shortcut, key=self.flow.index.__getitem__) if not copies(n)]
@@ -179,11 +196,9 @@ class Branches:
         kinds = [self.kinds.of(c.inner & c.gone or c.inner) for c in good]
         places = [self.place(c) for c in good]
         adds, others = [self.module(c.join.node) for c in (*good, *bad)], [self.place(c) for c in bad]
-        self.holders = tuple(
-            entry
-            for entry in self.entries
-            if any(is_in(add, entry) for add in adds) or sum(is_in(place, entry) for place in (*places, *others)) > 1
-        )
+        adding = {path for add in set(adds) for path in around(add)}
+        held = Counter(path for place in (*places, *others) for path in around(place))
+        self.holders = tuple(entry for entry in self.entries if entry in adding or held[entry] > 1)
         names = unique(list(zip(places, kinds, strict=True)), self.holders)
         branches = tuple(self._branch(*row) for row in zip(good, names, kinds, range(len(good)), strict=True))
         taken = {*names, *self.holders}
@@ -219,8 +234,19 @@ class Branches:
     def parameters(self, gone: Iterable[Node]) -> tuple[str, ...]:
         """Names of the parameters that no node but those of `gone` uses, under any of their names."""
         going = {*gone, *self.flow.unread}
-        alone = (nodes[0] for nodes in self._used.values() if all(going.issuperset(n.users) for n in nodes))
+        read = {self._place[n] for node in going for n in self.flow.inputs[node] if n in self._place}
+        known = (self._held[place] for place in sorted(read))
+        alone = (nodes[0] for nodes in known if all(going.issuperset(n.users) for n in nodes))
         return tuple(self.program.values[node.name].target for node in alone)
+
+    @cached_property
+    def _held(self) -> list[list[Node]]:
+        return list(self._used.values())
+
+    @cached_property
+    def _place(self) -> dict[Node, int]:
+        """For each node of a parameter its place among those of `_held`."""
+        return {node: place for place, nodes in enumerate(self._held) for node in nodes}
 
     def size(self, parameters: Iterable[str]) -> int:
         """The number of elements of the named parameters."""
@@ -246,9 +272,15 @@ def is_in(path: str, outer: str) -> bool:
     return not outer or path == outer or path.startswith(f"{outer}.")
 
 
+def around(path: str) -> list[str]:
+    """The modules that a module lies in, itself and the whole model included."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:k]) for k in range(len(parts) + 1)]
+
+
 def common_path(paths: Iterable[str]) -> str:
     """The deepest module that all of the named ones are, or lie in."""
-    return ".".join(os.path.commonprefix([path.split(".") for path in paths]))
+    return ".".join(os.path.commonprefix([path.split(".") for path in set(paths)]))
 
 
 def unique(named: list[tuple[str, str]], taken: Iterable[str]) -> list[str]:

@@ -123,6 +123,20 @@ class Widths:
         """The numbers of all dims' classes as a list, which gives single ones faster than an array."""
         return self.classes.of_dim.tolist()  # type: ignore[no-any-return]
 
+    @cached_property
+    def named(self) -> list[tuple[str, Value]]:
+        """The values of the program, by all names that they have in the graph."""
+        return list(self.program.values.items())
+
+    @cached_property
+    def holding(self) -> dict[int, list[int]]:
+        """For each class of dims the places in `named` of the values that have one of it."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for place, (_, value) in enumerate(self.named):
+            for number in {self._numbers[dim] for dim in value.dims}:
+                found[number].append(place)
+        return found
+
     def class_of(self, dim: int) -> int:
         return self._numbers[dim]
 
@@ -234,9 +248,9 @@ class Kept:
 
     def smaller(self) -> dict[str, Value]:
         """The values of the program, by all names that they have in the graph, that the removal makes smaller."""
-        values = self.widths.program.values
-        shapes = self.shapes(values.values())
-        return {n: value for (n, value), shape in zip(values.items(), shapes, strict=True) if shape != value.shape}
+        changed = np.flatnonzero(self.class_sizes() != self.widths.sizes).tolist()
+        places = sorted({place for number in changed for place in self.widths.holding.get(number, ())})
+        return dict(map(self.widths.named.__getitem__, places))
 
     def class_sizes(self) -> np.ndarray:
         """The sizes of all classes of dims, followed by a 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from depgraph.cutting.absorbing import can_absorb
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
     from depgraph.plan import Plan
 
 
-def is_expressible(graph: DependencyGraph, kept: Kept) -> bool:
-    """Whether the module's own Python computes this cut, as far as can be told without making it."""
+def is_expressible(graph: DependencyGraph, kept: Kept, held: Container[str] | None = None) -> bool:
+    """Whether the module's own Python computes this cut, as far as can be told without making it.
+
+    `held` are the names of the tensors that the module holds; who asks of many cuts finds them once.
+    """
     kept = kept.of_dims()
     solution = graph.sizes.solve(kept)
     if solution.conflicts or not can_absorb(graph, solution.drifts):
         return False
-    held = graph.held()
+    held = graph.held() if held is None else held
     return all(v.target in held or plain_tensor(graph, v) is not None for v in narrowed(kept))
 
 

@@ -21,6 +21,7 @@ from depgraph.capture.sizes import Attr, Const, Expr, Op, ShapeOf, attributes, d
 from depgraph.cutting.bounds import lowest
 from depgraph.cutting.elements import aten_name
 from depgraph.cutting.rewriting import Prepared, Sized, call_arguments, prepare, rewritten
+from depgraph.cutting.touching import Touches
 from depgraph.widths import Kept
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class SizeRules:
 
     def _solve(self, kept: Kept) -> Solution:
         solution = Solution()
-        touched = [name for name in self._sized_nodes() if self._touched(name, kept)]
+        touched = self._touches.by(kept.masks)
         self._assign(touched, kept, solution)
         self._assign_compared(kept, solution)
         for name in touched:
@@ -172,14 +173,11 @@ class SizeRules:
             self._check_comparison(comparison, kept, solution)
         return solution
 
-    def _sized_nodes(self) -> Iterable[str]:
-        return (n.name for n in self.nodes.values() if n.op == "call_function" and hasattr(n.target, "_schema"))
-
-    def _touched(self, name: str, kept: Kept) -> bool:
-        """Does the cut narrow a tensor of this operator, or a shape that one of its sizes is computed from?"""
-        if any(axis in kept.masks for axis in self.axes_of(name)):
-            return True
-        return any(s.expr is not None and not isinstance(s.expr, Const) for s in self.sites.get(name, ()))
+    @cached_property
+    def _touches(self) -> Touches:
+        names = [n.name for n in self.nodes.values() if n.op == "call_function" and hasattr(n.target, "_schema")]
+        computed = {n for n, sites in self.sites.items() if any(not isinstance(s.expr, Const | None) for s in sites)}
+        return Touches({name: self.axes_of(name) for name in names}, computed)
 
     def _assign(self, touched: list[str], kept: Kept, solution: Solution) -> None:
         """Attributes that alone supply a size take the size that is needed."""

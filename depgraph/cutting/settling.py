@@ -126,12 +126,12 @@ def inexpressible(graph: DependencyGraph) -> frozenset[str]:
     """Axes that the module's Python can't narrow even by one group, however the others follow."""
     free = {axis.name: np.flatnonzero(axis.prunable) for axis in graph.axes}
     settler = Settler(graph.sizes, free, {name: min(len(f), graph[name].size - 1) for name, f in free.items()})
-    pinned = set()
+    pinned, held = set(), graph.held()
     for name, groups in free.items():
         if len(groups) and graph[name].size > 1:
             counts = settler.settle({name: 1})
             removal = {a: free[a][:n] for a, n in counts.items() if n}
-            if name not in removal or not is_expressible(graph, graph.widths.at(removal)):
+            if name not in removal or not is_expressible(graph, graph.widths.at(removal), held):
                 pinned.add(name)
     return frozenset(pinned)
 

@@ -1,0 +1,76 @@
+"""Work that grows no faster than the model, whatever its shape: calls are counted, not seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import depgraph
+from depgraph.cutting.settling import inexpressible
+from depgraph.dependency import DependencyGraph
+from depgraph.graph import Value
+from depgraph.joins import Flow
+
+LINEAR = 2.5  # how often more is done for twice the size, at the most
+
+
+class Summed(nn.Module):
+    """The sum of many branches of one stream, which nothing else reads before the last."""
+
+    def __init__(self, branches: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8)) for _ in range(branches)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        found = x
+        for branch in self.branches:
+            found = found + branch(x).tanh()
+        return found
+
+
+def _traced(branches: int) -> DependencyGraph:
+    return depgraph.trace(Summed(branches).eval(), torch.randn(2, 4), free=["output 0"])
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, work: Callable[[], Any]) -> int:
+    """How often a method is called, or a property asked for, while `work` is done."""
+    calls = 0
+    own = owner.__dict__[name]
+
+    def counting(self: Any, *given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return own.fget(self) if isinstance(own, property) else own(self, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, property(counting) if isinstance(own, property) else counting)
+        work()
+    return calls
+
+
+def _growth(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, work: Callable[[DependencyGraph], Any]) -> float:
+    """How much more often that is for twice as many branches."""
+    few, many = _traced(20), _traced(40)
+    small = _counted(monkeypatch, owner, name, lambda: work(few))
+    return _counted(monkeypatch, owner, name, lambda: work(many)) / small
+
+
+def test_branches_of_a_long_sum_are_each_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _growth(monkeypatch, Flow, "between", lambda graph: graph.branches) < LINEAR
+
+
+def test_branches_of_a_sum_of_hundreds_of_terms_are_found() -> None:
+    graph = _traced(520)
+    assert len(graph.branches) == 520
+
+
+def test_what_one_axis_needs_of_the_code_is_asked_of_what_it_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _growth(monkeypatch, Value, "dims", inexpressible) < LINEAR
