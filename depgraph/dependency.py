@@ -15,7 +15,7 @@ from depgraph.capture.capturing import Capture, capture
 from depgraph.capture.deciding import at_places
 from depgraph.capture.exported import decisions_of, only_as_module
 from depgraph.capture.forgetting import forget
-from depgraph.capture.holding import tensors_of
+from depgraph.capture.holding import tensor_named, tensors_of
 from depgraph.classes import Classes
 from depgraph.collecting import uncollected
 from depgraph.errors import CaptureError, DepgraphError, PlanError
@@ -343,3 +343,8 @@ class DependencyGraph:
         """The same; what accelerate has offloaded is read where it lies, each time that it is asked for."""
         away = offloaded(self.model)
         return Weights(self.held(), away) if away else self.held()
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One of `tensors`, without looking for all of them."""
+        held = tensor_named(self.model, name)
+        return self.tensors()[name] if held is None or held.is_meta else held

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from torch.fx import Node
 
+from depgraph.descent import Descent
 from depgraph.joins import Flow, Join, copies, name_of, shape_of
 from depgraph.kinds import Kinds
 
@@ -92,31 +93,43 @@ class Branches:
     def _candidate(self, join: Join) -> Candidate | None:
         """The branch that `join` adds, or why it is none; None where it doesn't look like one."""
         first: Candidate | None = None
-        if shape_of(join.rest) == shape_of(join.node):
-            terms = {t for operand in join.operands for t in self.flow.parts(operand) if t in self.flow.moving}
-            for stream in self._streams(join):
-                found = self._from(join, stream, terms)
-                if found is not None and not found.why:
-                    return found
-                first = first or found
+        for stream in self._streams(join) if shape_of(join.rest) == shape_of(join.node) else ():
+            found = self._from(join, stream)
+            first = first or found
+            if found is not None and (not found.why or self._stays(found)):
+                return found
         return first or self._without_stream(join)
 
+    def _stays(self, found: Candidate) -> bool:
+        """Can what an addition joins not go, whatever stream it is from? It is read elsewhere too, or the rest is multiplied."""
+        join = found.join
+        return join.scaled or len(join.operands) == 1 and join.operands[0] not in found.gone
+
     def _streams(self, join: Join) -> list[Node]:
-        """The terms that `join` adds its operands to, and what they show, that these are computed from; the last first."""
+        """The terms that `join` adds its operands to, and what they show, that all of these are computed from; the last first."""
         index, last = self.flow.index, max(self.flow.index[operand] for operand in join.operands)
         terms = self.flow.terms(self.flow.top(join.node), join.operands)
         streams = {n for term in terms for n in self.flow.origins(term) if index[n] < last}
-        streams -= set(join.operands)
-        above = self.flow.above(join.operands, min((index[s] for s in streams), default=last))
-        return sorted(streams & above, key=index.__getitem__, reverse=True)
+        if not streams:
+            return []
+        added = (part for operand in join.operands for part in self.flow.parts(operand) if part in self.flow.moving)
+        found = self._descent.among(streams.difference(join.operands), added)
+        return sorted(found, key=index.__getitem__, reverse=True)
 
-    def _from(self, join: Join, stream: Node, terms: set[Node]) -> Candidate | None:
-        """The branch from a stream to an addition of `terms`, all of which must come from it."""
+    @cached_property
+    def _descent(self) -> Descent:
+        """What the nodes are computed from, among all terms of all sums and what they show."""
+        tops = dict.fromkeys(self.flow.top(join.node) for join in self.flow.joins)
+        terms = dict.fromkeys(term for top in tops for term in self.flow.terms(top))
+        return Descent(self.flow.inputs, dict.fromkeys(n for term in terms for n in self.flow.origins(term)))
+
+    def _from(self, join: Join, stream: Node) -> Candidate | None:
         inner = self.flow.between(stream, join.operands)
-        if not inner.issuperset(terms) or self.kinds.working.isdisjoint(inner):
+        if self.kinds.working.isdisjoint(inner):
             return None
         source = self.flow.original(stream)
-        inner |= self.flow.between(source, join.operands)
+        if source is not stream:
+            inner |= self.flow.between(source, join.operands)
         gone = self.flow.dying(join)
         found = Candidate(join, source, frozenset(inner), frozenset(gone))
         return replace(found, why=self._refusal(found))

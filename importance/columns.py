@@ -67,4 +67,4 @@ def present_groups(labels: np.ndarray) -> np.ndarray:
 
 def weight_of(consumer: Consumer, found: Statistics) -> Tensor | None:
     """The parameter that a consumer multiplies with, in no other order than its own; None where it is no single one."""
-    return found.graph.tensors()[consumer.weight].detach() if consumer.weight else None
+    return found.graph.tensor(consumer.weight).detach() if consumer.weight else None

@@ -202,7 +202,7 @@ def change_of(reader: Reader, how: Compensation, found: Statistics, *, bias: boo
     way = WAYS[how.kind]
     solve = way.with_bias if bias else way.without
     assert solve is not None
-    weight = found.graph.tensors()[reader.consumer.weight].detach()
+    weight = found.graph.tensor(reader.consumer.weight).detach()
     blocks, biases, narrow = [], [], False
     for block in blocks_of(reader.consumer, weight, reader.columns):
         inside = reader.gone[(reader.gone >= block.start) & (reader.gone < block.stop)] - block.start

@@ -199,7 +199,7 @@ def solved(graph: DependencyGraph, node: Node, wanted: Tensor) -> tuple[str, Ten
     """
     roots = _roots(graph, node)
     if len(roots) == 1:
-        name, tensor = roots[0], graph.tensors()[roots[0]].detach()
+        name, tensor = roots[0], graph.tensor(roots[0]).detach()
         zeros, ones = torch.zeros_like(tensor), torch.ones_like(tensor)
         base, slope = computed(graph, node, {name: zeros}), computed(graph, node, {name: ones})
         slope = slope - base

@@ -88,7 +88,7 @@ class GradientBlend:
             wanda = found.of(consumer, Weights("absolute")).value.to(activations) * activations
             if not consumer.weight:
                 return wanda
-            weight = graph.tensors()[consumer.weight]
+            weight = graph.tensor(consumer.weight)
             return wanda + self.scale * column_means(consumer, weight, root(sums.total(weight))).to(wanda)
 
         return Activation(found, Criterion(self.needs, by_channel(formula)), self.reduction, self.normalise)(graph)

@@ -117,7 +117,7 @@ def _members(graph: DependencyGraph, node: Node) -> Iterator[tuple[str, Scored]]
 def _computed(graph: DependencyGraph, node: Node) -> Any:
     """What a node that no input reaches comes to."""
     if node.op != "call_function":
-        return graph.tensors()[graph.capture.program.values[node.name].target]
+        return graph.tensor(graph.capture.program.values[node.name].target)
     args = map_arg(node.args, lambda n: _computed(graph, n))
     kwargs = map_arg(node.kwargs, lambda n: _computed(graph, n))
     return node.target(*args, **kwargs)  # type: ignore[operator]

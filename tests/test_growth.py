@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import depgraph
+import importance
 from depgraph.cutting.settling import inexpressible
 from depgraph.dependency import DependencyGraph
 from depgraph.graph import Value
@@ -34,6 +35,20 @@ class Summed(nn.Module):
         for branch in self.branches:
             found = found + branch(x).tanh()
         return found
+
+
+class Averaged(nn.Module):
+    """Each layer reads the mean of all before it."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = [x]
+        for layer in self.layers:
+            seen.append(torch.relu(layer(sum(seen) / len(seen))))
+        return sum(seen)
 
 
 def _traced(branches: int) -> DependencyGraph:
@@ -74,3 +89,30 @@ def test_branches_of_a_sum_of_hundreds_of_terms_are_found() -> None:
 
 def test_what_one_axis_needs_of_the_code_is_asked_of_what_it_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _growth(monkeypatch, Value, "dims", inexpressible) < LINEAR
+
+
+def test_what_is_read_elsewhere_is_tried_from_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = [depgraph.trace(Averaged(layers).eval(), torch.randn(2, 8), free=["output 0"]) for layers in (10, 20)]
+    joins = [len(Flow(graph).joins) for graph in graphs]
+    calls = [_counted(monkeypatch, Flow, "between", lambda graph=graph: graph.branches) for graph in graphs]
+    assert calls[1] / calls[0] < 1.2 * joins[1] / joins[0]
+
+
+def test_scores_look_up_single_weights_without_listing_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = []
+    for branches in (10, 20):
+        graph, batch = _traced(branches), torch.randn(6, 4)
+        work = lambda graph=graph, batch=batch: importance.recipes.obs([batch]).prune(
+            graph, depgraph.Target(params=0.7)
+        )  # noqa: E731
+        listed.append(_counted(monkeypatch, DependencyGraph, "held", work))
+    assert listed[0] == listed[1]
+
+
+def test_a_tensor_by_name_is_that_among_all() -> None:
+    graph = _traced(2)
+    assert all(graph.tensor(name) is tensor for name, tensor in graph.tensors().items())
+    with pytest.raises(KeyError):
+        graph.tensor("branches.0.0.none")
+    with pytest.raises(KeyError):
+        graph.tensor("nowhere.weight")

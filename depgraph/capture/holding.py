@@ -24,6 +24,17 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
 
 
+def tensor_named(model: nn.Module, name: str) -> Tensor | None:
+    """The parameter or buffer that a module of `model` holds under a name; None where there is none."""
+    *path, last = name.split(".")
+    module: nn.Module | None = model
+    for key in path:
+        module = module._modules.get(key) if module is not None else None
+    if module is None:
+        return None
+    return module._parameters.get(last) if last in module._parameters else module._buffers.get(last)
+
+
 def held_by(model: nn.Module) -> Held:
     """The names of what `model` holds."""
     first: dict[int, str] = {}

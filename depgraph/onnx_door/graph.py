@@ -163,6 +163,10 @@ class OnnxGraph(DependencyGraph):
         """The weights by name, read when they are asked for; whole numbers of quantised weights as floats."""
         return Weights(self.capture.lowered.held, self.array)
 
+    def tensor(self, name: str) -> Any:
+        """One of `tensors`."""
+        return self.tensors()[name]
+
     def element_types(self) -> dict[str, int]:
         """The element types of all values by name."""
         seen: Evaluator = self.capture.evaluated
