@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -60,10 +61,10 @@ def _counted(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, work: Call
     calls = 0
     own = owner.__dict__[name]
 
-    def counting(self: Any, *given: Any) -> Any:
+    def counting(self: Any, *given: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
-        return own.fget(self) if isinstance(own, property) else own(self, *given)
+        return own.fget(self) if isinstance(own, property) else own(self, *given, **named)
 
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, property(counting) if isinstance(own, property) else counting)
@@ -101,11 +102,9 @@ def test_what_is_read_elsewhere_is_tried_from_one_stream(monkeypatch: pytest.Mon
 def test_scores_look_up_single_weights_without_listing_all(monkeypatch: pytest.MonkeyPatch) -> None:
     listed = []
     for branches in (10, 20):
-        graph, batch = _traced(branches), torch.randn(6, 4)
-        work = lambda graph=graph, batch=batch: importance.recipes.obs([batch]).prune(
-            graph, depgraph.Target(params=0.7)
-        )  # noqa: E731
-        listed.append(_counted(monkeypatch, DependencyGraph, "held", work))
+        graph, recipe = _traced(branches), importance.recipes.obs([torch.randn(6, 4)])
+        prune = partial(recipe.prune, graph, depgraph.Target(params=0.7))
+        listed.append(_counted(monkeypatch, DependencyGraph, "held", prune))
     assert listed[0] == listed[1]
 
 
@@ -116,3 +115,20 @@ def test_a_tensor_by_name_is_that_among_all() -> None:
         graph.tensor("branches.0.0.none")
     with pytest.raises(KeyError):
         graph.tensor("nowhere.weight")
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("both", [True, False])
+def test_a_recurrent_layer_is_not_stepped_through(
+    kind: Any, first: bool, both: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its outputs have the layout that torch gives them, and looking at 40 steps costs no more than at 4."""
+    layer = kind(4, 6, 2, batch_first=first, bidirectional=both).eval()
+    counts = []
+    for steps in (4, 40):
+        x = torch.randn(*((3, steps, 4) if first else (steps, 3, 4)))
+        counts.append(_counted(monkeypatch, torch._ops.OpOverload, "__call__", partial(depgraph.trace, layer, x)))
+        made = next(n.meta["val"] for n in depgraph.trace(layer, x).nodes if n.name == "getitem")
+        assert (made.shape, made.stride()) == (layer(x)[0].shape, layer(x)[0].stride())
+    assert counts[0] == counts[1]

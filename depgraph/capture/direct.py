@@ -24,6 +24,7 @@ from depgraph.capture import proxies
 from depgraph.capture.containers import see_inside
 from depgraph.capture.data import check_memory_stays
 from depgraph.capture.exported import DirectProgram
+from depgraph.capture.few_steps import of_few_steps
 from depgraph.capture.metas import Remembered
 from depgraph.capture.signature import Names
 from depgraph.capture.traced import Replaced, Traced, Unusual, module_paths
@@ -89,9 +90,12 @@ class _Writer(proxies.OperatorMode):
         def run() -> Any:
             return proxies.at_once(func, args, kwargs)
 
+        def few() -> Any:
+            return of_few_steps(func, args, lambda given: proxies.at_once(func, given, kwargs))
+
         if traits.changes_inputs or traits.makes_from_nothing or torch.is_grad_enabled():
             return run()
-        return proxies.at_once(self.remembered, (func, args, kwargs, run), {})
+        return proxies.at_once(self.remembered, (func, args, kwargs, few), {})
 
     def _follow(self, made: Any, node: torch.fx.Node, device: torch.device, traits: _Traits) -> None:
         traced = self.traced
