@@ -101,9 +101,8 @@ def _export(
     module: nn.Module, owner: str, call: Call, examples: tuple[Tensor, ...], dims: Dims, opset: int
 ) -> torch.onnx.ONNXProgram:
     shapes = for_torch(call, dims)
-    examples = tuple(
-        t.detach() for t in examples
-    )  # torch leaves marks on those that it fails with, and reads them the next time
+    # torch leaves marks on those that it fails with, and reads them the next time
+    examples = tuple(t.detach() for t in examples)
     try:
         with quietly(), exact_no_ops(), bounds_of_one_type(), transforms_ended():
             program = torch.onnx.export(

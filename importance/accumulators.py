@@ -19,7 +19,8 @@ class Statistic(Protocol):
 
     `start(consumer)` makes a fresh accumulator. `view` says what that takes in: "channels" (if absent), "columns" (the windows
     of a convolution laid out), "weights" (what the channels are multiplied with), "outputs" (that by outputs), or "both" (channels and
-    weights). One that has `pass_by` is told how many samples were in batches of which nothing came.
+    weights). What "channels" and "columns" take in may be summed for several consumers at once, into which the same comes. One that
+    has `pass_by` is told how many samples were in batches of which nothing came.
     """
 
     def start(self, consumer: Any = None, /) -> Any: ...
@@ -306,10 +307,5 @@ def finite(accumulator: Any) -> bool:
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:
-    if isinstance(value, Tensor):
-        return (value,)
-    return (
-        (t for t in pytree.tree_leaves(value) if isinstance(t, Tensor))
-        if isinstance(value, (list, tuple, dict))
-        else ()
-    )
+    leaves = pytree.tree_leaves(value) if isinstance(value, (list, tuple, dict)) else (value,)
+    return (leaf for leaf in leaves if isinstance(leaf, Tensor))

@@ -23,6 +23,7 @@ from depgraph.capture.exported import decisions_of
 from depgraph.capture.keeping import unwritten
 from depgraph.capture.restoring import own_containers
 from depgraph.capture.sizes import Attr
+from depgraph.capture.unfit import first_line
 from depgraph.classes import NONE
 from depgraph.cutting.alone import only_captured
 from depgraph.cutting.barring import barred, bars_of
@@ -222,10 +223,7 @@ def outputs(graph: DependencyGraph, model: nn.Module, inputs: Inputs, within: Wi
 
 
 def _not_running(model: nn.Module, how: str, failure: Exception) -> CheckError:
-    text = str(failure).strip().splitlines()
-    return CheckError(
-        f"{type(model).__name__} doesn't run {how}: {type(failure).__name__}: {text[0] if text else ''}; protect their axis"
-    )
+    return CheckError(f"{type(model).__name__} doesn't run {how}: {first_line(failure)}; protect their axis")
 
 
 def check_without(graph: DependencyGraph, model: nn.Module, wanted: Expected) -> Check:
