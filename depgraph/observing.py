@@ -268,7 +268,7 @@ class _Shower:
     def behind(self) -> frozenset[Node]:
         """What must have run before all is shown: what is seen, and what meets in the products."""
         needed = ([node] if node.name in self.seen else node.all_input_nodes for node in self.watch)
-        return self.found.behind(frozenset(node for nodes in needed for node in nodes))
+        return self.found.behind(frozenset(node for nodes in needed for node in nodes), frozenset(self.watch))
 
     def show(self, node: Node, side: SideRun) -> None:
         """What a node has made, and what it has met."""

@@ -42,14 +42,14 @@ class Runnable:
         return Script(self.exported)
 
     @cached_property
-    def _behind(self) -> dict[frozenset[Node], frozenset[Node]]:
+    def _behind(self) -> dict[tuple[frozenset[Node], frozenset[Node]], frozenset[Node]]:
         return {}
 
-    def behind(self, nodes: frozenset[Node]) -> frozenset[Node]:
+    def behind(self, nodes: frozenset[Node], shown: frozenset[Node]) -> frozenset[Node]:
         """`nodes` and all that must run for them, see `Script.behind`; found once."""
-        if nodes not in self._behind:
-            self._behind[nodes] = self.script.behind(nodes)
-        return self._behind[nodes]
+        if (nodes, shown) not in self._behind:
+            self._behind[nodes, shown] = self.script.behind(nodes, shown)
+        return self._behind[nodes, shown]
 
     @cached_property
     def meetings(self) -> list[Meeting]:

@@ -67,9 +67,9 @@ class Script:
         held = (n for n in self.nodes if n.op == "placeholder" and self.targets[n.name] is not None)
         return frozenset(held) - self.roots
 
-    def behind(self, nodes: frozenset[Node]) -> frozenset[Node]:
-        """`nodes` and all that is computed for them; with what writes to memory, draws or asserts before the last of them."""
-        last = max((k for k, node in enumerate(self.nodes) if node in nodes), default=-1)
+    def behind(self, nodes: frozenset[Node], shown: frozenset[Node]) -> frozenset[Node]:
+        """`nodes` and all that is computed for them; with what writes to memory, draws or asserts before the last of `shown`."""
+        last = max((k for k, node in enumerate(self.nodes) if node in shown), default=-1)
         writers = {write.writer for write in self.writes}
         before = (node for node in self.nodes[: last + 1] if node.op == "call_function")
         left = [*nodes, *(n for n in before if n in writers or n in self.drawing or n.is_impure())]

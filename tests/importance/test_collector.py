@@ -21,7 +21,8 @@ def test_what_is_written_to_between_two_consumers_is_summed_for_each() -> None:
         def forward(self, x: Tensor) -> Tensor:
             h = self.make(x)
             first = self.one(h) + self.two(h)
-            h.mul_(2)
+            h[:, :4].mul_(2)  # through a view: what is read before and after has one name
+            h[:, 4:].mul_(2)
             return first + self.three(h) + self.four(h)
 
     torch.manual_seed(0)
