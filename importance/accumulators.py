@@ -59,9 +59,9 @@ class NormSums:
 
     def add(self, rows: Rows) -> None:
         """Take in rows [samples, positions, channels]."""
-        self.rows += len(rows.flat)
+        self.rows += rows.count
         self.samples += rows.samples
-        self.squares = rows.squares + self.squares.to(rows.flat)
+        self.squares = rows.squares + self.squares.to(rows.values)
 
     def pass_by(self, samples: int) -> None:
         """Take in samples of which nothing came here."""
@@ -82,8 +82,8 @@ class AbsoluteSums:
 
     def add(self, rows: Rows) -> None:
         """Take in rows [samples, positions, channels]."""
-        self.rows += len(rows.flat)
-        self.absolutes = rows.absolutes + self.absolutes.to(rows.flat)
+        self.rows += rows.count
+        self.absolutes = rows.absolutes + self.absolutes.to(rows.values)
 
     @property
     def mean(self) -> Tensor:
@@ -225,9 +225,9 @@ class WeightSums:
 
     def add(self, rows: Rows) -> None:
         """Take in rows [samples, outputs, channels]."""
-        self.rows += len(rows.flat)
+        self.rows += rows.count
         self.samples += rows.samples
-        self.total = _OF_WEIGHTS[self.kind][0](rows) + self.total.to(rows.flat)
+        self.total = _OF_WEIGHTS[self.kind][0](rows) + self.total.to(rows.values)
 
     @property
     def value(self) -> Tensor:

@@ -35,7 +35,7 @@ class ContributionSums:
         """Take in channels [samples, positions, channels] and weights [..., outputs, channels]."""
         rows, weights = both
         given = weights.flat.to(rows.values)
-        self.samples += len(rows.flat) if rows.whole else rows.samples
+        self.samples += rows.count if rows.whole else rows.samples
         for axis, labels in self.labels.items():
             matrix = given if self.stored else given.abs().mean(dim=0).diag()
             each = _contributions(rows, matrix, labels, self.groups)

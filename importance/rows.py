@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _PIECE = 1 << 17
-_WIDE = 128
+_WIDE, _NARROW = 128, 32  # columns
 
 
 @dataclass(frozen=True)
@@ -33,33 +33,39 @@ class Rows:
         """The rows that count: [rows, channels]."""
         return self.values.flatten(0, 1) if self.text is None else self.values[self.text]
 
-    @property
+    @cached_property
+    def count(self) -> int:
+        """How many rows count."""
+        return self.values.shape[0] * self.values.shape[1] if self.text is None else len(self.flat)
+
+    @cached_property
     def pieces(self) -> Sequence[Tensor]:
-        """The rows that count, so many at a time that they stay in the cache on a CPU."""
-        flat = self.flat
-        return [flat] if flat.numel() <= _PIECE else flat.split(max(1, _PIECE // max(flat.shape[1], 1)))
+        """The rows that count, [..., channels], so many at a time that they stay in the cache on a CPU.
+
+        Where channels come before positions in memory, they are left so: a sum over rows needs no copy in another order.
+        """
+        rows = self.values if self.text is None and not _flattens(self.values) else self.flat
+        return [rows] if rows.numel() <= _PIECE else rows.split(max(1, _PIECE * len(rows) // rows.numel()))
 
     @cached_property
     def total(self) -> Tensor:
         """Their sum [channels]."""
-        return self.flat.sum(dim=0)
+        return _added([_over_rows(part) for part in self.pieces])
 
     @cached_property
     def squares(self) -> Tensor:
         """The sum of their squares [channels]."""
-        pieces = self.pieces
-        return pieces[0].square().sum(dim=0) if len(pieces) == 1 else _added([_squares(part) for part in pieces])
+        return _added([_squares(part) for part in self.pieces])
 
     @cached_property
     def absolutes(self) -> Tensor:
         """The sum of |x| [channels]."""
-        return _added([part.abs().sum(dim=0) for part in self.pieces])
+        return _added([_over_rows(part.abs()) for part in self.pieces])
 
     @cached_property
     def moments(self) -> list[tuple[int, Tensor, Tensor]]:
         """Of each piece the number of rows, their mean [channels], and the sum of the squares of what they are apart from it."""
-        parts = [(len(part), part.mean(dim=0), part) for part in self.pieces if len(part)]
-        return [(count, mean, (part - mean).square_().sum(dim=0)) for count, mean, part in parts]
+        return [(part.shape[:-1].numel(), *_moments(part)) for part in self.pieces if part.numel()]
 
     def product(self, groups: int, to: Tensor) -> Tensor:
         """X'X of the columns of each of so many groups, [groups, columns / groups, columns / groups], added to `to`, in place."""
@@ -86,10 +92,31 @@ class Rows:
         return ((values * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1))[some]
 
 
+def _flattens(values: Tensor) -> bool:
+    """Do [samples, positions, channels] become rows without a copy?"""
+    (samples, positions, _), (step, inner, _) = values.shape, values.stride()
+    return samples == 1 or positions == 1 or step == inner * positions
+
+
+def _over_rows(part: Tensor) -> Tensor:
+    """The sum of [..., channels] over all but the channels."""
+    return part.sum(dim=tuple(range(part.ndim - 1)))
+
+
+def _moments(part: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of rows, and the sum of the squares of what they are apart from it, [channels]."""
+    count = part.shape[:-1].numel()
+    if part.device.type == "cpu" and part.ndim == 2 and part.shape[1] >= _NARROW and part.is_contiguous():
+        mean, variance = torch.batch_norm_update_stats(part, None, None, 0.0)  # needs no memory for the differences
+        return mean, variance * count
+    mean = _over_rows(part) / count
+    return mean, _over_rows((part - mean).square_())
+
+
 def _squares(part: Tensor) -> Tensor:
-    """The sum of the squares of many rows [channels]; numpy's needs no memory for the squares."""
-    if part.device.type != "cpu" or part.shape[1] < _WIDE or not part.is_contiguous():
-        return part.square().sum(dim=0)
+    """The sum of the squares of rows [channels]; of many, numpy's needs no memory for the squares."""
+    if part.numel() < _PIECE // 2 or part.device.type != "cpu" or part.shape[-1] < _WIDE or not part.is_contiguous():
+        return _over_rows(part.square())
     array = part.detach().numpy()
     return torch.from_numpy(np.einsum("ij,ij->j", array, array))
 

@@ -13,7 +13,7 @@ import depgraph
 import importance
 from depgraph.errors import DataError, ScoreError
 from importance import CRITERIA, Activation, Gathering, Norms, collect
-from importance.accumulators import Absolutes, Gram, Moments, SampleMeans, Weights
+from importance.accumulators import Absolutes, Gram, Moments, MomentSums, SampleMeans, Weights
 from importance.rows import Rows
 from importance.weight_shares import WeightShares
 from tests.zoo import MODULES, ZOO
@@ -174,14 +174,24 @@ def test_statistics_are_the_same_in_any_batches_and_order(statistic: Any) -> Non
                     assert torch.allclose(value, other[name], rtol=1e-5, atol=1e-7), name
 
 
-@pytest.mark.parametrize("columns", [3, 200])
-def test_sums_of_rows_are_those_of_their_tensor_however_it_lies_in_memory(columns: int) -> None:
-    values = torch.randn(4, 700, columns, generator=torch.Generator().manual_seed(0))
-    flat = values.flatten(0, 1).double()
+@pytest.mark.parametrize("columns", [3, 40, 200])
+@pytest.mark.parametrize("positions", [1, 7, 700])
+@pytest.mark.parametrize("text", [False, True])
+def test_sums_of_rows_are_those_of_their_tensor_however_it_lies_in_memory(
+    columns: int, positions: int, text: bool
+) -> None:
+    values = torch.randn(4, positions, columns, generator=torch.Generator().manual_seed(0)) + 2
+    mask = torch.arange(4 * positions).reshape(4, positions) % 3 > 0 if text else None
+    flat = (values.flatten(0, 1) if mask is None else values[mask]).double()
+    apart = (flat - flat.mean(0)).square().sum(0)
     for given in (values, values.mT.contiguous().mT):
-        rows = Rows(given)
+        rows, sums = Rows(given, mask), MomentSums()
+        sums.add(rows)
+        assert rows.count == sums.count == len(flat)
         for found, expected in ((rows.squares, flat.square()), (rows.absolutes, flat.abs()), (rows.total, flat)):
             assert torch.allclose(found.double(), expected.sum(0), rtol=1e-5, atol=1e-3)
+        assert torch.allclose(sums.mean.double(), flat.mean(0), rtol=1e-5, atol=1e-6)
+        assert torch.allclose(sums.squares.double(), apart, rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_are_those_of_the_tensors_that_came_in() -> None:
