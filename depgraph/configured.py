@@ -64,9 +64,16 @@ class _Search:
         self.moves = [move for move in self.finder.moves if leading & move.counts.keys()]
         self.name = type(graph.model).__name__
         if not self.moves:
-            raise NothingToPrune(
-                f"no config of {self.name} expresses a cut that leaves all layers alike: {self._whole()}"
+            raise NothingToPrune(self._nothing())
+
+    def _nothing(self) -> str:
+        """Why there is no move: where the model isn't even that of its own config, in what."""
+        if other := self.finder.why_not({}, {}):
+            return (
+                f"{self.name} built anew from its own config isn't this model ({other}), so that no config can express a cut of "
+                "it: plan with another scope, or mend that before"
             )
+        return f"no config of {self.name} expresses a cut that leaves all layers alike: {self._whole()}"
 
     def best(self) -> tuple[Steps, Edits]:
         """Steps that meet the target and that a config expresses, and the edits of that config.

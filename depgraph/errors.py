@@ -90,3 +90,23 @@ class ModelError(DepgraphError):
 
 class SweepError(DepgraphError):
     """A sweep can't begin or go on: its settings have changed, its file can't be read, or one of its processes died."""
+
+
+_LONGEST = 300
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message without a full stop, short enough for a sentence; its type where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = lines[0].strip().rstrip(".")
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
+
+
+def one_line(error: BaseException) -> str:
+    """An error's type, and the first line of its message if it has any."""
+    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
+
+
+def unfit_batch(model: object, error: BaseException, hint: str = "") -> DataError:
+    """What to raise where a model fails on a batch."""
+    return DataError(f"a batch doesn't fit {type(model).__name__}, which failed with {one_line(error)}{hint}")

@@ -26,7 +26,7 @@ from depgraph.consumers import Meeting
 from depgraph.cutting.draws import same_draws
 from depgraph.cutting.reference import Outputs, Reference, Watch
 from depgraph.cutting.sides import Side, SideRun
-from depgraph.errors import DataError
+from depgraph.errors import DataError, unfit_batch
 from depgraph.offloading import at_rest
 from depgraph.origins import Factors
 from depgraph.runnable import Runnable, own_of
@@ -204,10 +204,7 @@ class Observer:
             with quiet(model), at_rest(model), torch.no_grad():
                 exported, _ = how(model, args, dict(kwargs))
         except Exception as error:
-            text = (str(error).strip().splitlines() or [""])[0]
-            raise DataError(
-                f"a batch doesn't fit {type(model).__name__}, which failed with {type(error).__name__}: {text}"
-            ) from error
+            raise unfit_batch(model, error) from error
         if _alike(exported, traced):
             return Runnable(exported, traced.program, True)
         return Runnable(exported, lower(exported, False, held_by(model)), False)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depgraph.errors import ExportError
-from exporters.calls import first_line
+from depgraph.errors import ExportError, first_line
 
 Pair = dict[str, Tensor]
 """`key` and `value` of one layer, each [batch, heads, length, width]."""

@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from depgraph.capture.keeping import unwritten
 from depgraph.capture.strides import InMemoryOrder
-from depgraph.errors import ExportError
+from depgraph.errors import ExportError, first_line
 from exporters.constants import ConstantsKnown
 
 
@@ -247,13 +247,6 @@ def output_names(flat: FlatModel, call: Call) -> tuple[tuple[str, ...], list[str
         names.append(name)
     notes = [f"outputs that are no tensors are left out: {', '.join(skipped)}"] if skipped else []
     return tuple(names), notes
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, short enough for a sentence."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    line = lines[0].strip().rstrip(".")
-    return line if len(line) <= 300 else line[:297] + "..."
 
 
 def lowest_precision(flat: FlatModel, call: Call) -> torch.dtype:

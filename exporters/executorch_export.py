@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from depgraph.errors import ExportError
-from exporters.calls import Call, FlatModel, built_in, first_line, flatten_call, lowest_precision, output_names
+from depgraph.errors import ExportError, first_line
+from exporters.calls import Call, FlatModel, built_in, flatten_call, lowest_precision, output_names
 from exporters.cases import Case, Subject, describe_cases, example_case, sized_case
 from exporters.dynamic import STATIC, Dims, explicit_dims
 from exporters.extras import required

@@ -10,8 +10,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from depgraph.errors import ExportError
-from exporters.calls import first_line
+from depgraph.errors import ExportError, first_line
 from exporters.cases import added_up
 
 Feeds = dict[str, np.ndarray]

@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from depgraph.errors import ExportError
+from depgraph.errors import ExportError, first_line
 from depgraph.storage import appearing, free_folder
 from exporters import greedy
 from exporters.caching import CacheEntry
-from exporters.calls import first_line
 from exporters.decoder import DecoderReport, decoder_feeds, first_feeds, prompt_for, to_decoder_onnx
 from exporters.onnx_check import Tolerance, open_session, tolerance_for
 from exporters.onnx_export import OnnxOptions

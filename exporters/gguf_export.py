@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from depgraph.dependency import trace
-from depgraph.errors import ExportError
+from depgraph.errors import ExportError, first_line
 from exporters import gguf_llama_cpp
-from exporters.calls import first_line
 from exporters.extras import required
 from exporters.gguf_anatomy import decoder
 from exporters.gguf_gaps import Gaps

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from depgraph.capture.restoring import restored
-from depgraph.errors import ExportError
-from exporters.calls import first_line
+from depgraph.errors import ExportError, first_line
 from exporters.model_state import preserved
 from exporters.onnx_check import Difference, Differs, Tolerance
 

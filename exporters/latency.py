@@ -13,8 +13,7 @@ import numpy as np
 import onnxruntime
 from torch import Tensor
 
-from depgraph.errors import ExportError
-from exporters.calls import first_line
+from depgraph.errors import ExportError, first_line
 from exporters.onnx_check import open_session
 
 _WARM_UP = 3

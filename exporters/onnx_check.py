@@ -11,8 +11,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from depgraph.errors import ExportError
-from exporters.calls import first_line
+from depgraph.errors import ExportError, first_line
 from exporters.cases import Case, Subject
 from exporters.onnx_program import Refused
 

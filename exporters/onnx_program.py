@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from depgraph.capture.deciding import DRAWS
 from depgraph.capture.frozen import frozen
-from depgraph.errors import ExportError
+from depgraph.errors import ExportError, first_line
 from exporters import translations
 from exporters.bounds import bounds_of_one_type
-from exporters.calls import Call, FlatModel, first_line
+from exporters.calls import Call, FlatModel
 from exporters.cases import NamedDims
 from exporters.dynamic import Dims, fixed_dims, for_torch, settled_names, specialised
 from exporters.model_state import alternatives, one_by_one, preserved

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from depgraph.errors import ExportError
+from depgraph.errors import ExportError, first_line
 from exporters import cases as check_cases
-from exporters.calls import FlatModel, built_in, first_line, flatten_call, lowest_precision, output_names
+from exporters.calls import FlatModel, built_in, flatten_call, lowest_precision, output_names
 from exporters.differences import TIES, with_first_of_equals
 from exporters.dynamic import enlarged
 from exporters.extras import required

@@ -10,9 +10,8 @@ from typing import Any
 
 import onnxruntime
 
-from depgraph.errors import ExportError
+from depgraph.errors import ExportError, first_line
 from exporters import onnx_file
-from exporters.calls import first_line
 from exporters.feeds import Distance, as_feeds, distance
 from exporters.onnx_check import open_session
 

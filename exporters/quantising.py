@@ -17,9 +17,8 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from depgraph.errors import ExportError
+from depgraph.errors import ExportError, first_line
 from exporters import onnx_file
-from exporters.calls import first_line
 from exporters.feeds import Distance, Feeds, as_feeds, distance
 from exporters.onnx_check import open_session
 from exporters.quietly import quietly

@@ -18,9 +18,8 @@ from torch.utils import _pytree as pytree
 from depgraph import interruption
 from depgraph.capture.restoring import restored
 from depgraph.dense import not_dense
-from depgraph.errors import ExportError
+from depgraph.errors import ExportError, first_line
 from depgraph.finite import require_finite
-from exporters.calls import first_line
 from exporters.cases import Case
 from exporters.model_state import preserved, without_cache
 from exporters.onnx_check import Difference, Tolerance, compare

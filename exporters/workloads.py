@@ -17,9 +17,8 @@ import numpy as np
 import onnx_ir
 import onnxruntime
 
-from depgraph.errors import DepgraphError, ModelError
+from depgraph.errors import DepgraphError, ModelError, first_line
 from depgraph.onnx_door.examples import made_up, open_dims, runtime_inputs
-from exporters.calls import first_line
 from exporters.onnx_file import RECORD_KEY
 
 TOKENS, CACHE = "input_ids", re.compile(r"past_key_values\.\d+\.(\w+\.)?(key|value)$")

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
-from depgraph.errors import DataError, DepgraphError, ScoreError
+from depgraph.errors import DataError, DepgraphError, ScoreError, unfit_batch
 from depgraph.onnx_door.examples import runtime_inputs
 from importance.formulas import Formula, formula_of, logits_of, loss_in
 from importance.laid_out import Samples
@@ -194,15 +194,8 @@ def run_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     except (DepgraphError, torch.OutOfMemoryError):
         raise
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        first += (
-            ": look for ids beyond a table (of a tokenizer that isn't the model's)"
-            if isinstance(error, IndexError)
-            else ""
-        )
-        raise DataError(
-            f"a batch doesn't fit {type(model).__name__}, which failed with {type(error).__name__}: {first}"
-        ) from error
+        ids = ": look for ids beyond a table (of a tokenizer that isn't the model's)"
+        raise unfit_batch(model, error, ids if isinstance(error, IndexError) else "") from error
 
 
 def _checked(value: Tensor, model: nn.Module, labels: Any) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import depgraph
 import importance
 from depgraph.cutting.verifying import Verifier
-from depgraph.errors import CheckError, CutError, PlanError
+from depgraph.errors import CaptureError, CheckError, CutError, PlanError
 from tests.test_end_to_end import random_scores, zeroed
 from tests.zoo import MODULES, ZOO
 
@@ -714,6 +714,33 @@ def test_outputs_that_are_not_numbers_prove_nothing() -> None:
     graph = depgraph.trace(Broken().eval(), torch.randn(2, 4))
     with pytest.raises(CheckError, match="nothing but NaN and infinity on the example inputs"):
         graph.cut_plan({"first.weight:0": [0]}).apply()
+
+
+def test_a_model_that_fails_after_its_cut_says_whether_the_original_does() -> None:
+    def plan_of(fails: Callable[[nn.Linear], bool]) -> depgraph.Plan:
+        model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+        plan = depgraph.trace(model, torch.randn(2, 4)).cut_plan({"0.weight:0": [0]})
+
+        def fail(module: Any, args: Any) -> None:
+            if fails(module):
+                raise RuntimeError("out of order")
+
+        model[0].register_forward_pre_hook(fail)
+        return plan
+
+    broken, too_small = plan_of(lambda module: True), plan_of(lambda module: module.out_features < 16)
+    with pytest.raises(
+        CaptureError, match=r"Sequential doesn't run on these example inputs .*: RuntimeError: out of order;"
+    ):
+        broken.apply(form="module")
+    for cut in (
+        broken.apply_,
+        lambda: too_small.apply(form="module"),
+        too_small.apply_,
+    ):  # in place the original is gone
+        with pytest.raises(CheckError, match="the pruned Sequential doesn't run: RuntimeError: out of order$"):
+            cut()
+    assert too_small.graph.model[0].out_features == 16
 
 
 def test_a_part_of_a_packed_weight_makes_up_for_the_scale_of_its_heads() -> None:

@@ -199,3 +199,11 @@ def test_a_uniform_plan_of_a_model_that_was_cut_before(tmp_path: Path) -> None:
         report = depgraph.save(pruned, tmp_path / str(k))
         assert report.format == "plain", report.why
         graph = depgraph.trace(pruned, example.args, example.kwargs)
+
+
+def test_a_model_that_its_own_config_does_not_give_says_in_what() -> None:
+    example = ZOO["llama_8_4"]()
+    example.model.model.rotary_emb.inv_freq.mul_(0.9)
+    graph = depgraph.trace(example.model, example.args, example.kwargs)
+    with pytest.raises(NothingToPrune, match=r"isn't this model \(model\.rotary_emb\.inv_freq holds other values\)"):
+        graph.plan(random_scores(graph), depgraph.Target(params=0.8), scope="uniform")

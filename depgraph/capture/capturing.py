@@ -23,9 +23,16 @@ from depgraph.capture.holding import held_by
 from depgraph.capture.lowering import lower
 from depgraph.capture.recording import Recording, record, record_decided
 from depgraph.capture.training import Inputs, leaves_unread, related_in_training
-from depgraph.capture.unfit import first_line, may_be_unfit, place_of, unfit
+from depgraph.capture.unfit import may_be_unfit, place_of, unfit
 from depgraph.dense import form_of, packed_modules
-from depgraph.errors import CaptureError, DepgraphError, OpaqueValue, UnsupportedOperator, UnsupportedParameter
+from depgraph.errors import (
+    CaptureError,
+    DepgraphError,
+    OpaqueValue,
+    UnsupportedOperator,
+    UnsupportedParameter,
+    one_line,
+)
 from depgraph.graph import Program
 
 
@@ -191,7 +198,7 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
             "0, say): write that without the transform, or prune the submodule that can be captured"
         )
     return (
-        f"{name} runs, but torch.export can't capture it{place}: {first_line(error)}; "
+        f"{name} runs, but torch.export can't capture it{place}: {one_line(error)}; "
         "change the code there, or prune the submodule that can be captured"
     )
 

@@ -14,6 +14,7 @@ from torch.fx import Graph, Node
 from depgraph.capture.frames import shown
 from depgraph.capture.keeping import unwritten
 from depgraph.capture.restoring import own_containers
+from depgraph.errors import one_line
 
 _ONE_DTYPE = frozenset(
     [
@@ -41,15 +42,9 @@ def unfit(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         given = ", ".join([*map(_described, args), *(f"{k}={_described(v)}" for k, v in kwargs.items())])
         return (
             f"{type(model).__name__} doesn't run on these example inputs ({given or 'none'}){place_of(failure)}: "
-            f"{first_line(failure)}; give the arguments of one call of its forward"
+            f"{one_line(failure)}; give the arguments of one call of its forward"
         )
     return ""
-
-
-def first_line(error: Exception) -> str:
-    """An error in one line: its type, and the first line of its text."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0].rstrip('.')}" if text else type(error).__name__
 
 
 def place_of(error: BaseException) -> str:

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import depgraph
-from depgraph.cli.models import first_line
 from depgraph.cli.onnx_files import example_of, folder_of
 from depgraph.cli.options import check_patterns
 from depgraph.cli.points import content_of, content_of_model
-from depgraph.errors import DepgraphError, ScoreError
+from depgraph.errors import DepgraphError, ScoreError, one_line
 from depgraph.memory import peak_bytes
 from depgraph.onnx_door.running import Running
 from depgraph.onnx_door.saving import write
@@ -81,7 +80,7 @@ class FileMaker:
         except DepgraphError as error:
             return {"refused": str(error)}
         except Exception as error:  # one that may pass, such as want of memory: the other points go on
-            return {"refused": first_line(error), "again": True}
+            return {"refused": one_line(error), "again": True}
 
     def _pruned(self, point: Point) -> tuple[Any, depgraph.Cost, float | None]:
         """The pruned model, its cost, the error of its check."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from depgraph.capture.capturing import quiet
 from depgraph.capture.keeping import unwritten
-from depgraph.errors import ModelError
+from depgraph.errors import ModelError, one_line
 
 BATCH, TOKENS, SIDE, SAMPLES = 2, 16, 224, 16000
 HINT = "write a function that returns the model and its inputs, and give file.py:function"
@@ -99,7 +99,7 @@ def make_inputs(model: nn.Module, folder: Path, seed: int) -> dict[str, Tensor]:
                 with quiet(model), torch.no_grad(), unwritten(model):
                     model(**inputs)
         except Exception as error:
-            failure = failure or f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            failure = failure or one_line(error)
             continue
         return inputs
     raise ModelError(f"{type(model).__name__} doesn't run on made-up inputs ({', '.join(names)}; {failure}): {HINT}")

@@ -16,7 +16,7 @@ from torch import nn
 
 from depgraph.cli.inputs import make_inputs
 from depgraph.cutting import inputs
-from depgraph.errors import CheckpointError, DepgraphError, ModelError
+from depgraph.errors import CheckpointError, DepgraphError, ModelError, one_line
 from depgraph.storage import MANIFEST
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -155,7 +155,7 @@ def _pretrained(folder: Path, loading: Loading) -> nn.Module:
         raise
     except Exception as error:
         raise ModelError(
-            f"{folder} can't be loaded with transformers: {first_line(error).rstrip('.')}; see that its files are all there and whole"
+            f"{folder} can't be loaded with transformers: {one_line(error)}; see that its files are all there and whole"
         ) from error
     for name, saved, wanted in sorted(report["mismatched_keys"]):
         raise ModelError(
@@ -177,7 +177,7 @@ def _tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise ModelError(f"the tokenizer in {folder} can't be loaded: {first_line(error)}") from error
+        raise ModelError(f"the tokenizer in {folder} can't be loaded: {one_line(error)}") from error
 
 
 def _from_function(file: Path, name: str, loading: Loading) -> Loaded:
@@ -187,7 +187,7 @@ def _from_function(file: Path, name: str, loading: Loading) -> Loaded:
     except DepgraphError:
         raise
     except (Exception, SystemExit) as error:
-        raise ModelError(f"{file}:{name} failed with {first_line(error)}{_line_in(file, error)}") from error
+        raise ModelError(f"{file}:{name} failed with {one_line(error)}{_line_in(file, error)}") from error
     parts = _parts(given)
     model, args, kwargs = parts.get("model"), parts.get("args", ()), parts.get("kwargs") or {}
     if not isinstance(model, nn.Module) or not isinstance(kwargs, Mapping) or not (parts.keys() & {"args", "kwargs"}):
@@ -230,7 +230,7 @@ def _imported(file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ModelError(f"{file} can't be imported: {first_line(error)}{_line_in(file, error)}") from error
+        raise ModelError(f"{file} can't be imported: {one_line(error)}{_line_in(file, error)}") from error
     finally:
         sys.path.remove(str(file.resolve().parent))
     return module
@@ -275,10 +275,4 @@ def _placed(model: nn.Module, loading: Loading) -> nn.Module:
     try:
         return model.to(loading.device, dtype if isinstance(dtype, torch.dtype) else None)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"the model can't be moved to device {loading.device!r}: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """An error's type and the first line of its message."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+        raise ModelError(f"the model can't be moved to device {loading.device!r}: {one_line(error)}") from error

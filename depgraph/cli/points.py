@@ -15,10 +15,10 @@ from torch import nn
 
 import depgraph
 from depgraph.cli.data import Amount, TextData, read_text, text_data
-from depgraph.cli.models import Loaded, Loading, first_line, load_model
+from depgraph.cli.models import Loaded, Loading, load_model
 from depgraph.cli.options import check_patterns
 from depgraph.cli.quality import Measure, measure_of
-from depgraph.errors import DataError, DepgraphError
+from depgraph.errors import DataError, DepgraphError, one_line
 from depgraph.memory import peak_bytes
 from depgraph.options import Options
 from depgraph.widths import Cost
@@ -72,7 +72,7 @@ class Maker:
         except DepgraphError as error:
             return {"refused": str(error)}
         except Exception as error:  # one that may pass, such as want of memory: the other points go on
-            return {"refused": first_line(error), "again": True}
+            return {"refused": one_line(error), "again": True}
 
     def _pruned(self, point: Point) -> tuple[nn.Module, Cost, float | None]:
         """The pruned model, its cost, the error of its check."""

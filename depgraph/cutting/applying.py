@@ -12,7 +12,7 @@ from depgraph.capture.capturing import quiet
 from depgraph.capture.exported import only_as_module
 from depgraph.capture.forgetting import forget
 from depgraph.capture.training import training_forward
-from depgraph.capture.unfit import first_line, unfit
+from depgraph.capture.unfit import unfit
 from depgraph.cutting.absorbing import absorb
 from depgraph.cutting.drifting import new_drifts, numbers_of
 from depgraph.cutting.experts import Expected, check_without, expected, leaving, record_without, taken, with_entries
@@ -30,7 +30,7 @@ from depgraph.cutting.shorter import carried, check_shorter, graph_of, record_of
 from depgraph.cutting.surprises import narrower_outputs, surprises
 from depgraph.cutting.varying import fixed_sizes
 from depgraph.cutting.verifying import Verifier
-from depgraph.errors import CaptureError, CheckError, CutError, PlanError
+from depgraph.errors import CaptureError, CheckError, CutError, PlanError, one_line
 from depgraph.finite import require_finite
 
 if TYPE_CHECKING:
@@ -333,7 +333,7 @@ def _check(verifier: Verifier, model: nn.Module, how: How) -> Check | None:
                 reason = unfit(graph.model, graph.args, graph.kwargs)
             if reason:
                 raise CaptureError(reason) from error
-        raise CheckError(f"the pruned {type(model).__name__} doesn't run: {first_line(error)}") from error
+        raise CheckError(f"the pruned {type(model).__name__} doesn't run: {one_line(error)}") from error
 
 
 def _report(

@@ -20,7 +20,7 @@ from depgraph.cutting.reference import Reference
 from depgraph.cutting.rerunning import Inputs, rerun
 from depgraph.cutting.script import Script
 from depgraph.cutting.sides import Side
-from depgraph.errors import CheckError, CutError
+from depgraph.errors import CheckError, CutError, one_line
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -57,10 +57,9 @@ def by_itself(graph: DependencyGraph, model: nn.Module, inputs: Inputs) -> list[
             output = model(*args, **kwargs)
         return [written.own(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
     except Exception as error:
-        text = str(error).strip().splitlines()
         raise CheckError(
             f"the pruned {type(model).__name__} computes what it should where it decides as the original does, but fails when "
-            f"it decides by itself: {type(error).__name__}: {text[0] if text else ''}; protect the axes of what it reads then"
+            f"it decides by itself: {one_line(error)}; protect the axes of what it reads then"
         ) from error
 
 

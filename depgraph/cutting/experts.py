@@ -23,7 +23,6 @@ from depgraph.capture.exported import decisions_of
 from depgraph.capture.keeping import unwritten
 from depgraph.capture.restoring import own_containers
 from depgraph.capture.sizes import Attr
-from depgraph.capture.unfit import first_line
 from depgraph.classes import NONE
 from depgraph.cutting.alone import only_captured
 from depgraph.cutting.barring import barred, bars_of
@@ -36,7 +35,7 @@ from depgraph.cutting.report import Check
 from depgraph.cutting.rerunning import Inputs, Within
 from depgraph.cutting.shortening import Shortening
 from depgraph.cutting.slicing import positions as places_of
-from depgraph.errors import CheckError
+from depgraph.errors import CheckError, one_line
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -223,7 +222,7 @@ def outputs(graph: DependencyGraph, model: nn.Module, inputs: Inputs, within: Wi
 
 
 def _not_running(model: nn.Module, how: str, failure: Exception) -> CheckError:
-    return CheckError(f"{type(model).__name__} doesn't run {how}: {first_line(failure)}; protect their axis")
+    return CheckError(f"{type(model).__name__} doesn't run {how}: {one_line(failure)}; protect their axis")
 
 
 def check_without(graph: DependencyGraph, model: nn.Module, wanted: Expected) -> Check:

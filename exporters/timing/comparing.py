@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from depgraph.errors import ExportError
+from depgraph.errors import ExportError, first_line
 from depgraph.plan import Plan
-from exporters.calls import first_line
 from exporters.timing.measure import low, session, timed
 from exporters.timing.model import MeasuredLatency
 

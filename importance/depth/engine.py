@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from depgraph import DependencyGraph
-from depgraph.errors import DataError, DepgraphError, ScoreError
+from depgraph.errors import DepgraphError, ScoreError, unfit_batch
 from importance.calling import named_inputs
 from importance.depth.batches import Given, given
 from importance.depth.files import FilePart
@@ -99,10 +99,7 @@ class Engine:
         except DepgraphError:
             raise
         except (RuntimeError, LookupError, ValueError, TypeError) as error:
-            first = (str(error).splitlines() or [""])[0]
-            raise DataError(
-                f"a batch doesn't fit {type(self.graph.model).__name__}, which failed with {type(error).__name__}: {first}"
-            ) from error
+            raise unfit_batch(self.graph.model, error) from error
 
     def value(self, removed: Iterable[str]) -> float:
         """The measure of the model without the removed units, over all batches."""
