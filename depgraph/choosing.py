@@ -26,7 +26,8 @@ from depgraph.customs import customs_that_hold
 from depgraph.cutting.expressible import is_expressible
 from depgraph.cutting.settling import Settler, config_bound, inexpressible
 from depgraph.errors import NothingToPrune
-from depgraph.options import Options, matches
+from depgraph.options import Options
+from depgraph.patterns import Matcher
 from depgraph.plan import Plan
 from depgraph.rankings import RANKINGS, Item, Ranking
 from depgraph.rounding import Rounding
@@ -120,11 +121,12 @@ class Choice:
             pinned = attempt.barred if of_library(graph.model) else pinned | config_bound(graph)
         if options.form == "graph":  # whole modules leave a list of the module
             pinned |= {a.name for a in graph.axes if a.tried}
-        open_axes = [a for a in graph.axes if a.name not in pinned and not matches(a, options.protect)]
+        protected, asked = Matcher(options.protect), Matcher(options.only)
+        open_axes = [a for a in graph.axes if a.name not in pinned and not protected(a)]
         stays = _never_empty(graph, scores, [a.name for a in open_axes if a.prunable.any()])
         for axis in open_axes:
             self._order(axis, scores, stays.get(axis.name, set()))
-            wanted = not options.only or matches(axis, options.only)
+            wanted = not options.only or asked(axis)
             if axis.name in self.order and wanted and self._saves(axis.name):
                 self.leading.append(axis.name)
         if not self.leading:

@@ -6,7 +6,8 @@ The words come from the graph's structure (`layers.Anatomy`), tried in the order
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +48,12 @@ class _Use:
 
 def describe(anatomy: Anatomy) -> dict[str, Description]:
     """What every axis of a graph is, by its name."""
-    uses = (_use(anatomy, axis) for axis in anatomy.graph.axes)
+    layers = anatomy.layers
+    written, read = (_by_class(anatomy, dims) for dims in ([x.out for x in layers], [x.into for x in layers]))
+    uses = (
+        _Use(anatomy, axis, *(tuple(layers[k] for k in _reached(axis, side)) for side in (written, read)))
+        for axis in anatomy.graph.axes
+    )
     return {use.axis.name: next(found for role in _ROLES if (found := role(use))) for use in uses}
 
 
@@ -57,12 +63,18 @@ def common(names: Iterable[str]) -> str:
     return ".".join(os.path.commonprefix(parts))
 
 
-def _use(anatomy: Anatomy, axis: Axis) -> _Use:
-    def reached(dim: int | None) -> bool:
-        return dim is not None and anatomy.class_of(dim) in axis.labels
+def _by_class(anatomy: Anatomy, dims: Iterable[int | None]) -> dict[int, list[int]]:
+    """The places of dims in their list, by the classes that they are of."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for place, dim in enumerate(dims):
+        if dim is not None:
+            found[anatomy.class_of(dim)].append(place)
+    return found
 
-    writers = tuple(layer for layer in anatomy.layers if reached(layer.out))
-    return _Use(anatomy, axis, writers, tuple(layer for layer in anatomy.layers if reached(layer.into)))
+
+def _reached(axis: Axis, places: Mapping[int, list[int]]) -> list[int]:
+    """Those of the places that an axis reaches, in their order."""
+    return sorted(place for number in axis.labels for place in places.get(number, ()))
 
 
 def _stream(use: _Use) -> Description | None:
@@ -96,8 +108,10 @@ def _chosen(use: _Use) -> Description | None:
     """What a router chooses among: its outputs, and stacked weights or rows of a table that they stand for."""
     relations, reached = use.anatomy.program.relations, use.axis.labels.keys()
     counts = [least.count for least in relations.least if use.anatomy.class_of(least.dim) in reached]
+    if not counts:
+        return None
     held = {y: d for y in use.anatomy.layers for d in y.places if use.anatomy.class_of(d) in reached}
-    if not counts or not held:
+    if not held:
         return None
     noun = "experts" if any(layer.beside for layer in held) else "entries"
     role, note = _kind_of_choices(noun, use.labels(next(iter(held.values()))), max(counts))

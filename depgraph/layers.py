@@ -88,6 +88,7 @@ class Anatomy:
         self.attentions: list[Attention] = []
         self.streams: set[int] = set()
         self.turned: set[int] = set()
+        self._known: set[str] = set()
         self._static: dict[Node, frozenset[str]] = {}
         self._made_by: dict[Node, frozenset[str]] = {}
         self._contracted: dict[str, list[tuple[str, int]]] = defaultdict(list)
@@ -99,6 +100,9 @@ class Anatomy:
         for work in self.program.relations.work:
             self._work[work.op].append(work.dims)
         self._parameters = {v.target: v for v in self.program.values.values() if v.kind == "parameter" and v.target}
+        self._alike: dict[str, list[str]] = defaultdict(list)
+        for name, first in self.program.ties.items():
+            self._alike[first].append(name)
         self._order = {target: k for k, target in enumerate(self._parameters)}
         self._owned: dict[str, int] = defaultdict(int)
         for target, rank in graph.parameter_ranks().items():
@@ -138,9 +142,10 @@ class Anatomy:
         if not fed or not any(isinstance(n.meta.get("val"), (torch.Tensor, tuple, list)) for n in fed):
             self._static[node] = held
             return
-        known = {layer.name for layer in self.layers}
         found = (self._layer(node, self._parameters[target]) for target in sorted(held, key=self._order.__getitem__))
-        self.layers += [layer for layer in found if layer is not None and layer.name not in known]
+        new = [layer for layer in found if layer is not None and layer.name not in self._known]
+        self.layers += new
+        self._known.update(layer.name for layer in new)
         if held and (self._contracted[node.name] or _is(node, "embedding", "embedding_bag")):
             self._made_by[node] = held
             return
@@ -190,8 +195,7 @@ class Anatomy:
     def _known_as(self, node: Node, target: str) -> str:
         """The name of a parameter in the module that uses it here: a tied one has several."""
         first, module = self.program.ties.get(target, target), self._module(node)
-        alike = [name for name, same in self.program.ties.items() if same == first]
-        return next((name for name in alike if name.rpartition(".")[0] == module), target)
+        return next((name for name in self._alike[first] if name.rpartition(".")[0] == module), target)
 
     def _results(self, node: Node) -> Iterator[Value]:
         values = self.program.values

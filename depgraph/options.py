@@ -1,21 +1,20 @@
-"""How a plan is made: the options of `graph.plan`, and the patterns that name axes."""
+"""How a plan is made: the options of `graph.plan`."""
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from depgraph.axes import Axis
 from depgraph.errors import PlanError
+from depgraph.patterns import Pattern, Shares, listed, unnamed
 from depgraph.rounding import BLOCKS
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
-
-Pattern = str | Axis | Callable[[Axis], bool]
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,11 @@ class Options:
         for name in given:
             if name not in known:
                 raise PlanError(f"plan has no option {name!r}; it takes {', '.join(sorted(known))}")
-        listed: dict[str, tuple[Any, ...]] = {n: _listed(given[n]) for n in ("protect", "only") if n in given}
+        patterns: dict[str, tuple[Any, ...]] = {n: listed(given[n]) for n in ("protect", "only") if n in given}
         if isinstance(given.get("branches", ()), str):
             raise PlanError(f"branches={given['branches']!r} is a single name: give a list of names")
-        listed |= {"branches": tuple(given.get("branches", ()))}
-        options = cls(**{**given, **listed})
+        patterns |= {"branches": tuple(given.get("branches", ()))}
+        options = cls(**{**given, **patterns})
         for name, allowed in {"scope": SCOPES, "rank": ("auto", "score", "density"), "form": FORMS}.items():
             if getattr(options, name) not in allowed:
                 raise PlanError(f"plan option {name}={getattr(options, name)!r} is not one of {', '.join(allowed)}")
@@ -91,43 +90,20 @@ class Options:
         """The least share of an axis that stays."""
         if not isinstance(self.floor, Mapping):
             return self.floor
-        return max((share for pattern, share in self.floor.items() if matches(axis, (pattern,))), default=0.0)
+        return max(self._floors.of(axis), default=0.0)
+
+    @cached_property
+    def _floors(self) -> Shares:
+        return Shares(self.floor if isinstance(self.floor, Mapping) else {})
 
     def check_patterns(self, graph: DependencyGraph) -> None:
         """Raise PlanError for a name or axis that is none of the graph's: it is a slip, and would protect nothing."""
         floors = tuple(self.floor) if isinstance(self.floor, Mapping) else ()
         given: dict[str, tuple[Pattern, ...]] = {"protect": self.protect, "only": self.only, "floor": floors}
         for option, patterns in given.items():
-            for pattern in patterns:
-                if isinstance(pattern, (str, Axis)) and not any(matches(axis, (pattern,)) for axis in graph.axes):
-                    name = pattern if isinstance(pattern, str) else pattern.name
-                    raise PlanError(f"{option}={name!r} names no axis and no parameter of one: graph.axes lists them")
+            for name in unnamed(graph, patterns):
+                raise PlanError(f"{option}={name!r} names no axis and no parameter of one: graph.axes lists them")
 
 
 SCOPES = ("auto", "global", "axis", "uniform", "depth", "both")
 FORMS = ("auto", "module", "graph")
-
-
-def _listed(given: Any) -> tuple[Pattern, ...]:
-    if isinstance(given, (str, Axis)) or callable(given):
-        return (given,)
-    listed = tuple(given) if isinstance(given, Iterable) else (given,)
-    for pattern in listed:
-        if not (isinstance(pattern, (str, Axis)) or callable(pattern)):
-            raise PlanError(f"{pattern!r} names no axis: protect and only take name patterns, axes or callables")
-    return listed
-
-
-def matches(axis: Axis, patterns: Iterable[Pattern]) -> bool:
-    """Does any pattern name the axis, one of its members (shell wildcards), or answer True to it?"""
-    for pattern in patterns:
-        if isinstance(pattern, Axis):
-            if pattern.name == axis.name:
-                return True
-        elif isinstance(pattern, str):
-            names = (axis.name, *(m.target for m in axis.members))
-            if any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names):
-                return True
-        elif pattern(axis):
-            return True
-    return False

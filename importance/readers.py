@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,6 +71,10 @@ def readers_among(consumers: Iterable[Consumer], plan: Plan) -> Iterator[Reader]
     graph, kept = plan.graph, plan.kept()
     program, tensors = graph.capture.program, graph.tensors()
     nodes = {node.name: node for node in graph.nodes}
+    holding: dict[str, list[Any]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.name in program.values:
+            holding[program.values[node.name].name].append(node)
     by_target = {program.ties.get(v.target, v.target): v for v in program.values.values() if v.kind == "parameter"}
     for consumer in consumers:
         if not consumer.weight:
@@ -91,7 +95,7 @@ def readers_among(consumers: Iterable[Consumer], plan: Plan) -> Iterator[Reader]
             window=window,
             bias=bias,
             takes_bias=takes,
-            refused=_elsewhere(consumer, by_target[consumer.weight], nodes, program.values),
+            refused=_elsewhere(consumer, holding[by_target[consumer.weight].name]),
         )
 
 
@@ -133,10 +137,10 @@ def _bias(node: Node, values: dict[str, Value]) -> tuple[str, bool]:
     return (value.target, True) if alone else ("", False)
 
 
-def _elsewhere(consumer: Consumer, value: Value, nodes: dict[str, Node], values: dict[str, Value]) -> str:
-    """Why a consumer's weight can't be changed: it is read by something else; empty where it isn't."""
+def _elsewhere(consumer: Consumer, holding: list[Node]) -> str:
+    """Why a consumer's weight, which these nodes hold, can't be changed: something else reads it; empty where nothing does."""
     ops = {meeting.op for meeting in consumer.meetings}
-    seen = [n for n in nodes.values() if values.get(n.name) is value]
+    seen = [*holding]
     for node in seen:
         for user in node.users:
             if user.name in ops:

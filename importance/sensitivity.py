@@ -17,7 +17,7 @@ import torch
 from depgraph import Axis, DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.errors import NothingToPrune, ScoreError
-from depgraph.options import matches
+from depgraph.patterns import Matcher
 from depgraph.scoring import Scorer, Scores, checked_scores
 from depgraph.story.parts import Curve, Sensitivity
 from importance.bonsai import Runs
@@ -78,7 +78,8 @@ def sensitivity(
 
 
 def _tried(graph: DependencyGraph, how: Probing) -> list[Axis]:
-    axes = [axis for axis in graph.axes if _most(graph, axis) > 0 and (not how.axes or matches(axis, how.axes))]
+    asked = Matcher(how.axes)
+    axes = [axis for axis in graph.axes if _most(graph, axis) > 0 and (not how.axes or asked(axis))]
     if not axes:
         raise NothingToPrune(f"{graph.name} has no axis to try that could lose a group: see graph.show()")
     if how.most is None or how.most >= len(axes):

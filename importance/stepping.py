@@ -19,7 +19,8 @@ from depgraph.cutting.report import Check, CutReport
 from depgraph.cutting.rerunning import Inputs, inputs_at
 from depgraph.errors import DepgraphError, NothingToPrune, PlanError, TargetError
 from depgraph.onnx_door.graph import OnnxGraph
-from depgraph.options import Options, Pattern, matches
+from depgraph.options import Options
+from depgraph.patterns import Matcher, Pattern
 from depgraph.scoring import Scorer
 from depgraph.target import METRICS
 from depgraph.unmet import in_words_of
@@ -224,8 +225,10 @@ class _Kept:
         )
 
     def _named(self, patterns: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
+        asked = Matcher(patterns)
+
         def is_named(axis: Axis) -> bool:
-            return matches(self.first.get(self.now.get(axis.name, ""), axis), patterns)
+            return asked(self.first.get(self.now.get(axis.name, ""), axis))
 
         return (is_named,) if patterns else ()
 

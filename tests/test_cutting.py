@@ -192,6 +192,46 @@ def test_attention_without_an_explicit_scale_keeps_it() -> None:
     assert report.check.error < 1e-5
 
 
+class _Applied(nn.Module):
+    """One attention, applied again and again; what makes queries and keys is read once more where it is `read_too`."""
+
+    def __init__(self, times: int, read_too: bool = False, last_scale: float | None = None) -> None:
+        super().__init__()
+        self.times, self.read_too, self.last_scale = times, read_too, last_scale
+        self.first, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for k in range(self.times):
+            made = [layer(x).unflatten(-1, (2, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v)]
+            found = F.scaled_dot_product_attention(*made, scale=self.last_scale if k == self.times - 1 else None)
+            x = x + self.out(found.transpose(1, 2).flatten(2))
+        return self.head(x + self.q(x).tanh().mean(-1, True) + self.k(x).tanh().mean(-1, True) if self.read_too else x)
+
+
+def _narrower_heads(model: nn.Module) -> depgraph.Plan:
+    torch.manual_seed(0)
+    graph = depgraph.trace(model.eval(), torch.randn(2, 5, 6))
+    width = next(a for a in graph.axes if graph.sizes.solve(graph.widths.at({a.name: [0]})).drifts)
+    return graph.cut_plan({width.name: [0, 2]})
+
+
+def test_a_weight_of_a_block_that_is_applied_again_makes_up_for_the_scale_once() -> None:
+    report = _narrower_heads(_Applied(3)).apply_with_report(form="module")
+    assert report.check is not None and report.check.error < 1e-5 < report.check.sensitivity
+
+
+@pytest.mark.parametrize("model", [_Applied(2, read_too=True), _Applied(2, last_scale=0.5)])
+def test_a_weight_that_is_to_make_up_for_one_of_its_uses_only_does_not(model: nn.Module) -> None:
+    plan = _narrower_heads(model)
+    with pytest.raises(CutError, match="no weight that only this reads can make up for it"):
+        plan.apply(form="module")
+    report = plan.apply_with_report()
+    assert report.form == "graph"
+    assert report.check is not None and report.check.error < 1e-5 < report.check.sensitivity
+
+
 def test_the_check_sees_a_wrong_cut() -> None:
     plan = planned("resnet_basic")
     pruned = plan.apply()

@@ -13,9 +13,13 @@ from torch import Tensor, nn
 import depgraph
 import importance
 from depgraph.cutting.settling import inexpressible
+from depgraph.cutting.ties import find_ties
 from depgraph.dependency import DependencyGraph
+from depgraph.describing import describe
 from depgraph.graph import Value
 from depgraph.joins import Flow
+from depgraph.layers import Anatomy
+from depgraph.patterns import Matcher
 
 LINEAR = 2.5  # how often more is done for twice the size, at the most
 
@@ -132,3 +136,37 @@ def test_a_recurrent_layer_is_not_stepped_through(
         made = next(n.meta["val"] for n in depgraph.trace(layer, x).nodes if n.name == "getitem")
         assert (made.shape, made.stride()) == (layer(x)[0].shape, layer(x)[0].stride())
     assert counts[0] == counts[1]
+
+
+class _Again(nn.Module):
+    """One block, applied again and again."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+        self.first, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.block = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for _ in range(self.times):
+            x = self.block(x)
+        return self.head(x)
+
+
+def test_sizes_of_a_block_that_is_applied_again_are_bent_once() -> None:
+    few, many = (depgraph.trace(_Again(times).eval(), torch.randn(2, 4, 6)) for times in (4, 16))
+    assert len(find_ties(few.sizes)) == len(find_ties(many.sizes))
+
+
+def test_patterns_are_sorted_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plan(graph: DependencyGraph) -> None:
+        names = [axis.name for axis in graph.axes]
+        graph.plan(importance.Magnitude(), depgraph.Target(params=0.8), only=names, floor=dict.fromkeys(names, 0.2))
+
+    assert _growth(monkeypatch, Matcher, "__init__", plan) < LINEAR
+    assert _growth(monkeypatch, Matcher, "__call__", plan) < LINEAR
+
+
+def test_roles_are_found_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _growth(monkeypatch, Anatomy, "class_of", lambda graph: describe(Anatomy(graph))) < LINEAR

@@ -12,7 +12,7 @@ from depgraph.cli.data import Amount
 from depgraph.cli.keeping import Keep as Kept
 from depgraph.cli.models import Loading
 from depgraph.errors import PlanError
-from depgraph.options import matches
+from depgraph.patterns import unnamed
 from depgraph.rounding import BLOCKS
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -164,6 +164,5 @@ def rounding(text: str) -> int | str:
 def check_patterns(graph: Any, options: dict[str, Any]) -> None:
     """Raise PlanError for a pattern that names nothing: it is a slip, and going on would protect nothing."""
     for option in ("protect", "only"):
-        for pattern in options[option]:
-            if not any(matches(axis, (pattern,)) for axis in graph.axes):
-                raise PlanError(f"--{option} {pattern!r} names no axis and no parameter of one: see depgraph inspect")
+        for name in unnamed(graph, options[option]):
+            raise PlanError(f"--{option} {name!r} names no axis and no parameter of one: see depgraph inspect")

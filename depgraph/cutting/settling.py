@@ -12,30 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from depgraph.capture.recording import Comparison, Site
-from depgraph.capture.sizes import Attr, Op, ShapeOf, attributes
+from depgraph.capture.recording import Site
+from depgraph.capture.sizes import Attr, attributes
 from depgraph.cutting.expressible import is_expressible
 from depgraph.cutting.expressing import SizeRules, Solution
+from depgraph.cutting.ties import Tie, find_ties
 from depgraph.widths import Kept
 
 if TYPE_CHECKING:
-    from depgraph.capture.sizes import Expr
     from depgraph.dependency import DependencyGraph
 
 Counts = dict[str, int]
-
-
-@dataclass(frozen=True)
-class Tie:
-    """Sizes at `sites` must agree: with each other where one attribute gives them, else with what their expressions give.
-
-    `node` is a split whose parts must be even, `comparison` two sizes that the code found equal.
-    """
-
-    sites: tuple[Site, ...]
-    axes: tuple[str, ...]
-    node: str = ""
-    comparison: Comparison | None = None
 
 
 @dataclass
@@ -207,93 +194,9 @@ def _where_last(tie: Tie, attr: Attr, left: list[Attr]) -> list[int]:
 
 def _known_attributes(rules: SizeRules, tie: Tie, kept: Kept) -> dict[Attr, int]:
     """Attributes in a tie's expressions that stand alone somewhere: the smallest value that such a place needs."""
-    attrs = {a for site in tie.sites for a in attributes(site.expr)}  # type: ignore[arg-type]
     found = {}
-    for attr in attrs & rules.users.keys():
-        needs = [n for site in rules.users[attr] if (n := rules.needed(site, kept)) is not None]
+    for attr, sites in tie.alone:
+        needs = [n for site in sites if (n := rules.needed(site, kept)) is not None]
         if needs:
             found[attr] = min(needs)
     return found
-
-
-def find_ties(rules: SizeRules) -> list[Tie]:
-    """All places of a model whose sizes depend on one another and on some axis."""
-    ties: dict[tuple[object, ...], Tie] = {}
-    for attr, sites in rules.users.items():
-        _add_tie(rules, (attr,), sites, ties, 2)
-    unknown: dict[Attr, list[Site]] = {}
-    for site in (s for found in rules.sites.values() for s in found):
-        if not isinstance(site.expr, Op) or not isinstance(site.value, int):
-            continue
-        inner = attributes(site.expr) - rules.users.keys()
-        for attr in inner:
-            unknown.setdefault(attr, []).append(site)
-        if not inner:
-            _add_tie(rules, (site.node, site.path), [site], ties, 1)
-    for site in (s for found in rules.sites.values() for s in found):
-        if isinstance(site.expr, ShapeOf) and _axes_in(rules, site.expr) and not _same_dim(rules, site):
-            _add_tie(rules, (site.node, site.path), [site], ties, 1)
-    for attr, sites in unknown.items():
-        _add_tie(rules, (attr, "within"), sites, ties, 1)
-    for name, node in rules.nodes.items():
-        if str(node.target).startswith(("aten.chunk", "aten.split.Tensor", "aten.unsafe_chunk")):
-            axes = dict.fromkeys(rules.axes_of(name))
-            if axes:
-                ties[(name,)] = Tie((), tuple(axes), name)
-    _tie_compared(rules, ties)
-    return list(ties.values())
-
-
-def _tie_compared(rules: SizeRules, ties: dict[tuple[object, ...], Tie]) -> None:
-    """What the code computes from sizes and found equal, such as `heads % 2` and 0, must stay so."""
-    for c in rules.graph.capture.recording.comparisons:
-        attrs = attributes(c.left) | attributes(c.right)
-        if not c.equal or not (isinstance(c.left, Op) or isinstance(c.right, Op)) or not attrs <= rules.users.keys():
-            continue
-        sites = [site for attr in sorted(attrs, key=str) for site in rules.users[attr]]
-        reached = [a for site in sites for a in rules.axes_of(site.node)]
-        axes = dict.fromkeys([*reached, *_axes_in(rules, c.left), *_axes_in(rules, c.right)])
-        if axes:
-            ties["compared", c.left, c.right] = Tie(tuple(sites), tuple(axes), comparison=c)
-
-
-def _add_tie(
-    rules: SizeRules, key: tuple[object, ...], sites: list[Site], ties: dict[tuple[object, ...], Tie], least: int
-) -> None:
-    """A tie of the sites that some axis reaches, alike ones once; none when there are fewer than `least`."""
-    distinct: dict[tuple[object, ...], Site] = {}
-    axes: dict[str, None] = {}
-    for site in sites:
-        reach = [*rules.axes_of(site.node), *_axes_in(rules, site.expr)]
-        if reach:
-            axes.update(dict.fromkeys(reach))
-            target = str(rules.nodes[site.node].target)
-            distinct.setdefault((tuple(sorted(reach)), target, site.path, site.expr, _shapes(rules, site)), site)
-    if len(distinct) >= least:
-        ties[key] = Tie(tuple(distinct.values()), tuple(axes))
-
-
-def _same_dim(rules: SizeRules, site: Site) -> bool:
-    """Is the size copied from a dim that the operator's own result has too?"""
-    assert isinstance(site.expr, ShapeOf)
-    source, made = rules.values.get(site.expr.node), rules.values.get(site.node)
-    if source is None or made is None:
-        return True
-    widths = rules.graph.widths
-    return widths.class_of(source.dim(site.expr.dim)) in {widths.class_of(d) for d in made.dims}
-
-
-def _shapes(rules: SizeRules, site: Site) -> tuple[object, ...]:
-    """The classes of the dims of what an operator makes: sites alike in these need the same size."""
-    node = rules.nodes[site.node]
-    values = [rules.values[n.name] for n in (*node.all_input_nodes[:1], node) if n.name in rules.values]
-    return tuple(rules.graph.widths.class_of(d) for v in values for d in v.dims)
-
-
-def _axes_in(rules: SizeRules, expr: Expr | None) -> list[str]:
-    if isinstance(expr, ShapeOf):
-        value = rules.values.get(expr.node)
-        return rules.graph.widths.axes_of(value.dim(expr.dim)) if value is not None and value.shape else []
-    if isinstance(expr, Op):
-        return [a for operand in expr.operands for a in _axes_in(rules, operand)]
-    return []

@@ -9,9 +9,9 @@ from numbers import Real
 
 import numpy as np
 
-from depgraph import Axis, DependencyGraph
+from depgraph import DependencyGraph
 from depgraph.errors import ScoreError
-from depgraph.options import matches
+from depgraph.patterns import Shares, unnamed
 from depgraph.target import METRICS
 from importance.allocations.allocated import Allocation, Arrays, at_levels, in_proportion, placed, scored
 from importance.choices import pick
@@ -97,20 +97,17 @@ class PerKind:
         return found
 
     def _paces(self, graph: DependencyGraph) -> dict[str, float]:
-        for pattern in self.pace:
-            if not any(matches(axis, (pattern,)) for axis in graph.axes):
-                raise ScoreError(f"a pace is given for {pattern!r}, which names no axis and no parameter of one")
+        for name in unnamed(graph, self.pace):
+            raise ScoreError(f"a pace is given for {name!r}, which names no axis and no parameter of one")
         found: dict[str, float] = {}
+        given = Shares(self.pace)
         for axis in graph.axes:
-            mine = self._pace(axis)
+            mine = next((float(pace) for pace in given.of(axis)), 1.0)
             if found.setdefault(axis.kind, mine) != mine:
                 raise ScoreError(
                     f"axes of the kind {axis.kind!r} have different paces: give patterns that take all of a kind"
                 )
         return found
-
-    def _pace(self, axis: Axis) -> float:
-        return next((float(pace) for pattern, pace in self.pace.items() if matches(axis, (pattern,))), 1.0)
 
 
 def _ranks(parts: list[np.ndarray]) -> np.ndarray:
