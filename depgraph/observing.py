@@ -17,11 +17,12 @@ import torch
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from depgraph.capture.capturing import Capture, quiet
+from depgraph.capture.capturing import Capture, dumps_dropped, quiet
 from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_of
 from depgraph.capture.holding import held_by
 from depgraph.capture.lowering import lower
 from depgraph.capture.recording import record, record_decided
+from depgraph.capture.unfit import may_be_unfit, unfit
 from depgraph.consumers import Meeting
 from depgraph.cutting.draws import same_draws
 from depgraph.cutting.reference import Outputs, Reference, Watch
@@ -199,12 +200,15 @@ class Observer:
     def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Runnable:
         model, traced = self.graph.model, self.graph.capture
         by_value = isinstance(traced.exported, DirectProgram) and decisions_of(traced.exported) is not None
-        how = record_decided if by_value else record
         try:
-            with quiet(model), at_rest(model), torch.no_grad():
-                exported, _ = how(model, args, dict(kwargs))
+            with quiet(model), at_rest(model), torch.no_grad(), dumps_dropped():
+                exported, _ = (record_decided if by_value else record)(model, args, dict(kwargs))
+                mixed = not by_value and may_be_unfit(model, exported.graph)
+                reason = unfit(model, args, kwargs, "a batch") if mixed else ""
         except Exception as error:
             raise unfit_batch(model, error) from error
+        if reason:
+            raise DataError(reason)
         if _alike(exported, traced):
             return Runnable(exported, traced.program, True)
         return Runnable(exported, lower(exported, False, held_by(model)), False)

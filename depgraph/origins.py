@@ -93,7 +93,8 @@ class Origins:
 def steps_first(graph: DependencyGraph) -> frozenset[str]:
     """The inputs along whose second dim the samples must lie: steps are first, as torch's recurrent layers and attention take them.
 
-    Samples are alike: nothing is computed over them. Steps that are counted or attended to aren't.
+    Samples are alike: nothing is computed over them. Steps that are counted or attended to aren't. Where it is for the batch that
+    something is computed (its mean, beside other outputs), an input [samples, 1] has its samples where the others have theirs.
     """
     program, number = graph.capture.program, graph.classes.of_dim
     relations, values = program.relations, program.values
@@ -102,6 +103,6 @@ def steps_first(graph: DependencyGraph) -> frozenset[str]:
     over += [dim for dim, indices, reason in relations.fixed if indices is None and reason.why not in (INPUT, OUTPUT)]
     mixed = {int(number[dim]) for dim in over}
     pairs = {name: values[name].dims[:2] for name in graph.observer().own.inputs if name in values}
-    return frozenset(
-        name for name, at in pairs.items() if len(at) > 1 and number[at[0]] in mixed and number[at[1]] not in mixed
-    )
+    found = {n for n, at in pairs.items() if len(at) > 1 and number[at[0]] in mixed and number[at[1]] not in mixed}
+    others = {number[at[0]] for name, at in pairs.items() if at and name not in found}
+    return frozenset(n for n in found if relations.sizes[pairs[n][1]] > 1 or number[pairs[n][0]] not in others)

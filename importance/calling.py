@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
-from depgraph.errors import DataError, DepgraphError, ScoreError, unfit_batch
+from depgraph.capture.unfit import place_of
+from depgraph.errors import DataError, DepgraphError, ScoreError, one_line, unfit_batch
 from depgraph.onnx_door.examples import runtime_inputs
 from importance.formulas import Formula, formula_of, logits_of, loss_in
 from importance.laid_out import Samples
@@ -65,7 +66,7 @@ def loss_after(model: Any, output: Any, batch: Any, loss: Loss | None) -> Tensor
     if loss is not None and not callable(loss):
         raise ScoreError(f"the loss is a {type(loss).__name__}, which can't be called: {HINT}")
     if loss is not None:
-        value: Any = loss(output, batch)
+        value: Any = _given(loss, output, batch)
     elif _computes_own(model, given) and loss_in(output) is None:
         value = _formula(model, given)(logits_of(output), given["labels"])
     else:
@@ -74,6 +75,19 @@ def loss_after(model: Any, output: Any, batch: Any, loss: Loss | None) -> Tensor
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ScoreError(f"the loss must be a scalar tensor, it is {shape}: {HINT}")
     return value.reshape(())
+
+
+def _given(loss: Loss, output: Any, batch: Any) -> Any:
+    """What the loss that was given comes to; raises ScoreError where it fails."""
+    try:
+        return loss(output, batch)
+    except (DepgraphError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ScoreError(
+            f"the loss failed with {one_line(error)}{place_of(error)}: it is called as loss(output, batch), with what the model "
+            "returns and the whole batch, labels and all"
+        ) from error
 
 
 def loss_of_form(model: Any, form: nn.Module, batch: Any, loss: Loss | None) -> Tensor:

@@ -23,6 +23,7 @@ from importance.collector import Gathering
 from importance.columns import Block, as_weight, blocks_of
 from importance.gains import Few, Matrix, Spread
 from importance.holding import Held, held_by
+from importance.problems import singular
 from importance.readers import Reader, readers_of, unseen
 from importance.statistics import Statistics, collect
 
@@ -208,7 +209,10 @@ def change_of(reader: Reader, how: Compensation, found: Statistics, *, bias: boo
         inside = reader.gone[(reader.gone >= block.start) & (reader.gone < block.stop)] - block.start
         sums = found.of(reader.consumer, way.needs)
         wide = Block(block.matrix.double().cpu(), block.start)
-        change = solve(wide, torch.from_numpy(inside), _part(sums, block), how.dampings[0])
+        try:
+            change = solve(wide, torch.from_numpy(inside), _part(sums, block), how.dampings[0])
+        except torch.linalg.LinAlgError as error:
+            raise singular(reader.consumer, reader.columns - len(reader.gone)) from error
         narrow = narrow or change.weight is not None
         blocks.append(Block(wide.matrix if change.weight is None else change.weight, block.start))
         biases.append(change.bias)

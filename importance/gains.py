@@ -11,14 +11,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from importance.problems import damped, damping_of
+from importance.problems import damped, damping_of, require_regular
 
 
 class Spread(Protocol):
     """Second moments of columns."""
 
     def gain(self, kept: Tensor, gone: Tensor, damping: float) -> Tensor:
-        """[kept, gone]; `damping` is a share of the mean of the diagonal of what is kept."""
+        """[kept, gone]; `damping` is a share of the mean of the diagonal of what is kept. Raises LinAlgError where that is singular."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Matrix:
         diagonal = self.moments.diagonal()
         added = damping_of(diagonal[kept], damping)
         if not added > 0:
-            return torch.linalg.solve(damped(self.moments[kept][:, kept], damping), self.moments[kept][:, gone])
+            second = damped(self.moments[kept][:, kept], damping)
+            require_regular(second)
+            return torch.linalg.solve(second, self.moments[kept][:, gone])
         found = self.moments.new_zeros(len(kept), len(gone))
         at, to = (torch.nonzero(diagonal[which]).flatten() for which in (kept, gone))
         held, asked = kept[at], gone[to]

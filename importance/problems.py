@@ -256,7 +256,20 @@ def inverse_of(gram: Tensor, where: object) -> Tensor:
     """The inverse of a symmetric matrix; raises ScoreError where it is singular."""
     factor, info = torch.linalg.cholesky_ex(gram)
     if int(info):
-        raise ScoreError(
-            f"X'X of {where} is singular ({len(gram)} columns that depend on one another): use damping above 0, or more data"
-        )
+        raise singular(where, len(gram))
     return torch.cholesky_inverse(factor)
+
+
+def require_regular(gram: Tensor) -> None:
+    """Raise LinAlgError for a symmetric matrix that is singular, or is so but for rounding, of which no solver may take notice."""
+    factor, info = torch.linalg.cholesky_ex(gram)
+    least = torch.finfo(gram.dtype).eps * len(gram) * gram.diagonal().max()
+    if int(info) or not bool((factor.diagonal().square() > least).all()):
+        raise torch.linalg.LinAlgError("the matrix is singular")
+
+
+def singular(where: object, columns: int) -> ScoreError:
+    """The error for a matrix that has no inverse; `where` says what comes in."""
+    return ScoreError(
+        f"X'X of {where} is singular ({columns} columns that depend on one another): use damping above 0, or more data"
+    )

@@ -29,6 +29,8 @@ from importance.consumers import Key, consumers_of
 from importance.holding import Held, held_by
 from importance.laid_out import Samples
 from importance.patches import patches
+from importance.picked import of_picked_rows
+from importance.problems import singular
 from importance.readers import Reader, readers_among, unseen
 from importance.ridge import Fit, Parted
 from importance.statistics import collect
@@ -66,7 +68,7 @@ def refit(model: Any, plan: Plan, batches: Iterable[Any], how: Compensation | No
 
 def _others(held: Held, plan: Plan, batches: list[Any], how: Compensation) -> Compensated:
     """Solve what lost channels and can't be fitted to the inputs that it has in the pruned model for those it had."""
-    consumers = [r.consumer for r in readers_among(consumers_of(plan.graph), plan) if _only_dense(r) and len(r.gone)]
+    consumers = [r.consumer for r, why in _readers(plan) if why and not r.refused and len(r.gone)]
     if not consumers or how.kind != "least-squares":
         return Compensated((), (), ())
     axes = frozenset(axis for consumer in consumers for axis in consumer.labels)
@@ -75,8 +77,11 @@ def _others(held: Held, plan: Plan, batches: list[Any], how: Compensation) -> Co
     return made_up(held, plan, replace(found, found=here), replace(how, inputs="dense", damping=how.dampings[0]))
 
 
-def _only_dense(reader: Reader) -> bool:
-    return not reader.refused and bool(_refusal(reader))
+def _readers(plan: Plan) -> list[tuple[Reader, str]]:
+    """All that reads through a parameter, and why that can't be fitted to inputs of the pruned model; empty where it can."""
+    readers = list(readers_among(consumers_of(plan.graph), plan))
+    picked = of_picked_rows(plan.graph, [reader.consumer for reader in readers])
+    return [(r, r.refused or _refusal(r, r.consumer in picked)) for r in readers]
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class _Work:
         self.left: list[str] = []
         self.readers: dict[Key, Reader] = {}
         self.biases: dict[Key, str] = {}
-        fits = [(r, r.refused or _refusal(r)) for r in readers_among(consumers_of(plan.graph), plan)]
+        fits = _readers(plan)
         self.names = {held.here(reader.consumer.weight): reader.consumer.weight for reader, _ in fits}
         for reader, why in fits:
             if held.here(reader.consumer.weight) is None:  # gone with a block
@@ -167,7 +172,10 @@ class _Work:
         wanted = dense.matrix if reader.outputs_kept is None else dense.matrix[torch.from_numpy(reader.outputs_kept)]
         wanted = wanted * _scale(now, wanted, reader)
         fit = Fit(wanted, now, centred=target is not None)
-        fresh = fit.solved(sums, fit.damping(step.sums, self.how.dampings))
+        try:
+            fresh = fit.solved(sums, fit.damping(step.sums, self.how.dampings))
+        except torch.linalg.LinAlgError as error:
+            raise singular(reader.consumer, now.shape[1]) from error
         self.held.put(reader.consumer.weight, _shaped(reader, fresh, parameter))
         self.changed.append(reader.consumer.weight)
         if target:
@@ -176,9 +184,11 @@ class _Work:
             self.changed.append(target)
 
 
-def _refusal(reader: Reader) -> str:
+def _refusal(reader: Reader, picked: bool) -> str:
     """Why a consumer can't be solved; empty where it can."""
     name, dense = reader.consumer.weight, reader.tensor
+    if picked:
+        return f"{name}: what comes into it is picked by what other weights say"
     if len(reader.consumer.meetings) > 1:
         return f"{name}: it is used several times"
     if reader.consumer.size != dense.shape[reader.consumer.weight_dim]:

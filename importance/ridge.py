@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from depgraph.errors import DataError
-from importance.problems import damped
+from importance.problems import damped, require_regular
 
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """To choose from: from a hundredth of the mean second moment of what comes in to three times that."""
@@ -87,9 +87,11 @@ class Fit:
     centred: bool
 
     def solved(self, sums: Sums, damping: float) -> Tensor:
-        """V; `damping` is a share of the mean of z's second moments."""
+        """V; `damping` is a share of the mean of z's second moments. Raises LinAlgError where these are singular."""
         xz, zz = sums.about(*self._centre(sums))
         ridge = damped(zz, damping)
+        if not damping:
+            require_regular(ridge)
         return torch.linalg.solve(ridge, (self.wanted @ xz + self.now @ (ridge - zz)).T).T
 
     def error(self, matrix: Tensor, fitted: Sums, sums: Sums) -> float:

@@ -32,7 +32,9 @@ def may_be_unfit(model: nn.Module, graph: Graph) -> bool:
     return any(len(_dtypes(node)) > 1 for node in graph.nodes if _name(node) in _ONE_DTYPE)
 
 
-def unfit(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+def unfit(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], what: str = "these example inputs"
+) -> str:
     """The sentence that says why `model` doesn't run on these inputs; empty where it does."""
     try:
         run_args, run_kwargs = own_containers((args, dict(kwargs)))
@@ -41,7 +43,7 @@ def unfit(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     except Exception as failure:
         given = ", ".join([*map(_described, args), *(f"{k}={_described(v)}" for k, v in kwargs.items())])
         return (
-            f"{type(model).__name__} doesn't run on these example inputs ({given or 'none'}){place_of(failure)}: "
+            f"{type(model).__name__} doesn't run on {what} ({given or 'none'}){place_of(failure)}: "
             f"{one_line(failure)}; give the arguments of one call of its forward"
         )
     return ""

@@ -140,3 +140,25 @@ def test_a_model_without_values_is_refused_by_scores_of_activations(name: str) -
         graph = depgraph.trace(Words().eval(), torch.zeros(2, 6, dtype=torch.long))
     with pytest.raises(ScoreError, match="on the meta device and have no values"):
         importance.named(name, batches=[torch.randint(0, WORDS, (2, 6))])(graph)
+
+
+def test_batches_in_another_precision_than_the_models_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    model, batch = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).eval(), torch.randn(4, 6)
+    graph = depgraph.trace(model, batch)
+    with pytest.raises(DataError, match=r"Sequential doesn't run on a batch \(float64 \[4, 6\]\).*same dtype"):
+        Activation([batch.double()])(graph)
+    with pytest.raises(DataError, match="a batch doesn't fit Sequential"):
+        Activation([batch[:, :2]])(graph)
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("loss", [nn.functional.cross_entropy, lambda output: output.sum(), lambda o, b: o.nothing])
+@pytest.mark.parametrize("name", ["llm_pruner", "best", "bonsai", "llm_surgeon"])
+def test_a_loss_that_fails_is_told_how_it_is_called(name: str, loss: Any) -> None:
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    batch = torch.randn(4, 6), torch.randint(0, 3, (4,))
+    graph = depgraph.trace(model, batch[0])
+    with pytest.raises(
+        ScoreError, match=r"the loss failed with (Type|Attribute)Error: .* called as loss\(output, batch\)"
+    ):
+        recipes.named(name, [batch], loss=loss).prune(graph, depgraph.Target(params=0.8))

@@ -315,3 +315,19 @@ def test_recurrent_weights_that_take_nothing_over_are_named(inputs: str) -> None
     made = make_up(plan.apply(), plan, batches, Compensation(inputs=inputs))
     assert {"rnn.weight_hh_l0", "rnn.weight_ih_l1", "rnn.weight_hh_l1"} == {line.split(":")[0] for line in made.left}
     assert "head.weight" in made.changed and "3 stay as they were" in str(made)
+
+
+@pytest.mark.parametrize("way", [compensate, refit])
+def test_without_damping_a_singular_gram_matrix_is_named_before_weights_are_noise(way: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3))
+    batches = [torch.randn(2, 4) for _ in range(3)]
+    graph = depgraph.trace(model, batches[0])
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.9))
+    pruned: Any = plan.apply()
+    before = pruned[2].weight.clone()
+    with pytest.raises(
+        ScoreError, match=r"X'X of the input of 2.weight is singular .*use damping above 0, or more data"
+    ):
+        way(pruned, plan, batches, importance.Compensation(biases="existing", damping=0.0))
+    assert torch.equal(pruned[2].weight, before)

@@ -133,6 +133,28 @@ def test_a_batch_is_not_taken_apart_along_its_steps() -> None:
             score(graph)
 
 
+class _Scaled(nn.Module):
+    """Of every sample a scale of its own, and beside what it computes a mean over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, C), nn.Linear(C, 2)
+
+    def forward(self, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.relu(self.first(x)) * scale
+        return self.last(hidden), hidden.mean()
+
+
+def test_a_mean_over_the_batch_makes_no_steps_of_its_samples() -> None:
+    torch.manual_seed(0)
+    batch = torch.randn(B, 4), torch.rand(B, 1)
+    graph = depgraph.trace(_Scaled().eval(), batch)
+    together = importance.Fisher([batch], lambda output, given: output[0].square().mean())(graph)
+    alone = [tuple(t[k : k + 1] for t in batch) for k in range(B)]
+    for axis, scores in importance.Fisher(alone, lambda output, given: output[0].square().mean())(graph).items():
+        np.testing.assert_allclose(scores, together[axis], rtol=1e-5)
+
+
 class _TwoTexts(nn.Module):
     """Two texts, each with a mask of its own."""
 
