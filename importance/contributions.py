@@ -22,7 +22,7 @@ class ContributionSums:
 
     x_g are the channels of the group and W_g the columns that they meet. Where every group has one channel, what it adds is
     |x| times the size of its column; AMP leaves the weights out for such, and so does this. Where there are no weights (queries
-    that meet keys), it is the sum over the channels of |x| times the mean of what it meets.
+    that meet keys), it is the sum over the channels of |x| times the mean, over all batches, of the size of what it meets.
     """
 
     labels: dict[str, np.ndarray]
@@ -30,23 +30,42 @@ class ContributionSums:
     groups: int = 1
     samples: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
+    channels: Tensor = field(default_factory=lambda: torch.zeros(()))
+    met: Tensor = field(default_factory=lambda: torch.zeros(()))
+    rows: int = 0
 
     def add(self, both: tuple[Rows, Rows]) -> None:
         """Take in channels [samples, positions, channels] and weights [..., outputs, channels]."""
         rows, weights = both
-        given = weights.flat.to(rows.values)
         self.samples += rows.count if rows.whole else rows.samples
+        if not self.stored:
+            self.rows += weights.count
+            self.met = weights.absolutes + self.met.to(weights.values)
+            self.channels = _over_samples(rows, rows.values.abs()) + self.channels.to(rows.values)
+            return
+        given = weights.flat.to(rows.values)
         for axis, labels in self.labels.items():
-            matrix = given if self.stored else given.abs().mean(dim=0).diag()
-            each = _contributions(rows, matrix, labels, self.groups)
+            each = _contributions(rows, given, labels, self.groups)
             self.sums[axis] = each + self.sums[axis].to(each) if axis in self.sums else each
 
     def scores(self, axis: str) -> Scored:
         """The groups of an axis that are read here, and the mean over samples."""
         labels = self.labels[axis]
         present = np.bincount(labels[labels != NONE]) > 0
-        found = (self.sums[axis] / max(self.samples, 1)).cpu().double().numpy()
+        sums = self.sums[axis] if self.stored else _by_group(self._met_by_channel(labels), labels, len(present))
+        found = (sums / max(self.samples, 1)).cpu().double().numpy()
         return np.where(present, np.arange(len(present)), NONE), found
+
+    def _met_by_channel(self, labels: np.ndarray) -> Tensor:
+        """What each channel adds where it meets what is computed; where all groups have one channel, without what it meets."""
+        alone = int(np.bincount(labels[labels != NONE]).max()) == 1
+        return self.channels if alone else self.channels * (self.met / max(self.rows, 1)).to(self.channels)
+
+
+def _by_group(channels: Tensor, labels: np.ndarray, size: int) -> Tensor:
+    read = np.flatnonzero(labels != NONE)
+    at = torch.from_numpy(labels[read]).to(channels.device)
+    return channels.new_zeros(size).index_add_(0, at, channels[torch.from_numpy(read).to(channels.device)])
 
 
 def _contributions(rows: Rows, matrix: Tensor, labels: np.ndarray, parts: int) -> Tensor:
@@ -54,10 +73,7 @@ def _contributions(rows: Rows, matrix: Tensor, labels: np.ndarray, parts: int) -
     read = np.flatnonzero(labels != NONE)
     size = int(labels.max()) + 1
     if len(np.unique(labels[read])) == len(read):
-        channels = _over_samples(rows, rows.values.abs())
-        found = channels.new_zeros(size)
-        found[torch.from_numpy(labels[read])] = channels[torch.from_numpy(read)]
-        return found
+        return _by_group(_over_samples(rows, rows.values.abs()), labels, size)
     found = rows.values.new_zeros(size)
     for group in np.unique(labels[read]):
         for at in _by_part(np.flatnonzero(labels == group), len(labels) // parts):

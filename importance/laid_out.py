@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from depgraph.origins import NOWHERE, Factors, Given
+from depgraph.origins import NOWHERE, Factor, Factors, Given
 from importance.rows import Rows
 
 Mask = tuple[int, Tensor]
@@ -23,12 +23,13 @@ Mask = tuple[int, Tensor]
 class Samples:
     """How many samples a batch has, and masks that say what of them is text and what padding.
 
-    `leading` are the dims of inputs, see `depgraph.origins`, along which the samples are.
+    `leading` are the dims of inputs, see `depgraph.origins`, along which the samples are; `shapes` those of the leaves of the call.
     """
 
     count: int
     masks: tuple[Mask, ...] = ()
     leading: Given = NOWHERE
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(cls, args: Iterable[Any], kwargs: Mapping[str, Any], second: frozenset[str] = frozenset()) -> Samples:
@@ -45,7 +46,8 @@ class Samples:
         named = [t for name, t in kwargs.items() if name.endswith("attention_mask")]
         padded = [t for t in named if isinstance(t, Tensor) and t.ndim == 2 and not bool((t != 0).all())]
         masks = tuple((numbers[id(t)], t != 0) for t in padded)
-        return cls(count, masks, frozenset((number, at[number]) for number, size in sizes.items() if size == count))
+        leading = frozenset((number, at[number]) for number, size in sizes.items() if size == count)
+        return cls(count, masks, leading, tuple(tuple(getattr(leaf, "shape", ())) for leaf in leaves))
 
     def rows(
         self, values: Tensor, dim: int, dtype: torch.dtype, shared: bool = False, places: Sequence[Factors] = ()
@@ -60,7 +62,7 @@ class Samples:
             moved = moved.abs() if moved.is_complex() else moved
         if not moved.ndim:
             return Rows(moved[None, None, None], None, shared, self.count)
-        how = _arranged(moved.shape, _others(places, dim, values.ndim), self.count, self.leading)
+        how = _arranged(moved.shape, _others(places, dim, values.ndim), self)
         if how is None:
             return Rows(moved.flatten(0, -2)[None] if moved.ndim > 1 else moved[None, None], None, shared, self.count)
         rows = moved if how.shape is None else moved.reshape(how.shape)
@@ -108,10 +110,20 @@ def _others(places: Sequence[Factors], dim: int, ndim: int) -> tuple[Factors, ..
     return (*places[: dim % ndim], *places[dim % ndim + 1 :])
 
 
+def _arranged(shape: torch.Size, places: tuple[Factors, ...] | None, samples: Samples) -> _Arranged | None:
+    """How samples become rows; None where they can't be told apart."""
+    return _arrangement(shape, places, samples.count, samples.leading, samples.shapes)
+
+
 @lru_cache(maxsize=1024)
-def _arranged(shape: torch.Size, places: tuple[Factors, ...] | None, count: int, leading: Given) -> _Arranged | None:
-    """How so many samples, which are along `leading`, become rows; None where they can't be told apart."""
-    sizes, given = _apart(shape[:-1], places)
+def _arrangement(
+    shape: torch.Size,
+    places: tuple[Factors, ...] | None,
+    count: int,
+    leading: Given,
+    inputs: tuple[tuple[int, ...], ...],
+) -> _Arranged | None:
+    sizes, given = _apart(shape[:-1], places, inputs)
     found = [at for at, one in enumerate(given) if one & leading]
     order = list(range(len(sizes)))
     if len(found) == 1 and sizes[found[0]] == count:
@@ -131,14 +143,19 @@ def _arranged(shape: torch.Size, places: tuple[Factors, ...] | None, count: int,
     return _Arranged(None if seen == shape else seen, turned, rows, tuple(inner))
 
 
-def _apart(sizes: Sequence[int], places: tuple[Factors, ...] | None) -> tuple[list[int], list[Given]]:
-    """The sizes of dims, those that were laid out as one parted, and what each comes from."""
+def _apart(
+    sizes: Sequence[int], places: tuple[Factors, ...] | None, inputs: tuple[tuple[int, ...], ...]
+) -> tuple[list[int], list[Given]]:
+    """The sizes of dims, those that were laid out as one parted, and what each comes from.
+
+    `places` may be those of another batch: what comes from an input has the size that it has there now.
+    """
     if places is None:
         return list(sizes), [NOWHERE] * len(sizes)
     parted: list[int] = []
     given: list[Given] = []
     for size, factors in zip(sizes, places, strict=True):
-        own = [factor.size for factor in factors]
+        own = [_size(factor, inputs) for factor in factors]
         if len(own) > 1 and math.prod(own) == size:
             parted += own
             given += [factor.given for factor in factors]
@@ -146,3 +163,9 @@ def _apart(sizes: Sequence[int], places: tuple[Factors, ...] | None) -> tuple[li
             parted.append(size)
             given.append(factors[0].given if len(factors) == 1 else NOWHERE)
     return parted, given
+
+
+def _size(factor: Factor, inputs: tuple[tuple[int, ...], ...]) -> int:
+    """The size of a factor where the inputs have these shapes."""
+    now = {inputs[number][dim] for number, dim in factor.given if number < len(inputs) and dim < len(inputs[number])}
+    return now.pop() if len(now) == 1 else factor.size

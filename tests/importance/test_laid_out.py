@@ -97,6 +97,31 @@ def test_means_over_the_tokens_of_each_sample_are_those_of_its_text() -> None:
     np.testing.assert_allclose(scores, squares.sqrt().numpy(), rtol=1e-5)
 
 
+class _Blended(nn.Module):
+    """Samples first; attention of torch lays out steps before them, as one dim with them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, C), nn.Linear(C, 2)
+        self.mix = nn.MultiheadAttention(C, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        return self.last(self.mix(hidden, hidden, hidden, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("criterion", ["minitron", "amp"])
+def test_samples_are_found_in_batches_of_other_sizes_than_the_example(criterion: str) -> None:
+    torch.manual_seed(0)
+    model, whole = _Blended().eval(), torch.randn(9, T, 4)
+    together = _scores(model, [whole], criterion)
+    graph = depgraph.trace(model, whole[:B])
+    for sizes in ([B, 9 - B], [9], [1] * 9):
+        parts = importance.Activation(list(whole.split(sizes)), criterion)(graph)
+        for axis, scores in together.items():
+            np.testing.assert_allclose(scores, parts[axis], rtol=1e-4, err_msg=axis)
+
+
 class _StepsFirst(nn.Module):
     """Steps lie along the first dim of what comes in, as recurrent layers and attention of torch take them."""
 
