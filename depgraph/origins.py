@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
+
+from torch.fx import Node
 
 from depgraph.capture.lowering import INPUT, OUTPUT
 from depgraph.graph import Program
@@ -27,14 +29,31 @@ Factors = tuple[Factor, ...]
 """The factors of a dim, the outermost first."""
 
 NOWHERE: Given = frozenset()
+PICKED: Given = frozenset([(-1, -1)])
+"""Of a dim along which rows were picked: no input has it, nor says anything about their order."""
+
+_PICKS = frozenset(
+    f"aten.{name}" for name in ("index", "_unsafe_index", "index_select", "gather", "take_along_dim", "masked_select")
+)
+
+
+def picks(nodes: Iterable[Node], program: Program) -> Iterator[tuple[Node, frozenset[int]]]:
+    """Each operator that picks from what it is given, and the dims (representatives) of what it makes that aren't dims of that."""
+    find, values = program.relations.find, program.values
+    for node in nodes:
+        name = ".".join(str(node.target).split(".")[:2])
+        if name in _PICKS and node.name in values and node.all_input_nodes[0].name in values:
+            source = {find(dim) for dim in values[node.all_input_nodes[0].name].dims}
+            yield node, frozenset(find(dim) for dim in values[node.name].dims if find(dim) not in source)
 
 
 class Origins:
-    """Where the dims of a program's values come from; `inputs` names the leaves of a call, in their order."""
+    """Where the dims of a program's values come from; `inputs` names the leaves of a call, in their order; `nodes` are its operators."""
 
-    def __init__(self, program: Program, inputs: Sequence[str]) -> None:
+    def __init__(self, program: Program, inputs: Sequence[str], nodes: Iterable[Node] = ()) -> None:
         self.program = program
         self.inputs = inputs
+        self._picked = frozenset[int]().union(*(dims for _, dims in picks(nodes, program)))
         self._known: dict[str, tuple[Factors, ...]] = {}
 
     @cached_property
@@ -87,7 +106,10 @@ class Origins:
         relations = self.program.relations
         key = relations.find(at)
         parts = (at,) if key in self._given else self._folds.get(key, (at,))
-        return tuple(Factor(relations.sizes[p], self._given.get(relations.find(p), NOWHERE)) for p in parts)
+        return tuple(Factor(relations.sizes[p], self._place(relations.find(p))) for p in parts)
+
+    def _place(self, key: int) -> Given:
+        return self._given.get(key, PICKED if key in self._picked else NOWHERE)
 
 
 def steps_first(graph: DependencyGraph) -> frozenset[str]:

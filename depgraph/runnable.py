@@ -84,7 +84,7 @@ class Runnable:
     @cached_property
     def origins(self) -> Origins:
         """Which dims of inputs the dims of its values come from."""
-        return Origins(self.program, self.inputs)
+        return Origins(self.program, self.inputs, [n for n in self.exported.graph.nodes if n.op == "call_function"])
 
     def structured(self, outputs: Iterable[torch.Tensor]) -> Any:
         """The tensors that a run gave, as the model returns them: a tensor, a tuple, a dict, an output class.

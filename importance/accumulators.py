@@ -105,7 +105,10 @@ _OVER_SAMPLES = {
 
 @dataclass
 class SampleSums:
-    """Per sample one number a channel, over its positions; then sums of these and of their squares, [channels]."""
+    """Per sample one number a channel, over its positions; then sums of these and of their squares, [channels].
+
+    Where samples can't be told apart, as among rows that a router picked, every row is one.
+    """
 
     positions: str
     samples: str
@@ -115,7 +118,7 @@ class SampleSums:
 
     def add(self, rows: Rows) -> None:
         """Take in rows [samples, positions, channels]."""
-        each = _OVER_POSITIONS[self.positions](rows)
+        each = _OVER_POSITIONS[self.positions](rows.each_alone if rows.whole else rows)
         self.count += len(each)
         self.total = each.sum(dim=0) + self.total.to(each)
         self.squares = each.square().sum(dim=0) + self.squares.to(each)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from depgraph.origins import NOWHERE, Factor, Factors, Given
+from depgraph.origins import NOWHERE, PICKED, Factor, Factors, Given
 from importance.rows import Rows
 
 Mask = tuple[int, Tensor]
@@ -54,7 +54,7 @@ class Samples:
     ) -> Rows:
         """A tensor's channels, along `dim`, as rows; `places` say what its dims come from.
 
-        Where that isn't known, dims before the last are taken for positions of samples, in their order.
+        Where that isn't known, dims before the last are taken for positions of samples, in their order, unless rows were picked.
         """
         moved = values if dim in (-1, values.ndim - 1) else values.movedim(dim, -1)
         if moved.dtype != dtype:
@@ -131,7 +131,7 @@ def _arrangement(
         inner = [(sizes[at], given[at]) for at in order[1:]]
     else:
         lead = next((at for at, size in enumerate(sizes) if size != 1), 0)
-        if not count or not sizes or sizes[lead] % count:
+        if not count or not sizes or sizes[lead] % count or given[lead] == PICKED:
             return None
         first = sizes[lead] // count, given[lead] if count == 1 else NOWHERE
         inner = [first, *((sizes[at], given[at]) for at in order[lead + 1 :])]

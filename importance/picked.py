@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch.fx import Node
 
 from depgraph import DependencyGraph
 from depgraph.capture.asking import all_asked
-from depgraph.cutting.sides import operator_name
 from depgraph.graph import Program
+from depgraph.origins import picks
 from importance.consumers import Consumer
-
-_PICKS = frozenset(["index", "_unsafe_index", "index_select", "gather", "take_along_dim", "masked_select"])
 
 
 def of_picked_rows(graph: DependencyGraph, consumers: Sequence[Consumer]) -> list[Consumer]:
@@ -32,18 +30,18 @@ def _picked(graph: DependencyGraph) -> frozenset[int]:
     """The dims, as representatives of their classes, along which something is picked by what weights say."""
     nodes = [node for node in graph.nodes if isinstance(node, Node)]
     program = graph.capture.program
-    picks = [n for n in nodes if operator_name(n.target) in _PICKS and n.name in program.values]
-    if not picks:
+    made = dict(picks((n for n in nodes if n.op == "call_function"), program))
+    if not made:
         return frozenset()
     kinds = {n.name: program.values[n.name].kind for n in nodes if n.name in program.values}
     answers = {asked.gives: asked.node for asked in all_asked(graph.capture.exported) if asked.gives}
     weighed = _reached(nodes, {name for name, kind in kinds.items() if kind == "parameter"}, answers)
     moving = _reached(nodes, {name for name, kind in kinds.items() if kind == "input"}, {})
     found: set[int] = set()
-    for node in picks:
+    for node, dims in made.items():
         source, *others = node.all_input_nodes
         if source.name in moving and any(other.name in weighed for other in others):
-            found |= set(_made(program, node, source))
+            found |= dims
     return _laid_out(program, found)
 
 
@@ -57,13 +55,6 @@ def _reached(nodes: list[Node], start: set[str], answers: Mapping[str, str]) -> 
             if not found.isdisjoint(n.name for n in node.all_input_nodes):
                 found.add(node.name)
     return found
-
-
-def _made(program: Program, node: Node, source: Node) -> Iterator[int]:
-    """The dims of what a node picks that aren't dims of what it picks from."""
-    find, values = program.relations.find, program.values
-    own = {find(dim) for dim in values[source.name].dims}
-    return (find(dim) for dim in values[node.name].dims if find(dim) not in own)
 
 
 def _laid_out(program: Program, dims: set[int]) -> frozenset[int]:

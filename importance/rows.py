@@ -77,6 +77,11 @@ class Rows:
         return self._products[groups] + to
 
     @property
+    def each_alone(self) -> Rows:
+        """Every row as a sample of its own."""
+        return Rows(self.values.flatten(0, 1)[:, None])
+
+    @property
     def samples(self) -> int:
         """How many samples have a row that counts."""
         if self.whole:

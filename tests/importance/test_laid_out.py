@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import depgraph
 import importance
 from depgraph.errors import DataError
+from importance.contributions import ContributionSums
+from importance.rows import Rows
 
 B, T, C = 3, 6, 8
 
@@ -120,6 +122,31 @@ def test_samples_are_found_in_batches_of_other_sizes_than_the_example(criterion:
         parts = importance.Activation(list(whole.split(sizes)), criterion)(graph)
         for axis, scores in together.items():
             np.testing.assert_allclose(scores, parts[axis], rtol=1e-4, err_msg=axis)
+
+
+class _Experts(nn.Module):
+    """Each expert is given the rows that a router picks for it, of which nothing says whose they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(4, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, C), nn.ReLU(), nn.Linear(C, 2)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        best, out = self.router(x).argmax(-1), x.new_zeros(*x.shape[:-1], 2)
+        for number, expert in enumerate(self.experts):
+            at = torch.where(best == number)
+            out[at] = expert(x[at])
+        return out
+
+
+@pytest.mark.parametrize("criterion", ["minitron", "amp", "wanda-sp", "wifv"])
+def test_rows_that_a_router_picks_are_not_taken_for_samples_in_their_order(criterion: str) -> None:
+    torch.manual_seed(0)
+    model, whole = _Experts().eval(), torch.randn(8, T, 4)
+    together, alone = _scores(model, [whole], criterion), _scores(model, list(whole.split(1)), criterion)
+    for axis, scores in together.items():
+        np.testing.assert_allclose(scores, alone[axis], rtol=1e-4, err_msg=axis)
 
 
 class _StepsFirst(nn.Module):
@@ -273,3 +300,18 @@ def test_norms_and_means_are_for_each_sample_of_a_batch_however_many_come_to_a_c
     for parts in (torch.split(x, 5), torch.split(x, 4)):
         for axis, scores in importance.Activation(list(parts), criterion)(graph).items():
             np.testing.assert_allclose(scores, together[axis], rtol=1e-4, err_msg=axis)
+
+
+def test_what_meets_something_computed_is_scored_alike_however_samples_are_batched() -> None:
+    torch.manual_seed(0)
+    labels = {"pairs": np.array([0, 0, 1, 1])}
+    given, met = torch.randn(4, 3, 4), torch.randn(4, 3, 4) * torch.tensor([0.1, 0.1, 3.0, 3.0])[:, None, None]
+    found = []
+    for sizes in ([4], [2, 2]):
+        sums = ContributionSums(labels, stored=False)
+        for x, y in zip(given.split(sizes), met.split(sizes), strict=True):
+            sums.add((Rows(x), Rows(y)))
+        found.append(sums.scores("pairs")[1])
+    by_hand = (given.abs().mean(dim=(0, 1)) * met.abs().mean(dim=(0, 1))).reshape(2, 2).sum(dim=1)
+    for scores in found:
+        np.testing.assert_allclose(scores, by_hand.numpy(), rtol=1e-5)
