@@ -7,7 +7,7 @@ backward pass gets there, the gradient of what it put out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 _TURNS = {"TBackward0", "TransposeBackward0", "PermuteBackward0"}
+_VIEWS = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"}
 _COPIES = {"ToCopyBackward0", "CloneBackward0", "AliasBackward0"}
 
 
@@ -62,15 +63,31 @@ class Product:
 def products(loss: Tensor) -> Iterator[Product]:
     """All products of a matrix that is a parameter with rows, and convolutions, that `loss` depends on."""
     seen, waiting = {loss.grad_fn}, [loss.grad_fn]
+    added: dict[Any, Tensor] = {}
     while waiting:
         node = waiting.pop()
         before = [n for n, _ in getattr(node, "next_functions", ())]
+        added.update(_added(node, before))
         found = _product(node, before)
+        if found is not None and found.bias is None and node in added:
+            found = replace(found, bias=added[node])
         if found is not None:
             yield found
         fresh = [n for n in dict.fromkeys(before) if n is not None and n not in seen]
         seen.update(fresh)
         waiting += fresh
+
+
+def _added(node: Any, before: list[Any]) -> Iterator[tuple[Any, Tensor]]:
+    """The product to which a sum adds a vector that is a parameter: torch takes a bias so where what comes in isn't contiguous."""
+    if node.name() != "AddBackward0" or len(before) != 2 or node._saved_alpha != 1:
+        return
+    for one, other in (before, before[::-1]):
+        vector = getattr(one, "variable", None)
+        while other is not None and other.name() in _VIEWS:
+            other = other.next_functions[0][0]
+        if vector is not None and vector.ndim == 1 and other is not None:
+            yield other, vector
 
 
 def _product(node: Any, before: list[Any]) -> Product | None:

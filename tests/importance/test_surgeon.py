@@ -421,3 +421,28 @@ def test_a_group_of_several_rows_and_columns_costs_what_they_cost_together() -> 
     found = Surgeon([x], squared)(graph)[axis.name]
     assert found == pytest.approx((rows + columns).tolist(), rel=1e-3)
     assert Surgeon([x], squared, sides="columns")(graph)[axis.name] == pytest.approx(columns.tolist(), rel=1e-3)
+
+
+class _StepsBefore(nn.Module):
+    """Linear maps of tensors with their first dims the other way round, laid out anew or not."""
+
+    def __init__(self, *, contiguous: bool) -> None:
+        super().__init__()
+        self.contiguous = contiguous
+        self.first, self.last = nn.Linear(4, 9), nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x)).transpose(0, 1)
+        return self.last(hidden.contiguous() if self.contiguous else hidden)
+
+
+def test_a_bias_counts_where_torch_adds_it_afterwards() -> None:
+    torch.manual_seed(0)
+    batch, found = torch.randn(3, 5, 4), []
+    whole = _StepsBefore(contiguous=True).eval()
+    for contiguous in (True, False):
+        model = _StepsBefore(contiguous=contiguous).eval()
+        model.load_state_dict(whole.state_dict())
+        graph = depgraph.trace(model, batch)
+        found.append(Surgeon([batch], lambda output, given: output.square().mean())(graph)["first.weight:0"])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
