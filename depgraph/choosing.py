@@ -236,8 +236,15 @@ class Choice:
         counts = trimming.trimmed(items, self._counts(ranking, length))
         share = float(np.mean([n / self.graph[name].size for name, n in counts.items() if n] or [0.0]))
         removal = self._removal(trimming.nearer(items, counts))
+        if not self._led(removal):
+            return None
         plan = Plan.of(self.graph, removal, self._exempt(removal), self.options.branches)
         return None if self.attempt.express and not is_expressible(self.graph, plan.kept()) else (plan, share)
+
+    def _led(self, removal: Mapping[str, np.ndarray]) -> bool:
+        """Was all that goes chosen to, or is it tied to what was and goes?"""
+        chosen = removal.keys() & set(self.leading)
+        return self.settler is None or removal.keys() <= self.settler.tied_to(chosen, removal)
 
     def refusal(self) -> Unmet:
         """Why there is no plan."""

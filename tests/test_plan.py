@@ -501,3 +501,29 @@ def test_whole_numbers_of_numpy_round_too(graph: Graph) -> None:
     target = depgraph.Target(params=0.6)
     plans = [graph.plan(random_scores(graph), target, round_to=step) for step in (np.int64(8), 8)]
     assert plans[0].removal == plans[1].removal
+
+
+class _Attending(nn.Module):
+    """Heads, their width and the stream are tied to one another in the module's Python; neurons aren't."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.between = nn.LayerNorm(32), nn.LayerNorm(32)
+        self.attend = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = self.before(x)
+        x = x + self.attend(seen, seen, seen, need_weights=False)[0]
+        return x + self.mlp(self.between(x))
+
+
+def test_axes_beside_those_asked_for_go_only_with_one_of_them() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), *[_Attending() for _ in range(3)], nn.Linear(32, 4)).eval()
+    graph = depgraph.trace(model, torch.randn(2, 5, 6))
+    heads = [f"{k}.attend.in_proj_weight:0/within" for k in (1, 2, 3)]
+    wanted = [*heads, *(f"{k}.mlp.0.weight:0" for k in (1, 2, 3))]
+    for share in (0.6, 0.4):
+        plan = graph.plan(importance.Magnitude(), depgraph.Target(params=share), scope="axis", only=wanted)
+        assert plan.removal.keys() <= set(wanted) or plan.removal.keys() & set(heads)

@@ -7,6 +7,7 @@ first; where they can't, groups come back.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,14 @@ class Settler:
         if self.broken(found):
             further = self._settle(dict(found), (1,))
             return found if self.broken(further) else further
+        return found
+
+    def tied_to(self, names: Iterable[str], among: Iterable[str]) -> set[str]:
+        """These axes, and those of `among` that ties join to them, one after the other."""
+        found, left, before = set(names), set(among), -1
+        while len(found) > before:
+            before = len(found)
+            found |= {a for tie in self.ties if not found.isdisjoint(tie.axes) for a in tie.axes if a in left}
         return found
 
     def broken(self, counts: Counts) -> list[int]:
