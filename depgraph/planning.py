@@ -35,6 +35,11 @@ _EXPRESSED = (Attempt(bold=True, express=True), Attempt(express=True), Attempt(p
 _MOST_STEPS = 8  # back from what can't be expressed
 _DEARER, _SHORT = 1.5, 0.03  # how much more of its axes, and of the budget, a plan may take for the module's sake
 
+_SAY_NOTHING = (
+    "the scores say nothing: on every axis they are equal for all groups, of which the first go; look for data that are a single row or "
+    "all the same, and for a loss without gradients"
+)
+
 
 def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, **given: Any) -> Plan:
     """Choose groups by `scorer` until `target` is met, within the cost of one group (or of one tied set of them).
@@ -59,11 +64,22 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
     by_density = options.rank == "auto" and getattr(scorer, "additive", False) or options.rank == "density"
     scores = checked_scores(graph, scorer)
     plan, share = _nearest(graph, scores, target, options, by_density=by_density)
+    if callable(scorer) and _alike(graph, scores):
+        plan = replace(plan, notes=(*plan.notes, _SAY_NOTHING))
     if not plan.removal and not plan.branches:
         return replace(plan, notes=(*plan.notes, "the model keeps within the target as it is, so that nothing goes"))
     if options.form != "auto" or options.scope == "uniform" or is_expressible(graph, plan.kept()):
         return plan
-    return _in_module(plan, share, scores, target, options, by_density=by_density) or plan
+    found = _in_module(plan, share, scores, target, options, by_density=by_density)
+    return (
+        plan if found is None else replace(found, notes=(*found.notes, *(n for n in plan.notes if n is _SAY_NOTHING)))
+    )
+
+
+def _alike(graph: DependencyGraph, scores: Mapping[str, np.ndarray]) -> bool:
+    """Are the scores of all groups of an axis that may go equal, on every axis that has two or more?"""
+    free = [scores[axis.name][axis.prunable] for axis in graph.axes if axis.prunable.sum() > 1]
+    return bool(free) and all(float(np.ptp(found)) == 0.0 for found in free)
 
 
 def _in_module(

@@ -162,3 +162,13 @@ def test_a_loss_that_fails_is_told_how_it_is_called(name: str, loss: Any) -> Non
         ScoreError, match=r"the loss failed with (Type|Attribute)Error: .* called as loss\(output, batch\)"
     ):
         recipes.named(name, [batch], loss=loss).prune(graph, depgraph.Target(params=0.8))
+
+
+def test_a_plan_by_scores_that_say_nothing_notes_that() -> None:
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).eval(), torch.randn(4, 6)
+    graph, target = depgraph.trace(model, batch), depgraph.Target(params=0.8)
+    for recipe in (recipes.flap([batch[:1]]), recipes.llm_pruner([batch], lambda output, given: (output * 0).sum())):
+        assert "the scores say nothing" in " ".join(recipe.plan(graph, target).notes)
+    for recipe in (recipes.flap([batch]), recipes.llm_pruner([batch], lambda output, given: output.sum())):
+        assert not recipe.plan(graph, target).notes
