@@ -25,6 +25,7 @@ from importance.losses import HINT, IGNORED, Loss, own_loss
 
 _VARIABLE = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _formulas: WeakKeyDictionary[nn.Module, Formula] = WeakKeyDictionary()
+_UNFIT = (TypeError, ValueError, RuntimeError, LookupError, AttributeError)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -78,12 +79,12 @@ def loss_after(model: Any, output: Any, batch: Any, loss: Loss | None) -> Tensor
 
 
 def _given(loss: Loss, output: Any, batch: Any) -> Any:
-    """What the loss that was given comes to; raises ScoreError where it fails."""
+    """What the loss that was given comes to; raises ScoreError where it fails on what it is given."""
     try:
         return loss(output, batch)
     except (DepgraphError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except _UNFIT as error:
         raise ScoreError(
             f"the loss failed with {one_line(error)}{place_of(error)}: it is called as loss(output, batch), with what the model "
             "returns and the whole batch, labels and all"
@@ -207,7 +208,7 @@ def run_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return model(*args, **kwargs)
     except (DepgraphError, torch.OutOfMemoryError):
         raise
-    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
+    except _UNFIT as error:
         ids = ": look for ids beyond a table (of a tokenizer that isn't the model's)"
         raise unfit_batch(model, error, ids if isinstance(error, IndexError) else "") from error
 

@@ -75,7 +75,7 @@ def failing_scores() -> dict[str, tuple[type[BaseException] | None, list[Any], A
     x, loss = torch.randn(4, 5), lambda output, batch: output.square().mean() + 0 * torch.rand(())
     return {
         "nothing fails": (None, [x, x], loss),
-        "the loss": (ScoreError, [x, x], broken),
+        "the loss": (ZeroDivisionError, [x, x], broken),
         "Ctrl-C": (KeyboardInterrupt, [x, x], loss),
         "the second batch": (DataError, [x, torch.randn(4, 6)], loss),
         "no batches": (DataError, [], loss),
