@@ -156,8 +156,7 @@ class Deciding(proxies.OperatorMode):
         if func in (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default):
             return self.write(func, (args[0], self._indices(func, args[1]), *args[2:]), kwargs)
         if func is _aten.masked_select.default:
-            given, mask = proxies.at_once(torch.broadcast_tensors, args, {})
-            return self.write(_aten.index.Tensor, (given, self._indices(func, [mask])), {})
+            return self._masked(func, *args)
         if func in _TAKEN_APART or proxies.must_be_apart(func, (args, kwargs)):
             with self:
                 return func.decompose(*args, **kwargs)
@@ -169,6 +168,21 @@ class Deciding(proxies.OperatorMode):
             along = _named(func, args, kwargs).get("dim") if name in _INDICES else None
             return self.decide(func, (args, kwargs), lambda: proxies.at_once(func, args, kwargs), along)
         return self.write(func, args, kwargs)
+
+    def _masked(self, func: Any, given: Tensor, mask: Tensor) -> Tensor:
+        """What a mask leaves, one after the other; dims at the end for which it has one number stay whole until then."""
+        shape = torch.broadcast_shapes(given.shape, mask.shape)
+        whole = 0
+        while whole < min(mask.ndim, len(shape) - 1) and mask.shape[-1 - whole] == 1:
+            whole += 1
+        if whole:
+            mask = self.write(_aten.reshape.default, (mask, list(mask.shape[:-whole])), {})
+        given, mask = self._expanded(given, shape), self._expanded(mask, shape[: len(shape) - whole])
+        left = self.write(_aten.index.Tensor, (given, self._indices(func, [mask])), {})
+        return left if left.ndim == 1 else self.write(_aten.reshape.default, (left, [-1]), {})
+
+    def _expanded(self, tensor: Tensor, shape: torch.Size) -> Tensor:
+        return tensor if tensor.shape == shape else self.write(_aten.expand.default, (tensor, list(shape)), {})
 
     def _indices(self, func: Any, indices: Any) -> list[Any]:
         """Masks among the indices of an operator as the positions where they are true."""

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from depgraph.capture.matching import SHAPES
 from depgraph.capture.recording import Comparison, Site, current
 from depgraph.capture.sizes import Attr, Const, Expr, Op, ShapeOf, attributes, describe, evaluate
 from depgraph.cutting.bounds import lowest
 from depgraph.cutting.elements import aten_name
 from depgraph.cutting.rewriting import Prepared, Sized, call_arguments, prepare, rewritten
 from depgraph.cutting.touching import Touches
+from depgraph.cutting.unread import by_reading
 from depgraph.widths import Kept
 
 if TYPE_CHECKING:
@@ -71,11 +71,10 @@ class SizeRules:
         self.nodes: dict[str, Node] = {n.name: n for n in graph.capture.exported.graph.nodes}
         self.sites: dict[str, list[Site]] = {}
         self.users: dict[Attr, list[Site]] = {}
-        read = _read(self.nodes.values())
-        for site in graph.capture.recording.sites:
-            if site.node not in read or site.origin == SHAPES or _without_meaning(self.nodes[site.node], site):
-                continue
+        read, beside = by_reading(graph.capture.recording.sites, self.nodes)
+        for site in read:
             self.sites.setdefault(site.node, []).append(site)
+        for site in (*read, *beside):
             if isinstance(site.expr, Attr) and isinstance(site.value, int):
                 self.users.setdefault(site.expr, []).append(site)
         self._now: dict[Attr, int] = {}
@@ -299,23 +298,6 @@ class SizeRules:
 def _scales(node: Node) -> bool:
     made = node.meta.get("val")
     return aten_name(node) in ("mul", "div") and isinstance(made, torch.Tensor) and made.is_floating_point()
-
-
-def _without_meaning(node: Node, site: Site) -> bool:
-    """Is this a size that the operator is given and doesn't use? A grid is made for a picture of any number of channels."""
-    return str(node.target) == "aten.affine_grid_generator.default" and site.path == ("args", 1, 1)
-
-
-def _read(nodes: Iterable[Node]) -> frozenset[str]:
-    """Names of the operators that an output is computed from, or that change a tensor; others only assert something."""
-    queue = [n for n in nodes if n.op == "output" or getattr(getattr(n.target, "_schema", None), "is_mutable", False)]
-    found: set[str] = set()
-    while queue:
-        node = queue.pop()
-        if node.name not in found:
-            found.add(node.name)
-            queue.extend(node.all_input_nodes)
-    return frozenset(found)
 
 
 def _leaf(call: tuple[Any, Any], path: tuple[Any, ...], default: Any) -> Any:

@@ -1,0 +1,120 @@
+"""What models of packages do that the library was first tried on long after it was written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import depgraph
+import importance
+
+HALF = depgraph.Target(params=0.5)
+
+
+class Pairs(nn.Module):
+    """Looks at all pairs of different positions, which a mask picks; it has one number for all features."""
+
+    def __init__(self, mask: str) -> None:
+        super().__init__()
+        self.first, self.second, self.mask = nn.Linear(6, 16), nn.Linear(16, 4), mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        pairs = (hidden[:, None] + hidden[:, :, None]).relu()
+        mask = ~torch.eye(x.shape[1], dtype=torch.bool)
+        if self.mask == "values":
+            mask = x.sum(-1)[:, None] > x.sum(-1)[:, :, None]
+        return self.second(pairs.masked_select(mask[..., None]).view(-1, self.second.in_features))
+
+
+@pytest.mark.parametrize("mask", ["constant", "values"])
+def test_what_a_mask_picks_keeps_its_features(mask: str) -> None:
+    torch.manual_seed(0)
+    model, x = Pairs(mask).eval(), torch.randn(2, 5, 6)
+    plan = depgraph.trace(model, (x,)).plan(importance.Magnitude(), HALF)
+    report = plan.apply_with_report(form="module")
+    assert report.check is not None and not report.check.vacuous
+    for parameter in (model.first.weight, model.first.bias):
+        gone = plan.removed()[0].indices
+        parameter.data[gone] = 0
+    other = torch.randn(3, 4, 6)
+    torch.testing.assert_close(report.model(other), model(other), rtol=1e-4, atol=1e-5)
+
+
+class Parts(nn.Module):
+    """Each position has a part of the vocabulary, all other words are masked in what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 40)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mine = torch.arange(40) // 5 == torch.arange(8)[:, None]
+        return self.second(self.first(x).relu()).masked_fill(~mine, -torch.finfo(torch.float32).max)
+
+
+def test_masks_that_are_most_of_what_comes_out_hide_nothing() -> None:
+    torch.manual_seed(0)
+    plan = depgraph.trace(Parts().eval(), (torch.randn(2, 8, 6),)).plan(importance.Magnitude(), HALF)
+    report = plan.apply_with_report()
+    assert report.check is not None
+    assert not report.check.vacuous
+    assert 0.01 < report.check.sensitivity < 10
+
+
+class Sequence(nn.Module):
+    """Lays out the last state for a caller that may want it, by a size that it says nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 12
+        self.first, self.second = nn.Linear(6, 12), nn.Linear(6, 12)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        states = (self.first(x) + self.second(x)).tanh()
+        return states, states[:, -1].reshape(x.shape[0], 1, self.width)
+
+
+class Caller(nn.Module):
+    """Takes the states and leaves the last of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sequence, self.head = Sequence(), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.sequence(x)
+        return self.head(states)
+
+
+def test_sizes_of_what_nobody_takes_follow() -> None:
+    plan = depgraph.trace(Caller().eval(), torch.randn(2, 5, 6)).plan(importance.Magnitude(), HALF)
+    pruned = plan.apply(form="module")
+    assert pruned.sequence.width == pruned.sequence.first.out_features < 12
+    assert pruned.sequence(torch.randn(2, 5, 6))[1].shape == (2, 1, pruned.sequence.width)
+
+
+class Frequencies(nn.Module):
+    """Splits keys into heads as it does queries, and attends by queries alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 8
+        self.queries, self.keys = nn.Linear(6, 16), nn.Linear(6, 16)
+        self.weights, self.head = nn.Parameter(torch.rand(8, 2, 2)), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = self.queries(x).view(*x.shape[:2], self.heads, -1)
+        self.keys(x).view(*x.shape[:2], self.heads, -1)
+        return self.head(torch.einsum("bthi,hij->bthj", queries, self.weights).flatten(2))
+
+
+def test_what_is_split_like_the_rest_keeps_as_many_heads() -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(Frequencies().eval(), torch.randn(2, 5, 6))
+    heads = [axis.name for axis in graph.axes if axis.size == 8]
+    pruned = graph.plan(importance.Magnitude(), depgraph.Target(params=0.8), form="module", only=heads).apply_()
+    assert pruned.heads < 8
+    assert pruned.keys.out_features == pruned.queries.out_features == 2 * pruned.heads
+    assert pruned(torch.randn(3, 4, 6)).shape == (3, 4, 4)
