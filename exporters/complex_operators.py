@@ -98,6 +98,16 @@ def _new_zeros(self: Any, size: Sequence[Any], dtype: Any = None, **options: Any
     return op.CastLike(made, self) if pairs else made
 
 
+def _tanh(self: Any) -> Any:
+    """With t = tanh a and s = tan b, that of a + ib is (t + is) / (1 + its)."""
+    real, imaginary = parts(self)
+    t, s = op.Tanh(real), op.Tan(imaginary)
+    tt, ss = op.Mul(t, t), op.Mul(s, s)
+    one = op.CastLike(op.Constant(value_float=1.0), real)
+    size = op.Add(one, op.Mul(tt, ss))
+    return pairs(op.Div(op.Mul(t, op.Add(one, ss)), size), op.Div(op.Mul(s, op.Sub(one, tt)), size))
+
+
 def _zeros_like(self: Any, dtype: Any = None, **options: Any) -> Any:
     """Complex numbers, unless another type is asked for."""
     if dtype is None or dtype in _REAL:
@@ -115,6 +125,7 @@ COMPLEX: dict[str, Callable[..., Any]] = {
     "aten::copy": _copy,
     "aten::mul.Scalar": _times_number,
     "aten::exp": _exp,
+    "aten::tanh": _tanh,
     "aten::pow.Tensor_Scalar": _power,
     "aten::slice_scatter": _slice_scatter,
     "aten::select_scatter": _select_scatter,

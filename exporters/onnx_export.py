@@ -293,14 +293,19 @@ def _difference(
     try:
         return onnx_check.check_file(job.draft, subject, cases, tolerance)
     except onnx_check.Differs as error:
-        settled = with_first_of_equals(job.flat, cases)
-        if settled is None:
-            if (found := _in_double(job, subject, cases, tolerance)) is not None:
-                return found
-            raise (traced_otherwise(program, subject, cases, tolerance) or error) from None
-    difference = onnx_check.check_file(job.draft, subject, settled, tolerance)
-    job.notes.append(TIES)
-    return difference
+        failure = error
+    settled = with_first_of_equals(job.flat, cases)
+    if settled is None and (found := _in_double(job, subject, cases, tolerance)) is not None:
+        return found
+    if settled is not None:
+        try:
+            difference = onnx_check.check_file(job.draft, subject, settled, tolerance)
+        except onnx_check.Differs as error:
+            failure = error
+        else:
+            job.notes.append(TIES)
+            return difference
+    raise (traced_otherwise(program, subject, cases, tolerance) or failure) from None
 
 
 def _in_double(

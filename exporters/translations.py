@@ -57,6 +57,7 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
         _aten.zeros.default: zeros,
         _aten._is_all_true.default: core.aten_all,
         _aten._is_any_true.default: core.aten_any,
+        _aten.einsum.default: _einsum,
         _aten.index_put.default: _index_put,
         _aten._unsafe_index_put.default: _index_put,
         _aten._cdist_forward.default: _cdist,
@@ -101,6 +102,19 @@ def _wide(index: Any) -> Any:
     wide = op.Cast(index, to=onnx_ir.DataType.INT64)
     wide.shape, wide.dtype = index.shape, onnx_ir.DataType.INT64
     return wide
+
+
+def _einsum(equation: str, tensors: Sequence[Any], path: Any = None) -> Any:
+    """ONNX sums no booleans: masks are numbers like what they are multiplied with, and what masks alone give is one."""
+    masks = [tensor.dtype == onnx_ir.DataType.BOOL for tensor in tensors]
+    if not any(masks):
+        return op.Einsum(*tensors, equation=equation)
+    if all(masks):
+        counted = op.Einsum(*(op.Cast(t, to=onnx_ir.DataType.INT32) for t in tensors), equation=equation)
+        return op.Cast(counted, to=onnx_ir.DataType.BOOL)
+    like = tensors[masks.index(False)]
+    alike = (op.CastLike(t, like) if mask else t for t, mask in zip(tensors, masks, strict=True))
+    return op.Einsum(*alike, equation=equation)
 
 
 def _slogdet(A: Any) -> Any:

@@ -105,3 +105,20 @@ def test_a_size_that_the_code_makes_whole_by_int_is_fixed_at_the_examples(tmp_pa
 def test_a_size_that_is_asked_for_but_made_whole_by_int_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="fixes dim 0 of 'x' \\(batch\\)"):
         exporters.to_onnx(Windows(), torch.randn(2, 4, 4, 6), tmp_path / "m.onnx", dynamic={"x": {0: "batch"}})
+
+
+class Sampled(nn.Module):
+    """Draws which of its rows it looks at, and takes the largest of equal numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = self.first(x)[:, torch.randint(x.shape[1], (3,))]
+        return drawn + torch.zeros_like(drawn).topk(4)[1]
+
+
+def test_what_draws_and_chooses_among_equals_is_said_to_draw(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"Sampled draws random numbers in eval mode \(aten\.randint\.default\)"):
+        exporters.to_onnx(Sampled(), torch.randn(2, 8, 4), tmp_path / "sampled.onnx")

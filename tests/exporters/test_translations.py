@@ -102,7 +102,15 @@ def clamped_twice(x: Tensor) -> Tensor:
     return x.clamp(torch.tensor(-1.0), torch.tensor(0.5)) + x.clamp(torch.tensor(-0.3), torch.tensor(0.2)) * x
 
 
+def masks_in_sums(x: Tensor) -> Tensor:
+    known = x[..., 0] > 0
+    pairs = torch.einsum("bi,bj->bij", known, known)
+    return torch.einsum("bij,bjf->bijf", pairs, x) + torch.einsum("bi,bif->bif", known, x)[:, None]
+
+
 CASES = {
+    "sums with masks": masks_in_sums,
+    "complex hyperbolic tangent": lambda x: torch.view_as_real((paired(x) * 3).tanh()),
     "layers of complex numbers": complex_layers,
     "moves of complex numbers": complex_moves,
     "attention of any dims": attended,
