@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import depgraph
 import importance
+from depgraph.errors import CheckError, CutError
 
 HALF = depgraph.Target(params=0.5)
 
@@ -118,3 +121,69 @@ def test_what_is_split_like_the_rest_keeps_as_many_heads() -> None:
     assert pruned.heads < 8
     assert pruned.keys.out_features == pruned.queries.out_features == 2 * pruned.heads
     assert pruned(torch.randn(3, 4, 6)).shape == (3, 4, 4)
+
+
+class Padding(nn.Module):
+    """Fills up what is narrower than it, and computes a number from its width; which way it takes depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.first = 16, nn.Linear(6, 16)
+        self.own, self.head = nn.Parameter(torch.rand(16, 16)), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).tanh()
+        if x.sum() > 1e9:
+            hidden = hidden + 1
+        if hidden.shape[-1] < self.width:
+            hidden = torch.cat([hidden, hidden.new_zeros(*hidden.shape[:-1], self.width - hidden.shape[-1])], -1)
+        return self.head((hidden @ self.own) / math.sqrt(hidden.shape[-1]))
+
+
+def test_a_cut_that_does_not_run_is_refused_in_a_sentence() -> None:
+    plan = depgraph.trace(Padding().eval(), torch.randn(5, 6)).plan(importance.Magnitude(), HALF)
+    for apply in (plan.apply, plan.apply_):
+        with pytest.raises(CheckError, match="the pruned Padding doesn't run"):
+            apply()
+
+
+class Scores(nn.Module):
+    """Divides by the root of a width in a forward that depends on values, so that there is no graph form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.keys = nn.Linear(6, 16), nn.Linear(6, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, keys = self.queries(x).relu() + 1, self.keys(x).relu() + 1
+        if x.sum() > 1e9:
+            queries = queries + 1
+        return (queries * keys).sum(-1) / math.sqrt(queries.shape[-1])
+
+
+def test_where_there_is_no_graph_form_none_is_offered() -> None:
+    plan = depgraph.trace(Scores().eval(), torch.randn(5, 6)).plan(importance.Magnitude(), HALF)
+    with pytest.raises(CutError, match=r"protect the axis whose size that is \(protect=\[...\]\)$"):
+        plan.apply()
+
+
+class Heuristic(nn.Module):
+    """Chooses how to compute the same by a number that it makes of its sizes, as a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.head = nn.Parameter(torch.randn(6, 16)), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        work = torch.tensor([float(size) for size in self.weight.shape]).sum()
+        hidden = x @ self.weight if bool(work > 1e3) else torch.einsum("ni,io->no", x, self.weight)
+        return self.head(hidden.relu() + 1 if x.sum() > 1e9 else hidden.relu())
+
+
+def test_a_number_that_sizes_alone_make_may_change_with_them() -> None:
+    torch.manual_seed(0)
+    report = (
+        depgraph.trace(Heuristic().eval(), torch.randn(5, 6)).plan(importance.Magnitude(), HALF).apply_with_report()
+    )
+    assert report.form == "module"
+    assert report.check is not None and not report.check.vacuous

@@ -105,8 +105,10 @@ class _Recorder(Deciding):
                 self.inputs[key] = self.inputs.get(key, frozenset()) | inputs
 
     def notice(self, tensor: Tensor) -> None:
-        """Let the graph give it."""
-        self.decided_by.append(self.traced.nodes[id(self.traced.stand_in(tensor))])
+        """Let the graph give it, unless it comes of sizes alone, which a cut may change: what it decides is asked anew."""
+        self.decisions.noticed.append(bool(self.follows_from(tensor)))
+        if self.decisions.noticed[-1]:
+            self.decided_by.append(self.traced.nodes[id(self.traced.stand_in(tensor))])
 
     def decide(self, func: Any, operands: Any, compute: Callable[[], Any], along: int | None = None) -> Any:
         """Write down what `compute` gives; tensors are constants of the graph."""

@@ -93,13 +93,15 @@ class Decisions:
 
     `exporting` says whether the code was told that it is being exported (`torch.compiler.is_exporting()`), `among` whether
     choices among values (top-k, sort, argmax), whose sizes are known beforehand, are decisions too. `asked` are the tensors
-    by whose order the code goes from then on.
+    by whose order the code goes from then on, `noticed` says of each floating tensor by which something was decided whether
+    it depends on inputs, weights or draws.
     """
 
     made: list[Decision] = field(default_factory=list)
     exporting: bool = True
     among: bool = True
     asked: list[Asked] = field(default_factory=list)
+    noticed: list[bool] = field(default_factory=list)
 
     def told(self) -> AbstractContextManager[None]:
         """Within, the code is told the same."""
@@ -239,6 +241,7 @@ class _Following(Deciding):
         super().__init__(None, decisions)
         self.left = list(reversed(decisions.made))
         self.given: list[Tensor] = []
+        self.counting = iter(decisions.noticed)
 
     def write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run it."""
@@ -252,8 +255,9 @@ class _Following(Deciding):
         )
 
     def notice(self, tensor: Tensor) -> None:
-        """Remember it."""
-        self.given.append(tensor)
+        """Remember it, as far as it can be compared."""
+        if next(self.counting, True):
+            self.given.append(tensor)
 
     def decide(self, func: Any, operands: Any, compute: Callable[[], Any], along: int | None = None) -> Any:
         """What was decided before."""

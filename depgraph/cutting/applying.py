@@ -12,7 +12,6 @@ from depgraph.capture.capturing import quiet
 from depgraph.capture.exported import only_as_module
 from depgraph.capture.forgetting import forget
 from depgraph.capture.training import training_forward
-from depgraph.capture.unfit import unfit
 from depgraph.cutting.absorbing import absorb
 from depgraph.cutting.drifting import new_drifts, numbers_of
 from depgraph.cutting.experts import Expected, check_without, expected, leaving, record_without, taken, with_entries
@@ -23,19 +22,19 @@ from depgraph.cutting.parting import ways
 from depgraph.cutting.program import cut_programs
 from depgraph.cutting.record import make_record, put_record
 from depgraph.cutting.report import Check, CutReport
-from depgraph.cutting.rerunning import Inputs, inputs_at
+from depgraph.cutting.rerunning import Inputs, inputs_at, ran
 from depgraph.cutting.roles import other_reads
 from depgraph.cutting.shortening import Shortening, shorten, shortening_of, shorter_copy
 from depgraph.cutting.shorter import carried, check_shorter, graph_of, record_of, references, renamed, together
 from depgraph.cutting.surprises import narrower_outputs, surprises
 from depgraph.cutting.varying import fixed_sizes
 from depgraph.cutting.verifying import Verifier
-from depgraph.errors import CaptureError, CheckError, CutError, PlanError, one_line
+from depgraph.errors import CheckError, CutError, PlanError
 from depgraph.finite import require_finite
 
 if TYPE_CHECKING:
+    from depgraph.capture.recording import Call
     from depgraph.plan import Plan
-
 
 _ONLY_MODULE = "what the code takes one by one leaves a list of the module, or its weights, not a graph: use form='module' or 'auto'"
 
@@ -114,9 +113,7 @@ def _in_place(plan: Plan, how: How) -> tuple[CutReport, Undo]:
     dense = numbers_of(graph, graph.model)
     undo = cut_in_place(graph, plan.kept(), solution)
     try:
-        solution.drifts += new_drifts(
-            graph, dense, numbers_of(graph, graph.model, inputs_at(graph, plan.kept())), solution.drifts
-        )
+        solution.drifts += new_drifts(graph, dense, _numbers_after(plan, graph.model), solution.drifts)
         absorb(graph, graph.model, solution.drifts, plan.kept())
         check = _check(verifier, graph.model, how)
         return _report(plan, graph.model, "module", check, solution, _in_training(plan, graph.model)), undo
@@ -277,11 +274,17 @@ def _module(plan: Plan, how: How) -> CutReport:
     solution = expressed(plan)
     model = cut_copy(plan.graph, plan.kept(), solution)
     dense = numbers_of(plan.graph, plan.graph.model)
-    after = numbers_of(plan.graph, model, inputs_at(plan.graph, plan.kept()))
+    after = _numbers_after(plan, model)
     solution.drifts += new_drifts(plan.graph, dense, after, solution.drifts)
     absorb(plan.graph, model, solution.drifts, plan.kept())
     check = _check(Verifier(plan), model, how)
     return _report(plan, model, "module", check, solution, _in_training(plan, model))
+
+
+def _numbers_after(plan: Plan, model: nn.Module) -> list[Call]:
+    """What the code of a cut model computes from sizes; raises CheckError where it doesn't run."""
+    inputs = inputs_at(plan.graph, plan.kept())
+    return ran(plan.graph, model, lambda: numbers_of(plan.graph, model, inputs))
 
 
 def _in_training(plan: Plan, model: nn.Module) -> tuple[str, ...]:
@@ -322,18 +325,7 @@ def _checked_graph(plan: Plan, model: nn.Module, how: How) -> Check | None:
 def _check(verifier: Verifier, model: nn.Module, how: How) -> Check | None:
     if how.check == "none":
         return None
-    try:
-        return verifier.check(model)
-    except CheckError:
-        raise
-    except Exception as error:
-        graph = verifier.plan.graph
-        if model is not graph.model:  # in place, the model that was traced is no longer here
-            with quiet(graph.model), torch.no_grad():
-                reason = unfit(graph.model, graph.args, graph.kwargs)
-            if reason:
-                raise CaptureError(reason) from error
-        raise CheckError(f"the pruned {type(model).__name__} doesn't run: {one_line(error)}") from error
+    return ran(verifier.plan.graph, model, lambda: verifier.check(model))
 
 
 def _report(

@@ -13,6 +13,7 @@ from torch import nn
 from torch.fx import Node
 
 from depgraph.capture.recording import Call
+from depgraph.cutting.advice import instead
 from depgraph.cutting.expressing import Drift
 from depgraph.cutting.rerunning import Inputs, calls_of
 from depgraph.errors import CutError
@@ -48,7 +49,7 @@ def new_drifts(graph: DependencyGraph, before: list[Call], after: list[Call], kn
             if any(_name(node) not in _FACTORS for node in readers) or not a or not b:
                 raise CutError(
                     f"{call.where}: {call.function} is given a number that the code computes from a size, which the cut "
-                    f"changes from {a:g} to {b:g}; use form='graph' (or 'auto')"
+                    f"changes from {a:g} to {b:g}; {instead(graph)}"
                 )
             for node in readers:
                 if node.name not in seen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +19,14 @@ from depgraph.capture.exported import decisions_of
 from depgraph.capture.keeping import unwritten
 from depgraph.capture.recording import Call, replay
 from depgraph.capture.restoring import own_containers
+from depgraph.capture.unfit import unfit
+from depgraph.errors import CaptureError, CheckError, one_line
 from depgraph.widths import Kept
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
 
-
+T = TypeVar("T")
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Within = Callable[[], AbstractContextManager[Any]]
 Forward = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[Any, list[Call]]]
@@ -98,3 +100,18 @@ def _with_ids(graph: DependencyGraph, new: np.ndarray, old: np.ndarray) -> Input
             leaves[place] = torch.from_numpy(ids).to(leaves[place])
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     return args, kwargs
+
+
+def ran(graph: DependencyGraph, model: nn.Module, run: Callable[[], T]) -> T:
+    """What `run` gives, which runs a cut model; raises CheckError, in one sentence, where that fails."""
+    try:
+        return run()
+    except CheckError:
+        raise
+    except Exception as error:
+        if model is not graph.model:  # in place, the model that was traced is no longer here
+            with quiet(graph.model), torch.no_grad():
+                reason = unfit(graph.model, graph.args, graph.kwargs)
+            if reason:
+                raise CaptureError(reason) from error
+        raise CheckError(f"the pruned {type(model).__name__} doesn't run: {one_line(error)}") from error
