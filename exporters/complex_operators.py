@@ -120,7 +120,12 @@ def before(dim: int) -> int:
     return dim if dim >= 0 else dim - 1
 
 
+def _alias(self: Any) -> Any:
+    return op.Identity(self)
+
+
 COMPLEX: dict[str, Callable[..., Any]] = {
+    "aten::alias": _alias,
     "aten::einsum": _einsum,
     "aten::copy": _copy,
     "aten::mul.Scalar": _times_number,

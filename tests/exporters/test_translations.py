@@ -110,6 +110,7 @@ def masks_in_sums(x: Tensor) -> Tensor:
 
 CASES = {
     "sums with masks": masks_in_sums,
+    "aliases of complex numbers": lambda x: torch.view_as_real(torch.ops.aten.alias.default(paired(x)) * 2),
     "complex hyperbolic tangent": lambda x: torch.view_as_real((paired(x) * 3).tanh()),
     "layers of complex numbers": complex_layers,
     "moves of complex numbers": complex_moves,
