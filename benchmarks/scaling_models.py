@@ -249,6 +249,46 @@ def summing(layers: int) -> Case:
     return _case(Summing(layers), 4, 8)
 
 
+class Again(nn.Module):
+    """One block with attention, applied again and again, between a narrower table and the words, as in ALBERT."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+        self.first, self.head = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, 10)
+        self.block = nn.TransformerEncoderLayer(2 * WIDTH, 4, 4 * WIDTH, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for _ in range(self.times):
+            x = self.block(x)
+        return self.head(x)
+
+
+def again(times: int) -> Case:
+    """A block applied so many times."""
+    return _case(Again(times), 2, 8, WIDTH)
+
+
+class Residual(nn.Module):
+    """A stream to which a narrow network adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.added = (
+            nn.LayerNorm(WIDTH),
+            nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU(), nn.Linear(16, WIDTH)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.added(self.norm(x))
+
+
+def residual(blocks: int) -> Case:
+    """So many residual blocks: a graph of many axes."""
+    return _case(nn.Sequential(*(Residual() for _ in range(blocks)), nn.Linear(WIDTH, 10)), 2, WIDTH)
+
+
 FAMILIES: dict[str, Family] = {
     "decoder": Family(deep, (5, 10, 20, 40, 80), "layers"),
     "dense": Family(dense_net, (33, 66, 132, 264), "layers"),
@@ -260,5 +300,7 @@ FAMILIES: dict[str, Family] = {
     "moe": Family(expert_layers, (4, 8, 16, 32, 64), "layers"),
     "experts": Family(experts, (16, 32, 64, 128, 256, 512), "experts"),
     "recalling": Family(recalling, (16, 32, 64, 128, 256), "steps"),
+    "again": Family(again, (8, 16, 32, 64, 128), "times"),
+    "residual": Family(residual, (150, 300, 600, 1200, 2400), "blocks"),
     "summing": Family(summing, (8, 16, 32, 64, 128), "layers"),
 }
