@@ -35,6 +35,7 @@ from depgraph.stairs import stops
 from depgraph.target import Target
 from depgraph.trimming import Trimming
 from depgraph.unmet import Unmet
+from depgraph.wording import axis_and_more
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -310,10 +311,12 @@ class Choice:
         if isinstance(step, str):
             left = {a.name: a.size - len(removal.get(a.name, ())) for a in self.graph.axes if a.prunable.any()}
             odd = [name for name, size in left.items() if size % self.rounding.step(name)]
-            return [f"{_and_more(odd)} keeps a size that round_to={step!r} doesn't allow"] if odd else []
+            return [f"{axis_and_more(odd)} keeps a size that round_to={step!r} doesn't allow"] if odd else []
         small = [name for name in removal if self.graph[name].size < step]
         return (
-            [f"{_and_more(small)} has fewer than {step} groups, so round_to={step} doesn't hold there"] if small else []
+            [f"{axis_and_more(small)} has fewer than {step} groups, so round_to={step} doesn't hold there"]
+            if small
+            else []
         )
 
     def spent(self, counts: Counts) -> float:
@@ -345,7 +348,3 @@ class Choice:
 
     def _removal(self, counts: Counts) -> dict[str, np.ndarray]:
         return {name: self.order[name][:n] for name, n in counts.items() if n}
-
-
-def _and_more(names: list[str]) -> str:
-    return f"axis {names[0]!r}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
