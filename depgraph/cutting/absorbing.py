@@ -40,20 +40,20 @@ def absorb(graph: DependencyGraph, model: nn.Module, drifts: list[Drift], kept: 
         if not ways:
             raise CutError(
                 f"{drift.where}: the code computes a number from a size, which the cut changes by a factor of {drift.ratio:.4f}, "
-                f"and no weight that only this reads can make up for it; {instead(graph)}"
+                f"and no weight that only this reads can make up for it; {instead(graph, kept)}"
             )
         if any(_is_whole(way, drift, done) for way in ways):
             continue
         way = next((way for way in ways if done.keys().isdisjoint(_places(way))), None)
         if way is None:
-            raise _twice(graph, drift, ways)
+            raise _twice(drift, ways, instead(graph, kept))
         done.update(dict.fromkeys(_places(way), _on(way, drift)))
         for target, rows in way.items():
             _scale(graph, model, target, rows, kept, _on(way, drift))
     for drift in drifts:
         begun = [way for way in search.ways(drift) if not done.keys().isdisjoint(_places(way))]
         if len(begun) != 1 or not _is_whole(begun[0], drift, done):
-            raise _twice(graph, drift, begun)
+            raise _twice(drift, begun, instead(graph, kept))
 
 
 def can_absorb(graph: DependencyGraph, drifts: list[Drift]) -> bool:
@@ -62,9 +62,9 @@ def can_absorb(graph: DependencyGraph, drifts: list[Drift]) -> bool:
     return search is None or all(search.ways(drift) for drift in drifts)
 
 
-def _twice(graph: DependencyGraph, drift: Drift, ways: list[Way]) -> CutError:
+def _twice(drift: Drift, ways: list[Way], advice: str) -> CutError:
     return CutError(
-        f"{drift.where}: parameter {next(iter(ways[0]))!r} would have to make up for two different factors; {instead(graph)}"
+        f"{drift.where}: parameter {next(iter(ways[0]))!r} would have to make up for two different factors; {advice}"
     )
 
 

@@ -113,7 +113,7 @@ def _in_place(plan: Plan, how: How) -> tuple[CutReport, Undo]:
     dense = numbers_of(graph, graph.model)
     undo = cut_in_place(graph, plan.kept(), solution)
     try:
-        solution.drifts += new_drifts(graph, dense, _numbers_after(plan, graph.model), solution.drifts)
+        solution.drifts += new_drifts(graph, dense, _numbers_after(plan, graph.model), solution.drifts, plan.kept())
         absorb(graph, graph.model, solution.drifts, plan.kept())
         check = _check(verifier, graph.model, how)
         return _report(plan, graph.model, "module", check, solution, _in_training(plan, graph.model)), undo
@@ -275,7 +275,7 @@ def _module(plan: Plan, how: How) -> CutReport:
     model = cut_copy(plan.graph, plan.kept(), solution)
     dense = numbers_of(plan.graph, plan.graph.model)
     after = _numbers_after(plan, model)
-    solution.drifts += new_drifts(plan.graph, dense, after, solution.drifts)
+    solution.drifts += new_drifts(plan.graph, dense, after, solution.drifts, plan.kept())
     absorb(plan.graph, model, solution.drifts, plan.kept())
     check = _check(Verifier(plan), model, how)
     return _report(plan, model, "module", check, solution, _in_training(plan, model))

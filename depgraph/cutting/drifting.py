@@ -20,6 +20,7 @@ from depgraph.errors import CutError
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
+    from depgraph.widths import Kept
 
 _FACTORS = {"mul": -1, "div": 1, "scaled_dot_product_attention": -1}
 
@@ -29,8 +30,10 @@ def numbers_of(graph: DependencyGraph, model: nn.Module, inputs: Inputs | None =
     return calls_of(graph, model, inputs) if graph.capture.recording.leaks else []
 
 
-def new_drifts(graph: DependencyGraph, before: list[Call], after: list[Call], known: list[Drift]) -> list[Drift]:
-    """Operators that multiply or divide by a number that the cut changes, but for those in `known`.
+def new_drifts(
+    graph: DependencyGraph, before: list[Call], after: list[Call], known: list[Drift], kept: Kept
+) -> list[Drift]:
+    """Operators that multiply or divide by a number that the cut to `kept` changes, but for those in `known`.
 
     Raises CutError where a number that the cut changes goes elsewhere: no weight can make up for it there.
     """
@@ -49,7 +52,7 @@ def new_drifts(graph: DependencyGraph, before: list[Call], after: list[Call], kn
             if any(_name(node) not in _FACTORS for node in readers) or not a or not b:
                 raise CutError(
                     f"{call.where}: {call.function} is given a number that the code computes from a size, which the cut "
-                    f"changes from {a:g} to {b:g}; {instead(graph)}"
+                    f"changes from {a:g} to {b:g}; {instead(graph, kept)}"
                 )
             for node in readers:
                 if node.name not in seen:
