@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -49,6 +49,7 @@ def loss_of(model: nn.Module, batch: Any, loss: Loss | None) -> Tensor:
     """
     args, kwargs = _arguments(batch)
     takes = _signature(model)
+    takes.require_needed(model, args, kwargs)
     spare = set(kwargs) if loss is not None else {"labels"}
     passed = {name: value for name, value in kwargs.items() if takes.keyword(name) or name not in spare}
     output = run_model(model, args if loss is None else takes.positional(args), passed)
@@ -122,10 +123,11 @@ def inputs_of(model: Any, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
     For a file, everything by the names of its inputs.
 
-    Raises DataError when a batch is no tensor, tuple or mapping.
+    Raises DataError when a batch is no tensor, tuple or mapping, or gives what `forward` needs under another name.
     """
     args, kwargs = _arguments(batch)
     takes = _signature(model)
+    takes.require_needed(model, args, kwargs)
     if isinstance(model, ir.Model):
         return (), {n: v for n, v in (takes.bound(args) | kwargs).items() if takes.keyword(n)}
     return takes.positional(args), {n: v for n, v in kwargs.items() if n != "labels" and takes.keyword(n)}
@@ -242,16 +244,28 @@ def _signature(model: Any) -> _Signature:
         {_VARIABLE[p.kind] for p in parameters if p.kind in _VARIABLE},
         [p.name for p in parameters if p.kind in _POSITIONAL],
         {p.name for p in parameters if p.kind not in _VARIABLE},
+        {p.name for p in parameters if p.kind not in _VARIABLE and p.default is p.empty},
     )
 
 
 @dataclass(frozen=True)
 class _Signature:
-    """What a forward function takes: which of * and **, arguments in their order, and names."""
+    """What a forward function takes: which of * and **, arguments in their order, names, and those that it can't do without."""
 
     variable: set[str]
     order: list[str]
     names: set[str]
+    needed: set[str] = field(default_factory=set)
+
+    def require_needed(self, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Raise DataError where something is needed and not given, and something else given that isn't taken."""
+        missing = self.needed - self.bound(args).keys() - kwargs.keys()
+        spare = [name for name in kwargs if name != "labels" and not self.keyword(name)]
+        if missing and spare:
+            raise DataError(
+                f"a batch gives {spare[0]!r}, which the forward of {type(model).__name__} doesn't take, and not {min(missing)!r}, "
+                "which it needs: call the tensors of a batch as its arguments are called"
+            )
 
     def keyword(self, name: str) -> bool:
         """Whether a keyword argument of that name is taken."""

@@ -172,3 +172,10 @@ def test_a_plan_by_scores_that_say_nothing_notes_that() -> None:
         assert "the scores say nothing" in " ".join(recipe.plan(graph, target).notes)
     for recipe in (recipes.flap([batch]), recipes.llm_pruner([batch], lambda output, given: output.sum())):
         assert not recipe.plan(graph, target).notes
+
+
+@pytest.mark.parametrize("name", ["flap", "llm_pruner", "obs"])
+def test_a_batch_that_calls_an_argument_otherwise_is_told_both_names(name: str) -> None:
+    batch = {"input_ids": torch.randint(0, WORDS, (2, 6)), "labels": torch.randint(0, WORDS, (2, 6))}
+    with pytest.raises(DataError, match="gives 'input_ids', which the forward of Words doesn't take, and not 'ids'"):
+        recipes.named(name, [batch], lambda output, batch: output.mean()).prune(graph_of(), depgraph.Target(params=0.8))
