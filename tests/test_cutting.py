@@ -222,6 +222,18 @@ def test_a_weight_of_a_block_that_is_applied_again_makes_up_for_the_scale_once()
     assert report.check is not None and report.check.error < 1e-5 < report.check.sensitivity
 
 
+def test_a_weight_that_makes_queries_and_keys_is_left_whole_in_the_module() -> None:
+    torch.manual_seed(0)
+    model = _Applied(2).eval()
+    model.k = model.q
+    graph = depgraph.trace(model, torch.randn(2, 5, 6))
+    width = next(a for a in graph.axes if graph.sizes.solve(graph.widths.at({a.name: [0]})).drifts)
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.8), scope="axis", form="module")
+    report = plan.apply_with_report()
+    assert width.name not in plan.removal and report.form == "module"
+    assert report.check is not None and report.check.error < 1e-5 < report.check.sensitivity
+
+
 @pytest.mark.parametrize("model", [_Applied(2, read_too=True), _Applied(2, last_scale=0.5)])
 def test_a_weight_that_is_to_make_up_for_one_of_its_uses_only_does_not(model: nn.Module) -> None:
     plan = _narrower_heads(model)

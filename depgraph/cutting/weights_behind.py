@@ -101,7 +101,8 @@ class Search:
             alike[round(drift.factor, 9)].append(drift)
         found: dict[Drift, list[Way]] = {}
         for same in alike.values():
-            found |= self._for_all_readers(self._back_from(same))
+            ways = {drift: _apart(there) for drift, there in self._back_from(same).items()}
+            found |= self._for_all_readers(ways)
         return found
 
     def _for_all_readers(self, ways: dict[Drift, list[Way]]) -> dict[Drift, list[Way]]:
@@ -293,6 +294,11 @@ def _of_one(factors: list[list[Way]]) -> list[Way]:
     plain = [[way for way in ways if way and not isinstance(way, Twice)] for ways in factors]
     first, second = ({frozenset(keys_of(way)): way for way in ways} for ways in plain)
     return [*alone, *(Twice.of([way, second[keys]]) for keys, way in first.items() if keys in second)]
+
+
+def _apart(ways: list[Way]) -> list[Way]:
+    """Those that scale nothing which another one scales, as what makes both queries and keys does: they would get the factor twice."""
+    return [way for way in ways if not any(_meet(way, other) for other in ways if other is not way)]
 
 
 def _for_all(ways: tuple[Way, ...], parts: list[list[Way]]) -> bool:
