@@ -80,3 +80,58 @@ def test_the_last_product_is_not_computed_for_a_score() -> None:
     assert WORDS not in calls.made and calls.made == [12, WIDTH]
     read = graph.observer().own.meetings[-1]
     assert read.weight == "head.weight" and scores, "what comes into it is looked at all the same"
+
+
+class Masked(nn.Module):
+    """Three layers of attention under one mask of truth values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(3))
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        spread = mask[:, None, None].expand(-1, 1, x.shape[1], -1)
+        for layer in self.layers:
+            q, k, v = layer(x)[:, None].chunk(3, -1)
+            x = x + nn.functional.scaled_dot_product_attention(q, k, v, spread)[:, 0]
+        return self.head(x)
+
+
+class Chosen(TorchDispatchMode):
+    """The shapes of what is chosen by truth values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ == "where":
+            self.made.append(tuple(made.shape))
+        return made
+
+
+def test_a_mask_that_layers_share_becomes_numbers_once() -> None:
+    model, x = Masked().eval(), torch.randn(2, 5, WIDTH)
+    graph = depgraph.trace(model, (x, torch.ones(2, 5, dtype=torch.bool)))
+    mask = torch.tensor([[True, True, True, False, False], [True, True, True, True, False]])
+    with Chosen() as calls:
+        ((_, made),) = graph.observer().run(((x, mask), {}))
+    assert torch.allclose(made, model(x, mask), atol=1e-6)
+    assert calls.made == [(2, 1, 1, 5)]
+
+
+def test_a_mask_that_is_written_to_becomes_other_numbers() -> None:
+    class Narrowing(Masked):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            allowed = mask.clone()[:, None, None]
+            for number, layer in enumerate(self.layers):
+                q, k, v = layer(x)[:, None].chunk(3, -1)
+                x = x + nn.functional.scaled_dot_product_attention(q, k, v, allowed)[:, 0]
+                allowed[..., number] = False
+            return self.head(x)
+
+    model, given = Narrowing().eval(), (torch.randn(2, 5, WIDTH), torch.ones(2, 5, dtype=torch.bool))
+    ((_, made),) = depgraph.trace(model, given).observer().run((given, {}))
+    assert torch.allclose(made, model(*given), atol=1e-6)

@@ -58,6 +58,7 @@ ROWS: dict[str, tuple[Body, int]] = {
     "pdist": (lambda y: F.pdist(y[0]), 10),
     "cdist": (lambda y: torch.cdist(y, y.flip(1)), 5),
     "cosine_similarity": (lambda y: F.cosine_similarity(y[:, :, None], y[:, None], dim=-1), 5),
+    "vecdot over features": (lambda y: torch.linalg.vecdot(y.mT, y.flip(1).mT, dim=1), 5),
     "twice in one product": (self_form, 5),
     "hsplit": (lambda y: y.hsplit(5)[1] + y, 8),
 }
@@ -89,6 +90,43 @@ def test_features_beside_what_an_operator_works_on_may_go(name: str) -> None:
 @pytest.mark.parametrize("name", PICTURES)
 def test_channels_may_go_where_space_is_moved(name: str) -> None:
     check(Around(PICTURES[name], nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)), torch.randn(2, 3, 8, 8))
+
+
+class AddedRows(nn.Module):
+    """A product to which a matrix is added, with a row for each of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(4, 3)
+        self.rows, self.down = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.addmm(self.rows, self.first(x), self.down).relu())
+
+
+def test_what_is_added_to_a_product_may_have_rows() -> None:
+    check(AddedRows(), torch.randn(3, 6))
+
+
+class Forgetful(nn.Module):
+    """Attention over as many tokens as its heads are wide when cut; it drops weights whether the model is trained or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (4, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        return self.out(F.scaled_dot_product_attention(q, k, v, dropout_p=0.5).transpose(1, 2).flatten(2))
+
+
+def test_attention_that_drops_weights_in_eval_mode_drops_the_same_in_the_reference() -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(Forgetful().eval(), torch.randn(2, 3, 16))
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.8), scope="axis", only=["*/within"])
+    assert len(plan.removal) == 2
+    report = plan.apply_with_report()
+    assert report.check.error < 1e-5 < report.check.sensitivity
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])

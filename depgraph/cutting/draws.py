@@ -95,6 +95,7 @@ class Redrawing(TorchDispatchMode):
         self.draws = draws
         self.position = draws.taken
         self.at = [_places(value, d, here, kept) for d in range(len(value.shape))]
+        self.shape = here.shape(value)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator."""
@@ -105,17 +106,19 @@ class Redrawing(TorchDispatchMode):
         return made
 
     def _take(self, func: Any, made: Any) -> bool:
-        """Put what was drawn in its place; False where something else was drawn."""
+        """Put what was drawn in its place; False where something else was drawn.
+
+        What isn't drawn for each number of what the operator makes, as in attention, is the same if it has the same shape.
+        """
         known, theirs = next(iter(self.draws.made[self.position :]), (None, None))
-        if (
-            known is not func
-            or theirs is None
-            or not _from_nothing(func)
-            or tuple(map(len, self.at)) != tuple(theirs.shape)
-        ):
+        if known is not func or theirs is None or not _from_nothing(func):
             return False
-        made[torch.meshgrid(*self.at, indexing="ij") if self.at else ()] = theirs.to(made)
-        return True
+        if tuple(map(len, self.at)) == tuple(theirs.shape) and tuple(made.shape) == self.shape:
+            made[torch.meshgrid(*self.at, indexing="ij") if self.at else ()] = theirs.to(made)
+            return True
+        if made.shape == theirs.shape:
+            made.copy_(theirs)
+        return bool(made.shape == theirs.shape)
 
 
 def _places(value: Value, d: int, here: Kept, kept: Kept) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from depgraph.cutting.cheaper import cheaper
 from depgraph.cutting.choices import Picks, chosen_alike
 from depgraph.cutting.draws import Draws, Redrawing
 from depgraph.cutting.script import Script
@@ -161,7 +162,7 @@ class Reference:
         if node in self.script.drawing:
             return self._drawn(node, [self.sides[0].call(node)])[0]
         args, kwargs = filled(node, self.sides[0].env, node in self.script.plain)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return cheaper(node.target)(*args, **kwargs)
 
     def _made(self, node: Node, calls: list[Called]) -> Sequence[Any]:
         """What `calls` make; the rows of all sides at once where they are multiplied with the same weight."""
@@ -192,7 +193,9 @@ def _in_one_product(at: int, calls: list[Called]) -> Sequence[Any]:
     others = [[*call.args[:at], *call.args[at + 1 :], *call.kwargs.values()] for call in calls]
     same = all(len(o) == len(others[0]) and all(a is b for a, b in zip(o, others[0], strict=True)) for o in others)
     weight = first.args[at + 1]
-    if not same or weight.ndim != 2 or any(r.ndim < 2 or r.shape[1:] != rows[0].shape[1:] for r in rows):
+    added = [one for one in others[0] if isinstance(one, torch.Tensor) and one is not weight]
+    apart = weight.ndim != 2 or any(one.ndim > 1 for one in added)
+    if not same or apart or any(r.ndim < 2 or r.shape[1:] != rows[0].shape[1:] for r in rows):
         return [call.make() for call in calls]
     joined = first._replace(args=(*first.args[:at], torch.cat(rows), *first.args[at + 1 :]))
     return joined.make().split([len(r) for r in rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -211,9 +212,12 @@ def _num_groups(op: Sized) -> None:
 
 @rewrites("native_group_norm", "native_group_norm_backward")
 def _channels_and_groups(op: Sized) -> None:
+    """N, C and HxW are sizes of what it is given, HxW of all dims but the first two."""
     assert op.source is not None
-    if op.narrowed(op.source, 1):
-        op.changes["C"] = op.shape(op.source)[1]
+    before, now = op.source.shape, op.shape(op.source)
+    counted = {"N": slice(0, 1), "C": slice(1, 2), "HxW": slice(2, None)}
+    narrowed = [n for n, at in counted.items() if before[at] != now[at] and not isinstance(op.arguments[n], Node)]
+    op.changes |= {name: math.prod(now[counted[name]]) for name in narrowed}
     _count_blocks(op, "group", 1)
 
 

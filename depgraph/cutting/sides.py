@@ -13,6 +13,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from depgraph.cutting.cheaper import cheaper
 from depgraph.cutting.rewriting import call_arguments, rewrite
 from depgraph.cutting.slicing import positions, sliced_tensor, widened
 from depgraph.graph import Program, Value
@@ -79,7 +80,7 @@ class Called(NamedTuple):
 
     def make(self) -> Any:
         """Call it."""
-        return self.target(*self.args, **self.kwargs)
+        return cheaper(self.target)(*self.args, **self.kwargs)
 
 
 class SideRun:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 
-from depgraph.graph import Step, Work
+from depgraph.graph import Step, Value, Work
 from depgraph.rules.registry import Op, rule
 
 _BYTES_OF_A_ROW = 16
@@ -12,7 +12,6 @@ _BYTES_OF_A_ROW = 16
 rule("aten.linear", equation="... i, o i, o -> ... o", work="... i o")
 rule("aten.mv", equation="o i, i -> o", work="o i")
 rule("aten.dot", "aten.vdot", equation="i, i ->", work="i")
-rule("aten.linalg_vecdot", equation="... i, ... i -> ...", work="... i")
 rule("aten.outer", "aten.ger", equation="a, b -> a b", work="a b")
 rule("aten.mm", equation="a k, k b -> a b", work="a k b")
 rule("aten._sparse_mm", equation="a! k!, k b -> a b", work="a k b")
@@ -133,16 +132,33 @@ def _each_alone(op: Op, along: int) -> None:
         op.contract(value, along, product=k + 1)
 
 
-@rule("aten.cosine_similarity")
-def cosine_similarity(op: Op) -> None:
-    """The products and both norms are sums over `dim`."""
+def _along(op: Op, work: bool) -> tuple[int, list[Value]]:
+    """States that two tensors, broadcast, are multiplied and summed over one dim: that dim, from behind, and who has it."""
     rank = len(op.output.shape) + 1
-    along = op["dim"] % rank
+    along = op.get("dim", -1) % rank
     names = [f"d{d}" for d in range(rank)]
     terms = [" ".join(names[rank - len(value.shape) :]) for value in op.inputs]
     rest = [name for d, name in enumerate(names) if d != along]
-    op.relate(f"{', '.join(terms)} -> {' '.join(rest)}")
-    _each_alone(op, along - rank)
+    op.relate(f"{', '.join(terms)} -> {' '.join(rest)}", work=" ".join(names) if work else "")
+    return along - rank, [value for value in op.inputs if len(value.shape) >= rank - along]
+
+
+@rule("aten.linalg_vecdot")
+def vecdot(op: Op) -> None:
+    """The products are summed over `dim`."""
+    _along(op, work=True)
+
+
+@rule("aten.cosine_similarity")
+def cosine_similarity(op: Op) -> None:
+    """The products and both norms are sums over `dim`; one number for all of its indices counts once for each in a norm."""
+    along, having = _along(op, work=False)
+    wide = [value for value in having if value.shape[along] != 1]
+    if len(wide) < len(op.inputs):
+        for value in wide:
+            op.fix(value, along, "the norm of one number counts its indices")
+    else:
+        _each_alone(op, along)
 
 
 @rule("aten.scaled_dot_product_attention")

@@ -15,7 +15,7 @@ _SAME_PLACE = aten("""
     eq ne lt le gt ge __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__
     complex polar real imag angle conj _conj _neg_view isclose isreal
     special_erf special_exp2 special_expit special_expm1 special_log1p special_ndtr special_round
-    special_sinc special_xlogy
+    special_polygamma special_sinc special_xlogy
     elu_backward gelu_backward hardsigmoid_backward hardswish_backward hardtanh_backward leaky_relu_backward
     logit_backward mish_backward sigmoid_backward silu_backward softplus_backward tanh_backward threshold_backward
 """)
@@ -102,6 +102,16 @@ def loss(op: Op) -> None:
 @rule("aten.dist")
 def distance(op: Op) -> None:
     broadcast_and_mix(op, op.inputs)
+
+
+@rule("aten.triplet_margin_loss")
+def triplet_loss(op: Op) -> None:
+    """Distances over the last dim, then the mean or the sum of what is left (unless reduction is 0)."""
+    broadcast_and_mix(op, op.inputs)
+    if op["reduction"] == 0:
+        single = [value.dims[:-1] for value in op.inputs]
+        for dim in (*op.output.dims, *(d for dims in single for d in dims)):
+            op.relations.fix(dim, op.reason("there is a loss for each of its indices"))
 
 
 def broadcast_and_mix(op: Op, values: list[Value]) -> None:

@@ -17,6 +17,8 @@ SAMPLES = [
     sample("inner", t(4), t(4)),
     sample("inner", t(), t(5, 4)),
     sample("linalg_vecdot", t(2, 1, 4), t(3, 4)),
+    sample("linalg_vecdot", t(2, 4, 5), t(2, 4, 5), dim=1),
+    sample("linalg_vecdot", t(1, 3), t(1, 3), dim=0),
     sample("outer", t(3), t(4)),
     sample("ger", t(3), t(4)),
     sample("mm", t(3, 4), t(4, 5)),
@@ -65,6 +67,8 @@ SAMPLES = [
     sample("kron", t(3), t(4, 5)),
     sample("cosine_similarity", t(2, 3, 4), t(2, 3, 4), 1),
     sample("cosine_similarity", t(2, 3, 4), t(4, 1, 3, 4), -1),
+    sample("cosine_similarity", t(1, 2, 3), t(2, 1, 3), -2, fixed="x1.1"),
+    sample("cosine_similarity", t(4, 2, 3), t(3), 1, fixed="x1.1"),
     # attention: q d, k d, k v
     *(
         sample("scaled_dot_product_attention", *args, mixed=f"key.{k} value.{k}{mask}", scale=scale, enable_gqa=grouped)

@@ -27,6 +27,7 @@ _LOSSES = {
     "soft_margin_loss": (t(3, 4), t(3, 4)),
     "kl_div": (t(3, 4), pos(3, 4)),
 }
+_TRIPLET = words("anchor positive negative")
 _RANDOM = "its values are drawn at random, so that nothing can be compared; its dims are those of `zeros_like`"
 
 SAMPLES = [
@@ -36,6 +37,7 @@ SAMPLES = [
     *(sample(name, t(2, 3, 4), t(2, 3, 4)) for name in _TWO),
     *(sample(f"{name}.Tensor", ints(4, 3, 4), ints(4, 3, 4)) for name in _BITS),
     sample("special_xlogy", t(3, 4), pos(3, 4)),
+    sample("special_polygamma", 1, pos(3, 4)),
     sample("imag", cplx(3, 4)),
     sample("_conj", cplx(3, 4)),
     sample("_neg_view", t(3, 4)),
@@ -104,6 +106,9 @@ SAMPLES = [
            mixed="self.0 self.1 target.0 target.1 pos_weight.0"),
     sample("hinge_embedding_loss", t(3, 4), t(3, 4), mixed="self.0 self.1 target.0 target.1"),
     sample("margin_ranking_loss", t(4), t(4), t(4), mixed="input1.0 input2.0 target.0"),
+    sample("triplet_margin_loss", t(3, 4), t(3, 4), t(3, 4), mixed=" ".join(f"{n}.{d}" for n in _TRIPLET for d in (0, 1))),
+    sample("triplet_margin_loss", t(3, 4), t(1, 4), t(3, 4), reduction=0,
+           fixed="anchor.0 negative.0 out.0", mixed=" ".join(f"{n}.1" for n in _TRIPLET)),
     sample("poisson_nll_loss", t(3, 4), t(3, 4), True, False, 1e-8, 1, mixed="input.0 input.1 target.0 target.1"),
     sample("cross_entropy_loss", t(3, 4), ints(4, 3), fixed="*"),
     sample("nll_loss", t(3, 4), ints(4, 3), fixed="*"),

@@ -76,8 +76,9 @@ SAMPLES = [
     sample("diff", t(2, 4), 1, -1, t(2, 3), t(2, 1), fixed="self.1 prepend.1 out.1"),
     *(sample(f"fft_{name}", t(2, 4, 3), fixed="self.2 out.2") for name in words("fft ifft rfft irfft hfft ihfft")),
     *(sample(name, t(2, 4, 3), fixed="self.1 self.2 out.1 out.2") for name in
-      words("fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2")),
-    *(sample(f"fft_{name}", t(4, 3), fixed="*") for name in words("fftn ifftn rfftn irfftn fftshift ifftshift")),
+      words("fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 fft_ihfft2")),
+    *(sample(f"fft_{name}", t(4, 3), fixed="*") for name in
+      words("fftn ifftn rfftn irfftn hfftn ihfftn fftshift ifftshift")),
     sample("fft_fftn", t(2, 4, 3), None, [1], fixed=_FIRST),
     sample("fft_fftn", t(2, 4, 3), [3], fixed="*"),
     *(sample(name, bools(3, 4), mixed="self.0 self.1") for name in words("_is_all_true _is_any_true")),
