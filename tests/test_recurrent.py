@@ -155,3 +155,24 @@ def test_a_state_that_is_put_out_is_said_to_hold_the_width(neurons: int) -> None
     assert "free=['output 1']" in str(found.value)
     freed = depgraph.trace(Speaker(neurons), inputs, free=["output 1"])
     assert freed.plan(random_scores(freed), target).removal
+
+
+class Projected(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(6, 8, proj_size=4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)[0]
+
+
+def test_units_stay_more_than_what_they_are_projected_to() -> None:
+    """torch takes a layer with as many units as numbers in its state for one without a projection."""
+    torch.manual_seed(0)
+    graph = depgraph.trace(Projected().eval(), torch.randn(5, 2, 6))
+    units = next(a for a in graph.axes if a.size == 8)
+    plan = graph.plan(random_scores(graph), depgraph.Target(params=0.7), only=[units.name])
+    assert units.size - len(plan.removal[units.name]) > 4
+    assert plan.apply_with_report().check.error < 1e-5
+    with pytest.raises(DepgraphError, match="projects nothing"):
+        graph.cut_plan({units.name: [0, 1, 2, 3]})

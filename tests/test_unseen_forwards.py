@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import depgraph
 import exporters
+import importance
 from tests.test_unseen import Amplifies, cut
 
 
@@ -186,3 +188,26 @@ def test_numbers_of_the_code_are_rounded_alike_in_both_that_are_compared() -> No
     torch.manual_seed(0)
     report = cut(StandardisesByNumbers(), torch.randn(4, 8), 0.5)
     assert report.check is not None and report.check.rounding > report.check.tolerance > 1e3 * report.check.error
+
+
+class TakesAny(nn.Module):
+    """A forward that takes any number of inputs, and sees them in a shape that has their batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(6, 8) for _ in range(3))
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, scale: Tensor, *given: Tensor, gain: float = 1.0) -> Tensor:
+        summed = sum(part(x) for part, x in zip(self.parts, given, strict=True))
+        return self.out(torch.relu(summed * scale * gain).view(summed.shape[0], 2, -1).flatten(1))
+
+
+def test_a_graph_of_a_forward_that_takes_any_number_of_inputs_takes_other_batches() -> None:
+    torch.manual_seed(0)
+    model, inputs = TakesAny().eval(), (torch.rand(1), *(torch.randn(5, 6) for _ in range(3)))
+    graph = depgraph.trace(model, inputs)
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7), form="graph")
+    report = plan.apply_with_report(form="graph")
+    assert report.check.error < 1e-5
+    assert report.model(torch.rand(1), *(torch.randn(9, 6) for _ in range(3))).shape == (9, 4)

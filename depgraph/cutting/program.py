@@ -258,8 +258,7 @@ def _batch_and_sequence(leaf: Any) -> Any:
 
 def _by_name(graph: DependencyGraph, shapes: Any) -> Any:
     args, kwargs = shapes
-    names = list(inspect.signature(graph.model.forward).parameters)
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    return {**inspect.signature(graph.model.forward).bind_partial(*args).arguments, **kwargs}
 
 
 def _rewrite_calls(module: GraphModule, captured: _Captured) -> None:

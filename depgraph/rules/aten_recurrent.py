@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from depgraph.graph import Value, Work
+from depgraph.graph import Least, Value, Work
 from depgraph.rules.registry import Op, rule
 
 _GATES = {"lstm": 4, "gru": 3, "rnn": 1}
@@ -54,7 +54,10 @@ def recurrent_layers(op: Op) -> None:
     output, *last = op.outputs
     cells = _cells(op, hidden[-1].dim(-1), hidden[0].dim(-1), tuple(source.dims[:-1]))
     projected = hidden[0].shape[-1] != hidden[-1].shape[-1]
-    if not projected:
+    if projected:
+        reason = op.reason("torch takes states and units of one number for a layer that projects nothing")
+        op.relations.least.append(Least(cells.unit, hidden[0].shape[-1] + 1, reason))
+    else:
         op.relations.align(cells.unit, cells.state)
     for before, after in zip(hidden, last, strict=True):
         op.align_elementwise([before, after])
