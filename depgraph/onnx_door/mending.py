@@ -58,7 +58,7 @@ class Mending:
         op = self.lowered.ops[name]
         inputs = [self.lowered.operand(old, k) for k in range(len(old.inputs))]
         outputs = [self.lowered.values.get(v) for v in old.outputs]
-        if not outputs or outputs[0] is None:
+        if all(value is None for value in outputs):
             return
         known = {k: evaluator.known.get(v) for k, v in enumerate(node.inputs) if v is not None}
         if any(known.get(k, 0) is None for k in sizes_at(node)):

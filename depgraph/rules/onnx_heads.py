@@ -43,7 +43,7 @@ def recurrent(op: Op) -> None:
         op.contract(value, 2, product=value.first)
         relations.work.append(Work(op.name, (*source.dims[:2], *value.dims)))
     if lengths is not None:
-        op.fix(lengths, 0, "it says how long sequences are")
+        op.fix(source, sample, "each sample has a length of its own")
 
 
 def _states(op: Op, given: list[Value], made: list[Value], unit: int, sample: int) -> None:
@@ -61,11 +61,14 @@ def _states(op: Op, given: list[Value], made: list[Value], unit: int, sample: in
 @rule("onnx.Attention")
 def attention(op: Op) -> None:
     """softmax(q kᵀ) v; operands of three dims have heads and width in one, [n, s, h·d], those of four apart, [n, h, s, d]."""
-    query, key, value, mask, *past = (operand(op, k) for k in range(6))
+    query, key, value, mask, *past, lengths = (operand(op, k) for k in range(7))
     assert query is not None and key is not None and value is not None
     heads = int(op.get("q_num_heads") or query.shape[1])
     _attend(op, (query, key, value), heads, int(op.get("kv_num_heads") or key.shape[1]))
-    _masked(op, mask)
+    for one in (mask, *op.outputs[3:]):
+        _scored(op, one)
+    if lengths is not None:
+        op.fix(op.output, 0, "each sample has a length of its own")
     _cached(op, past, op.outputs[1:3])
 
 
@@ -165,20 +168,25 @@ def _attend(op: Op, operands: tuple[Value, Value, Value], heads: int, groups: in
     relations.work += [Work(op.name, (*run, width, key.dim(-2))), Work(op.name, (*run, across, key.dim(-2)))]
 
 
-def _masked(op: Op, mask: Value | None) -> None:
-    """A mask [..., s, t] with heads before, where it has more than one of them."""
-    if mask is None:
+def _scored(op: Op, scores: Value | None) -> None:
+    """Scores, or a mask of them, [n, h, s, t]; of a mask, samples and heads may be left out, or be one."""
+    if scores is None:
         return
-    for dim in mask.dims[-2:]:
-        op.relations.fix(dim, op.reason("it masks what is attended to"))
-    if len(mask.shape) > 2 and mask.shape[-3] > 1:
+    for dim in scores.dims[-2:]:
+        op.relations.fix(dim, op.reason("it masks what is attended to, or says how"))
+    if len(scores.shape) > 2 and scores.shape[-3] > 1:
         group, ratio, *_ = op["lead"]
-        op.relations.fold(mask.dim(-3), [group, ratio])
+        op.relations.fold(scores.dim(-3), [group, ratio])
+    if len(scores.shape) > 3:
+        op.relations.align(scores.dim(-4), op.output.dim(0))
 
 
 def _cached(op: Op, past: list[Value | None], present: list[Value]) -> None:
-    """Keys and values of before, [n, h, t, d], and with them those of now."""
+    """Keys and values of before, [n, h, t, d], which queries meet too, and with them those of now."""
     group, _, *inner = op["lead"]
+    if past[0] is not None:
+        for value in (op.inputs[0], past[0]):
+            op.contract(value, -1, product=1)
     for side in (past, present):
         for value, width in zip(side, inner, strict=False):
             if value is not None and len(value.shape) == 4:

@@ -358,3 +358,14 @@ def test_what_a_body_reads_of_a_choice_is_not_compared() -> None:
     assert set(watched(graph.model)) == {"h", "s"}
     check = _halved(graph).check
     assert check.error < 1e-5 and not check.vacuous
+
+
+def test_a_layer_of_which_only_the_last_state_is_taken_keeps_saying_how_many_units_it_has() -> None:
+    nodes = [
+        node("GRU", "x i k", "- h", hidden_size=8), node("Squeeze", "h first", "s"), node("MatMul", "s w", "y"),
+    ]  # fmt: skip
+    held = [*weights(i=(1, 24, 6), k=(1, 24, 8), w=(8, 3)), whole("first", 0)]
+    graph = _graph(model(nodes, [value("x", [5, 2, 6])], [value("y", [2, 3])], held))
+    (axis,) = (a for a in graph.axes if a.size == 8)
+    report = graph.cut_plan({axis.name: [1, 2, 5]}).apply_with_report()
+    assert report.check.error < 1e-5 < report.check.sensitivity
