@@ -62,13 +62,14 @@ def _tensors(*names: str, **fixed: Any) -> Translate:
 
 
 _POINTWISE = """
-    Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Celu
+    Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Celu
     Clip Cos Cosh Div Dropout Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf
     IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink
     Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor Bernoulli RandomNormalLike
     RandomUniformLike
 """
 shared(onnx(_POINTWISE), "aten.where.self", lambda op: {"inputs": op["inputs"]})
+shared(onnx("CastLike"), "aten.type_as.default", _tensors("self", "other"))
 shared(fused("Gelu FastGelu QuickGelu BiasGelu BiasAdd"), "aten.where.self", lambda op: {"inputs": op["inputs"]})
 shared(onnx("RandomNormal RandomUniform Shape Size"), "aten.full", lambda op: {})
 shared(onnx("Range"), "aten.arange", lambda op: {})

@@ -133,6 +133,7 @@ ROWS = [
     row("Clip", (3, 4), np.array(-0.5, np.float32), None),
     row("Cast", (3, 4), to=11),
     row("CastLike", (3, 4), np.ones((), np.float64)),
+    row("CastLike", (3, 4), np.ones(5, np.float64)),
     row("Gelu", (3, 4), opset=20),
     row("microsoft.Gelu", (3, 4)),
     row("microsoft.QuickGelu", (3, 4)),
