@@ -34,6 +34,7 @@ _ATTEMPTS = {
 _EXPRESSED = (Attempt(bold=True, express=True), Attempt(express=True), Attempt(pin=True, express=True))
 _MOST_STEPS = 8  # back from what can't be expressed
 _DEARER, _SHORT = 1.5, 0.03  # how much more of its axes, and of the budget, a plan may take for the module's sake
+_MOST_COARSE = 4  # axes that are left whole where one group of theirs takes far more than was asked for
 
 _SAY_NOTHING = (
     "the scores say nothing: on every axis they are equal for all groups, of which the first go; look for data that are a single row or "
@@ -171,13 +172,42 @@ def _nearest(
             unmet = choice.refusal()
             refusals.append((least, TargetError(unmet.sentence(target, graph.dense_cost), above, unmet)))
             continue
-        slack = choice.slack(plan)
         if choice.is_near(plan):
+            if options.scope != "uniform":
+                choice, plan = _without_coarse(choice, plan, by_density=by_density)
             return plan, choice.share
-        found.append((slack, plan, choice.share))
+        found.append((choice.slack(plan), plan, choice.share))
     if not found:
         raise min(refusals, key=lambda entry: entry[0])[1]
     return min(found, key=lambda entry: entry[0])[1:]
+
+
+def _without_coarse(choice: Choice, plan: Plan, *, by_density: bool) -> tuple[Choice, Plan]:
+    """What comes nearest to the target: `plan`, or one without the axes of which a single group takes far more than is asked for."""
+    best, barred = (choice, plan), choice.attempt.barred
+    for _ in range(_MOST_COARSE):
+        now, found = best
+        left = {name: now.spent(now.first([name])) for name in sorted(found.removal.keys() & set(now.leading))}
+        coarsest = min(left, key=left.__getitem__, default="")
+        if now.slack(found) <= _SHORT or left.get(coarsest, math.inf) > (1 - _SHORT) * now.spent({}):
+            break
+        barred |= {coarsest}
+        try:
+            other = _choice(
+                now.graph,
+                now.scores,
+                now.target,
+                now.options,
+                replace(now.attempt, barred=barred),
+                by_density=by_density,
+            )
+        except NothingToPrune:
+            break
+        nearer = other.plan()
+        if nearer is None or other.slack(nearer) >= now.slack(found):
+            break
+        best = other, nearer
+    return best
 
 
 def _nothing(graph: DependencyGraph) -> str:

@@ -527,3 +527,16 @@ def test_axes_beside_those_asked_for_go_only_with_one_of_them() -> None:
     for share in (0.6, 0.4):
         plan = graph.plan(importance.Magnitude(), depgraph.Target(params=share), scope="axis", only=wanted)
         assert plan.removal.keys() <= set(wanted) or plan.removal.keys() & set(heads)
+
+
+@pytest.mark.parametrize("scope", ["global", "axis"])
+def test_a_group_that_takes_far_more_than_is_asked_for_stays_where_others_come_nearer(scope: str) -> None:
+    """One of the two units in the middle takes a sixth of all parameters."""
+    graph = depgraph.trace(
+        nn.Sequential(nn.Linear(6, 2), nn.ReLU(), nn.Linear(2, 300), nn.Linear(300, 3)), torch.randn(4, 6)
+    )
+    scores = {"0.weight:0": np.array([0.0, 1.0]), "2.weight:0": np.arange(300) + 2.0}
+    for share in (0.9, 0.5):
+        plan = graph.plan(scores, depgraph.Target(params=share), scope=scope)
+        assert share - 0.01 < plan.cost().params / graph.dense_cost.params <= share
+    assert "0.weight:0" in graph.plan(scores, depgraph.Target(params=0.83), scope="global").removal

@@ -185,8 +185,8 @@ def _cached(op: Op, past: list[Value | None], present: list[Value]) -> None:
     """Keys and values of before, [n, h, t, d], which queries meet too, and with them those of now."""
     group, _, *inner = op["lead"]
     if past[0] is not None:
-        for value in (op.inputs[0], past[0]):
-            op.contract(value, -1, product=1)
+        op.contract(op.inputs[0], -1, product=1)
+        op.contract(past[0], -1, product=1)
     for side in (past, present):
         for value, width in zip(side, inner, strict=False):
             if value is not None and len(value.shape) == 4:
