@@ -30,6 +30,7 @@ from depgraph.onnx_door.folding import (
 from depgraph.onnx_door.fused_shapes import FUSED
 
 Before = Callable[["Evaluator", ir.Node], None]
+_SCANS_AS_NOW = 9
 BODIES = {"If": ("then_branch", "else_branch"), "Loop": ("body",), "Scan": ("body",)}
 
 
@@ -273,6 +274,11 @@ def _loop(self: Evaluator, node: ir.Node) -> None:
 def _scan(self: Evaluator, node: ir.Node) -> None:
     body, count = node.attributes["body"].value, int(attribute(node, "num_scan_inputs", 0))
     states = len(node.inputs) - count
+    if self.opset() < _SCANS_AS_NOW:
+        raise CaptureError(
+            f"{place(node)} is a Scan of operator set 8, which runs over each sample by itself: convert the file to a later set, with "
+            "onnx.version_converter, say"
+        )
     axes = list(attribute(node, "scan_input_axes", [0] * count))
     length: int | None = None
     for k, (value, given) in enumerate(zip(body.inputs, node.inputs, strict=True)):

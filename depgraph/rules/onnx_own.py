@@ -176,8 +176,8 @@ def depth_to_space(op: Op) -> None:
 
 @rule("onnx.SpaceToDepth")
 def space_to_depth(op: Op) -> None:
-    """[n, c, h·b, w·b] -> [n, b·b·c, h, w]."""
-    _blocks(op, deep=op.output, wide=op.inputs[0], first=True)
+    """[n, c, h·b, w·b] -> [n, b·b·c, h, w], the blocks before the channels unless the mode is CRD."""
+    _blocks(op, deep=op.output, wide=op.inputs[0], first=op.get("mode", "DCR") == "DCR")
 
 
 def _blocks(op: Op, deep: Value, wide: Value, *, first: bool) -> None:

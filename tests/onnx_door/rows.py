@@ -180,6 +180,7 @@ ROWS = [
     row("DepthToSpace", (2, 12, 3, 3), blocksize=2, fixed="0.2 0.3"),
     row("DepthToSpace", (2, 12, 3, 3), blocksize=2, mode="CRD", fixed="0.2 0.3"),
     row("SpaceToDepth", (2, 3, 4, 4), blocksize=2, fixed="0.2 0.3"),
+    row("SpaceToDepth", (2, 3, 4, 4), blocksize=2, mode="CRD", fixed="0.2 0.3", opset=28),
     row("Reshape", (4, 6), ints(2, 2, 6)),
     row("Reshape", (4, 6), ints(0, 3, -1)),
     row("Flatten", (2, 3, 4)),

@@ -253,3 +253,16 @@ def test_an_operator_that_does_not_fit_its_operands_is_refused() -> None:
     with pytest.raises(DepgraphError):
         graph = depgraph.trace(broken)
         graph.plan(importance.Magnitude(), depgraph.Target(macs=0.7)).apply()
+
+
+def test_a_scan_of_before_is_refused_with_what_to_do() -> None:
+    body = onnx.helper.make_graph(
+        [node("Add", "s x", "t"), node("Identity", "t", "y")], "body",
+        [value("s", [2]), value("x", [2])], [value("t", [2]), value("y", [2])],
+    )  # fmt: skip
+    nodes = [node("Scan", "- s0 xs", "last ys", body=body, num_scan_inputs=1)]
+    made = model(
+        nodes, [value("s0", [1, 2]), value("xs", [1, 3, 2])], [value("last", [1, 2]), value("ys", [1, 3, 2])], opset=8
+    )
+    with pytest.raises(CaptureError, match="Scan of operator set 8"):
+        depgraph.trace(loaded(made))
