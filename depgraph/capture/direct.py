@@ -40,6 +40,7 @@ class _Traits(NamedTuple):
     reads_values: bool
     makes_from_nothing: bool
     changes_inputs: bool
+    changes_shapes: bool
     random: bool
     name: str
 
@@ -77,6 +78,8 @@ class _Writer(proxies.OperatorMode):
         node.meta.update(self.traced.place())
         if traits.makes_from_nothing and not call.tensors:
             run_kwargs["device"] = _META
+        if traits.changes_shapes:
+            self._keep_shape(run_args[0])
         made = self._made(func, run_args, run_kwargs, traits)
         self._follow(made, node, call.device or _default_device(), traits)
         if func is _aten.lift_fresh_copy.default:
@@ -85,6 +88,12 @@ class _Writer(proxies.OperatorMode):
             _follow_values(self.traced, func, (args, kwargs), call.tensors, made)
         in_place = run_args and made is run_args[0]
         return args[0] if in_place else made  # a parameter, whose stand-in it isn't for the code
+
+    def _keep_shape(self, tensor: Tensor) -> None:
+        """Let what is known of a tensor stay as it is: the tensor itself gets another shape, in place."""
+        producer = self.traced.nodes[id(tensor)]
+        if producer.meta["val"] is tensor:
+            producer.meta["val"] = tensor.detach()
 
     def _made(self, func: Any, args: list[Any], kwargs: dict[str, Any], traits: _Traits) -> Any:
         def run() -> Any:
@@ -167,6 +176,7 @@ def _traits(func: Any, graph: torch.fx.Graph) -> _Traits:
         reads_values=torch.Tag.data_dependent_output in tags,
         makes_from_nothing=any(a.name == "device" for a in func._schema.arguments),
         changes_inputs=func._schema.is_mutable,
+        changes_shapes=torch.Tag.inplace_view in tags,
         random=torch.Tag.nondeterministic_seeded in tags,
         name=graph._target_to_str(func.overloadpacket.__name__),
     )
