@@ -19,7 +19,7 @@ from depgraph.capture.places import module_path
 from depgraph.classes import NONE
 from depgraph.cutting.barring import chosen_among
 from depgraph.cutting.entries import contents, is_container, kinds
-from depgraph.cutting.sides import operator_name
+from depgraph.operators import operator_name
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from torch.fx import Node
 
 from depgraph.cutting.mutating import Write, memory_of, writes
+from depgraph.operators import argument
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -76,23 +77,10 @@ def is_floating(node: Node) -> bool:
 
 def copies(node: Node) -> bool:
     """Does a node give the numbers that it is given, in the same places?"""
-    if name_of(node) not in _COPIES or len(node.all_input_nodes) != 1 or given(node, "train", False):
+    if name_of(node) not in _COPIES or len(node.all_input_nodes) != 1 or argument(node, "train", False):
         return False
     made, source = node.meta.get("val"), node.all_input_nodes[0].meta.get("val")
     return getattr(made, "dtype", None) == getattr(source, "dtype", 0) and shape_of(node) == tuple(source.shape)  # type: ignore[union-attr]
-
-
-def given(node: Node, wanted: str, otherwise: Any) -> Any:
-    """An argument by its schema name."""
-    k = _places(node.target).get(wanted, len(node.args))
-    return node.args[k] if k < len(node.args) else node.kwargs.get(wanted, otherwise)
-
-
-@lru_cache(maxsize=4096)
-def _places(target: object) -> dict[str, int]:
-    """The place of each argument in an operator's schema."""
-    schema = getattr(target, "_schema", None)
-    return {} if schema is None else {argument.name: k for k, argument in enumerate(schema.arguments)}
 
 
 class Flow:
@@ -142,15 +130,15 @@ class Flow:
 
     def _joins(self, node: Node) -> Iterator[Join]:
         name = name_of(node)
-        operands = [given(node, operand, None) for operand in _SUMS.get(name, ())]
+        operands = [argument(node, operand, None) for operand in _SUMS.get(name, ())]
         if not operands or not all(map(is_node, operands)) or operands[0] in operands[1:]:
             return
         first, *others = operands
-        beta = given(node, "beta", 1) != 1
+        beta = argument(node, "beta", 1) != 1
         if first in self.moving and not self.moving.isdisjoint(others):
             yield Join(node, tuple(dict.fromkeys(others)), first, beta)
         if name == "add" and {first, others[0]} <= self.moving:
-            yield Join(node, (first,), others[0], given(node, "alpha", 1) != 1)
+            yield Join(node, (first,), others[0], argument(node, "alpha", 1) != 1)
 
     def top(self, node: Node) -> Node:
         """The last addition of the sum that an addition belongs to."""
@@ -300,4 +288,4 @@ class Flow:
 
 
 def _sums_two(node: Node) -> bool:
-    return len(node.all_input_nodes) == 2 and given(node, "alpha", 1) == 1
+    return len(node.all_input_nodes) == 2 and argument(node, "alpha", 1) == 1

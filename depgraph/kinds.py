@@ -9,7 +9,8 @@ from math import prod
 from torch.fx import Node
 
 from depgraph.graph import Program
-from depgraph.joins import Flow, given, is_floating, is_node, name_of, shape_of
+from depgraph.joins import Flow, is_floating, is_node, name_of, shape_of
+from depgraph.operators import argument
 
 _RECURRENT = ("lstm", "gru", "rnn")
 _MIXERS = ("pool", "fft")  # operators without weights that a branch may consist of
@@ -78,7 +79,7 @@ class Kinds:
 
     def _spreads(self, node: Node) -> bool:
         """Is an operator a convolution over more than one place?"""
-        weight = given(node, "weight", None) if "conv" in name_of(node) else None
+        weight = argument(node, "weight", None) if "conv" in name_of(node) else None
         return is_node(weight) and prod((shape_of(weight) or ())[2:]) > 1
 
     def _of_data(self, node: Node) -> bool:

@@ -10,13 +10,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Node
 
 from depgraph.graph import Value
-from depgraph.joins import is_node
+from depgraph.joins import is_node, name_of
+from depgraph.operators import argument
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -137,7 +138,7 @@ class Anatomy:
     def _call(self, node: Node) -> None:
         fed = [n for n in node.all_input_nodes if n not in self._static]
         held = frozenset[str]().union(*(self._static[n] for n in node.all_input_nodes if n in self._static))
-        if _is(node, "sin", "cos"):
+        if name_of(node) in ("sin", "cos"):
             self.turned |= self._classes(self._value(node))
         if not fed or not any(isinstance(n.meta.get("val"), (torch.Tensor, tuple, list)) for n in fed):
             self._static[node] = held
@@ -146,11 +147,11 @@ class Anatomy:
         new = [layer for layer in found if layer is not None and layer.name not in self._known]
         self.layers += new
         self._known.update(layer.name for layer in new)
-        if held and (self._contracted[node.name] or _is(node, "embedding", "embedding_bag")):
+        if held and (self._contracted[node.name] or name_of(node) in ("embedding", "embedding_bag")):
             self._made_by[node] = held
             return
         self._made_by[node] = frozenset[str]().union(*(self._made_by.get(n, ()) for n in fed))
-        if _is(node, "add") and len(fed) == 2:
+        if name_of(node) == "add" and len(fed) == 2:
             self._join(node, *fed)
 
     def _layer(self, node: Node, weight: Value) -> Layer | None:
@@ -172,7 +173,7 @@ class Anatomy:
         sides = {self.class_of(d) for d in (out, into) if d is not None}
         target, cost = self._known_as(node, weight.target), (prod(weight.shape), self._macs(node, weight))
         beside = tuple(d for d in wide if self.class_of(d) not in sides)
-        return Layer(self._called(target), target, _name(node), out, into, *cost, _given(node, "groups", 1), beside)
+        return Layer(self._called(target), target, name_of(node), out, into, *cost, argument(node, "groups", 1), beside)
 
     def _met_by(self, node: Node, weight: Value) -> list[tuple[str, int]]:
         """What is summed over in the products that a weight takes part in; in all of the operator's where it isn't seen in any."""
@@ -208,7 +209,7 @@ class Anatomy:
 
     def _above(self, upper: Node, lower: Node) -> bool:
         """Is `lower` computed from `upper`, or from what that is a copy of?"""
-        while _is(upper, *_COPIES) and len(upper.all_input_nodes) == 1:
+        while name_of(upper) in _COPIES and len(upper.all_input_nodes) == 1:
             upper = upper.all_input_nodes[0]
         first, seen, queue = self.index[upper], {lower}, [lower]
         while queue:
@@ -225,17 +226,17 @@ class Anatomy:
         if value is None or len(value.shape) < 2:
             return
         if "scaled_dot_product" in str(node.target):
-            q, k, v = (_given(node, name, None) for name in ("query", "key", "value"))
+            q, k, v = (argument(node, name) for name in ("query", "key", "value"))
             if is_node(q) and is_node(k) and is_node(v):
                 query, values = self.program.values[q.name], self.program.values[v.name]
                 lead = tuple(query.dims[:-2])
                 yield Attention(self._module(node), lead, query.dim(-1), values.dim(-1), self._keys(k))
-        elif _is(node, "softmax", "special_softmax", "safe_softmax"):
+        elif name_of(node) in ("softmax", "special_softmax", "safe_softmax"):
             yield from self._by_hand(node, value)
 
     def _by_hand(self, node: Node, scores: Value) -> Iterator[Attention]:
         """An attention as a product, a softmax over one of its dims and a product that sums over the same."""
-        along = self._joined(self.class_of(scores.dim(_given(node, "dim", -1))))
+        along = self._joined(self.class_of(scores.dim(argument(node, "dim", -1))))
         before, after = self._product(node, along, up=True), self._product(node, along, up=False)
         if before is None or after is None:
             return
@@ -278,24 +279,6 @@ class Anatomy:
     def _module(self, node: Node) -> str:
         value = self._value(node)
         return value.module if value is not None else ""
-
-
-def _name(node: Node) -> str:
-    """`conv2d` for aten.conv2d.default."""
-    parts = str(node.target).split(".")
-    return (parts[1] if len(parts) > 1 else parts[0]).strip("_")
-
-
-def _is(node: Node, *names: str) -> bool:
-    return node.op == "call_function" and _name(node) in names
-
-
-def _given(node: Node, wanted: str, otherwise: Any) -> Any:
-    """An argument by its schema name."""
-    schema = getattr(node.target, "_schema", None)
-    names = [argument.name for argument in schema.arguments] if schema is not None else []
-    k = names.index(wanted) if wanted in names else len(node.args)
-    return node.args[k] if k < len(node.args) else node.kwargs.get(wanted, otherwise)
 
 
 def block_of(name: str) -> str:

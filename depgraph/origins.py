@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from depgraph.capture.lowering import INPUT, OUTPUT
 from depgraph.graph import Program
+from depgraph.operators import without_overload
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -41,7 +42,7 @@ def picks(nodes: Iterable[Node], program: Program) -> Iterator[tuple[Node, froze
     """Each operator that picks from what it is given, and the dims (representatives) of what it makes that aren't dims of that."""
     find, values = program.relations.find, program.values
     for node in nodes:
-        name = ".".join(str(node.target).split(".")[:2])
+        name = without_overload(node.target)
         if name in _PICKS and node.name in values and node.all_input_nodes[0].name in values:
             source = {find(dim) for dim in values[node.all_input_nodes[0].name].dims}
             yield node, frozenset(find(dim) for dim in values[node.name].dims if find(dim) not in source)

@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 from depgraph.capture.exported import CapturedProgram, output_spec_of
 from depgraph.consumers import Meeting, meetings
 from depgraph.cutting.script import Script
-from depgraph.cutting.sides import operator_name
 from depgraph.graph import Program
+from depgraph.operators import operator_name
 from depgraph.origins import Origins
 from depgraph.rules.domains import MOVES
 

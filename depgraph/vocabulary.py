@@ -18,8 +18,8 @@ from torch.utils import _pytree as pytree
 
 from depgraph.capture.places import place
 from depgraph.configs import Configs, of_library
-from depgraph.cutting.rewriting import by_name
 from depgraph.errors import PlanError
+from depgraph.operators import by_name, without_overload
 from depgraph.plan import Plan
 from depgraph.rules.domains import LOOKS_AT_SHAPES, MOVES
 
@@ -249,7 +249,7 @@ def _uses(node: Node) -> Iterator[Node]:
             if user in seen:
                 continue
             seen.add(user)
-            name = ".".join(str(user.target).split(".")[:2])
+            name = without_overload(user.target)
             moves = name in MOVES and user.all_input_nodes[0] is ids
             if user.target is operator.getitem or moves:
                 queue.append(user)
@@ -259,7 +259,7 @@ def _uses(node: Node) -> Iterator[Node]:
 
 def _table(use: Node, values: Mapping[str, Value]) -> Value | None:
     """The parameter that an operator looks rows up in."""
-    names = _LOOKUPS.get(".".join(str(use.target).split(".")[:2]))
+    names = _LOOKUPS.get(without_overload(use.target))
     if names is None:
         return None
     source = by_name(use)[names[0]]

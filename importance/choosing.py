@@ -11,9 +11,9 @@ from torch import Tensor
 from depgraph import DependencyGraph
 from depgraph.capture.deciding import Asked
 from depgraph.capture.exported import CapturedProgram, decisions_of
-from depgraph.cutting.sides import operator_name
 from depgraph.errors import DataError, ScoreError
 from depgraph.graph import Value
+from depgraph.operators import operator_name
 
 
 class Place(NamedTuple):

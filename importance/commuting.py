@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.fx import Node
 
+from depgraph.operators import by_name
 from depgraph.rules.domains import MOVES
 from importance.stream_parts import Norm, State, name_of, where
 
@@ -153,10 +154,7 @@ def _normalise(reading: Reading, node: Node, on: list[Node]) -> State | None:
     """A layer or RMS norm in one operator."""
     given: Any = node.args[0]
     reading.vectors(node, [given])
-    own: dict[str, Any] = {
-        argument.name: node.args[k] if len(node.args) > k else node.kwargs.get(argument.name)
-        for k, argument in enumerate(node.target._schema.arguments)  # type: ignore[union-attr]
-    }
+    own = by_name(node)
     if list(own["normalized_shape"] or ()) != [reading.axis.size]:
         raise reading.refuse(node, "normalises it together with something else")
     reading.stream.centred = reading.stream.centred or "rms" not in name_of(node)

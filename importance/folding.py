@@ -18,9 +18,9 @@ from torch.fx import Node, map_arg
 from depgraph import DependencyGraph
 from depgraph.capture.places import module_path
 from depgraph.cutting.inserting import untie
-from depgraph.cutting.sides import operator_name
 from depgraph.errors import RotationError
 from depgraph.graph import Program
+from depgraph.operators import operator_name
 from importance.readers import bias_at
 from importance.stream_parts import Norm, Stream, Use
 

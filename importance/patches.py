@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional as F
 
-from depgraph.cutting.sides import operator_name
 from depgraph.onnx_door.steps import Step
 from depgraph.onnx_door.windows import groups_of_file, window_of_file
+from depgraph.operators import argument, operator_name
 
 _SPACE = {"conv1d": 1, "conv2d": 2}
 _DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1}
@@ -50,7 +50,7 @@ def window_of(node: Any, space: tuple[int, ...] = ()) -> Window | None:
     dims = _SPACE.get(operator_name(node.target))
     if dims is None or not isinstance(node.args[1], Node):
         return None
-    given = {name: _pair(_argument(node, name, default), dims) for name, default in _DEFAULTS.items()}
+    given = {name: _pair(argument(node, name, default), dims) for name, default in _DEFAULTS.items()}
     if not isinstance(given["padding"][0], int):
         return None
     size = tuple(node.args[1].meta["val"].shape[2:])
@@ -63,14 +63,8 @@ def groups_of(node: Any) -> int | None:
         return groups_of_file(node)
     if not operator_name(node.target).startswith("conv"):
         return None
-    groups: int = _argument(node, "groups", 1)
+    groups: int = argument(node, "groups", 1)
     return groups
-
-
-def _argument(node: Node, name: str, default: Any) -> Any:
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    position = names.index(name)
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def _pair(value: Any, space: int) -> tuple[Any, ...]:

@@ -12,9 +12,9 @@ import numpy as np
 from torch import Tensor
 from torch.fx import Node
 
-from depgraph.cutting.sides import operator_name
 from depgraph.graph import Value
 from depgraph.onnx_door.graph import OnnxGraph
+from depgraph.operators import argument, operator_name
 from depgraph.plan import Plan
 from depgraph.widths import Kept
 from importance.consumers import Consumer
@@ -127,9 +127,7 @@ def _bias(node: Node, values: dict[str, Value]) -> tuple[str, bool]:
     name = _BIASES.get(operator_name(node.target))
     if name is None:
         return "", False
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    at = names.index(name)
-    given = node.args[at] if len(node.args) > at else node.kwargs.get(name)
+    given = argument(node, name)
     value = values.get(given.name) if isinstance(given, Node) else None
     if value is None:
         return "", given is None

@@ -15,13 +15,14 @@ import torch
 from torch.fx import Node, map_arg
 
 from depgraph import DependencyGraph
-from depgraph.cutting.sides import operator_name
 from depgraph.errors import ScoreError
 from depgraph.onnx_door.graph import OnnxGraph
+from depgraph.operators import argument, operator_name, writes
 from importance.activation import with_unread
 from importance.layout import Layout
 from importance.normalisation import Normalisation, NormalisationSpec
 from importance.reduction import Reduction, ReductionSpec, Scored
+from importance.stream_parts import name_of
 
 _NORMS = {
     *("batch_norm", "native_batch_norm", "cudnn_batch_norm", "instance_norm", "group_norm", "native_group_norm"),
@@ -158,7 +159,7 @@ class _Finder:
                 (self.moving if value is None or value.kind == "input" else self.weights).add(node)
                 if value is not None and value.kind not in ("input", "parameter"):
                     self.weights.discard(node)
-            elif not self.moving.isdisjoint(node.all_input_nodes) or _writes(node):
+            elif not self.moving.isdisjoint(node.all_input_nodes) or writes(node):
                 self.moving.add(node)
             elif not self.weights.isdisjoint(node.all_input_nodes):
                 self.weights.add(node)
@@ -183,7 +184,7 @@ class _Finder:
         """What a product was multiplied with that is to be normalised by the measure of its other factor: w * x * rsqrt(x^2)."""
         product = self._origin(node)
         given = [argument for argument in product.args[:2] if isinstance(argument, Node)]
-        if _name(product) not in ("mul", "mul_") or len(given) != 2 or product in self._before(measured):
+        if name_of(product) not in ("mul", "mul_") or len(given) != 2 or product in self._before(measured):
             return
         for one, other in (given, given[::-1]):
             if one not in self.moving and other in self.moving:
@@ -208,7 +209,7 @@ class _Finder:
 
     def _origin(self, node: Node) -> Node:
         """Where a value was made that has since been moved about and changed its dtype only."""
-        while _name(node) in _MOVES:
+        while name_of(node) in _MOVES:
             node = node.all_input_nodes[0]
         return node
 
@@ -220,7 +221,7 @@ class _Finder:
         """The mean, sum, variance or norm that a value is (the root of), give or take constants; None where it is none."""
         rooted = False
         for _ in range(_FAR):
-            name = _name(node)
+            name = name_of(node)
             if name in _LENGTHS or (name in _SUMS and rooted):
                 return node
             if name not in _STEPS:
@@ -234,17 +235,6 @@ class _Finder:
         return None
 
 
-def _name(node: Node) -> str:
-    return operator_name(node.target) or getattr(node.target, "__name__", "")
-
-
 def _own_scale(node: Node) -> Node | None:
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    at = names.index("weight")
-    given = node.args[at] if len(node.args) > at else node.kwargs.get("weight")
-    return given if isinstance(given, Node) else None
-
-
-def _writes(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
+    scale = argument(node, "weight")
+    return scale if isinstance(scale, Node) else None

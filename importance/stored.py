@@ -10,10 +10,10 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from depgraph import DependencyGraph
-from depgraph.cutting.sides import operator_name
 from depgraph.graph import Value
 from depgraph.onnx_door.graph import OnnxGraph
 from depgraph.onnx_door.steps import Step
+from depgraph.operators import operator_name, writes
 
 _LOOKUPS = frozenset(["index", "unsafe_index", "_unsafe_index", "index_select", "gather", "embedding"])
 _COPIES = frozenset(
@@ -61,8 +61,7 @@ class Stored:
         if node.op == "get_attr":
             return getattr(self.exported.graph_module, str(node.target))
         args, kwargs = map_arg((node.args, node.kwargs), self._made)
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.is_mutable:
+        if writes(node):
             args = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 

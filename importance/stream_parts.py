@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from depgraph.capture.places import module_path, place
-from depgraph.cutting.sides import operator_name
+from depgraph.operators import operator_name
 
 Key = tuple[str, int]
 
@@ -73,8 +73,8 @@ class State:
 
 
 def name_of(node: Node) -> str:
-    """The name of a node's operator."""
-    return operator_name(node.target) or getattr(node.target, "__name__", str(node.target))
+    """The name of a node's operator, empty for what is no operator: that of ATen without its overload, or of a Python function."""
+    return operator_name(node.target) or getattr(node.target, "__name__", "")
 
 
 def where(node: Node) -> str:

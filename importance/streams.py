@@ -19,6 +19,7 @@ from depgraph.consumers import Meeting, meetings
 from depgraph.cutting.omitting import has_tensors
 from depgraph.errors import RotationError
 from depgraph.graph import Value
+from depgraph.operators import argument
 from importance.commuting import ACTS, LENDING, PASSING, TABLES, ZEROS
 from importance.stream_parts import Key, Norm, State, Stream, Use, name_of, where
 
@@ -61,9 +62,9 @@ class Reading:
 
     def refuse(self, node: Node, why: str) -> RotationError:
         """The error for a place; `why` follows the operator's name."""
+        what = " ".join(filter(None, (name_of(node) or node.name, where(node))))
         return RotationError(
-            f"the residual stream {self.stream.axis!r} can't be rotated: {' '.join(filter(None, (name_of(node), where(node))))} "
-            f"{why}; prune it by another score"
+            f"the residual stream {self.stream.axis!r} can't be rotated: {what} {why}; prune it by another score"
         )
 
     def along(self, node: Node) -> int | None:
@@ -240,11 +241,7 @@ class Reading:
         return any(values[m.operand].shape[m.dim] != values[m.other].shape[m.other_dim] for m in here)
 
     def _is_addend(self, node: Node, given: Node) -> bool:
-        schema = getattr(node.target, "_schema", None)
-        names = [argument.name for argument in schema.arguments] if schema is not None else []
-        wanted = _ADDENDS.get(name_of(node), "bias")
-        at = names.index(wanted) if wanted in names else len(node.args)
-        return (node.args[at] if at < len(node.args) else node.kwargs.get(wanted)) is given
+        return argument(node, _ADDENDS.get(name_of(node), "bias")) is given
 
     def _other_dims(self, given: Node, dim: int) -> bool:
         value = self.program.values[given.name]

@@ -86,12 +86,26 @@ class Normalised(Shared):
         return self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, -1))
 
 
+class InPlace(nn.Module):
+    """Attention that divides its scores where they lie."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        scores = (q @ k.transpose(1, 2)).div_(math.sqrt(q.shape[-1]))
+        return self.out(scores.softmax(-1) @ v)
+
+
 CASES = {
     "correlation": (Correlates, (torch.randn(1, 3, 4, 4), torch.randn(1, 3, 4, 4)), "features.weight"),
     "gram": (Gram, (torch.randn(2, 4, 5),), "features.weight"),
     "sparse": (Sparse, (torch.randn(2, 9, 24),), "k.weight"),
     "shared": (Shared, (torch.randn(2, 9, 24),), "qk.weight"),
     "normalised": (Normalised, (torch.randn(2, 9, 24),), "qk.weight"),
+    "in place": (InPlace, (torch.randn(2, 9, 24),), "q.weight"),
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch.fx import Node
 
+from depgraph.operators import without_overload, writes
 from depgraph.rules.domains import LOOKS_AT_SHAPES
 
 _SHAPE_OF_SECOND = frozenset(
@@ -17,7 +18,7 @@ _SHAPE_OF_SECOND = frozenset(
 def values_read(nodes: Iterable[Node], asked: Iterable[str]) -> frozenset[Node]:
     """The nodes whose numbers an output is computed from, a write takes, or a node named in `asked` gives to a decision."""
     decided = frozenset(asked)
-    queue = [n for n in nodes if n.op == "output" or n.name in decided or _writes(n)]
+    queue = [n for n in nodes if n.op == "output" or n.name in decided or writes(n)]
     found: set[Node] = set()
     while queue:
         node = queue.pop()
@@ -35,13 +36,9 @@ def empty(nodes: Iterable[Node]) -> Iterator[str]:
             yield node.name
 
 
-def _writes(node: Node) -> bool:
-    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
-
-
 def _operands(node: Node) -> Iterator[Node]:
     """What a node takes the numbers of."""
-    name = ".".join(str(node.target).split(".")[:2])
+    name = without_overload(node.target)
     if name in LOOKS_AT_SHAPES:
         return
     second = node.args[1] if name in _SHAPE_OF_SECOND and len(node.args) > 1 else None

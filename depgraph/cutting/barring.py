@@ -19,8 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from depgraph.capture.exported import decisions_of
 from depgraph.capture.places import module_path
 from depgraph.capture.traced import Stacks, module_paths
-from depgraph.cutting.rewriting import by_name
-from depgraph.cutting.sides import operator_name
+from depgraph.operators import by_name, operator_name
 
 if TYPE_CHECKING:
     from depgraph.capture.capturing import Capture
@@ -72,7 +71,7 @@ def goes_over(capture: Capture) -> Iterator[tuple[Place, Value, int]]:
     values, decisions = capture.program.values, decisions_of(capture.exported)
     seen: list[tuple[str, str, Value | None, Any]] = []
     for node in capture.exported.graph.nodes:
-        name = _name_of(node.target) if hasattr(node.target, "_schema") else ""
+        name = operator_name(node.target).lstrip("_")
         if name in _FILL and node.all_input_nodes:
             seen.append((module_path(node), name, values.get(node.all_input_nodes[0].name), by_name(node).get("dim")))
     for asked in () if decisions is None else decisions.asked:
@@ -83,11 +82,6 @@ def goes_over(capture: Capture) -> Iterator[tuple[Place, Value, int]]:
         at = _single(dim)
         if value is not None and value.shape and at is not None:
             yield Place(module, name, at % len(value.shape), value.shape[at]), value, at
-
-
-def _name_of(target: Any) -> str:
-    name = operator_name(target)
-    return name.lstrip("_")
 
 
 def _single(dim: Any) -> int | None:
@@ -105,7 +99,7 @@ class _Barred(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator."""
-        name = func.overloadpacket.__name__.lstrip("_")
+        name = operator_name(func).lstrip("_")
         if name in _FILL and args and isinstance(args[0], Tensor) and args[0].is_floating_point():
             args = (self._filled(func, name, args, kwargs or {}), *args[1:])
         return func(*args, **(kwargs or {}))

@@ -9,8 +9,8 @@ from typing import Any
 from torch.fx import Node
 
 from depgraph.capture.recording import Site
-from depgraph.cutting.rewriting import by_name
 from depgraph.graph import Value
+from depgraph.operators import by_name
 from depgraph.rules.domains import LEAST, base_name, says_nothing
 
 SizeOf = Callable[[int], int]

@@ -14,8 +14,8 @@ import torch
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from depgraph.cutting.elements import aten_name
 from depgraph.cutting.movements import ARRANGING, LIKE
+from depgraph.operators import aten_name
 
 Degree = float
 Made = dict[Node, "Degree | tuple[Degree, ...]"]

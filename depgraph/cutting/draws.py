@@ -16,9 +16,9 @@ import torch
 from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from depgraph.cutting.rewriting import by_name
 from depgraph.cutting.slicing import positions
 from depgraph.graph import Value
+from depgraph.operators import by_name
 from depgraph.widths import Kept
 
 

@@ -17,6 +17,7 @@ from depgraph.cutting.advice import instead
 from depgraph.cutting.expressing import Drift
 from depgraph.cutting.rerunning import Inputs, calls_of
 from depgraph.errors import CutError
+from depgraph.operators import aten_name
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -49,7 +50,7 @@ def new_drifts(
             if a == b:
                 continue
             readers = _readers(nodes, call)
-            if any(_name(node) not in _FACTORS for node in readers) or not a or not b:
+            if any(aten_name(node) not in _FACTORS for node in readers) or not a or not b:
                 raise CutError(
                     f"{call.where}: {call.function} is given a number that the code computes from a size, which the cut "
                     f"changes from {a:g} to {b:g}; {instead(graph, kept)}"
@@ -57,7 +58,7 @@ def new_drifts(
             for node in readers:
                 if node.name not in seen:
                     seen.add(node.name)
-                    sign = _FACTORS[_name(node)]
+                    sign = _FACTORS[aten_name(node)]
                     drifts.append(Drift(node.name, (b / a) ** -sign, call.where, (b / a) ** sign))
     return drifts
 
@@ -81,7 +82,3 @@ def _readers(nodes: dict[str, Node], call: Call) -> list[Node]:
 
 def _shape(node: Node) -> tuple[int, ...]:
     return tuple(getattr(node.meta.get("val"), "shape", ()))
-
-
-def _name(node: Node) -> str:
-    return str(node.target).split(".")[1].rstrip("_") if str(node.target).startswith("aten.") else ""

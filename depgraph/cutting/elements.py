@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch.fx import Node
 from torch.utils import _pytree as pytree
+
+from depgraph.operators import aten_name
 
 NOTHING, UNKNOWN = -1, -2  # a zero, which stays zero whatever it is multiplied by, and what isn't a parameter's
 _LAID_OUT = frozenset(
@@ -80,15 +80,3 @@ def rows_of(shape: tuple[int, ...], elements: np.ndarray) -> tuple[int, np.ndarr
         if len(rows) * (int(np.prod(shape)) // shape[d]) == len(elements):
             return d, rows
     return None
-
-
-def aten_name(node: Node) -> str:
-    """The name of an ATen operator without its overload; "getitem"; empty for others."""
-    return _name_of(node.target)
-
-
-@cache
-def _name_of(target: Any) -> str:
-    if target is operator.getitem:
-        return "getitem"
-    return str(target).split(".")[1].rstrip("_") if str(target).startswith("aten.") else ""

@@ -18,10 +18,10 @@ from torch.fx import Node
 from depgraph.capture.recording import Comparison, Site, current
 from depgraph.capture.sizes import Attr, Const, Expr, Op, ShapeOf, attributes, describe, evaluate
 from depgraph.cutting.bounds import lowest
-from depgraph.cutting.elements import aten_name
 from depgraph.cutting.rewriting import Prepared, Sized, call_arguments, prepare, rewritten
 from depgraph.cutting.touching import Touches
 from depgraph.cutting.unread import by_reading
+from depgraph.operators import aten_name
 from depgraph.widths import Kept
 
 if TYPE_CHECKING:
@@ -276,10 +276,8 @@ class SizeRules:
 
     def _drift(self, site: Site, ratio: float, solution: Solution) -> None:
         """A float computed from sizes: a factor or a divisor can be made up for, anything else can't."""
-        name = str(self.nodes[site.node].target).split(".")[1] if "aten" in str(self.nodes[site.node].target) else ""
-        factor = (
-            {"mul": 1 / ratio, "div": ratio, "scaled_dot_product_attention": 1 / ratio}.get(name) if ratio else None
-        )
+        factors = {"mul": 1 / ratio, "div": ratio, "scaled_dot_product_attention": 1 / ratio} if ratio else {}
+        factor = factors.get(aten_name(self.nodes[site.node]))
         if factor is None:
             text = f"a number computed from a size reaches {self.nodes[site.node].target} and would change by a factor of {ratio:.4f}"
             solution.conflicts.append(Conflict(text, site.where, (site.node,)))

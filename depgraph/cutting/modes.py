@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
-from depgraph.cutting.rewriting import by_name
+from depgraph.operators import by_name
 
 
 class _BatchNorm(nn.Module):

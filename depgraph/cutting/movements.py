@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from depgraph.cutting.elements import aten_name
+from depgraph.operators import aten_name
 
 PARTS = frozenset(["slice", "select", "getitem", "index_select", "narrow"])
 _STAYING = frozenset(["dropout", "to", "_to_copy", "type_as", "alias", "detach"])

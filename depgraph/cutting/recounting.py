@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from depgraph.cutting.rewriting import Sized, by_name, rewrites
+from depgraph.cutting.rewriting import Sized, rewrites
+from depgraph.operators import by_name
 
 
 @rewrites("embedding")

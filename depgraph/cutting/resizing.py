@@ -11,7 +11,8 @@ import torch
 from torch.fx import Node
 
 from depgraph.capture.proxies import size_hint
-from depgraph.cutting.rewriting import Share, Sized, by_name, rewrites
+from depgraph.cutting.rewriting import Share, Sized, rewrites
+from depgraph.operators import by_name
 
 _aten = torch.ops.aten
 

@@ -15,6 +15,7 @@ import numpy as np
 from torch.fx import Node
 
 from depgraph.graph import Value
+from depgraph.operators import by_name
 from depgraph.widths import Kept
 
 
@@ -120,16 +121,6 @@ def rewritten(prepared: Prepared | None, kept: Kept) -> Sized | None:
 def rewrite(node: Node, values: dict[str, Value], kept: Kept, actual: Node | None = None) -> Sized | None:
     """`rewritten` of what `prepare` finds."""
     return rewritten(prepare(node, values, actual), kept)
-
-
-def by_name(node: Node) -> dict[str, Any]:
-    """The arguments of a captured operator by schema name, defaults filled in."""
-    named = {}
-    for k, declared in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        named[declared.name] = (
-            node.args[k] if k < len(node.args) else node.kwargs.get(declared.name, declared.default_value)
-        )
-    return named
 
 
 def call_arguments(sized: Sized, actual: Node | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from depgraph.capture.exported import CapturedProgram
 from depgraph.cutting.draws import may_draw
 from depgraph.cutting.mutating import writes
-from depgraph.cutting.sides import operator_name
+from depgraph.operators import operator_name
 
 _HOLDERS = (tuple, list, dict, slice)
 _ROWS = {"linear": 0, "mm": 0, "matmul": 0, "addmm": 1}  # products, and which operand is taken row by row

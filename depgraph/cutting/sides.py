@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Set
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from depgraph.cutting.cheaper import cheaper
 from depgraph.cutting.rewriting import call_arguments, rewrite
 from depgraph.cutting.slicing import positions, sliced_tensor, widened
 from depgraph.graph import Program, Value
+from depgraph.operators import operator_name
 from depgraph.widths import Kept
 
 Masks = dict[str, list[tuple[int, np.ndarray]]]  # for each operand of an operator: dims, and where zeros are filled in
@@ -180,12 +180,6 @@ def filled(node: Node, env: Mapping[Node, Any], plain: bool) -> tuple[tuple[Any,
     args = tuple([env[one] if type(one) is Node else one for one in node.args])
     kwargs = node.kwargs
     return args, {k: env[one] if type(one) is Node else one for k, one in kwargs.items()} if kwargs else kwargs
-
-
-@cache
-def operator_name(target: Any) -> str:
-    """The name of an ATen operator without its overload; empty for anything else."""
-    return getattr(getattr(target, "_overloadpacket", None), "__name__", "")
 
 
 def _results(node: Node) -> list[str]:

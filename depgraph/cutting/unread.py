@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from depgraph.capture.matching import SHAPES
 from depgraph.capture.recording import Site
-from depgraph.cutting.elements import aten_name
+from depgraph.operators import aten_name, writes
 
 _SHAPING = frozenset(["view", "reshape", "_unsafe_view", "unflatten"])
 
@@ -32,7 +32,7 @@ def _without_meaning(node: Node, site: Site) -> bool:
 
 def _read(nodes: Iterable[Node]) -> frozenset[str]:
     """Names of the operators that an output is computed from, or that change a tensor; others assert something or go nowhere."""
-    queue = [n for n in nodes if n.op == "output" or getattr(getattr(n.target, "_schema", None), "is_mutable", False)]
+    queue = [n for n in nodes if n.op == "output" or writes(n)]
     found: set[str] = set()
     while queue:
         node = queue.pop()

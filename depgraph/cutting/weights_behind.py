@@ -16,9 +16,10 @@ import torch
 from torch.fx import Node
 
 from depgraph.cutting.degrees import operands, settles
-from depgraph.cutting.elements import ZEROS, Elements, aten_name, rows_of
+from depgraph.cutting.elements import ZEROS, Elements, rows_of
 from depgraph.cutting.expressing import Drift
 from depgraph.cutting.movements import ARRANGING, LIKE, PARTS, Move, Part, Spread, moved, picks, rows_left
+from depgraph.operators import aten_name
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph

@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 
 from depgraph.graph import Step, Value, Work
+from depgraph.operators import without_overload
 from depgraph.rules.registry import Op, rule
 
 _BYTES_OF_A_ROW = 16
@@ -48,7 +49,7 @@ _ADDED = {
 @rule(*_ADDED)
 def add_product(op: Op) -> None:
     """beta · added + alpha · product."""
-    base = ".".join(op.target.split(".")[:2]).removesuffix("_")
+    base = without_overload(op.target).removesuffix("_")
     equation, work = _ADDED[base]
     added, *factors = op.inputs
     op.relate(equation, *factors, work=work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from depgraph.graph import Value
+from depgraph.operators import without_overload
 from depgraph.rules.registry import Op, aten, rule
 
 
@@ -25,7 +26,7 @@ _STACKS = {
 @rule(*_STACKS)
 def stack_along(op: Op) -> None:
     """Concatenated along the given dim; tensors of fewer dims get further ones of size 1 first."""
-    rank, along = _STACKS[".".join(op.target.split(".")[:2])]
+    rank, along = _STACKS[without_overload(op.target)]
     shorter = [len(value.shape) < max(rank, along + 1) for value in op.inputs]
     if not any(shorter):
         _concatenate(op, op.inputs, along)

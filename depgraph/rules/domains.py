@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from depgraph.graph import Value
+from depgraph.operators import without_overload
 from depgraph.rules.registry import Op, aten
 
 MOVES = frozenset(
@@ -65,7 +66,7 @@ LEAST: Mapping[str, tuple[str, int]] = {
 
 def follow(op: Op) -> None:
     """Give the results their domain after the operator's rule has run; fix the domains that it doesn't respect."""
-    name = ".".join(op.target.split(".")[:2])
+    name = without_overload(op.target)
     if len(op.inputs) == _ORDERS.get(name) and len({_domain_of(op, value) for value in op.inputs}) == 1:
         op.followed.update(value.name for value in op.inputs)
     moved = op.inputs if name in _JOINS else op.inputs[:1] if name in MOVES else []
@@ -93,7 +94,7 @@ def _size(op: Op, index: Value) -> int:
 
 def base_name(target: str) -> str:
     """An operator's name without its overload, that of another where it is the in-place form of it."""
-    return ".".join(target.split(".")[:2]).removesuffix("_")
+    return without_overload(target).removesuffix("_")
 
 
 def says_nothing(target: str, argument: Callable[[str], Any], index: Value, size: int) -> bool:

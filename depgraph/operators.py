@@ -1,0 +1,49 @@
+"""What the operators of a captured graph are called, what they are given by name, and whether they write."""
+
+from __future__ import annotations
+
+import operator
+from functools import lru_cache
+from typing import Any
+
+from torch.fx import Node
+
+
+@lru_cache(maxsize=4096)
+def operator_name(target: Any) -> str:
+    """The name of an ATen operator without its overload; empty for anything else."""
+    return getattr(getattr(target, "_overloadpacket", None), "__name__", "")
+
+
+def aten_name(node: Node) -> str:
+    """The same without the mark of an operator in place; "getitem"; empty for others."""
+    return "getitem" if node.target is operator.getitem else operator_name(node.target).rstrip("_")
+
+
+def without_overload(target: Any) -> str:
+    """`aten.add` for aten.add.Tensor."""
+    return ".".join(str(target).split(".")[:2])
+
+
+def argument(node: Node, wanted: str, otherwise: Any = None) -> Any:
+    """An argument by its schema name; `otherwise` where the operator isn't given it."""
+    k = _places(node.target).get(wanted, len(node.args))
+    return node.args[k] if k < len(node.args) else node.kwargs.get(wanted, otherwise)
+
+
+@lru_cache(maxsize=4096)
+def _places(target: Any) -> dict[str, int]:
+    """The place of each argument in an operator's schema."""
+    schema = getattr(target, "_schema", None)
+    return {} if schema is None else {argument.name: k for k, argument in enumerate(schema.arguments)}
+
+
+def writes(node: Node) -> bool:
+    """Does an operator change a tensor that it is given?"""
+    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
+
+
+def by_name(node: Node) -> dict[str, Any]:
+    """The arguments of a captured operator by schema name, defaults filled in."""
+    declared = node.target._schema.arguments  # type: ignore[union-attr]
+    return {one.name: argument(node, one.name, one.default_value) for one in declared}
