@@ -20,6 +20,7 @@ from depgraph.classes import NONE
 from depgraph.cutting.barring import chosen_among
 from depgraph.cutting.entries import contents, is_container, kinds
 from depgraph.operators import operator_name
+from depgraph.walks import moving
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -150,13 +151,8 @@ class Holders:
     @cached_property
     def _moving(self) -> frozenset[str]:
         """The names of what is computed from the inputs."""
-        values, moving = self.graph.capture.program.values, set[str]()
-        for node in self.graph.capture.exported.graph.nodes:
-            value = values.get(node.name)
-            entered = node.op == "placeholder" and value is not None and value.kind == "input"
-            if entered or any(given.name in moving for given in node.all_input_nodes):
-                moving.add(node.name)
-        return frozenset(moving & values.keys())
+        values = self.graph.capture.program.values
+        return frozenset(node.name for node in moving(self.graph.capture.exported.graph.nodes, values)) & values.keys()
 
     @cached_property
     def _computed(self) -> frozenset[int]:

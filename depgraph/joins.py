@@ -18,6 +18,7 @@ from torch.fx import Node
 
 from depgraph.cutting.mutating import Write, memory_of, writes
 from depgraph.operators import argument
+from depgraph.walks import moving, reached
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -91,12 +92,7 @@ class Flow:
         self.nodes: list[Node] = list(graph.nodes)
         self.index = {node: k for k, node in enumerate(self.nodes)}
         self.inputs = {node: tuple(node.all_input_nodes) for node in self.nodes}
-        self.moving: set[Node] = set()
-        for node in self.nodes:
-            value = self.values.get(node.name)
-            entered = node.op == "placeholder" and (value is None or value.kind == "input")
-            if entered or not self.moving.isdisjoint(self.inputs[node]):
-                self.moving.add(node)
+        self.moving: set[Node] = moving(self.nodes, self.values)
         self.writes: list[Write] = writes(self.nodes)
         self.read: dict[Node, list[Node]] = {node: list(self.inputs[node]) for node in self.nodes}
         self.readers: dict[Node, set[Node]] = {node: set(node.users) for node in self.nodes}
@@ -222,13 +218,7 @@ class Flow:
 
     def above(self, ends: tuple[Node, ...], first: int) -> set[Node]:
         """The nodes that `ends` are computed from, from number `first` on, and `ends` themselves."""
-        found, queue = set(ends), list(ends)
-        while queue:
-            for node in self.inputs[queue.pop()]:
-                if node not in found and self.index[node] >= first:
-                    found.add(node)
-                    queue.append(node)
-        return found
+        return set(reached(ends, lambda node: (n for n in self.inputs[node] if self.index[n] >= first)))
 
     def common(self, a: Node, b: Node) -> Node | None:
         """The last node that both are computed from, among those that depend on the inputs."""

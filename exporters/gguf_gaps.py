@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from depgraph.errors import ExportError
+from depgraph.walks import reached
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -57,7 +58,7 @@ class Gaps:
         self._held = self._placeholders(graph)
         self._constants: dict[Node, Any] = {}
         self.table = self._find_table(graph.name)
-        self._moving = self._reached_from(self.table.node)
+        self._moving = _from(self.table.node)
         self.matrices = [m for node in self._nodes if (m := self._matrix(node)) is not None]
         self._stops = {self.table.node, *(m.node for m in self.matrices)}
         self._sources = self._all_sources()
@@ -89,7 +90,7 @@ class Gaps:
 
     def alone(self, source: Node, others: Iterable[Node]) -> Node:
         """The last value on the way from `source` that `others` have no part in."""
-        mine, theirs = self._reached_from(source), set().union(*map(self._reached_from, others))
+        mine, theirs = _from(source), set().union(*map(_from, others))
         return [node for node in self._nodes if node in mine and node not in theirs and _meets(node, theirs)][-1]
 
     def vectors(self, wanted: Node, given: Iterable[Node], size: int) -> list[Tensor]:
@@ -100,13 +101,10 @@ class Gaps:
         return [v for v in values if isinstance(v, Tensor) and v.shape == (size,)]
 
     def _between(self, wanted: Node, given: Mapping[Node, Any]) -> list[Node]:
-        needed, stack = set[Node](), [wanted]
-        while stack:
-            node = stack.pop()
-            if node in needed or node in given or node not in self._moving:
-                continue
-            needed.add(node)
-            stack.extend(node.all_input_nodes)
+        def followed(nodes: Iterable[Node]) -> list[Node]:
+            return [node for node in nodes if node in self._moving and node not in given]
+
+        needed = reached(followed([wanted]), lambda node: followed(node.all_input_nodes))
         return [node for node in self._nodes if node in needed]
 
     def _computed(self, node: Node, values: dict[Node, Any]) -> Any:
@@ -152,15 +150,6 @@ class Gaps:
                 return Matrix(node, node.args[1], self._held[weight].detach(), None, str(self._targets[weight]))  # type: ignore[arg-type]
         raise ExportError(f"GGUF holds language models, but {owner} looks nothing up in an embedding.")
 
-    def _reached_from(self, source: Node) -> set[Node]:
-        reached, stack = {source}, [source]
-        while stack:
-            for user in stack.pop().users:
-                if user not in reached:
-                    reached.add(user)
-                    stack.append(user)
-        return reached
-
     def _matrix(self, node: Node) -> Matrix | None:
         places = _PRODUCTS.get(node.target)
         if places is None or node not in self._moving:
@@ -181,6 +170,11 @@ class Gaps:
             None if added is None else self._constant(added).detach(),
             name,
         )
+
+
+def _from(source: Node) -> set[Node]:
+    """A node and all that is computed from it."""
+    return set(reached([source], lambda node: node.users))
 
 
 def shape_of(node: Node) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from depgraph.cutting.inserting import untie
 from depgraph.errors import RotationError
 from depgraph.graph import Program
 from depgraph.operators import operator_name
+from depgraph.walks import behind
 from importance.readers import bias_at
 from importance.stream_parts import Norm, Stream, Use
 
@@ -216,14 +217,9 @@ def solved(graph: DependencyGraph, node: Node, wanted: Tensor) -> tuple[str, Ten
 
 
 def _roots(graph: DependencyGraph, node: Node) -> list[str]:
-    queue, found = [node], list[str]()
-    while queue:
-        here = queue.pop()
-        queue += here.all_input_nodes
-        value = graph.capture.program.values.get(here.name)
-        if here.op != "call_function" and value is not None:
-            found.append(value.target)
-    return list(dict.fromkeys(found))
+    values = graph.capture.program.values
+    roots = (n.name for n in behind([node]) if n.op != "call_function" and n.name in values)
+    return list(dict.fromkeys(values[name].target for name in roots))
 
 
 def put(model: nn.Module, tensors: Mapping[str, Tensor], untied: Iterable[str] = ()) -> None:

@@ -20,6 +20,7 @@ from depgraph.cutting.omitting import has_tensors
 from depgraph.errors import RotationError
 from depgraph.graph import Value
 from depgraph.operators import argument
+from depgraph.walks import behind
 from importance.commuting import ACTS, LENDING, PASSING, TABLES, ZEROS
 from importance.stream_parts import Key, Norm, State, Stream, Use, name_of, where
 
@@ -283,14 +284,9 @@ class Reading:
 
     def _inside(self, node: Node | None) -> list[Key]:
         """The dims on the stream of all parameters that a node is computed from."""
-        queue, found = [node] if node is not None else [], list[Key]()
-        while queue:
-            here = queue.pop()
-            queue += here.all_input_nodes
-            value = self.program.values.get(here.name)
-            if here.op != "call_function" and value is not None:
-                found += self._own(value, ())
-        return found
+        roots = (n for n in behind([node] if node is not None else []) if n.op != "call_function")
+        values = (self.program.values[n.name] for n in roots if n.name in self.program.values)
+        return [key for value in values for key in self._own(value, ())]
 
 
 __all__ = ["Key", "Norm", "Reading", "Stream", "Use", "stream_of"]

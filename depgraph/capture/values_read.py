@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from depgraph.operators import without_overload, writes
 from depgraph.rules.domains import LOOKS_AT_SHAPES
+from depgraph.walks import reached
 
 _SHAPE_OF_SECOND = frozenset(
     f"aten.{name}" for name in ("expand_as", "view_as", "reshape_as", "type_as", "resize_as", "resize_as_")
@@ -18,14 +19,8 @@ _SHAPE_OF_SECOND = frozenset(
 def values_read(nodes: Iterable[Node], asked: Iterable[str]) -> frozenset[Node]:
     """The nodes whose numbers an output is computed from, a write takes, or a node named in `asked` gives to a decision."""
     decided = frozenset(asked)
-    queue = [n for n in nodes if n.op == "output" or n.name in decided or writes(n)]
-    found: set[Node] = set()
-    while queue:
-        node = queue.pop()
-        if node not in found:
-            found.add(node)
-            queue.extend(_operands(node))
-    return frozenset(found)
+    ends = (n for n in nodes if n.op == "output" or n.name in decided or writes(n))
+    return frozenset(reached(ends, _operands))
 
 
 def empty(nodes: Iterable[Node]) -> Iterator[str]:

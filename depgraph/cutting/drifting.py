@@ -18,6 +18,7 @@ from depgraph.cutting.expressing import Drift
 from depgraph.cutting.rerunning import Inputs, calls_of
 from depgraph.errors import CutError
 from depgraph.operators import aten_name
+from depgraph.walks import ahead
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -65,12 +66,12 @@ def new_drifts(
 
 def _computed(graph: DependencyGraph) -> set[str | None]:
     """Single numbers that are computed from inputs, parameters or buffers: what is cut may change them."""
-    reached, values = set[Node](), graph.sizes.values
-    for node in graph.sizes.nodes.values():
-        starts = node.op == "placeholder" and node.name in values and values[node.name].kind != "constant"
-        if starts or any(parent in reached for parent in node.all_input_nodes):
-            reached.add(node)
-    return {node.name for node in reached if not _shape(node)}
+    values = graph.sizes.values
+
+    def starts(node: Node) -> bool:
+        return node.op == "placeholder" and node.name in values and values[node.name].kind != "constant"
+
+    return {node.name for node in ahead(graph.sizes.nodes.values(), starts) if not _shape(node)}
 
 
 def _readers(nodes: dict[str, Node], call: Call) -> list[Node]:

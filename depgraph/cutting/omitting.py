@@ -12,6 +12,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from depgraph.cutting.bypassing import left_of
 from depgraph.errors import CutError
+from depgraph.walks import ahead
 
 if TYPE_CHECKING:
     from depgraph.plan import Plan
@@ -92,10 +93,9 @@ def omit(plan: Plan, module: GraphModule, nodes: Alike) -> None:
 
 def _erase(module: GraphModule, gone: set[Node], tensors: frozenset[str]) -> None:
     """Take nodes out, with the checks and sizes that are computed from them, and these tensors."""
-    doomed = set(gone)
-    for node in module.graph.nodes:
-        if node.op == "call_function" and doomed.intersection(node.all_input_nodes):
-            doomed.add(node)
+    doomed = ahead(
+        (node for node in module.graph.nodes if node.op == "call_function" or node in gone), gone.__contains__
+    )
     for node in reversed(list(module.graph.nodes)):
         if node in doomed:
             if node.users:

@@ -13,6 +13,7 @@ from depgraph.capture.exported import CapturedProgram
 from depgraph.cutting.draws import may_draw
 from depgraph.cutting.mutating import writes
 from depgraph.operators import operator_name
+from depgraph.walks import behind
 
 _HOLDERS = (tuple, list, dict, slice)
 _ROWS = {"linear": 0, "mm": 0, "matmul": 0, "addmm": 1}  # products, and which operand is taken row by row
@@ -72,14 +73,7 @@ class Script:
         last = max((k for k, node in enumerate(self.nodes) if node in shown), default=-1)
         writers = {write.writer for write in self.writes}
         before = (node for node in self.nodes[: last + 1] if node.op == "call_function")
-        left = [*nodes, *(n for n in before if n in writers or n in self.drawing or n.is_impure())]
-        found: set[Node] = set()
-        while left:
-            node = left.pop()
-            if node not in found:
-                found.add(node)
-                left += node.all_input_nodes
-        return frozenset(found)
+        return frozenset(behind([*nodes, *(n for n in before if n in writers or n in self.drawing or n.is_impure())]))
 
     @cached_property
     def outputs(self) -> list[Node]:

@@ -9,6 +9,7 @@ from torch.fx import Node
 from depgraph.capture.matching import SHAPES
 from depgraph.capture.recording import Site
 from depgraph.operators import aten_name, writes
+from depgraph.walks import behind
 
 _SHAPING = frozenset(["view", "reshape", "_unsafe_view", "unflatten"])
 
@@ -32,11 +33,4 @@ def _without_meaning(node: Node, site: Site) -> bool:
 
 def _read(nodes: Iterable[Node]) -> frozenset[str]:
     """Names of the operators that an output is computed from, or that change a tensor; others assert something or go nowhere."""
-    queue = [n for n in nodes if n.op == "output" or writes(n)]
-    found: set[str] = set()
-    while queue:
-        node = queue.pop()
-        if node.name not in found:
-            found.add(node.name)
-            queue.extend(node.all_input_nodes)
-    return frozenset(found)
+    return frozenset(node.name for node in behind(n for n in nodes if n.op == "output" or writes(n)))

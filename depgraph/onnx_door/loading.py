@@ -15,6 +15,7 @@ from depgraph.onnx_door.evaluating import bodies, place
 from depgraph.onnx_door.examples import runtime_inputs
 from depgraph.onnx_door.reading import read
 from depgraph.onnx_door.skipping import name_sums
+from depgraph.walks import reached
 
 OLDEST = 7
 UNDECLARED = "depgraph.undeclared"
@@ -103,17 +104,7 @@ def check_order(graph: ir.Graph, known: set[ir.Value], name: str) -> None:
 
 def _reaches(start: ir.Node, goal: ir.Node) -> bool:
     """Does what one operator makes lead to the other?"""
-    queue, seen = [start], {start}
-    while queue:
-        node = queue.pop()
-        if node is goal:
-            return True
-        for output in node.outputs:
-            for user, _ in output.uses():
-                if user not in seen:
-                    seen.add(user)
-                    queue.append(user)
-    return False
+    return goal in reached([start], lambda node: (user for output in node.outputs for user, _ in output.uses()))
 
 
 def _check_data(model: ir.Model, name: str) -> None:
