@@ -107,6 +107,11 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
 
 
+def no_batches(purpose: str) -> DataError:
+    """What to raise where there are none to do something with, such as "to score with"."""
+    return DataError(f"there are no batches {purpose} (a generator gives its batches only once: pass a list)")
+
+
 def unfit_batch(model: object, error: BaseException, hint: str = "") -> DataError:
     """What to raise where a model fails on a batch."""
     return DataError(f"a batch doesn't fit {type(model).__name__}, which failed with {one_line(error)}{hint}")

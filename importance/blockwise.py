@@ -19,11 +19,11 @@ from torch.nn import functional
 
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
-from depgraph.errors import DataError, ScoreError
+from depgraph.errors import ScoreError
 from depgraph.observing import Met
 from depgraph.residual import is_in
 from importance.allocations.blocks import blocks
-from importance.calling import check_batches, inputs_of, moved, samples_in
+from importance.calling import calls_of, check_batches, samples_in
 from importance.choices import pick
 from importance.laid_out import Samples
 from importance.passages import Passage, passages
@@ -33,6 +33,7 @@ MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
     "angular": lambda cosines: torch.arccos(cosines.clamp(-1, 1)) / math.pi,
 }
 """Distances of what comes into a block and what it puts out, by their cosines: 0 where they point the same way."""
+_PURPOSE = "to look at blocks with"
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,10 @@ class BlockChange:
         found = {passage.block: passage for passage in passages(graph, names)}
         pairs = _Pairs(list(found.values()), distance)
         observer = graph.observer()
-        for args, kwargs in _inputs(graph, self.batches):
-            pairs.samples = samples_in(graph, args, kwargs)
-            observer.watch((args, kwargs), seen=pairs.seen)
+        with quiet(graph.model):
+            for args, kwargs in calls_of(graph, self.batches, _PURPOSE):
+                pairs.samples = samples_in(graph, args, kwargs)
+                observer.watch((args, kwargs), seen=pairs.seen)
         still = float(distance(torch.zeros(())))
         return {name: pairs.mean(name) if name in found else still for name in names}
 
@@ -93,9 +95,10 @@ class OutlierRatios:
     def __call__(self, graph: DependencyGraph, /) -> dict[str, float]:
         names, squares = _blocks(graph), _Squares()
         observer = graph.observer()
-        for args, kwargs in _inputs(graph, self.batches):
-            squares.samples = samples_in(graph, args, kwargs)
-            observer.watch((args, kwargs), watch=squares)
+        with quiet(graph.model):
+            for args, kwargs in calls_of(graph, self.batches, _PURPOSE):
+                squares.samples = samples_in(graph, args, kwargs)
+                observer.watch((args, kwargs), watch=squares)
         tensors = graph.tensors()
         found: dict[str, list[tuple[Tensor, Tensor, int]]] = {name: [] for name in names}
         for (weight, dim), sums in squares.sums.items():
@@ -128,19 +131,6 @@ def _blocks(graph: DependencyGraph) -> list[str]:
             "allocation without blocks (such as flap or obs), or give this one numbers by axis"
         )
     return names
-
-
-def _inputs(graph: DependencyGraph, batches: Iterable[Any]) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """What the model is called with, batch by batch, on its device; it is in eval mode meanwhile."""
-    device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
-    count = 0
-    with quiet(graph.model):
-        for count, batch in enumerate(batches, start=1):  # noqa: B007
-            yield inputs_of(graph.model, moved(batch, device))
-    if not count:
-        raise DataError(
-            "there are no batches to look at blocks with (a generator gives its batches only once: pass a list)"
-        )
 
 
 class _Pairs:

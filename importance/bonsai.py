@@ -8,21 +8,21 @@ more memory than running the model does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
-from depgraph.errors import DataError, ScoreError
+from depgraph.errors import ScoreError, no_batches
 from importance.activation import Activation
-from importance.calling import check_batches, inputs_of, loss_after, moved
+from importance.calling import check_batches, device_of, inputs_of, loss_after, moved
 from importance.choices import pick
 from importance.losses import Loss
 from importance.perturbing import Candidates, masks, removal, side
+from importance.progress import shown
 from importance.regression import fitted
 from importance.units import KINDS, units
 
@@ -110,7 +110,7 @@ class Bonsai:
         self, graph: DependencyGraph, pool: list[Candidates], stays: np.ndarray, batches: list[Any]
     ) -> np.ndarray:
         """The utility of every sub-model [rows of `stays`]."""
-        device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
+        device = device_of(graph.tensors().values())
         run = Runs(graph, [moved(batch, device) for batch in batches], self.loss)
         utility = pick(UTILITIES, self.utility, "utility")
         with quiet(graph.model):
@@ -119,16 +119,9 @@ class Bonsai:
                 raise ScoreError(
                     f"the loss of the whole model is {dense}: look at its weights, the batches and the loss"
                 )
-            losses = [run.loss(removal(pool, row)) for row in self._shown(stays)]
+            rows = shown(stays, "running sub-models", self.progress)
+            losses = [run.loss(removal(pool, row)) for row in rows]
         return np.array([utility(loss if math.isfinite(loss) else _WORST) for loss in losses])
-
-    def _shown(self, stays: np.ndarray) -> Iterator[np.ndarray]:
-        if not self.progress:
-            return iter(stays)
-        from rich.console import Console
-        from rich.progress import track
-
-        return iter(track(stays, "running sub-models", console=Console(stderr=True), transient=True))
 
 
 class Runs:
@@ -136,7 +129,7 @@ class Runs:
 
     def __init__(self, graph: DependencyGraph, batches: list[Any], loss: Loss | None) -> None:
         if not batches:
-            raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")
+            raise no_batches("to score with")
         self.graph, self.batches, self.of = graph, batches, loss
         self.observer = graph.observer()
 

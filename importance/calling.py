@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.capture.unfit import place_of
-from depgraph.errors import DataError, DepgraphError, ScoreError, one_line, unfit_batch
+from depgraph.errors import DataError, DepgraphError, ScoreError, no_batches, one_line, unfit_batch
 from depgraph.onnx_door.examples import runtime_inputs
 from importance.formulas import Formula, formula_of, logits_of, loss_in
 from importance.laid_out import Samples
@@ -168,6 +168,25 @@ def named_inputs(model: Any, batch: Any) -> dict[str, Any]:
     """What a batch holds, by the names of the arguments of `forward`; raises DataError when it is no tensor, tuple or mapping."""
     args, kwargs = _arguments(batch)
     return _signature(model).bound(args) | kwargs
+
+
+def device_of(tensors: Iterable[Tensor]) -> torch.device:
+    """The device of the first tensor, such as of a model's parameters; the CPU where there are none."""
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def calls_of(
+    graph: DependencyGraph, batches: Iterable[Any], purpose: str
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The arguments and keywords with which a graph's model is called, batch by batch, on its device.
+
+    Raises DataError as `inputs_of` does, and where there are no batches, which `purpose` says the use of.
+    """
+    device, count = device_of(graph.tensors().values()), 0
+    for count, batch in enumerate(batches, start=1):  # noqa: B007
+        yield inputs_of(graph.model, moved(batch, device))
+    if not count:
+        raise no_batches(purpose)
 
 
 def moved(batch: Any, device: torch.device) -> Any:

@@ -26,8 +26,9 @@ from depgraph.cutting.sides import SideRun
 from depgraph.errors import ScoreError
 from depgraph.layers import Anatomy
 from depgraph.observing import Runnable
+from depgraph.walks import behind, moving
 from importance.activation import with_unread
-from importance.calling import check_batches, inputs_of, moved, samples_in
+from importance.calling import calls_of, check_batches, samples_in
 from importance.commuting import JOINING, PASSING, TABLES, ZEROS
 from importance.experts import routers
 from importance.gradients import require_module
@@ -65,11 +66,9 @@ class ExpertOutputs:
         require_module(graph, "a score of experts' outputs", "modules whose weights it takes apart")
         held = {name: _held(graph, graph[name]) for name in units(graph, "experts")}
         sums = {name: np.zeros((2, graph[name].size)) for name in held}
-        device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
         observer, seen = graph.observer(), dict.fromkeys(held, 0)
         with quiet(graph.model):
-            for batch in self.batches:
-                args, kwargs = inputs_of(graph.model, moved(batch, device))
+            for args, kwargs in calls_of(graph, self.batches, "to score with"):
                 samples, found = samples_in(graph, args, kwargs), observer.runnable(args, kwargs)
                 mixtures = {name: _Mixture(found, held[name], samples, sums[name]) for name in held}
                 observer.look(found, (args, kwargs), _watches(mixtures.values()))
@@ -86,9 +85,7 @@ def _held(graph: DependencyGraph, axis: Axis) -> dict[str, Member]:
 
 def _means(name: str, sums: np.ndarray, seen: int) -> np.ndarray:
     if not seen:
-        raise ScoreError(
-            f"no batch shows what the experts of {name!r} put out (a generator gives its batches only once: pass a list)"
-        )
+        raise ScoreError(f"no batch shows what the experts of {name!r} put out: give some that come into their mixture")
     if not np.isfinite(sums).all():
         raise ScoreError(
             f"what the experts of {name!r} put out is NaN or infinite: look at the weights and the batches"
@@ -123,20 +120,11 @@ class _Mixture:
         members = {n: held.get(ties.get(t, t)) for n, t in first.items()}
         self.weights = {n: member for n, member in members.items() if member is not None}
         self.contracting = {c.op for c in self.program.relations.contractions}
-        self.moving = self._moving()
+        self.moving = moving(self.nodes, self.program.values)
         self.end: Node | None = None
         self._follow()
         self.needed = self._needed()
         self.seen: dict[Node, Any] = {}
-
-    def _moving(self) -> set[Node]:
-        found: set[Node] = set()
-        for node in self.nodes:
-            value = self.program.values.get(node.name)
-            entered = node.op == "placeholder" and (value is None or value.kind == "input")
-            if entered or not found.isdisjoint(node.all_input_nodes):
-                found.add(node)
-        return found
 
     def _follow(self) -> None:
         """Find the end: where what is linear in the last weights of experts is used otherwise for the first time."""
@@ -152,7 +140,7 @@ class _Mixture:
         order = {node: k for k, node in enumerate(self.nodes)}
         self.end = max(ends.values(), key=order.__getitem__, default=None)
         self.last = frozenset(weight for weight, end in ends.items() if end is self.end)
-        before = _before(self.end) if self.end is not None else set()
+        before = behind([self.end]) if self.end is not None else {}
         self.inner = [
             n for n in self.nodes if n in before and n not in self.weights and self.last & linear.get(n, _NONE)
         ]
@@ -226,17 +214,6 @@ class _Mixture:
         held = [(self.weights[weight], self.program.values[weight.name].dims) for weight in self.last]
         own = {find(d) for m, dims in held for k, d in enumerate(dims) if k != m.dim or (m.labels == m.labels[0]).all()}
         return next((k for k, d in enumerate(made.dims) if find(d) in own), len(made.dims) - 1)
-
-
-def _before(end: Node) -> set[Node]:
-    """A node and all that it is computed from."""
-    found, queue = {end}, [end]
-    while queue:
-        for given in queue.pop().all_input_nodes:
-            if given not in found:
-                found.add(given)
-                queue.append(given)
-    return found
 
 
 def _after(begun: Iterable[Node], nodes: Iterable[Node]) -> list[Node]:

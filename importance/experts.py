@@ -16,10 +16,10 @@ from torch import Tensor
 
 from depgraph import Axis, DependencyGraph
 from depgraph.capture.capturing import quiet
-from depgraph.errors import DataError, ScoreError
+from depgraph.errors import ScoreError
 from depgraph.layers import Anatomy
 from importance.activation import with_unread
-from importance.calling import check_batches, inputs_of, moved, samples_in
+from importance.calling import calls_of, check_batches, device_of, samples_in
 from importance.choosing import choice_of, decided_at
 from importance.fpgm import in_front, indices_of, slices
 from importance.laid_out import Samples
@@ -221,8 +221,7 @@ def _together(graph: DependencyGraph, names: list[str], batches: Iterable[Any]) 
     """For every axis of experts, how many tokens each two of its groups were chosen for: [groups, groups], zero for itself."""
     choosing = {name: choice_of(graph, name) for name in names}
     counts = {name: np.zeros((graph[name].size, graph[name].size)) for name in names}
-    device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
-    observer, seen, samples = graph.observer(), 0, Samples(1)
+    observer, samples = graph.observer(), Samples(1)
 
     def count(name: str, chosen: Tensor) -> None:
         labels = torch.from_numpy(choosing[name].labels).to(chosen.device)
@@ -234,8 +233,7 @@ def _together(graph: DependencyGraph, names: list[str], batches: Iterable[Any]) 
         counts[name] += (rows.T @ rows).cpu().double().numpy()
 
     with quiet(graph.model):
-        for batch in batches:
-            args, kwargs = inputs_of(graph.model, moved(batch, device))
+        for args, kwargs in calls_of(graph, batches, "to see experts chosen on"):
             samples = samples_in(graph, args, kwargs)
             made = {name: choice.made for name, choice in choosing.items() if choice.place is None}
             if made:
@@ -243,12 +241,8 @@ def _together(graph: DependencyGraph, names: list[str], batches: Iterable[Any]) 
                 observer.watch((args, kwargs), seen=watch)
             for name, choice in choosing.items():
                 if choice.place is not None:
-                    count(name, decided_at(observer.runnable(args, kwargs).exported, choice.place).to(device))
-            seen += 1
-    if not seen:
-        raise DataError(
-            "there are no batches to see experts chosen on (a generator gives its batches only once: pass a list)"
-        )
+                    chosen = decided_at(observer.runnable(args, kwargs).exported, choice.place)
+                    count(name, chosen.to(device_of(graph.tensors().values())))
     for found in counts.values():
         np.fill_diagonal(found, 0)
     return counts

@@ -12,10 +12,11 @@ from torch import Tensor
 from depgraph import DependencyGraph
 from importance.calling import check_batches
 from importance.choices import pick
-from importance.gradients import ElementSums, GradientSums, backwards, require_module, shown
+from importance.gradients import ElementSums, GradientSums, backwards, require_module
 from importance.layout import Layout, Sums
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
+from importance.progress import shown
 from importance.reduction import Reduction, ReductionSpec
 from importance.samples import require_samples_first, sample_count, samples_of
 from importance.sums import index_sums
@@ -76,7 +77,7 @@ class Fisher:
         hook = GradientSums(layout, _squared)
         samples = 0
         with backwards(graph.model, layout.parameters, self.loss, hook) as backward:
-            for batch in shown(self.batches, self.progress):
+            for batch in shown(self.batches, "scoring with gradients", self.progress):
                 for sample in samples_of(batch):
                     backward(sample)
                     samples += 1
@@ -87,7 +88,7 @@ class Fisher:
         gradient, squares = ElementSums(lambda g: g * count), ElementSums(lambda g: g.abs().square_())
         hook: list[ElementSums] = [gradient]
         with backwards(graph.model, layout.parameters, self.loss, lambda parameter: hook[0](parameter)) as backward:
-            for batch in shown(self.batches, self.progress):
+            for batch in shown(self.batches, "scoring with gradients", self.progress):
                 count = sample_count(batch)
                 samples += count
                 hook[0] = gradient

@@ -18,9 +18,10 @@ from importance.calling import check_batches
 from importance.choices import pick
 from importance.collector import Gathering
 from importance.consumers import Consumer
-from importance.gradients import ElementSums, backwards, require_module, shown
+from importance.gradients import ElementSums, backwards, require_module
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
+from importance.progress import shown
 from importance.reduction import Reduction, ReductionSpec
 from importance.samples import require_samples_first, samples_of
 from importance.statistics import Statistics, collect
@@ -100,7 +101,7 @@ class GradientBlend:
         weights = {c.weight: tensors[c.weight] for c in found.consumers if c.weight and c.key in found.found}
         hook = ElementSums(NORMS[self.norm][0])
         with backwards(found.graph.model, weights, self.loss, hook) as backward:
-            for batch in shown(batches, self.progress):
+            for batch in shown(batches, "scoring with gradients", self.progress):
                 for sample in samples_of(batch):
                     backward(sample)
         return hook

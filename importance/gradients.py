@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.capture.keeping import put_back
-from depgraph.errors import DataError, ScoreError
+from depgraph.errors import ScoreError, no_batches
 from depgraph.offloading import offloaded
 from importance.calling import each_tensor, loss_of, moved
 from importance.layout import Layout
@@ -65,7 +65,7 @@ def backwards(
 
         yield backward
         if not calls:
-            raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")
+            raise no_batches("to score with")
 
 
 @contextlib.contextmanager
@@ -80,16 +80,6 @@ def _recurrent_in_products(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mkldnn.set_flags(_enabled=enabled, _fp32_precision=None)
-
-
-def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
-    """The batches, with a bar on stderr if asked for."""
-    if not progress:
-        return batches
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(batches, "scoring with gradients", console=Console(stderr=True), transient=True)
 
 
 def _ordinary(tensor: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ from torch.utils.hooks import RemovableHandle
 from depgraph import DependencyGraph
 from importance.calling import inputs_of, samples_in
 from importance.factors import FactorSums
-from importance.gradients import backwards, shown
+from importance.gradients import backwards
 from importance.layout import Layout, Place
 from importance.losses import Loss
 from importance.products import Product, Rows, products
+from importance.progress import shown
 
 Way = tuple[str, bool]
 """A weight by name, and whether it is stored [columns, rows]."""
@@ -63,7 +64,7 @@ class Kronecker:
             watched.extend(product.watch(see) for product in products(loss) if id(product.weight) in names)
 
         with backwards(graph.model, layout.parameters | _biases(graph), how.loss, _drop) as backward:
-            for batch in shown(how.batches, how.progress):
+            for batch in shown(how.batches, "scoring with gradients", how.progress):
                 samples = samples_in(graph, *inputs_of(graph.model, batch)).count
                 total += samples
                 try:

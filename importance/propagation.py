@@ -18,12 +18,12 @@ from torch import Tensor
 
 from depgraph import Axis, DependencyGraph, Plan
 from depgraph.capture.capturing import quiet
-from depgraph.errors import DataError, ScoreError
+from depgraph.errors import ScoreError
 from depgraph.observing import Met
 from depgraph.scoring import Scorer, Scores
 from importance.accumulators import Statistic
 from importance.allocations.allocated import ascending
-from importance.calling import check_batches, inputs_of, moved, samples_in
+from importance.calling import calls_of, check_batches, samples_in
 from importance.collector import Collector, Gathering
 from importance.compensation import Compensation, bias_of, change_of, write_bias
 from importance.consumers import Consumer, Key
@@ -139,10 +139,7 @@ class _Walk:
 
     def run(self, batches: list[Any]) -> None:
         """Take all batches through the model together."""
-        if not batches:
-            raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")
-        device = next((t.device for t in self.graph.tensors().values()), torch.device("cpu"))
-        calls = [inputs_of(self.plan.graph.model, moved(batch, device)) for batch in batches]
+        calls = list(calls_of(self.plan.graph, batches, "to score with"))
         samples = [samples_in(self.plan.graph, args, kwargs) for args, kwargs in calls]
         observer = self.graph.observer()
         runs = [observer.steps(call, self.collector.wants) for call in calls]

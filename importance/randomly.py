@@ -24,8 +24,10 @@ class Random:
     seed: int = 0
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
-        return {axis.name: self._draw(axis.name, axis.size) for axis in graph.axes}
+        return {axis.name: drawn(self.seed, axis.name, axis.size) for axis in graph.axes}
 
-    def _draw(self, name: str, size: int) -> np.ndarray:
-        digest = hashlib.blake2b(f"{self.seed}:{name}".encode(), digest_size=16).digest()
-        return np.random.default_rng(int.from_bytes(digest, "little")).random(size)
+
+def drawn(seed: int, name: str, size: int) -> np.ndarray:
+    """Numbers in [0, 1) that depend on a seed and a name alone."""
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little")).random(size)

@@ -18,13 +18,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from depgraph.capture.capturing import quiet
-from depgraph.errors import CaptureError, DataError, ScoreError
+from depgraph.errors import CaptureError, DataError, ScoreError, no_batches
 from depgraph.onnx_door.examples import given_inputs
 from depgraph.onnx_door.norms import BatchNorms, Seen
 from depgraph.onnx_door.pieces import RunError
-from importance.calling import check_batches, inputs_of, moved, run_model
+from importance.calling import check_batches, device_of, inputs_of, moved, run_model
 
-NO_BATCHES = "there are no batches to re-estimate with (a generator gives its batches only once: pass a list)"
 LOOK = "look at the weights before it and at the batches"
 
 
@@ -47,7 +46,7 @@ def reestimate(model: Any, batches: Iterable[Any]) -> tuple[str, ...]:
     norms = {name: module for name, module in model.named_modules() if _runs(module)}
     if not norms:
         return ()
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model.parameters())
     count = 0
     with quiet(model), _renewed(norms), torch.no_grad():
         for batch in batches:
@@ -55,7 +54,7 @@ def reestimate(model: Any, batches: Iterable[Any]) -> tuple[str, ...]:
             run_model(model, args, kwargs)
             count += 1
         if not count:
-            raise DataError(NO_BATCHES)
+            raise no_batches("to re-estimate with")
         for name, norm in norms.items():
             _require_finite(name, norm)
         return tuple(name for name, norm in norms.items() if norm.num_batches_tracked)
@@ -89,7 +88,7 @@ def _in_file(model: ir.Model, batches: Iterable[Any]) -> tuple[str, ...]:
         sums = [[a + s.mean, b + s.variance] for (a, b), s in zip(sums, found, strict=True)]
         count += 1
     if not count:
-        raise DataError(NO_BATCHES)
+        raise no_batches("to re-estimate with")
     for node, both in zip(norms.norms, sums, strict=True):
         if not all(np.isfinite(one).all() for one in both):
             raise ScoreError(f"NaN or infinity comes into batch norm {node.name!r}: {LOOK}")

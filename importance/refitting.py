@@ -18,10 +18,10 @@ from torch import Tensor
 
 from depgraph.capture.capturing import quiet
 from depgraph.consumers import Meeting
-from depgraph.errors import DataError, ScoreError
+from depgraph.errors import ScoreError
 from depgraph.observing import Met
 from depgraph.plan import Plan
-from importance.calling import check_batches, inputs_of, moved, samples_in
+from importance.calling import calls_of, check_batches, samples_in
 from importance.collector import Gathering
 from importance.columns import blocks_of
 from importance.compensation import Compensated, Compensation, bias_of, made_up, row_scale, write_bias
@@ -128,8 +128,7 @@ class _Work:
     def steps(self, batches: list[Any]) -> Iterator[_Step]:
         """Stop both models, on all batches, before each consumer in turn."""
         dense, pruned = self.plan.graph.observer(), self.pruned.observer()
-        device = next((t.device for t in self.plan.graph.tensors().values()), torch.device("cpu"))
-        calls = [inputs_of(self.plan.graph.model, moved(batch, device)) for batch in batches]
+        calls = list(calls_of(self.plan.graph, batches, "to fit with"))
         samples = [samples_in(self.plan.graph, args, kwargs) for args, kwargs in calls]
 
         def wanted(meeting: Meeting) -> bool:
@@ -139,8 +138,6 @@ class _Work:
             return self._key(meeting) in self.readers
 
         runs = [(dense.steps(call, wanted), pruned.steps(call, wanted_there)) for call in calls]
-        if not runs:
-            raise DataError("there are no batches to fit with (a generator gives its batches only once: pass a list)")
         for _ in self.readers:
             stands = [(next(a, None), next(b, None)) for a, b in runs]
             yield _Step(*self._sums(stands, samples))

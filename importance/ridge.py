@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from depgraph.errors import DataError
+from depgraph.errors import no_batches
 from importance.problems import damped, require_regular
 
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -65,7 +65,7 @@ class Parted:
             fit = _plus(fit, Sums.of(x[:at], z[:at]))
             back = _plus(back, Sums.of(x[at:], z[at:])) if at < len(x) else back
         if fit is None:
-            raise DataError("there are no batches to fit with (a generator gives its batches only once: pass a list)")
+            raise no_batches("to fit with")
         return cls(fit, back)
 
     @property

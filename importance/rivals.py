@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from depgraph import DependencyGraph, Plan, Target
 from depgraph.capture.capturing import quiet
 from depgraph.errors import NothingToPrune, ScoreError, TargetError
-from importance.calling import inputs_of, loss_of_form, moved, run_model
+from importance.calling import device_of, inputs_of, loss_of_form, moved, run_model
 from importance.losses import Loss
 from importance.recipe import Pruned, Recipe
 from importance.samples import largest_size
@@ -70,7 +70,7 @@ def distance(dense: nn.Module, model: nn.Module, batches: Iterable[Any]) -> floa
     That is the mean over batches and floating outputs, where these have the same shape; None where none has.
     """
     found: list[float] = []
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model.parameters())
     with quiet(dense), quiet(model), torch.no_grad():
         for batch in batches:
             args, kwargs = inputs_of(dense, moved(batch, device))
@@ -92,13 +92,19 @@ def mean_loss(dense: nn.Module, model: nn.Module, batches: Iterable[Any], loss: 
 
     Raises ScoreError where there is no loss, or there are no batches.
     """
+    found = mean_of(model, batches, lambda batch: loss_of_form(dense, model, batch, loss))
+    if found is None:
+        raise ScoreError("there are no batches to choose between recipes by (a generator gives its batches only once)")
+    return found
+
+
+def mean_of(model: nn.Module, batches: Iterable[Any], figure: Callable[[Any], Any]) -> float | None:
+    """The mean of a figure of batches, which come on the model's device, each counted by its samples; None without any."""
     total = count = 0.0
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model.parameters())
     with quiet(model), torch.no_grad():
         for batch in (moved(given, device) for given in batches):
             size = largest_size(batch)
-            total += float(loss_of_form(dense, model, batch, loss)) * size
+            total += float(figure(batch)) * size
             count += size
-    if not count:
-        raise ScoreError("there are no batches to choose between recipes by (a generator gives its batches only once)")
-    return total / count
+    return total / count if count else None

@@ -26,7 +26,7 @@ from depgraph.cutting.sides import Side
 from depgraph.errors import DataError, RotationError, ScoreError
 from depgraph.observing import Observer
 from depgraph.plan import Plan
-from importance.calling import check_batches, inputs_of, moved, samples_in
+from importance.calling import calls_of, check_batches, samples_in
 from importance.choices import pick
 from importance.components import basis, components
 from importance.folding import TIES, computed, put, solved
@@ -209,11 +209,8 @@ def _grams(
     sums = {axis: torch.zeros(graph[axis].size, graph[axis].size, dtype=torch.float64) for axis in signals}
     rows = dict.fromkeys(signals, 0)
     wanted = {key: axis for axis, keys in signals.items() for key in keys}
-    count = 0
-    device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
     with quiet(graph.model):
-        for batch in batches:
-            inputs = inputs_of(graph.model, moved(batch, device))
+        for inputs in calls_of(graph, batches, "to rotate by"):
             samples = samples_in(graph, *inputs)
             left = sum(meeting.key in wanted for meeting in observer.runnable(*inputs).meetings)
             with closing(observer.steps(inputs, lambda meeting: meeting.key in wanted, side)) as steps:
@@ -221,9 +218,6 @@ def _grams(
                     flat = samples.rows(met.operand, met.meeting.dim, torch.float64, places=met.operand_from).flat
                     sums[wanted[met.meeting.key]] += (flat.T @ flat).cpu()
                     rows[wanted[met.meeting.key]] += len(flat)
-            count += 1
-    if not count:
-        raise DataError("there are no batches to rotate by (a generator gives its batches only once: pass a list)")
     if not any(rows.values()) and signals:
         raise DataError("the batches are empty: no row of them is read from a residual stream, give some with samples")
     for axis, total in sums.items():

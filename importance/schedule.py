@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from depgraph.cutting.report import CutReport
 from depgraph.errors import PlanError, ScoreError
 from depgraph.scoring import Scorer
 from importance.choices import pick
+from importance.progress import shown
 from importance.stepping import Run, Step
 
 Curve = Callable[[float, float], float]
@@ -135,24 +136,18 @@ class Schedule:
         run = Run(graph, scorer, target, options, self.after_cut)
         if self.steps > 1:
             run.require_reachable()
-        for number, keep in enumerate(self._shown(run.shares), start=1):
+        paces = shown(self._paces(run.shares), "pruning in steps", self.progress != "none")
+        for number, keep in enumerate(paces, start=1):
             with run.named(number, self.steps):
                 step = run.step(Step(number, self.steps, keep, graph.dense_cost))
             if self.after_step is not None:
                 self.after_step(run.model, step)
         return Scheduled(run.model, graph.dense_cost, tuple(run.steps), run.plan())
 
-    def _shown(self, shares: dict[str, float]) -> Iterable[dict[str, float]]:
-        """What every step keeps, by measure, with a bar if asked for."""
+    def _paces(self, shares: dict[str, float]) -> list[dict[str, float]]:
+        """What every step keeps, by measure."""
         gone = {measure: self.gone(1 - share) for measure, share in shares.items()}
-        keep = [{measure: 1 - each[k] for measure, each in gone.items()} for k in range(self.steps - 1)]
-        keep.append(shares)
-        if self.progress == "none":
-            return keep
-        from rich.console import Console
-        from rich.progress import track
-
-        return track(keep, "pruning in steps", console=Console(stderr=True), transient=True)
+        return [*({measure: 1 - each[k] for measure, each in gone.items()} for k in range(self.steps - 1)), shares]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from depgraph import Axis, DependencyGraph
 from depgraph.capture.capturing import quiet
@@ -21,7 +20,7 @@ from depgraph.patterns import Matcher
 from depgraph.scoring import Scorer, Scores, checked_scores
 from depgraph.story.parts import Curve, Sensitivity
 from importance.bonsai import Runs
-from importance.calling import check_batches, moved
+from importance.calling import check_batches, device_of, moved
 from importance.losses import Loss
 from importance.magnitude import Magnitude
 
@@ -67,7 +66,7 @@ def sensitivity(
     how = Probing() if probing is None else probing
     axes = _tried(graph, how)
     scores = checked_scores(graph, how.scorer)
-    device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
+    device = device_of(graph.tensors().values())
     run = Runs(graph, [moved(batch, device) for batch in batches], loss)
     with quiet(graph.model):
         dense = run.loss({})

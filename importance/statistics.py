@@ -12,15 +12,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.errors import DataError, ScoreError
 from importance.accumulators import Statistic
-from importance.calling import check_batches, inputs_of, moved, samples_in
+from importance.calling import calls_of, check_batches, device_of, samples_in
 from importance.collector import Collector, Gathering
 from importance.consumers import Consumer, Key, consumers_of
+from importance.progress import shown
 
 
 @dataclass(frozen=True)
@@ -77,30 +76,17 @@ def collect(
     how = how or Gathering()
     wanted = list(dict.fromkeys(s for one in statistics for s in getattr(one, "needs", (one,))))
     collector = Collector(graph, wanted, how)
-    device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
-    if device.type == "meta":
+    if device_of(graph.tensors().values()).type == "meta":
         raise ScoreError(f"the weights of {graph.name} are on the meta device and have no values: load them first")
     observer, count = graph.observer(), 0
     with quiet(graph.model):
-        for batch in _shown(batches, how):
-            args, kwargs = inputs_of(graph.model, moved(batch, device))
+        for args, kwargs in calls_of(graph, shown(batches, "collecting statistics", how.progress), "to collect from"):
             with collector.batch(samples_in(graph, args, kwargs)):
                 observer.watch((args, kwargs), watch=collector, side=how.side)
             count += 1
-    if not count:
-        raise DataError("there are no batches to collect from (a generator gives its batches only once: pass a list)")
     if collector.empty and not collector.found:
         raise DataError("the batches are empty: they hold no row that comes into any consumer, give some with samples")
     if not collector.text:
         raise DataError("the attention masks of all batches are zero everywhere: give some with text")
     collector.require_finite()
     return Statistics(graph, collector.found, count)
-
-
-def _shown(batches: Iterable[Any], how: Gathering) -> Iterable[Any]:
-    if not how.progress:
-        return batches
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(batches, "collecting statistics", console=Console(stderr=True), transient=True)

@@ -12,10 +12,11 @@ from torch import Tensor
 from depgraph import DependencyGraph
 from importance.calling import check_batches
 from importance.choices import pick
-from importance.gradients import GradientSums, backwards, require_module, shown
+from importance.gradients import GradientSums, backwards, require_module
 from importance.layout import Layout
 from importance.losses import Loss
 from importance.normalisation import Normalisation, NormalisationSpec
+from importance.progress import shown
 from importance.reduction import Reduction, ReductionSpec
 from importance.samples import largest_size
 from importance.sums import Saliency
@@ -92,7 +93,7 @@ class Taylor:
         consumer = GradientSums(layout, FORMS[self.form])
         each_batch, first = self.accumulate == "abs", 0
         with backwards(graph.model, layout.parameters, self.loss, consumer if each_batch else None) as backward:
-            for batch in shown(self.batches, self.progress):
+            for batch in shown(self.batches, "scoring with gradients", self.progress):
                 first = first or largest_size(batch)
                 share = largest_size(batch) / max(first, 1)
                 consumer.share = share if each_batch else 1.0

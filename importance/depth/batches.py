@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 import depgraph
 from depgraph import DependencyGraph
 from depgraph.capture.exported import decisions_of
-from depgraph.errors import DataError, DepgraphError
+from depgraph.errors import DataError, DepgraphError, no_batches
 from depgraph.observing import shapes_of
 from depgraph.onnx_door.graph import OnnxGraph
-from importance.calling import check_batches, inputs_of, moved
+from importance.calling import check_batches, device_of, inputs_of, moved
 from importance.depth.files import FileWay
 from importance.depth.programs import Way
 
@@ -42,13 +42,13 @@ def given(graph: DependencyGraph, batches: Iterable[Any], names: Iterable[str]) 
     else:
         found = _captured(graph, batches, list(names))
     if not found:
-        raise DataError("there are no batches to score with (a generator gives its batches only once: pass a list)")
+        raise no_batches("to score with")
     return found
 
 
 def _captured(graph: DependencyGraph, batches: Iterable[Any], names: list[str]) -> list[Given]:
     """All batches, each with a capture for its shapes."""
-    device = next((t.device for t in graph.tensors().values()), torch.device("cpu"))
+    device = device_of(graph.tensors().values())
     own = {} if _by_values(graph) else {shapes_of(graph.args, graph.kwargs): Way(graph, names)}
     found = []
     for batch in (moved(batch, device) for batch in batches):

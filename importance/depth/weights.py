@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +14,10 @@ from importance.calling import check_batches
 from importance.choices import pick
 from importance.depth.candidates import OF, between_ends, names_of, parts_of
 from importance.depth.engine import Batches
-from importance.gradients import backwards, require_module, shown
+from importance.gradients import backwards, require_module
 from importance.losses import Loss
+from importance.progress import shown
+from importance.randomly import drawn
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class DepthTaylor:
         held = _weights(graph, self.of, self.first, self.last)
         alone = {str(k): w for k, w in enumerate(weight for weights in held.values() for weight in weights)}
         with backwards(graph.model, alone, self.loss, None) as backward:
-            for batch in shown(self.batches, self.progress):
+            for batch in shown(self.batches, "scoring with gradients", self.progress):
                 backward(batch)
             return {name: sum(map(self._saliency, weights)) for name, weights in held.items()}
 
@@ -99,11 +99,7 @@ class DepthRandom:
         pick(OF, self.of, "kind of part")
 
     def __call__(self, graph: DependencyGraph, /) -> dict[str, float]:
-        return {name: self._draw(name) for name in names_of(graph, self.of)}
-
-    def _draw(self, name: str) -> float:
-        digest = hashlib.blake2b(f"{self.seed}:{name}".encode(), digest_size=16).digest()
-        return float(np.random.default_rng(int.from_bytes(digest, "little")).random())
+        return {name: float(drawn(self.seed, name, 1)[0]) for name in names_of(graph, self.of)}
 
 
 def _weights(graph: DependencyGraph, of: str, first: int, last: int) -> dict[str, list[Tensor]]:
