@@ -17,7 +17,6 @@ from depgraph.plan import Plan
 from depgraph.rounding import Rounding
 from depgraph.target import Target
 from depgraph.unmet import Unmet
-from depgraph.widths import Cost
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -128,9 +127,6 @@ class _Search:
 
     def removal(self, steps: Steps) -> dict[str, np.ndarray]:
         return self.explainer.removal(self._counts(steps))
-
-    def _cost(self, steps: Steps) -> Cost:
-        return self.graph.cost(self.removal(steps), self.freedom.branches)
 
     def notes(self) -> list[str]:
         whole = self._whole()

@@ -96,6 +96,12 @@ class Options:
     def _floors(self) -> Shares:
         return Shares(self.floor if isinstance(self.floor, Mapping) else {})
 
+    @classmethod
+    def changed(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of options by name that aren't what they are by default."""
+        usual = cls()
+        return {name: value for name, value in given.items() if value != getattr(usual, name)}
+
     def check_patterns(self, graph: DependencyGraph) -> None:
         """Raise PlanError for a name or axis that is none of the graph's: it is a slip, and would protect nothing."""
         floors = tuple(self.floor) if isinstance(self.floor, Mapping) else ()

@@ -27,13 +27,12 @@ class Cargo:
 
 @dataclass(frozen=True)
 class Destination:
-    """A format: the suffix of its file, what it is for, the extra to install (`depgraph[...]`) and its package, what writes it.
+    """A format: the suffix of its file, the extra to install (`depgraph[...]`) and its package, what writes it.
 
     `write` takes the file's path too, and raises ExportError.
     """
 
     suffix: str
-    description: str
     extra: str
     module: str
     write: Callable[[Cargo, Path], FileReport]
@@ -52,10 +51,8 @@ def _gguf(cargo: Cargo, path: Path) -> FileReport:
 
 
 DESTINATIONS: Mapping[str, Destination] = {
-    "openvino": Destination(".xml", "OpenVINO, for Intel's processors; free batch", "openvino", "openvino", _openvino),
-    "executorch": Destination(
-        ".pte", "ExecuTorch with XNNPACK, for phones; the example's sizes", "executorch", "executorch", _executorch
-    ),
-    "gguf": Destination(".gguf", "GGUF in float16, for llama.cpp; Llama-like models only", "gguf", "gguf", _gguf),
+    "openvino": Destination(".xml", "openvino", "openvino", _openvino),
+    "executorch": Destination(".pte", "executorch", "executorch", _executorch),
+    "gguf": Destination(".gguf", "gguf", "gguf", _gguf),
 }
 """The formats by name."""

@@ -174,7 +174,7 @@ def to_encoder_decoder_onnx(
         memory = remembered(subject, given)
         expected, said = _generated(subject, given, new_tokens, memory.start)
         encoder = to_onnx(EncoderPart(subject, memory), (), draft / ENCODER, given, _free(given), options=options)
-        example, free = _decoder_example(subject, memory, given)
+        example, free = _decoder_example(memory, given)
         decoder = to_onnx(DecoderPart(subject, memory), (), draft / DECODER, example, free, options=options)
         got = _decoded(draft, memory, given, new_tokens)
         agreement = greedy.agreement(expected, got, tolerance_for(memory.own[0].dtype, options.rtol, options.atol))
@@ -265,7 +265,7 @@ def _free(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
     return {n: {0: "batch", 1: "encoder_sequence"} if _is_text(t) else {0: "batch"} for n, t in inputs.items()}
 
 
-def _decoder_example(model: nn.Module, memory: Memory, inputs: Mapping[str, Tensor]) -> tuple[Any, Any]:
+def _decoder_example(memory: Memory, inputs: Mapping[str, Tensor]) -> tuple[Any, Any]:
     """Inputs to trace the decoder with, and which of their sizes are free."""
     first = next(iter(inputs.values()))
     batch, device = max(2, first.shape[0]), first.device

@@ -163,7 +163,7 @@ class _File:
 def _write(gguf: Any, file: _File, draft: Path) -> None:
     writer = gguf.GGUFWriter(None, file.contents.shape.architecture)
     _write_facts(gguf, writer, file)
-    _write_words(writer, file.words, file.contents.shape.vocabulary)
+    _write_words(writer, file.words)
     for name, weight in file.contents.weights.items():
         kind = gguf.GGMLQuantizationType[_format_of(weight, file.options.weights).upper()]
         stored = gguf.quants.quantize(as_array(weight), kind)
@@ -208,7 +208,7 @@ def _per_layer(sizes: tuple[int, ...]) -> int | list[int]:
     return sizes[0] if len(set(sizes)) == 1 else list(sizes)
 
 
-def _write_words(writer: Any, words: Vocabulary | None, rows: int) -> None:
+def _write_words(writer: Any, words: Vocabulary | None) -> None:
     if words is None:
         writer.add_tokenizer_model("no_vocab")
         return

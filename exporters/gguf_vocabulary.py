@@ -73,7 +73,7 @@ def vocabulary(tokenizer: Any, rows: int, split: str = "") -> Vocabulary:
     names = tuple(tokens.get(number, f"[PAD{number}]") for number in range(rows))
     common: dict[str, Any] = {
         "tokens": names,
-        "kinds": tuple(_kind(tokens.get(number), number, tokenizer, facts) for number in range(rows)),
+        "kinds": tuple(_kind(tokens.get(number), number, facts) for number in range(rows)),
         "ids": _special_ids(tokenizer),
         "template": tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else "",
     }
@@ -97,7 +97,7 @@ def _loaded(tokenizer: Any) -> Any:
         raise ExportError(f"{os.fspath(tokenizer)} holds no tokenizer that transformers loads.") from error
 
 
-def _kind(token: str | None, number: int, tokenizer: Any, facts: Mapping[str, Any]) -> int:
+def _kind(token: str | None, number: int, facts: Mapping[str, Any]) -> int:
     if token is None:
         return UNUSED
     if token == facts["model"].get("unk_token"):

@@ -12,6 +12,7 @@ from rich.table import Table
 from depgraph.cli import options as o
 from depgraph.cli.app import app
 from depgraph.cli.output import Steps, print_json, printing, showing
+from depgraph.cli.tables import plain_table
 
 if TYPE_CHECKING:
     from exporters.benching import Benched
@@ -44,7 +45,7 @@ def bench(  # noqa: PLR0913  (the options of a command)
     from exporters.workloads import Sizes
 
     running = Running(rounds, threads, Sizes(parse_dims(dims or ()), batch, prompt), memory)
-    with printing(as_json) as console, Steps()("measuring"):
+    with printing() as console, Steps()("measuring"):
         found = bench(paths, running)
     with showing():
         if as_json:
@@ -69,7 +70,7 @@ def parse_dims(given: list[str] | tuple[()]) -> dict[str, int]:
 
 def runs_table(found: Benched) -> Table:
     """A line for each way to run each file."""
-    table = _table("file", "run", "median ms", "90% within", "tokens/s", "times as fast")
+    table = plain_table("file", "run", "median ms", "90% within", "tokens/s", "times as fast", left="run")
     for one in found.measured:
         speed = "" if one.tokens_per_second is None else f"{one.tokens_per_second:,.0f}"
         faster = "" if one.base == one.file else f"{one.speedup:.2f}"
@@ -86,7 +87,7 @@ def conditions(found: Benched) -> str:
 
 def files_table(found: Benched) -> Table:
     """What files take, on the disk and in memory."""
-    table = _table("file", "MB", "memory MB", "of these before it was loaded")
+    table = plain_table("file", "MB", "memory MB", "of these before it was loaded")
     for one in found.files:
         table.add_row(escape(one.file), *(_megabytes(size) for size in (one.bytes, one.peak_bytes, one.rest_bytes)))
     return table
@@ -94,11 +95,3 @@ def files_table(found: Benched) -> Table:
 
 def _megabytes(size: int | None) -> str:
     return "" if size is None else f"{size / 1e6:,.2f}" if size < 1e7 else f"{size / 1e6:,.0f}"
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold")
-    for name in others:
-        table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
-    return table

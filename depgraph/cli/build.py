@@ -107,7 +107,7 @@ def build(  # noqa: PLR0913  (the options of a command)
     check_vacant(out)
     limits, deep = _limits(latency, size), _depth(depth_score, scope, recipes, data=data is not None or ".py:" in model)
     asked_scope, scope = scope, "auto" if scope in ("depth", "both") else scope
-    with printing(as_json) as console:
+    with printing() as console:
         steps = Steps()
         device = Profile.load(profile) if profile is not None else None
         budget = Budget(**limits, threads=threads, profile=device)

@@ -62,7 +62,7 @@ def export(  # noqa: PLR0913  (the options of a command)
     if not is_onnx(model):
         require_model(model)
     asked = Asked(_where(model, out, format), opset, quantise, tolerance, data, seed)
-    with printing(as_json) as console:
+    with printing() as console:
         steps = Steps()
         if is_onnx(model):
             if format != "onnx":

@@ -90,7 +90,7 @@ class FileMaker:
         data = None if self.data is None else self.batches
         if point.name in recipes.RECIPES:
             recipe = recipes.for_file(point.name, data, self.seed)
-            given = {name: value for name, value in self.options.items() if value != getattr(Options(), name)}
+            given = Options.changed(self.options)
             pruned = recipe.prune(self.graph, target, **given)
             return pruned.model, pruned.after, pruned.error
         plan = self.graph.plan(named(point.name, batches=data, seed=self.seed), target, **self.options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +234,12 @@ def _json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_json(item) for item in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def onnx_beside(loaded: Loaded, model: Any, folder: Path, final: Path) -> Any:
+    """Write the ONNX file of a pruned model into `folder`; the report names it in `final`, where that folder will be."""
+    from exporters import OnnxOptions, to_onnx
+
+    options = OnnxOptions(dtype="float32")
+    made = to_onnx(model, loaded.args, folder / "model.onnx", loaded.kwargs, options=options)
+    return replace(made, path=final / "model.onnx")

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from depgraph.checkpoint import save
 from depgraph.cli.data import TextData, measured
+from depgraph.cli.formats import onnx_beside
 from depgraph.cli.models import Loaded
 from depgraph.cli.options import Wish
 from depgraph.cli.output import Steps
@@ -56,7 +57,7 @@ def prune_in_steps(wish: Wish, given: Given, folder: Path | None, steps: Steps) 
         )
     loaded, found, graph, target = given
     recipe = named(wish.recipe, found.calibration or loaded.batches, loaded.loss, wish.loading.seed)
-    options = {option: value for option, value in wish.options.items() if value != getattr(Options(), option)}
+    options = Options.changed(wish.options)
     with steps("pruning in steps"):
         done = recipe.prune(graph, target, **options)
     assert done.scheduled is not None
@@ -71,7 +72,7 @@ def prune_in_steps(wish: Wish, given: Given, folder: Path | None, steps: Steps) 
         quality = measured(graph.model, done.model, found)
     lines += quality.lines
     if wish.onnx:
-        exported = _onnx(wish, loaded, done.model, folder)
+        exported = onnx_beside(loaded, done.model, folder, wish.out or folder)
         lines.append(str(exported))
     if wish.report:
         with steps("writing the report"):
@@ -110,13 +111,3 @@ def print_in_steps(graph: DependencyGraph, made: InSteps, console: Console) -> N
     console.print(cost_table(graph.dense_cost, Cost(**made.data["after"])))
     for line in made.lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _onnx(wish: Wish, loaded: Loaded, model: Any, folder: Path) -> Any:
-    from dataclasses import replace
-
-    from exporters import OnnxOptions, to_onnx
-
-    options = OnnxOptions(dtype="float32")
-    made = to_onnx(model, loaded.args, folder / "model.onnx", loaded.kwargs, options=options)
-    return replace(made, path=(wish.out or folder) / "model.onnx")

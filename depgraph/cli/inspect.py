@@ -37,7 +37,7 @@ def inspect(  # noqa: PLR0913  (the options of a command)
     if html is not None:
         check_free(html, "--html")
     sizes = o.parse_sizes(size)
-    with printing(as_json) as out:
+    with printing() as out:
         steps = Steps()
         with steps("loading"):
             refuse_options(model, Loading(device, dtype, seed, base), sizes)

@@ -19,7 +19,6 @@ from depgraph.errors import CheckpointError, DataError, ModelError, ScoreError
 from depgraph.npz import NpzFolder
 from depgraph.onnx_door.loading import input_names
 from depgraph.onnx_door.saving import write
-from depgraph.options import Options
 from depgraph.plan import Plan
 from depgraph.storage import check_free
 from depgraph.target import Target
@@ -56,18 +55,23 @@ def check_out(wish: Wish) -> None:
 
 def prune_file(wish: Wish) -> None:
     """Make a file smaller, check the result, and write it."""
+    from importance.recipes import for_file
+
     check_out(wish)
     refuse_gradients(wish)
     batches = _batches(wish)
     steps = Steps()
-    with printing(wish.json) as console:
+    with printing() as console:
         with steps("reading"):
             graph = depgraph.trace(wish.model, example_of(wish.model, wish.sizes, batches), free=wish.free)
         check_patterns(graph, wish.options)
         target, latency = wish.keep.target(graph, steps)
         with steps("scoring and planning"):
-            asked = (wish, target, graph, batches)
-            plan, report = _by_recipe(*asked) if wish.recipe else (_planned(*asked), None)
+            if wish.recipe:
+                recipe = for_file(wish.recipe, batches, seed=wish.loading.seed)
+                plan, report = wish.made_by(recipe, graph, target)
+            else:
+                plan, report = _planned(wish, target, graph, batches), None
         if wish.plot is not None:
             with steps("drawing"):
                 plan.plot(wish.plot)
@@ -138,17 +142,6 @@ def _planned(wish: Wish, target: Target, graph: Any, batches: NpzFolder | None) 
     if wish.allocation:
         scorer = allocations.Allocated(scorer, allocations.named(wish.allocation))
     return plan_with_depth(wish, target, graph, scorer, (batches, None))
-
-
-def _by_recipe(wish: Wish, target: Target, graph: Any, batches: NpzFolder | None) -> tuple[Plan, CutReport | None]:
-    """The plan of a recipe, and the report of its cut unless nothing is to be written."""
-    from importance.recipes import for_file
-
-    recipe = for_file(wish.recipe, batches, seed=wish.loading.seed)
-    given = {option: value for option, value in wish.options.items() if value != getattr(Options(), option)}
-    if wish.out is None:
-        return recipe.plan(graph, target, **given), None
-    return recipe.reported(graph, target, **given)
 
 
 def _cut_and_write(plan: Plan, report: CutReport | None, out: Path, steps: Steps) -> tuple[dict[str, Any], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,8 +12,15 @@ from depgraph.cli.data import Amount
 from depgraph.cli.keeping import Keep as Kept
 from depgraph.cli.models import Loading
 from depgraph.errors import PlanError
+from depgraph.options import Options
 from depgraph.patterns import unnamed
 from depgraph.rounding import BLOCKS
+
+if TYPE_CHECKING:
+    from depgraph.cutting.report import CutReport
+    from depgraph.dependency import DependencyGraph
+    from depgraph.plan import Plan
+    from depgraph.target import Target
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Scopes = Literal["auto", "global", "axis", "uniform", "depth", "both"]
@@ -137,6 +144,13 @@ class Wish:
     def scope(self) -> str:
         """How the plan spreads its budget."""
         return str(self.options["scope"])
+
+    def made_by(self, recipe: Any, graph: DependencyGraph, target: Target) -> tuple[Plan, CutReport | None]:
+        """The plan of a recipe, and the report of its cut, unless nothing is to be written."""
+        given = Options.changed(self.options)
+        if self.out is None:
+            return recipe.plan(graph, target, **given), None
+        return recipe.reported(graph, target, **given)
 
 
 def parse_sizes(given: list[str] | None, option: str = "--size") -> dict[str, int]:

@@ -125,7 +125,7 @@ class _Paper(Console):
 
 
 @contextlib.contextmanager
-def printing(as_json: bool) -> Iterator[Console]:
+def printing() -> Iterator[Console]:
     """A console on stdout; what others print there meanwhile goes to stderr, so that JSON stays alone."""
     narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = _Paper(file=sys.stdout, width=None if narrow else WIDTH)

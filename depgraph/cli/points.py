@@ -83,7 +83,7 @@ class Maker:
         batches = subject.found.calibration or subject.loaded.batches
         if point.name in recipes.RECIPES:
             recipe = recipes.named(point.name, batches, subject.loaded.loss, seed)
-            given = {name: value for name, value in self.options.items() if value != getattr(Options(), name)}
+            given = Options.changed(self.options)
             pruned = recipe.prune(subject.graph, target, **given)
             return pruned.model, pruned.after, pruned.error
         scorer = named(point.name, batches=batches, loss=subject.loaded.loss, seed=seed)

@@ -50,7 +50,7 @@ def profile(  # noqa: PLR0913  (the options of a command)
     if out is not None:
         check_free(out, "--out")
     steps = Steps()
-    with printing(as_json) as console, new_folder(kit) as folder:
+    with printing() as console, new_folder(kit) as folder:
         with steps("loading"):
             if is_onnx(model):
                 graph = depgraph.trace(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from depgraph.cli import options as o
 from depgraph.cli.app import app
 from depgraph.cli.data import Amount, TextData, measured, read_text, text_data
 from depgraph.cli.depth import asked, depth_needs, plan_with_depth
+from depgraph.cli.formats import onnx_beside
 from depgraph.cli.in_steps import Given, is_in_steps, print_in_steps, prune_in_steps
 from depgraph.cli.keeping import parse_keep
 from depgraph.cli.models import Loaded, Loading, load_model
@@ -29,7 +29,6 @@ from depgraph.cli.tables import (
 from depgraph.cli.times import predicted, timed
 from depgraph.cutting.report import CutReport
 from depgraph.errors import DataError, ModelError
-from depgraph.options import Options
 from depgraph.plan import Plan
 from depgraph.story import tell
 
@@ -99,7 +98,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
 
 
 def _prune(wish: o.Wish) -> None:
-    from importance import allocations
+    from importance import allocations, recipes
 
     refuse_options(wish.model, wish.loading, wish.sizes)
     if is_onnx(wish.model):
@@ -114,7 +113,7 @@ def _prune(wish: o.Wish) -> None:
     if wish.data is None and ".py:" not in wish.model and (what := _needing_data(wish)):
         raise DataError(f"{what} needs data: give a text file with --data, or one that doesn't, such as magnitude")
     text = read_text(wish.data) if wish.data is not None else ""
-    with printing(wish.json) as console, new_folder(wish.out) as folder:
+    with printing() as console, new_folder(wish.out) as folder:
         with steps("loading"):
             loaded = load_model(wish.model, wish.loading)
             found = text_data(loaded, wish.data, text, wish.amount) if wish.data is not None else TextData([], [])
@@ -127,13 +126,15 @@ def _prune(wish: o.Wish) -> None:
             with showing():
                 print_json(made.data, console) if wish.json else print_in_steps(graph, made, console)
             return
+        batches = found.calibration or loaded.batches
         with steps("scoring and planning"):
             if wish.recipe:
-                plan, report = _by_recipe(wish, target, graph, loaded, found)
+                recipe = recipes.named(wish.recipe, batches, loaded.loss, wish.loading.seed)
+                plan, report = wish.made_by(recipe, graph, target)
             else:
                 scorer = _scorer(wish, loaded, found, steps)
                 scorer = scorer if allocation is None else allocations.Allocated(scorer, allocation)
-                plan = plan_with_depth(wish, target, graph, scorer, (found.calibration or loaded.batches, loaded.loss))
+                plan = plan_with_depth(wish, target, graph, scorer, (batches, loaded.loss))
                 report = None
         if wish.plot is not None:
             with steps("drawing"):
@@ -179,19 +180,6 @@ def _needing_data(wish: o.Wish) -> str:
     return f"--depth-score {wish.depth_score}" if depth_needs(wish) else ""
 
 
-def _by_recipe(
-    wish: o.Wish, target: depgraph.Target, graph: depgraph.DependencyGraph, loaded: Loaded, found: TextData
-) -> tuple[Plan, CutReport | None]:
-    """The plan of a recipe, and the report of its cut, unless nothing is to be written."""
-    from importance.recipes import named
-
-    recipe = named(wish.recipe, found.calibration or loaded.batches, loaded.loss, wish.loading.seed)
-    given = {option: value for option, value in wish.options.items() if value != getattr(Options(), option)}
-    if wish.out is None:
-        return recipe.plan(graph, target, **given), None
-    return recipe.reported(graph, target, **given)
-
-
 def _write_all(
     wish: o.Wish, loaded: Loaded, found: TextData, made: tuple[Plan, CutReport], folder: Path, steps: Steps
 ) -> tuple[dict[str, Any], list[str]]:
@@ -206,7 +194,7 @@ def _write_all(
     exported = None
     if wish.onnx:
         with steps("exporting to ONNX"):
-            exported = _onnx(loaded, report, folder, wish.out or folder)
+            exported = onnx_beside(loaded, report.model, folder, wish.out or folder)
     result = cut_json(plan, report) | {
         "perplexity": quality.figures,
         "onnx": onnx_json(exported) if exported else None,
@@ -229,11 +217,3 @@ def _write(loaded: Loaded, plan: Plan, report: CutReport, folder: Path) -> Any:
         loaded.tokenizer.save_pretrained(folder)
     plan.save(folder / "plan.json")
     return saved
-
-
-def _onnx(loaded: Loaded, report: CutReport, folder: Path, final: Path) -> Any:
-    from exporters import OnnxOptions, to_onnx
-
-    options = OnnxOptions(dtype="float32")
-    made = to_onnx(report.model, loaded.args, folder / "model.onnx", loaded.kwargs, options=options)
-    return replace(made, path=final / "model.onnx")

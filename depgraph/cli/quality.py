@@ -112,19 +112,12 @@ def _accuracy(model: nn.Module, loaded: Loaded) -> float:
 
 
 def _mean(model: nn.Module, batches: Any, figure: Callable[[Any], Any]) -> float:
-    """The mean of a figure of batches, on the model's device, each counted by its samples."""
-    from importance.calling import moved
-    from importance.samples import largest_size
+    """The mean of a figure of batches, each counted by its samples."""
+    from importance.rivals import mean_of
 
-    total = count = 0.0
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with quiet(model), torch.no_grad():
-        for batch in (moved(given, device) for given in batches):
-            size = largest_size(batch)
-            total += float(figure(batch)) * size
-            count += size
-    if not count:
+    found = mean_of(model, batches, figure)
+    if found is None:
         raise DataError(
             "there are no batches to measure quality on (a generator gives its batches only once: give a list)"
         )
-    return total / count
+    return found

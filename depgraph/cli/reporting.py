@@ -15,7 +15,7 @@ from depgraph.story import Making, Quality, Story, versions, write_story
 
 def write_report(wish: Wish, story: Story, found: Measured, folder: Path) -> None:
     """Write `report.html` and `report.json` into a folder."""
-    settings = {name: str(value) for name, value in wish.options.items() if value != getattr(Options(), name)}
+    settings = {name: str(value) for name, value in Options.changed(wish.options).items()}
     making = Making(
         command=shlex.join(["depgraph", *sys.argv[1:]]),
         recipe=wish.recipe or wish.score,

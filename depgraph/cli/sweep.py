@@ -81,7 +81,7 @@ def sweep(  # noqa: PLR0913  (the options of a command)
     if is_onnx(model):
         refuse_gradients(names)
         maker = FileMaker(model, sizes, data, seed, options)
-    with printing(as_json) as console:
+    with printing() as console:
         made, trade = _swept(maker, (names, *shares), out, jobs)
     with showing():
         if as_json:

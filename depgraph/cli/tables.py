@@ -25,7 +25,7 @@ _SHOWN = 5  # names of dims that the table of what is fixed lists for one reason
 
 def cost_table(before: Cost, after: Cost) -> Table:
     """Parameters, MACs and bytes before and after."""
-    table = _table("", "before", "after", "kept")
+    table = plain_table("", "before", "after", "kept")
     shares = after.share_of(before)
     for metric, word in METRICS.items():
         old, new = getattr(before, metric), getattr(after, metric)
@@ -35,7 +35,7 @@ def cost_table(before: Cost, after: Cost) -> Table:
 
 def widths_table(plan: Plan) -> Table:
     """Groups before and after, by kind of axis."""
-    table = _table("axis", "groups", "left", "kept")
+    table = plain_table("axis", "groups", "left", "kept")
     for line in widths(plan):
         table.add_row(line.names, str(line.before), line.left, f"{line.share:.1%}")
     return table
@@ -62,7 +62,8 @@ def print_axes(found: Inspection, out: Console) -> None:
 
 def axes_table(found: Inspection) -> Table:
     """One line for axes that are alike in all but their numbers, with what they are and their name."""
-    table = _table("what can only go together", "x", "groups", "may go", "one saves", "all save", "check or reason")
+    why = "check or reason"
+    table = plain_table("what can only go together", "x", "groups", "may go", "one saves", "all save", why, left=why)
     for family in found.families:
         saved = [found.savings[axis.name] for axis in family.axes]
         shares = (
@@ -86,11 +87,12 @@ def fixed_table(found: Inspection) -> Table:
     return table
 
 
-def _table(first: str, *others: str) -> Table:
+def plain_table(first: str, *others: str, left: str = "") -> Table:
+    """A table without lines: columns of numbers after the first, but for the one named `left`."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(first, overflow="fold")
     for name in others:
-        table.add_column(name, justify="left" if name == "check or reason" else "right", overflow="fold")
+        table.add_column(name, justify="left" if name == left else "right", overflow="fold")
     return table
 
 

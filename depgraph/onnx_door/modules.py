@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from depgraph.onnx_door.naming import module_of
+from depgraph.residual import around
 
 if TYPE_CHECKING:
     from depgraph.onnx_door.lowering import Lowered
@@ -21,7 +22,7 @@ class Modules:
         self.shapes: dict[str, list[tuple[str, tuple[int, ...]]]] = defaultdict(list)
         self.owners: dict[str, str] = {}
         for node in lowered.operators.values():
-            for path in _above(module_of(node)):
+            for path in around(module_of(node))[1:]:
                 self.kinds[path].add(node.op_type)
         for name in lowered.held:
             self._place(name)
@@ -49,11 +50,5 @@ class Modules:
         readers = [module_of(node) for node, _ in value.uses()]
         owner = own if own in self.kinds or not readers else readers[0]
         self.owners[name] = owner
-        for path in _above(owner):
+        for path in around(owner)[1:]:
             self.shapes[path].append((name.removeprefix(f"{path}."), made.shape) if own == owner else ("", made.shape))
-
-
-def _above(path: str) -> list[str]:
-    """A path and all that it lies in."""
-    parts = path.split(".") if path else []
-    return [".".join(parts[: k + 1]) for k in range(len(parts))]
