@@ -19,7 +19,7 @@ from depgraph.capture.holding import Held
 from depgraph.capture.places import module_path, place
 from depgraph.capture.reading import indices_read
 from depgraph.capture.values_read import empty, values_read
-from depgraph.errors import CaptureError, UnsupportedOperator
+from depgraph.errors import CaptureError
 from depgraph.graph import Least, Program, Reason, Value
 from depgraph.rules import domains
 
@@ -34,7 +34,6 @@ INPUT, OUTPUT = "the model's inputs have this size", "the model's outputs have t
 UNREAD = "nothing that the example runs reads it"
 GIVEN = "the model gives back its indices as numbers"
 LEFT_OUT = "slices leave it out, which may differ with inputs of other sizes"
-NO_RULE = "no rule knows what this operator does with it"
 
 
 def lower(exported: CapturedProgram, strict: bool = False, held: Held | None = None) -> Program:
@@ -206,8 +205,7 @@ class _Lowering:
             try:
                 function(op)
             except ValueError as error:
-                op.fix_all(f"its rule doesn't fit this use of it: {error}", NO_RULE)
-                self.program.unknown.setdefault(op.target, []).append(op.where)
+                op.leave_alone(error)
                 before = len(self.program.relations.fixed), len(self.program.relations.mixed)
             domains.follow(op)
             if node not in self.read:
@@ -216,12 +214,8 @@ class _Lowering:
         if not op.inputs and not op.outputs:  # it computes with numbers
             return
         if self.strict:
-            raise UnsupportedOperator(
-                f"operator {op.target} at {op.where or 'an unknown place'} has no rule; "
-                f"register one with depgraph.rule({op.target!r}, ...) or trace with strict=False to leave its dims alone"
-            )
-        self.program.unknown.setdefault(op.target, []).append(op.where)
-        op.fix_all(NO_RULE)
+            raise op.no_rule()
+        op.leave_alone()
         domains.follow(op)
 
     def _only_shape(self, op: rules.Op, before: tuple[int, int]) -> None:

@@ -32,7 +32,6 @@ KINDS = {
     ir.DataType.UINT8: torch.uint8,
     ir.DataType.BOOL: torch.bool,
 }
-NO_RULE = "no rule knows what this operator does with it"
 NO_SIZE = "it meets sizes that neither the file nor a run tells"
 LEFT_OUT = "slices leave it out, which may differ with inputs of other sizes"
 NOT_TAKEN = "a branch that the example doesn't take counts on it"
@@ -251,17 +250,12 @@ class Lowering:
             try:
                 function(op)
             except (ValueError, AssertionError, KeyError, IndexError, TypeError) as error:
-                op.fix_all(f"its rule doesn't fit this use of it: {error}", NO_RULE)
-                self.program.unknown.setdefault(op.target, []).append(op.where)
+                op.leave_alone(error)
             domains.follow(op)
             return
         if self.strict:
-            raise UnsupportedOperator(
-                f"operator {op.target} at {op.where or 'an unknown place'} has no rule; "
-                f"register one with depgraph.rule({op.target!r}, ...) or trace with strict=False to leave its dims alone"
-            )
-        self.program.unknown.setdefault(op.target, []).append(op.where)
-        op.fix_all(NO_RULE, NO_RULE)
+            raise op.no_rule()
+        op.leave_alone()
         domains.follow(op)
 
     def _of_unknown_size(self, op: rules.Op) -> None:

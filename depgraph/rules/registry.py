@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from depgraph.errors import UnsupportedOperator
 from depgraph.graph import Contraction, Least, Program, Reason, Relations, Value, Work
 from depgraph.rules.equation import Term, Token, parse
 
 Rule = Callable[["Op"], None]
 _TABLE: dict[str, Rule] = {}
 MARKED = "the rule of an operator fixes it"
+NO_RULE = "no rule knows what this operator does with it"
 
 
 @dataclass
@@ -67,6 +69,18 @@ class Op:
         for value in [*self.inputs, *self.outputs]:
             for dim in value.dims:
                 self.relations.fix(dim, self.reason(text, why))
+
+    def leave_alone(self, misfit: Exception | None = None) -> None:
+        """Fix all that it has, and report it: it has no rule, or one that doesn't fit this use of it, as `misfit` says."""
+        self.program.unknown.setdefault(self.target, []).append(self.where)
+        self.fix_all(NO_RULE if misfit is None else f"its rule doesn't fit this use of it: {misfit}", NO_RULE)
+
+    def no_rule(self) -> UnsupportedOperator:
+        """What to raise where operators without a rule are refused."""
+        return UnsupportedOperator(
+            f"operator {self.target} at {self.where or 'an unknown place'} has no rule; "
+            f"register one with depgraph.rule({self.target!r}, ...) or trace with strict=False to leave its dims alone"
+        )
 
     def align_elementwise(self, values: Iterable[Value]) -> None:
         """Align dims from the right, with broadcasting."""
