@@ -44,10 +44,10 @@ class Keep:
         """Is time limited?"""
         return self.milliseconds is not None or self.share is not None
 
-    def target(self, graph: DependencyGraph, steps: Steps) -> tuple[Target, Any]:
-        """The target for a graph, and the latency model (`exporters.MeasuredLatency`), None where time isn't limited."""
+    def target(self, graph: DependencyGraph, steps: Steps) -> Target:
+        """The target for a graph; its latency model is an `exporters.MeasuredLatency`, None where time isn't limited."""
         if not self.timed:
-            return Target(**self.given), None
+            return Target(**self.given)
         from exporters import MeasuredLatency, Profile
 
         profile = Profile.load(self.profile) if self.profile else None
@@ -57,7 +57,7 @@ class Keep:
         for note in (*([f"the profile {different}"] if different else []), *latency.notes):
             say(f"warning: {note}")
         limit = self.milliseconds or (self.share or 1) * latency.ms(graph.widths.at({}))
-        return Target(**self.given, latency_ms=limit, latency=latency), latency
+        return Target(**self.given, latency_ms=limit, latency=latency)
 
 
 def parse_keep(text: str, profile: Path | None = None, left_out: int | None = None) -> Keep:

@@ -65,7 +65,7 @@ def prune_file(wish: Wish) -> None:
         with steps("reading"):
             graph = depgraph.trace(wish.model, example_of(wish.model, wish.sizes, batches), free=wish.free)
         check_patterns(graph, wish.options)
-        target, latency = wish.keep.target(graph, steps)
+        target = wish.keep.target(graph, steps)
         with steps("scoring and planning"):
             if wish.recipe:
                 recipe = for_file(wish.recipe, batches, seed=wish.loading.seed)
@@ -76,10 +76,10 @@ def prune_file(wish: Wish) -> None:
             with steps("drawing"):
                 plan.plot(wish.plot)
         result, lines = plan_json(plan), ["", *plan.notes, "dry run: nothing was cut or written"]
-        times = latency and predicted(latency, plan)
+        times = target.latency and predicted(target.latency, plan)
         if wish.out is not None:
             result, lines = _cut_and_write(plan, report, wish.out, steps)
-            times = latency and timed(latency, plan, wish.out, steps)
+            times = target.latency and timed(target.latency, plan, wish.out, steps)
         if times:
             result["latency"] = times.data
             lines.append(times.line)

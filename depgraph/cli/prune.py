@@ -98,7 +98,7 @@ def prune(  # noqa: PLR0913  (the options of a command)
 
 
 def _prune(wish: o.Wish) -> None:
-    from importance import allocations, recipes
+    from importance import allocations
 
     refuse_options(wish.model, wish.loading, wish.sizes)
     if is_onnx(wish.model):
@@ -114,38 +114,25 @@ def _prune(wish: o.Wish) -> None:
         raise DataError(f"{what} needs data: give a text file with --data, or one that doesn't, such as magnitude")
     text = read_text(wish.data) if wish.data is not None else ""
     with printing() as console, new_folder(wish.out) as folder:
-        with steps("loading"):
-            loaded = load_model(wish.model, wish.loading)
-            found = text_data(loaded, wish.data, text, wish.amount) if wish.data is not None else TextData([], [])
-        with steps("tracing"):
-            graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs, free=wish.free)
-        o.check_patterns(graph, wish.options)
-        target, latency = wish.keep.target(graph, steps)
+        given = _given(wish, text, steps)
         if is_in_steps(wish.recipe):
-            made = prune_in_steps(wish, Given(loaded, found, graph, target), folder, steps)
+            made = prune_in_steps(wish, given, folder, steps)
             with showing():
-                print_json(made.data, console) if wish.json else print_in_steps(graph, made, console)
+                print_json(made.data, console) if wish.json else print_in_steps(given.graph, made, console)
             return
-        batches = found.calibration or loaded.batches
         with steps("scoring and planning"):
-            if wish.recipe:
-                recipe = recipes.named(wish.recipe, batches, loaded.loss, wish.loading.seed)
-                plan, report = wish.made_by(recipe, graph, target)
-            else:
-                scorer = _scorer(wish, loaded, found, steps)
-                scorer = scorer if allocation is None else allocations.Allocated(scorer, allocation)
-                plan = plan_with_depth(wish, target, graph, scorer, (batches, loaded.loss))
-                report = None
+            plan, report = _planned(wish, given, allocation, steps)
         if wish.plot is not None:
             with steps("drawing"):
                 plan.plot(wish.plot)
+        latency = given.target.latency
         if folder is None:
             result, shown = plan_json(plan), ["", *plan.notes, "dry run: nothing was cut or written"]
             times = latency and predicted(latency, plan)
         else:
             with steps("cutting and checking"):
                 report = report or plan.apply_with_report(form=wish.options["form"])
-            result, shown = _write_all(wish, loaded, found, (plan, report), folder, steps)
+            result, shown = _write_all(wish, given, (plan, report), folder, steps)
             times = latency and timed(latency, plan, folder / "model.onnx", steps)
         if times:
             result["latency"] = times.data
@@ -154,15 +141,39 @@ def _prune(wish: o.Wish) -> None:
         if wish.json:
             print_json(result, console)
             return
-        print_result(graph.dense_cost, plan, shown, console)
+        print_result(given.graph.dense_cost, plan, shown, console)
 
 
-def _scorer(wish: o.Wish, loaded: Loaded, found: TextData, steps: Steps) -> Any:
+def _given(wish: o.Wish, text: str, steps: Steps) -> Given:
+    with steps("loading"):
+        loaded = load_model(wish.model, wish.loading)
+        found = text_data(loaded, wish.data, text, wish.amount) if wish.data is not None else TextData([], [])
+    with steps("tracing"):
+        graph = depgraph.trace(loaded.model, loaded.args, loaded.kwargs, free=wish.free)
+    o.check_patterns(graph, wish.options)
+    return Given(loaded, found, graph, wish.keep.target(graph, steps))
+
+
+def _planned(wish: o.Wish, given: Given, allocation: Any, steps: Steps) -> tuple[Plan, CutReport | None]:
+    """The plan, and the report of its cut where a recipe has cut already."""
+    from importance import allocations, recipes
+
+    loaded, found, graph, target = given
+    batches = found.calibration or loaded.batches
+    if wish.recipe:
+        recipe = recipes.named(wish.recipe, batches, loaded.loss, wish.loading.seed)
+        return wish.made_by(recipe, graph, target)
+    scorer = _scorer(wish, loaded, batches, steps)
+    if allocation is not None:
+        scorer = allocations.Allocated(scorer, allocation)
+    return plan_with_depth(wish, target, graph, scorer, (batches, loaded.loss)), None
+
+
+def _scorer(wish: o.Wish, loaded: Loaded, batches: Any, steps: Steps) -> Any:
     from importance import named, needs_data
 
     if not needs_data(wish.score):
         return named(wish.score, seed=wish.loading.seed)
-    batches = found.calibration or loaded.batches
     if batches is None:
         raise DataError(f"score {wish.score!r} needs data: let {wish.model} return a dict with 'batches'")
     return named(wish.score, batches=steps.over(batches, "scoring"), loss=loaded.loss, seed=wish.loading.seed)
@@ -181,9 +192,10 @@ def _needing_data(wish: o.Wish) -> str:
 
 
 def _write_all(
-    wish: o.Wish, loaded: Loaded, found: TextData, made: tuple[Plan, CutReport], folder: Path, steps: Steps
+    wish: o.Wish, given: Given, made: tuple[Plan, CutReport], folder: Path, steps: Steps
 ) -> tuple[dict[str, Any], list[str]]:
     """The result as data, and the lines that say it."""
+    loaded, found, *_ = given
     plan, report = made
     with steps("measuring"):
         quality = measured(loaded.model, report.model, found)
