@@ -38,14 +38,14 @@ class Weights(Mapping[str, torch.Tensor]):
 
 def offloaded(model: nn.Module) -> dict[str, Read]:
     """How to read each of the model's tensors that lies elsewhere, by name."""
-    found: dict[str, Read] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for hook in _hooks(module):
-            if _offloads(hook):
-                for name, tensor in _placed(module, hook):
-                    if tensor.is_meta:
-                        found[f"{path}.{name}" if path else name] = _reader(hook, name)
-    return found
+    modules = model.named_modules(remove_duplicate=False)
+    hooks = ((path, module, hook) for path, module in modules for hook in _hooks(module) if _offloads(hook))
+    return {
+        f"{path}.{name}" if path else name: _reader(hook, name)
+        for path, module, hook in hooks
+        for name, tensor in _placed(module, hook)
+        if tensor.is_meta
+    }
 
 
 def computed_on(model: nn.Module) -> dict[int, torch.device]:

@@ -253,17 +253,16 @@ class Uncovered:
 def uncovered(graph: DependencyGraph) -> list[Uncovered]:
     """What no axis reaches of the dims of parameters that are wider than one."""
     found, unread = [], {value.name for value in graph.capture.program.unread()}
-    for value in stored_values(graph.capture.program):
-        for d, dim in enumerate(value.dims):
-            if value.kind == "parameter" and value.shape[d] > 1:
-                number, left = graph.widths.class_of(dim), np.ones(value.shape[d], dtype=bool)
-                for name in graph.widths.axes_of(dim):
-                    left &= graph[name].labels[number] == NONE
-                if left.any():
-                    why = why_fixed(graph.classes, number, np.flatnonzero(left))
-                    because = Reason(UNREAD) if value.name in unread else why
-                    said = _worded(because), because.why or because.text, because.free
-                    found.append(Uncovered(value.target, d, value.shape[d], int(left.sum()), *said))
+    parameters = (value for value in stored_values(graph.capture.program) if value.kind == "parameter")
+    for value, d, dim in ((v, d, dim) for v in parameters for d, dim in enumerate(v.dims) if v.shape[d] > 1):
+        number, left = graph.widths.class_of(dim), np.ones(value.shape[d], dtype=bool)
+        for name in graph.widths.axes_of(dim):
+            left &= graph[name].labels[number] == NONE
+        if left.any():
+            why = why_fixed(graph.classes, number, np.flatnonzero(left))
+            because = Reason(UNREAD) if value.name in unread else why
+            said = _worded(because), because.why or because.text, because.free
+            found.append(Uncovered(value.target, d, value.shape[d], int(left.sum()), *said))
     return found
 
 

@@ -56,11 +56,10 @@ def new_drifts(
                     f"{call.where}: {call.function} is given a number that the code computes from a size, which the cut "
                     f"changes from {a:g} to {b:g}; {instead(graph, kept)}"
                 )
-            for node in readers:
-                if node.name not in seen:
-                    seen.add(node.name)
-                    sign = _FACTORS[aten_name(node)]
-                    drifts.append(Drift(node.name, (b / a) ** -sign, call.where, (b / a) ** sign))
+            for node in dict.fromkeys(node for node in readers if node.name not in seen):
+                sign = _FACTORS[aten_name(node)]
+                drifts.append(Drift(node.name, (b / a) ** -sign, call.where, (b / a) ** sign))
+            seen.update(node.name for node in readers)
     return drifts
 
 

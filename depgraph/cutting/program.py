@@ -227,14 +227,9 @@ def _settled(size: int | torch.SymInt) -> int | torch.SymInt:
 
 def _narrowed(program: Program, kept: Kept) -> dict[tuple[str, int], bytes]:
     """What stays of every parameter and buffer that gets smaller."""
-    found = {}
-    for value in program.values.values():
-        if value.kind in ("parameter", "buffer"):
-            for d in range(len(value.shape)):
-                stays = kept.of(value, d)
-                if stays is not None:
-                    found[value.target, d] = stays.tobytes()
-    return found
+    stored = (value for value in program.values.values() if value.kind in ("parameter", "buffer"))
+    left = {(value.target, d): kept.of(value, d) for value in stored for d in range(len(value.shape))}
+    return {place: stays.tobytes() for place, stays in left.items() if stays is not None}
 
 
 def _two_of_each(inputs: Any) -> Any:

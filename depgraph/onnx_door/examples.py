@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -95,15 +96,14 @@ def made_up(model: ir.Model, sizes: Sizes, seed: int) -> Iterator[Arrays]:
             raise CaptureError(f"the file doesn't say what shape its input {value.name!r} has: give an example input")
     _require_open(inputs, sizes)
     likely = {str(v.name): _likely(v) for v in inputs}
+    leading = (_first_dims(inputs), _first_dims(inputs) | _first_open_dims(inputs))
     seen = set()
-    for leading in (_first_dims(inputs), _first_dims(inputs) | _first_open_dims(inputs)):
-        for batch in (2, 1):
-            for k in range(max(len(_SPACE), len(_STEPS))):
-                shapes = {str(v.name): _shape(v, {**dict.fromkeys(leading, batch), **sizes}, k) for v in inputs}
-                key = tuple(shapes.values())
-                if key not in seen:
-                    seen.add(key)
-                    yield {str(v.name): _filled(v, shapes[str(v.name)], likely[str(v.name)], generator) for v in inputs}
+    for first, batch, k in itertools.product(leading, (2, 1), range(max(len(_SPACE), len(_STEPS)))):
+        shapes = {str(v.name): _shape(v, {**dict.fromkeys(first, batch), **sizes}, k) for v in inputs}
+        key = tuple(shapes.values())
+        if key not in seen:
+            seen.add(key)
+            yield {str(v.name): _filled(v, shapes[str(v.name)], likely[str(v.name)], generator) for v in inputs}
 
 
 def _first_dims(inputs: Sequence[ir.Value]) -> set[str]:

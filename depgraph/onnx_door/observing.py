@@ -140,14 +140,20 @@ class FileObserver:
                     others = {m.other for m in wanted[first]} - arrays.keys()
                     late = {name: pieces.stored(str(self._files[name].name)) for name in others if name in self._files}
                     arrays |= {name: array for name, array in late.items() if array is not None}
-                    for met in (met for meeting in wanted[first] for met in show.met(meeting, arrays)):
-                        instead = yield met
-                        if instead is not None:
-                            at = str(self._files[met.meeting.operand].name)
-                            before.setdefault(at, stage.values[at])
-                            stage.values[at] = instead.numpy().astype(before[at].dtype)
+                    yield from self._met(
+                        (met for m in wanted[first] for met in show.met(m, arrays)), stage.values, before
+                    )
         except RunError as error:
             raise DataError(f"a batch doesn't fit {self.graph.name}: {error}") from error
+
+    def _met(self, shown: Iterable[Met], values: Arrays, before: Arrays) -> Steps:
+        """Show what meets; operands that are sent take the place of those in `values`, which `before` keeps."""
+        for met in shown:
+            instead = yield met
+            if instead is not None:
+                at = str(self._files[met.meeting.operand].name)
+                before.setdefault(at, values[at])
+                values[at] = instead.numpy().astype(before[at].dtype)
 
     def _given(self, inputs: Inputs) -> Arrays:
         """A batch as arrays by name."""
