@@ -9,7 +9,8 @@ from functools import cached_property
 from torch.fx import Node
 
 from depgraph.joins import copies, shape_of
-from depgraph.residual import Branch, Branches, common_path, is_in
+from depgraph.paths import common_path, is_in
+from depgraph.residual import Branch, Branches
 
 
 @dataclass(frozen=True)

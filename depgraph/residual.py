@@ -6,7 +6,6 @@ computed with. Names only say where that happens.
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from torch.fx import Node
 from depgraph.descent import Descent
 from depgraph.joins import Flow, Join, copies, name_of, shape_of
 from depgraph.kinds import Kinds
+from depgraph.paths import around, common_path, is_in
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -278,22 +278,6 @@ class Branches:
         own = found.inner & found.gone or found.inner
         whole, added = common_path(map(self.module, own)), self.module(found.join.node)
         return common_path(self.module(n) for n in own if self.works(n)) if is_in(added, whole) else whole
-
-
-def is_in(path: str, outer: str) -> bool:
-    """Is a module another one, or does it lie in that? All lie in the whole model, which has no name."""
-    return not outer or path == outer or path.startswith(f"{outer}.")
-
-
-def around(path: str) -> list[str]:
-    """The modules that a module lies in, itself and the whole model included."""
-    parts = path.split(".") if path else []
-    return [".".join(parts[:k]) for k in range(len(parts) + 1)]
-
-
-def common_path(paths: Iterable[str]) -> str:
-    """The deepest module that all of the named ones are, or lie in."""
-    return ".".join(os.path.commonprefix([path.split(".") for path in set(paths)]))
 
 
 def unique(named: list[tuple[str, str]], taken: Iterable[str]) -> list[str]:

@@ -21,7 +21,7 @@ from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.errors import ScoreError
 from depgraph.observing import Met
-from depgraph.residual import is_in
+from depgraph.paths import is_in
 from importance.allocations.blocks import blocks
 from importance.calling import calls_of, check_batches, samples_in
 from importance.choices import pick

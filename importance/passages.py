@@ -11,6 +11,7 @@ from torch.fx import Node
 from depgraph import DependencyGraph
 from depgraph.graph import Value
 from depgraph.joins import name_of
+from depgraph.paths import is_in
 
 _COMPUTED = ("input", "activation")
 _ADDS = ("add", "add_")
@@ -35,7 +36,7 @@ def passages(graph: DependencyGraph, blocks: Iterable[str]) -> Iterator[Passage]
     values = graph.capture.program.values
     computed = {n: values[n.name] for n in graph.nodes if _is_computed(n, values.get(n.name))}
     for block in blocks:
-        inside = {n for n, value in computed.items() if n.op == "call_function" and _lies_in(value.module, block)}
+        inside = {n for n, value in computed.items() if n.op == "call_function" and is_in(value.module, block)}
         read = {n for node in inside for n in node.all_input_nodes}
         coming = [n for n in computed if n in read and n not in inside]
         for last in reversed([n for n in computed if n in inside and not inside.issuperset(n.users)]):
@@ -51,10 +52,6 @@ def _is_computed(node: Node, value: Value | None) -> bool:
     made = node.meta.get("val")
     floats = isinstance(made, torch.Tensor) and made.ndim > 0 and made.is_floating_point()
     return floats and value is not None and value.kind in _COMPUTED
-
-
-def _lies_in(module: str, block: str) -> bool:
-    return module == block or module.startswith(f"{block}.")
 
 
 def _adds(node: Node) -> bool:

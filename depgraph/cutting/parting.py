@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from depgraph.cutting.bypassing import left_out
+from depgraph.paths import is_in
 from depgraph.remaining import as_blocks
 
 if TYPE_CHECKING:
@@ -46,12 +47,7 @@ def _computed(graph: DependencyGraph, names: Iterable[str]) -> set[str]:
 def read_by_others(graph: DependencyGraph, block: Block, gone: frozenset[str]) -> str:
     """What a block computes and others read where these nodes go, as a sentence; empty where there is nothing."""
     for node in graph.residual.flow.nodes:
-        inside = node.op == "call_function" and is_at(graph.residual.module(node), block.name)
+        inside = node.op == "call_function" and is_in(graph.residual.module(node), block.name)
         if inside and node.name not in gone and node.name != block.output and not graph.residual.idle(node):
             return f"{block.name} can't be left out of {type(graph.model).__name__}: {node.name}, which it computes, is read by others"
     return ""
-
-
-def is_at(path: str, outer: str) -> bool:
-    """Is a module another one, or does it lie in that?"""
-    return path == outer or path.startswith(f"{outer}.")

@@ -32,13 +32,14 @@ from depgraph.cutting.entries import (
 )
 from depgraph.cutting.module import replace_tensors, without_indices
 from depgraph.cutting.owning import own
-from depgraph.cutting.parting import is_at, read_by_others
+from depgraph.cutting.parting import read_by_others
 from depgraph.cutting.passing import Layout, Passed, blank_like, passed
 from depgraph.cutting.record import attr_of
 from depgraph.cutting.sublayers import passed_of
 from depgraph.cutting.ways import look, put
 from depgraph.errors import CutError, PlanError
 from depgraph.offloading import own_copy
+from depgraph.paths import is_in
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -190,7 +191,7 @@ def _seat(
     stay = [k for k in range(len(names)) if k not in gone]
     for (path, name), constant in places.items():
         at = [".".join(part for part in (container, names[k], path) if part) for k in stay]
-        instead = {k: p for k, whole in enumerate(at) for p in found.passed if is_at(whole, p)}
+        instead = {k: p for k, whole in enumerate(at) for p in found.passed if is_in(whole, p)}
         if not instead:
             continue
         seated = [place + constant for place in seats(kinds, instead)]
@@ -296,9 +297,7 @@ def shorter_copy(model: nn.Module, how: Shortening) -> nn.Module:
         name, entry = list(contents(model.get_submodule(container)).items())[index]
         if isinstance(entry, nn.Module):
             leaving.append(f"{container}.{name}" if container else name)
-    shared = {
-        id(m) for path, m in model.named_modules() if not any(path == p or path.startswith(f"{p}.") for p in leaving)
-    }
+    shared = {id(m) for path, m in model.named_modules() if not any(is_in(path, p) for p in leaving)}
     for path in leaving:
         module = model.get_submodule(path)
         if id(module) not in shared:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from depgraph.onnx_door.naming import module_of
-from depgraph.residual import around
+from depgraph.paths import around
 
 if TYPE_CHECKING:
     from depgraph.onnx_door.lowering import Lowered

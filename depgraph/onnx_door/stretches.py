@@ -14,7 +14,8 @@ from typing import Any
 
 from depgraph.blocks import Block
 from depgraph.joins import name_of, shape_of
-from depgraph.residual import Branch, Branches, common_path, unique
+from depgraph.paths import common_path
+from depgraph.residual import Branch, Branches, unique
 
 
 class Stretches:

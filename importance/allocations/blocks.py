@@ -11,6 +11,8 @@ from numbers import Real
 
 from depgraph import Axis, DependencyGraph
 from depgraph.errors import ScoreError
+from depgraph.joins import name_of
+from depgraph.paths import is_in
 
 Given = Mapping[str, float] | Callable[[DependencyGraph], Mapping[str, float]]
 """One number for every block or axis, by its name, or a function of the graph that finds them."""
@@ -29,7 +31,8 @@ def axis_blocks(graph: DependencyGraph) -> dict[str, str]:
     for axis in graph.axes:
         repeated = [path for path in _above(_common(graph, axis)) if path in alike]
         if repeated:
-            found[axis.name] = next((path for path in reversed(repeated) if _within(adding, path)), repeated[0])
+            fit = (path for path in reversed(repeated) if any(is_in(place, path) for place in adding))
+            found[axis.name] = next(fit, repeated[0])
     return found
 
 
@@ -136,15 +139,11 @@ def _repeated(graph: DependencyGraph) -> set[str]:
     return {path for path, holder, kind in numbered if count[holder, kind] > 1}
 
 
-def _within(places: set[str], path: str) -> bool:
-    return any(place == path or place.startswith(f"{path}.") for place in places)
-
-
 def _additions(graph: DependencyGraph) -> Iterator[str]:
     """The modules in which two computed values are added."""
     values = graph.capture.program.values
     for node in graph.nodes:
-        if node.op != "call_function" or str(node.target).split(".")[1:2] not in (["add"], ["add_"]):
+        if name_of(node) != "add":
             continue
         read = [values[n.name].kind for n in node.all_input_nodes if n.name in values]
         if node.name in values and len(read) > 1 and not any(kind in _HELD for kind in read):
