@@ -132,7 +132,7 @@ def _check_storable(model: nn.Module, made: list[Record]) -> None:
     for name, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise CheckpointError(
-                f"module {name!r} keeps an extra state, which can't be saved: remove its get_extra_state"
+                f"module {name or type(module).__name__!r} keeps an extra state, which can't be saved: remove its get_extra_state"
             )
     for cut in made:
         if cut["form"] in GRAPHS and "unknown" in cut["inputs"]:

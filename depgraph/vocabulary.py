@@ -105,11 +105,14 @@ class Vocabulary:
         return replace(plan, config=_config(plan, self.size, len(kept)))
 
     def _checked(self, token_ids: Iterable[int]) -> np.ndarray:
-        given = token_ids.flatten().tolist() if isinstance(token_ids, (torch.Tensor, np.ndarray)) else list(token_ids)
         try:
+            array = isinstance(token_ids, (torch.Tensor, np.ndarray))
+            given = token_ids.flatten().tolist() if array else list(token_ids)  # type: ignore[attr-defined]
             ids = [operator.index(i) for i in given]
         except TypeError as error:
-            raise PlanError(f"token ids are whole numbers: {error}") from None
+            raise PlanError(f"token ids are a list of whole numbers: {error}") from None
+        if any(isinstance(i, bool) for i in given):
+            raise PlanError("token ids are a list of whole numbers, not a mask: give mask.nonzero()")
         outside = [i for i in ids if not 0 <= i < self.size]
         if outside:
             raise PlanError(f"token {outside[0]} is none of the vocabulary's, 0 to {self.size - 1}")

@@ -111,6 +111,7 @@ class Stateful(nn.Linear):
             "module '0' is quantised, and its",
         ),
         (lambda: nn.Sequential(Stateful(4, 3)), "module '0' keeps an extra state, which can't be saved"),
+        (lambda: Stateful(4, 3), "module 'Stateful' keeps an extra state"),
     ],
 )
 def test_what_could_only_be_saved_in_part_is_refused(tmp_path: Path, model: Callable[[], nn.Module], says: str) -> None:

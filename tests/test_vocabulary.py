@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,10 +97,12 @@ def test_trimming_twice_and_pruning_after_it_add_up() -> None:
         ([2, 3, 3], "token 3 is given twice"),
         ([], "no token is left"),
         ([2, 1.5], "whole numbers"),
+        (5, "a list of whole numbers"),
+        (torch.arange(20) > 1, "not a mask: give mask.nonzero"),
         ([0, 1], "token 2 is the padding row"),
     ],
 )
-def test_bad_ids_are_refused(ids: list[int], message: str) -> None:
+def test_bad_ids_are_refused(ids: Any, message: str) -> None:
     _, graph = words()
     with pytest.raises(PlanError, match=message):
         graph.vocabulary.keep(ids)

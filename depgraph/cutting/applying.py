@@ -93,6 +93,8 @@ def apply_in_place(plan: Plan, **options: Any) -> CutReport:
         PlanError: the model has changed since it was traced.
     """
     how = _how({"form": "module", **options})
+    if not isinstance(plan.graph.model, nn.Module):
+        raise CutError(f"{plan.graph.name} can't be cut in place: use plan.apply(), which gives a new model")
     if how.form == "graph":
         raise CutError("a graph can't be cut in place: use plan.apply(form='graph'), which gives a new module")
     plan.graph.check_unchanged()

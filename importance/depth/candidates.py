@@ -18,10 +18,19 @@ def parts_of(graph: DependencyGraph, of: str) -> tuple[Block, ...] | tuple[Branc
     pick(OF, of, "kind of part")
     found: tuple[Block, ...] | tuple[Branch, ...] = graph.blocks if of == "blocks" else graph.branches
     if not found:
-        name, why = next(iter(graph.branches_refused.items()), ("", ""))
-        reason = f": {name} can't go, {why}" if name else ": no addition joins a stream with what was computed from it"
-        raise ScoreError(f"{graph.name} has no {of} that could be left out{reason}")
+        raise ScoreError(f"{graph.name} has no {of} that could be left out: {_why_none(graph)}")
     return found
+
+
+def _why_none(graph: DependencyGraph) -> str:
+    for name, why in graph.branches_refused.items():
+        return f"{name} can't go, {why}"
+    if graph.branches:
+        return (
+            "no entry of a list of modules takes a stream and adds to it by itself; "
+            f"it has branches, such as {graph.branches[0].name!r} (of='branches')"
+        )
+    return "no addition joins a stream with what was computed from it"
 
 
 def named_parts(graph: DependencyGraph) -> dict[str, Block | Branch]:

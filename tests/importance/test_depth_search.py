@@ -224,6 +224,27 @@ def test_nothing_to_remove_is_no_error() -> None:
         assert order.names == () and order.value == order.whole > 0
 
 
+class AddedOutside(nn.Module):
+    """Layers whose results the model adds, none of them by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + layer(x).relu()
+        return x
+
+
+def test_a_model_with_branches_and_no_blocks_says_so() -> None:
+    graph = traced(AddedOutside(), torch.zeros(1, 4))
+    with pytest.raises(
+        ScoreError, match=r"no blocks .*: no entry .* it has branches, such as 'layers.0' \(of='branches'\)"
+    ):
+        depth.OutputShift([torch.zeros(1, 4)], of="blocks")(graph)
+
+
 SEARCHES: list[Callable[..., depth.Search]] = [
     lambda batches: depth.Sleb(batches),
     lambda batches: depth.Sleb(batches, "single"),

@@ -12,7 +12,7 @@ import torch
 
 import depgraph
 import importance
-from depgraph.errors import PlanError, ScoreError
+from depgraph.errors import CutError, PlanError, ScoreError
 from tests.onnx_door.both import Doors
 from tests.onnx_door.building import loaded, mlp, model, node, value, weights
 
@@ -62,6 +62,12 @@ def test_a_stream_that_is_an_output_keeps_its_name() -> None:
     proto = ir.to_proto(report.model)
     assert [o.name for o in proto.graph.output] == ["y"] and [t.name for t in proto.graph.initializer] == ["w"]
     assert [n.op_type for n in proto.graph.node] == ["MatMul", "Identity"]
+
+
+def test_a_file_is_not_cut_in_place(doors: Doors) -> None:
+    plan = doors.file.cut_plan(branches=[doors.file.branches[0].name])
+    with pytest.raises(CutError, match="can't be cut in place: use plan.apply"):
+        plan.apply_()
 
 
 def test_what_is_no_branch_is_refused(doors: Doors) -> None:
