@@ -118,6 +118,8 @@ def without_loss():
 
 def wrong_loss(): return {**with_loss(), "loss": 3}
 
+def wrong_batches(): return {**with_loss(), "batches": 3}
+
 def noisy():
     import os
     os.write(1, b"noise")
@@ -433,6 +435,7 @@ def test_debug_shows_the_traceback(run: Run, given: Path) -> None:
         ("leaving", 2, r"failed with SystemExit \(at given\.py:\d+\)"),
         ("odd", 2, r"must return \(module, args\).*it returned a int"),
         ("wrong_loss", 2, r"gives a int as 'loss': give a function of output and batch"),
+        ("wrong_batches", 2, r"gives a int as 'batches': give a list of batches"),
         ("without_inputs", 2, r"must return .*it returned a dict with 'model'"),
         ("par", 2, r"has no function 'par': did you mean pair"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -197,6 +197,10 @@ def _from_function(file: Path, name: str, loading: Loading) -> Loaded:
             raise ModelError(
                 f"{file}:{name} gives {_described(parts[part])} as {part!r}: give a function of output and batch"
             )
+    for part in ("batches", "held_out"):
+        held = parts.get(part)
+        if held is not None and (isinstance(held, str | Mapping | torch.Tensor) or not isinstance(held, Iterable)):
+            raise ModelError(f"{file}:{name} gives {_described(parts[part])} as {part!r}: give a list of batches")
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
     move = _mover(loading)
     model = _placed(model, loading)

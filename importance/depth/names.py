@@ -17,7 +17,7 @@ from importance.depth.metrics import LossMetric, Metric
 from importance.depth.pairs import PairSearch
 from importance.depth.shift import OutputShift
 from importance.depth.weights import DepthMagnitude, DepthRandom, DepthTaylor
-from importance.losses import Loss
+from importance.losses import GIVE, Loss
 
 
 @dataclass(frozen=True)
@@ -75,5 +75,5 @@ def depth_named(name: str, batches: Any = None, loss: Loss | None = None, seed: 
             else f"{of!r} is no kind of part: say blocks or branches"
         )
     if depth_needs_data(name) and batches is None:
-        raise ScoreError(f"depth score {name!r} needs batches to score with")
+        raise ScoreError(f"depth score {name!r} needs calibration data: {GIVE}")
     return make(Given(only, batches, loss, seed))

@@ -130,7 +130,7 @@ def test_padding_does_not_count() -> None:
 
 def test_what_cannot_be_scored_is_refused() -> None:
     graph = depgraph.trace(stacked.Stacked().eval(), torch.randn(9, stacked.WIDTH))
-    with pytest.raises(ScoreError, match="no batch shows what the experts of"):
+    with pytest.raises(DataError, match="there are no batches to score with"):
         ExpertOutputs([])(graph)
     with pytest.raises(DataError):
         ExpertOutputs(None)  # type: ignore[arg-type]
