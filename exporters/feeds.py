@@ -45,6 +45,8 @@ def as_feeds(batches: Iterable[Any] | None, session: onnxruntime.InferenceSessio
     """
     if batches is None:
         return [random_feeds(session)]
+    if isinstance(batches, (str, Mapping, np.ndarray, torch.Tensor)) or not isinstance(batches, Iterable):
+        raise ExportError(f"`data` is a {type(batches).__name__}; give a list of batches.")
     found = [_named(batch, session) for batch in batches]
     if not found:
         raise ExportError("`data` holds no batch; give at least one, an array for each input of the file.")
@@ -53,7 +55,7 @@ def as_feeds(batches: Iterable[Any] | None, session: onnxruntime.InferenceSessio
 
 def _named(batch: Any, session: onnxruntime.InferenceSession) -> Feeds:
     names = [value.name for value in session.get_inputs()]
-    if isinstance(batch, (torch.Tensor, np.ndarray)):
+    if isinstance(batch, (torch.Tensor, np.ndarray)) or not isinstance(batch, (Mapping, Sequence)):
         batch = (batch,)
     given = dict(batch) if isinstance(batch, Mapping) else dict(zip(names, batch, strict=False))
     missing, unknown = sorted(set(names) - set(given)), sorted(set(given) - set(names))
@@ -68,6 +70,8 @@ def _named(batch: Any, session: onnxruntime.InferenceSession) -> Feeds:
 def _array(value: Any, session: onnxruntime.InferenceSession, name: str) -> np.ndarray:
     array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
     wanted = next(i.type for i in session.get_inputs() if i.name == name)
+    if array.dtype.kind in "OUS":
+        raise ExportError(f"A batch of `data` gives {array.dtype} as {name!r}, where the file wants {wanted}.")
     return array.astype(dtype_of(wanted), copy=False)
 
 

@@ -119,6 +119,8 @@ def quantise(
     started = time.perf_counter()
     source, target = Path(path), Path(out)
     _check(options, data)
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ExportError(f"{target} would take the place of the float file that it is made of: give it another name.")
     original = open_session(source) if source.is_file() else _missing(source)
     batches = as_feeds(data, original)
     with onnx_file.staging(target) as draft, quietly():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from depgraph.cutting.renaming import names_after
+from depgraph.errors import ScoreError
 from depgraph.onnx_door.arrays import as_torch
 from depgraph.onnx_door.editing import Editing
 from depgraph.plan import Plan
@@ -75,7 +76,12 @@ class HeldByModule:
         return self._parameter(name).detach()
 
     def _parameter(self, name: str) -> nn.Parameter:
-        return self.model.get_parameter(self.names[name])
+        try:
+            return self.model.get_parameter(self.names[name])
+        except AttributeError as error:
+            raise ScoreError(
+                f"{type(self.model).__name__} has no parameter {self.names[name]!r}: give the model that plan.apply() gave"
+            ) from error
 
     def put(self, name: str, tensor: Tensor) -> None:
         here = self._parameter(name)

@@ -134,4 +134,9 @@ class Reduction:
             present[row, labels[reached]] = True
             joined = WITHIN[self.within](labels[reached], scores[reached], size)
             table[row, present[row]] = self._each(joined[present[row]])
-        return np.where(present.any(axis=0), self._over(table, present), 0.0)
+        found = np.asarray(self._over(table, present))
+        if found.shape != (size,):
+            raise ScoreError(
+                f"the reduction {self.over!r} gave shape {found.shape} for {size} groups: one number for each"
+            )
+        return np.where(present.any(axis=0), found, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from depgraph import DependencyGraph
 from depgraph.blocks import Block
@@ -28,7 +29,7 @@ def _why_none(graph: DependencyGraph) -> str:
     if graph.branches:
         return (
             "no entry of a list of modules takes a stream and adds to it by itself; "
-            f"it has branches, such as {graph.branches[0].name!r} (of='branches')"
+            f"it has branches, such as {graph.branches[0].name!r}"
         )
     return "no addition joins a stream with what was computed from it"
 
@@ -62,5 +63,7 @@ def between_ends(names: Sequence[str], first: int, last: int) -> tuple[str, ...]
 
 def require_count(count: int, candidates: int, what: str) -> None:
     """Raise ScoreError unless `count` of that many candidates can go."""
+    if not isinstance(count, Integral):
+        raise ScoreError(f"{count!r} {what} can't go: give a whole number")
     if not 0 <= count <= candidates:
         raise ScoreError(f"{count} {what} can't go: there are {candidates} that may, ask for 0 to {candidates}")

@@ -115,6 +115,13 @@ def test_an_error_beyond_the_tolerance_leaves_what_was_there(source: Path, tmp_p
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("s.onnx", "before")]
 
 
+def test_a_file_does_not_take_the_place_of_what_it_is_made_of(source: Path) -> None:
+    before = source.read_bytes()
+    with pytest.raises(ExportError, match="would take the place of the float file"):
+        quantise(source, source, options=QuantOptions("int8-dynamic"))
+    assert source.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("options", "data", "says"),
     [
@@ -123,6 +130,8 @@ def test_an_error_beyond_the_tolerance_leaves_what_was_there(source: Path, tmp_p
         (QuantOptions("int4", block_size=8), None, "powers of two from 16 to 256"),
         (QuantOptions("int3"), None, "none of float16, int8-dynamic"),  # type: ignore[arg-type]
         (QuantOptions("int8-static"), [], "holds no batch"),
+        (QuantOptions("int8-dynamic"), 5, "`data` is a int; give a list of batches"),
+        (QuantOptions("int8-dynamic"), [{"x": "abc"}], "gives <U3 as 'x', where the file wants tensor"),
         (QuantOptions("int8-dynamic"), [{"y": np.ones(IMAGE)}], "its inputs are x; missing x; unknown y"),
         (QuantOptions("int8-dynamic"), [(np.ones(IMAGE), np.ones(3))], "its inputs are x"),
         (QuantOptions("int8-dynamic"), [np.ones((2, 5, 9, 9))], "fails to run the original on the data"),

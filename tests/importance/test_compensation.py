@@ -331,3 +331,10 @@ def test_without_damping_a_singular_gram_matrix_is_named_before_weights_are_nois
     ):
         way(pruned, plan, batches, importance.Compensation(biases="existing", damping=0.0))
     assert torch.equal(pruned[2].weight, before)
+
+
+def test_another_model_than_the_plan_gave_is_refused() -> None:
+    model, batches = _net()
+    plan = depgraph.trace(model, batches[0]).cut_plan({"gate.weight:0": [4]})
+    with pytest.raises(ScoreError, match=r"Linear has no parameter '[\w.]+': give the model that plan.apply\(\) gave"):
+        importance.compensate(nn.Linear(3, 4), plan, batches)

@@ -128,3 +128,8 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
         Normalisation.of("minmax")
     with pytest.raises(ScoreError, match="unknown reduction within a member 'summ'"):
         Reduction(within="summ")
+
+
+def test_a_function_that_gives_another_number_of_scores_is_refused() -> None:
+    with pytest.raises(ScoreError, match=r"gave shape \(2,\) for 3 groups: one number for each"):
+        Reduction.of(lambda table, present: table.sum(axis=0)[:2])(TWO, 3)
