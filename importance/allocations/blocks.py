@@ -80,7 +80,7 @@ class PerBlock:
         unknown = [name for name in numbers if name not in {*within.values(), *(axis.name for axis in graph.axes)}]
         if unknown:
             raise ScoreError(
-                f"{what} names {unknown[0]!r}, which is no axis and no block: {_nearest(unknown[0], within)}"
+                f"{what} name {unknown[0]!r}, which is no axis and no block: {_nearest(unknown[0], within)}"
             )
         of_axis = {}
         for axis in graph.axes:
@@ -89,10 +89,10 @@ class PerBlock:
                 of_axis[axis.name] = name
                 if name not in numbers:
                     raise ScoreError(
-                        f"{what} has no number for block {name!r}, where axis {axis.name!r} lies: give one"
+                        f"{what} have no number for block {name!r}, where axis {axis.name!r} lies: give one"
                     )
         if not of_axis:
-            raise ScoreError(f"{what} has no number for any axis that may lose a group: give some by axis name")
+            raise ScoreError(f"{what} have no number for any axis that may lose a group: give some by axis name")
         return cls({name: numbers[name] for name in dict.fromkeys(of_axis.values())}, of_axis)
 
     def get(self, axis: Axis, otherwise: float, made: Mapping[str, float]) -> float:
@@ -102,10 +102,10 @@ class PerBlock:
 
 def _numbers(given: Mapping[str, float], what: str) -> dict[str, float]:
     if not isinstance(given, Mapping):
-        raise ScoreError(f"{what} is a {type(given).__name__}: give a mapping from block or axis to a number")
+        raise ScoreError(f"{what} are a {type(given).__name__}: give a mapping from block or axis to a number")
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            raise ScoreError(f"{what} of {name!r} is {value!r}: give a finite number")
+            raise ScoreError(f"of {what}, that of {name!r} is {value!r}: give a finite number")
     return {name: float(value) for name, value in given.items()}
 
 

@@ -591,12 +591,12 @@ def test_numbers_may_be_given_by_axis_or_by_a_function(stack: Graph) -> None:
     [
         (
             {"layers.0": 1, "layers.1": 2, "layer.2": 3},
-            "names 'layer.2', which is no axis and no block: did you mean 'layers.2'",
+            "name 'layer.2', which is no axis and no block: did you mean 'layers.2'",
         ),
         ({"layers.0": 1, "layers.1": 2}, "no number for block 'layers.2', where axis 'layers.2.up.weight:0' lies"),
         ({"layers.0": 1, "layers.1": 2, "layers.2": np.nan}, "of 'layers.2' is nan: give a finite number"),
         ({"layers.0": "much"}, "of 'layers.0' is 'much': give a finite number"),
-        ([1, 2, 3], "is a list: give a mapping"),
+        ([1, 2, 3], "are a list: give a mapping"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(stack: Graph, make: Callable[..., Any], given: Any, says: str) -> None:
