@@ -126,15 +126,15 @@ class Plan:
         return Plan.of(self.graph, left, self.notes, (b for b in self.branches if b not in names))
 
     def with_axis(self, name: str, groups: Iterable[int]) -> Plan:
-        """This plan with other groups of one axis removed."""
+        """This plan with other groups of one axis removed; raises PlanError for what can't go."""
         return Plan.of(self.graph, {**self.removal, name: groups}, self.notes, self.branches)
 
     def with_branches(self, *names: str) -> Plan:
-        """This plan with further branches or blocks left out."""
+        """This plan with further branches or blocks left out; raises PlanError for what can't go."""
         return Plan.of(self.graph, self.removal, self.notes, (*self.branches, *names))
 
     def merge(self, other: Plan) -> Plan:
-        """All that either plan removes; both must belong to one graph."""
+        """All that either plan removes; raises PlanError for plans of two graphs, and where no group of an axis would be left."""
         if other.graph is not self.graph:
             raise PlanError("plans of two different graphs can't be merged: load one of them on the other's graph")
         names = {*self.removal, *other.removal}
