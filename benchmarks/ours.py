@@ -9,10 +9,10 @@ import importance
 from benchmarks.measuring import Stopwatch, forward_seconds, parameters, resident, tiny
 from benchmarks.models import Case
 from depgraph.capture.capturing import capture
-from depgraph.collecting import uncollected
 from depgraph.cutting.applying import apply_in_place
 from depgraph.cutting.verifying import Verifier
 from depgraph.dependency import DependencyGraph
+from depgraph.garbage import uncollected
 
 
 def warm_up() -> None:

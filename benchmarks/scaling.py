@@ -36,9 +36,9 @@ def work(family: str, size: int) -> dict[str, Any]:
     from benchmarks import ours
     from benchmarks.measuring import Stopwatch
     from benchmarks.scaling_models import FAMILIES
-    from depgraph.collecting import uncollected
     from depgraph.cutting.applying import apply
     from depgraph.cutting.verifying import Verifier
+    from depgraph.garbage import uncollected
 
     ours.warm_up()
     case, watch = FAMILIES[family].build(size), Stopwatch()

@@ -17,10 +17,10 @@ from depgraph.capture.exported import decisions_of, only_as_module
 from depgraph.capture.forgetting import forget
 from depgraph.capture.holding import tensor_named, tensors_of
 from depgraph.classes import Classes
-from depgraph.collecting import uncollected
 from depgraph.errors import CaptureError, DepgraphError, PlanError
 from depgraph.experts import with_experts
 from depgraph.finite import require_finite
+from depgraph.garbage import uncollected
 from depgraph.modules import Modules
 from depgraph.offloading import Weights, at_rest, offloaded
 from depgraph.otherwise import with_other_ways

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from depgraph.collecting import uncollected
 from depgraph.errors import CheckpointError, PlanError
+from depgraph.garbage import uncollected
 from depgraph.remaining import why_not
 from depgraph.widths import Cost, Kept, Removal
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from depgraph.capture.apart import Apart
 from depgraph.capture.capturing import quiet
 from depgraph.capture.forgetting import forget
 from depgraph.capture.recording import current
-from depgraph.cutting.computed import compute_again
+from depgraph.capture.reserved_names import Apart
 from depgraph.cutting.descriptors import flatten, follow
+from depgraph.cutting.hook_weights import compute_again
 from depgraph.cutting.inputs import make_inputs
 from depgraph.cutting.inserting import again, untie
 from depgraph.cutting.module import take_back

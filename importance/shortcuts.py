@@ -9,7 +9,7 @@ from torch import nn
 
 import depgraph
 from depgraph import DependencyGraph
-from depgraph.cutting.computed import without_history
+from depgraph.cutting.hook_weights import without_history
 from depgraph.cutting.inserting import Product, untie, with_products
 from depgraph.errors import CutError, RotationError
 from depgraph.offloading import own_copy

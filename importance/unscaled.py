@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from depgraph import DependencyGraph
-from depgraph.cutting.computed import without_history
+from depgraph.cutting.hook_weights import without_history
 from depgraph.errors import RotationError
 from depgraph.offloading import own_copy
 from importance.folding import Folded, fold, put

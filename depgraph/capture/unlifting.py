@@ -11,8 +11,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from depgraph.capture.apart import apart_in
 from depgraph.capture.exported import DirectProgram
+from depgraph.capture.reserved_names import apart_in
 
 
 def module_of(program: DirectProgram, tensors: Mapping[str, torch.Tensor], inputs: Any) -> GraphModule:

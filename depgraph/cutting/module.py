@@ -10,9 +10,9 @@ from torch import nn
 
 from depgraph.capture.places import place
 from depgraph.capture.recording import assign
-from depgraph.cutting.computed import compute_again, without_history
 from depgraph.cutting.descriptors import flatten, follow
 from depgraph.cutting.expressing import Solution
+from depgraph.cutting.hook_weights import compute_again, without_history
 from depgraph.cutting.owning import assign_all
 from depgraph.cutting.slicing import sliced_tensor
 from depgraph.errors import CutError

@@ -20,7 +20,6 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from depgraph.axes import build_axes
-from depgraph.capture.apart import apart_in, module_apart
 from depgraph.capture.capturing import dumps_dropped, quiet
 from depgraph.capture.data import data_by_operators
 from depgraph.capture.deciding import at_places
@@ -29,6 +28,7 @@ from depgraph.capture.holding import held_by
 from depgraph.capture.inlining import inlined
 from depgraph.capture.keeping import unwritten
 from depgraph.capture.lowering import lower
+from depgraph.capture.reserved_names import apart_in, module_apart
 from depgraph.capture.training import related_in_training
 from depgraph.capture.unlifting import module_of
 from depgraph.classes import Classes
