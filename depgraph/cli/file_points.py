@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import depgraph
 from depgraph.cli.onnx_files import example_of, folder_of
 from depgraph.cli.options import check_patterns
-from depgraph.cli.points import content_of, content_of_model
-from depgraph.errors import DepgraphError, ScoreError, one_line
+from depgraph.cli.points import content_of, content_of_model, pruned, tried
+from depgraph.errors import ScoreError
 from depgraph.memory import peak_bytes
 from depgraph.onnx_door.running import Running
 from depgraph.onnx_door.saving import write
-from depgraph.options import Options
 
 if TYPE_CHECKING:
     from importance.sweeping import Outcome, Point
@@ -44,7 +43,7 @@ class FileMaker:
         if point.name == DENSE:
             found: dict[str, Any] = {"cost": graph.dense_cost, "quality": 0.0}
         else:
-            found = self._tried(point)
+            found = tried(lambda: self._made(point))
         on = NO_DATA if self.data is None else f"{len(self.batches)} batches"
         figure = shift_figure(on)
         seconds = time.perf_counter() - started
@@ -68,34 +67,20 @@ class FileMaker:
     def _dense(self) -> Running:
         return Running(self.graph.model)
 
-    def _tried(self, point: Point) -> dict[str, Any]:
+    def _made(self, point: Point) -> dict[str, Any]:
         from exporters.building.files import shift
-
-        try:
-            pruned, cost, error = self._pruned(point)
-            dense_ms, ms = self._times(pruned)
-            moved = shift(Running(pruned), self._dense, self.batches)
-            quality = moved if math.isfinite(moved) else None
-            return {"cost": cost, "error": error, "quality": quality, "dense_ms": dense_ms, "ms": ms}
-        except DepgraphError as error:
-            return {"refused": str(error)}
-        except Exception as error:  # one that may pass, such as want of memory: the other points go on
-            return {"refused": one_line(error), "again": True}
-
-    def _pruned(self, point: Point) -> tuple[Any, depgraph.Cost, float | None]:
-        """The pruned model, its cost, the error of its check."""
         from importance import named, recipes
 
-        target = depgraph.Target(**{point.metric: point.share})  # type: ignore[arg-type]
         data = None if self.data is None else self.batches
         if point.name in recipes.RECIPES:
-            recipe = recipes.for_file(point.name, data, self.seed)
-            given = Options.changed(self.options)
-            pruned = recipe.prune(self.graph, target, **given)
-            return pruned.model, pruned.after, pruned.error
-        plan = self.graph.plan(named(point.name, batches=data, seed=self.seed), target, **self.options)
-        report = plan.apply_with_report()
-        return report.model, report.after, report.check.error if report.check is not None else None
+            way: Any = recipes.for_file(point.name, data, self.seed)
+        else:
+            way = named(point.name, batches=data, seed=self.seed)
+        model, cost, error = pruned(self.graph, way, point, self.options)
+        dense_ms, ms = self._times(model)
+        moved = shift(Running(model), self._dense, self.batches)
+        quality = moved if math.isfinite(moved) else None
+        return {"cost": cost, "error": error, "quality": quality, "dense_ms": dense_ms, "ms": ms}
 
     def _times(self, pruned: Any) -> tuple[float, float]:
         """Milliseconds of a run of both files on the example, in turns."""

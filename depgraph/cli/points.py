@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from depgraph.cli.data import Amount, TextData, read_text, text_data
 from depgraph.cli.models import Loaded, Loading, load_model
 from depgraph.cli.options import check_patterns
 from depgraph.cli.quality import Measure, measure_of
+from depgraph.dependency import DependencyGraph
 from depgraph.errors import DataError, DepgraphError, one_line
 from depgraph.memory import peak_bytes
 from depgraph.options import Options
@@ -50,7 +51,7 @@ class Maker:
         if point.name == DENSE:
             found: dict[str, Any] = {"cost": subject.graph.dense_cost, "quality": subject.quality(subject.loaded.model)}
         else:
-            found = self._tried(point)
+            found = tried(lambda: self._made(point))
         figure, seconds = subject.measure.figure, time.perf_counter() - started
         return Outcome(point, figure=figure, seconds=seconds, peak_bytes=peak_bytes(), **found)
 
@@ -65,30 +66,17 @@ class Maker:
         check_patterns(graph, {"protect": (), "only": (), **self.options})
         return Subject(loaded, found, graph, measure_of(loaded, found))
 
-    def _tried(self, point: Point) -> dict[str, Any]:
-        try:
-            model, cost, error = self._pruned(point)
-            return {"cost": cost, "error": error, "quality": self.subject.quality(model)}
-        except DepgraphError as error:
-            return {"refused": str(error)}
-        except Exception as error:  # one that may pass, such as want of memory: the other points go on
-            return {"refused": one_line(error), "again": True}
-
-    def _pruned(self, point: Point) -> tuple[nn.Module, Cost, float | None]:
-        """The pruned model, its cost, the error of its check."""
+    def _made(self, point: Point) -> dict[str, Any]:
         from importance import named, recipes
 
         subject, seed = self.subject, self.loading.seed
-        target = depgraph.Target(**{point.metric: point.share})  # type: ignore[arg-type]
-        batches = subject.found.calibration or subject.loaded.batches
+        batches, loss = subject.found.calibration or subject.loaded.batches, subject.loaded.loss
         if point.name in recipes.RECIPES:
-            recipe = recipes.named(point.name, batches, subject.loaded.loss, seed)
-            given = Options.changed(self.options)
-            pruned = recipe.prune(subject.graph, target, **given)
-            return pruned.model, pruned.after, pruned.error
-        scorer = named(point.name, batches=batches, loss=subject.loaded.loss, seed=seed)
-        report = subject.graph.plan(scorer, target, **self.options).apply_with_report()
-        return report.model, report.after, report.check.error if report.check is not None else None
+            way: Any = recipes.named(point.name, batches, loss, seed)
+        else:
+            way = named(point.name, batches=batches, loss=loss, seed=seed)
+        model, cost, error = pruned(subject.graph, way, point, self.options)
+        return {"cost": cost, "error": error, "quality": subject.quality(model)}
 
     def settings(self) -> dict[str, str]:
         """All that the outcomes depend on, in words: the contents of files by their hash."""
@@ -121,6 +109,30 @@ class Subject:
         """The figure, None where it isn't finite."""
         found = self.measure.of(model)
         return found if math.isfinite(found) else None
+
+
+def tried(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` gives of a point, or why it is refused."""
+    try:
+        return make()
+    except DepgraphError as error:
+        return {"refused": str(error)}
+    except Exception as error:  # one that may pass, such as want of memory: the other points go on
+        return {"refused": one_line(error), "again": True}
+
+
+def pruned(
+    graph: DependencyGraph, way: Any, point: Point, options: Mapping[str, Any]
+) -> tuple[Any, Cost, float | None]:
+    """The model pruned by a recipe or a score, its cost, the error of its check."""
+    from importance import Recipe
+
+    target = depgraph.Target(**{point.metric: point.share})  # type: ignore[arg-type]
+    if isinstance(way, Recipe):
+        done = way.prune(graph, target, **Options.changed(options))
+        return done.model, done.after, done.error
+    report = graph.plan(way, target, **options).apply_with_report()
+    return report.model, report.after, report.check.error if report.check is not None else None
 
 
 def check_names(names: list[str], *, data: bool) -> None:
