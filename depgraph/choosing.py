@@ -18,7 +18,6 @@ import numpy as np
 
 from depgraph.axes import Axis
 from depgraph.budget import LATENCY, Budget
-from depgraph.classes import NONE
 from depgraph.configs import of_library
 from depgraph.configured import Freedom, configured_plan
 from depgraph.crossing import crossing
@@ -30,6 +29,7 @@ from depgraph.options import Options
 from depgraph.patterns import Matcher
 from depgraph.plan import Plan
 from depgraph.rankings import RANKINGS, Item, Ranking
+from depgraph.remaining import never_empty
 from depgraph.rounding import Rounding
 from depgraph.stairs import stops
 from depgraph.target import Target
@@ -71,28 +71,6 @@ def _nothing_left(options: Options, pinned: bool) -> str:
     return f"{held} no group that may go"
 
 
-def _never_empty(graph: DependencyGraph, scores: dict[str, np.ndarray], names: list[str]) -> dict[str, set[int]]:
-    """Groups that stay so that no dim of a parameter loses all its indices to several axes together, by axis.
-
-    Of each dim that the axes `names` could empty, one index stays: that whose lowest place in the order of any is highest.
-    """
-    place = {n: np.argsort(np.argsort(scores[n], kind="stable")) / graph[n].size for n in names}
-    held = [v for v in graph.capture.program.values.values() if v.kind in ("parameter", "buffer")]
-    stays: dict[str, set[int]] = {}
-    for number in dict.fromkeys(graph.widths.class_of(dim) for value in held for dim in value.dims):
-        axes = [graph[n] for n in graph.widths.reaching.get(number, ()) if n in place]
-        labels = [axis.labels[number] for axis in axes]
-        goes = [(found != NONE) & axis.prunable[found] for axis, found in zip(axes, labels, strict=True)]
-        if not axes or not np.logical_or.reduce(goes).all():
-            continue
-        worth = np.min([np.where(g, place[a.name][x], 1.0) for a, x, g in zip(axes, labels, goes, strict=True)], axis=0)
-        best = int(np.argmax(worth))
-        for axis, found, going in zip(axes, labels, goes, strict=True):
-            if going[best] and (len(axes) > 1 or len(np.unique(found)) < axis.size):
-                stays.setdefault(axis.name, set()).add(int(found[best]))
-    return stays
-
-
 class Choice:
     """The order in which each axis loses its groups, and the search for how many of each go."""
 
@@ -117,21 +95,7 @@ class Choice:
         self.leading: list[str] = []
         self.stops: dict[str, list[int]] = {}
         self._all: Kept | None = None
-        pinned = attempt.barred | (inexpressible(graph) if attempt.pin and options.form == "module" else frozenset())
-        if options.scope == "uniform" and graph.form != "graph":
-            pinned = attempt.barred if of_library(graph.model) else pinned | config_bound(graph)
-        if options.form == "graph":  # whole modules leave a list of the module
-            pinned |= {a.name for a in graph.axes if a.tried}
-        protected, asked = Matcher(options.protect), Matcher(options.only)
-        open_axes = [a for a in graph.axes if a.name not in pinned and not protected(a)]
-        stays = _never_empty(graph, scores, [a.name for a in open_axes if a.prunable.any()])
-        for axis in open_axes:
-            self._order(axis, scores, stays.get(axis.name, set()))
-            wanted = not options.only or asked(axis)
-            if axis.name in self.order and wanted and self._saves(axis.name):
-                self.leading.append(axis.name)
-        if not self.leading:
-            raise NothingToPrune(_nothing_left(options, bool(pinned)))
+        self._open(self._pinned())
         if LATENCY in self.budget.limits:
             self._find_stops()
         self.share = 0.0  # of its groups, on average, that an axis of the plan loses before coarse axes are made up for
@@ -140,7 +104,30 @@ class Choice:
             bold = frozenset(self.leading) if attempt.bold else frozenset()
             self.settler = Settler(graph.sizes, self.order, self.cap, bold)
 
-    def _order(self, axis: Axis, scores: dict[str, np.ndarray], stays: set[int]) -> None:
+    def _pinned(self) -> frozenset[str]:
+        """The axes that can't lose groups in the form that is asked for."""
+        graph, options, attempt = self.graph, self.options, self.attempt
+        pinned = attempt.barred | (inexpressible(graph) if attempt.pin and options.form == "module" else frozenset())
+        if options.scope == "uniform" and graph.form != "graph":
+            pinned = attempt.barred if of_library(graph.model) else pinned | config_bound(graph)
+        if options.form == "graph":  # whole modules leave a list of the module
+            pinned |= {a.name for a in graph.axes if a.tried}
+        return pinned
+
+    def _open(self, pinned: frozenset[str]) -> None:
+        """Find the order of the axes that may lose groups, and those that lead; raises NothingToPrune where none does."""
+        protected, asked = Matcher(self.options.protect), Matcher(self.options.only)
+        axes = [a for a in self.graph.axes if a.name not in pinned and not protected(a)]
+        stays = never_empty(self.graph, self.scores, [a.name for a in axes if a.prunable.any()])
+        for axis in axes:
+            self._order(axis, stays.get(axis.name, set()))
+            wanted = not self.options.only or asked(axis)
+            if axis.name in self.order and wanted and self._saves(axis.name):
+                self.leading.append(axis.name)
+        if not self.leading:
+            raise NothingToPrune(_nothing_left(self.options, bool(pinned)))
+
+    def _order(self, axis: Axis, stays: set[int]) -> None:
         """The groups of an axis that may go, lowest score first, and how many of them at the most."""
         free = np.setdiff1d(np.flatnonzero(axis.prunable), list(stays))
         least = self.graph.widths.least(axis.name)
@@ -148,7 +135,7 @@ class Choice:
         limit = min(len(free), axis.size - stay)
         cap = min(limit, self.rounded(axis, limit))
         if cap > 0:
-            self.order[axis.name] = free[np.argsort(scores[axis.name][free], kind="stable")]
+            self.order[axis.name] = free[np.argsort(self.scores[axis.name][free], kind="stable")]
             self.cap[axis.name] = cap
 
     def _saves(self, name: str) -> bool:
