@@ -58,7 +58,7 @@ def _slots(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any], str]]:
         for kind, store in stores:
             for key, value in store.items():
                 if isinstance(value, torch.Tensor) and key not in _OWN:
-                    yield (f"{path}.{key}" if path else key), kind, store, key  # type: ignore[misc]
+                    yield (f"{path}.{key}" if path else key), kind, store, key
 
 
 def tensor_table(model: nn.Module) -> dict[str, dict[str, Any]]:

@@ -121,7 +121,7 @@ class Widths:
     @cached_property
     def _numbers(self) -> list[int]:
         """The numbers of all dims' classes as a list, which gives single ones faster than an array."""
-        return self.classes.of_dim.tolist()  # type: ignore[no-any-return]
+        return self.classes.of_dim.tolist()
 
     @cached_property
     def named(self) -> list[tuple[str, Value]]:

@@ -147,7 +147,7 @@ class Gaps:
         for node in self._nodes:
             if node.target is _aten.embedding.default and node.args[0] in self._held:
                 weight: Any = node.args[0]
-                return Matrix(node, node.args[1], self._held[weight].detach(), None, str(self._targets[weight]))  # type: ignore[arg-type]
+                return Matrix(node, node.args[1], self._held[weight].detach(), None, str(self._targets[weight]))
         raise ExportError(f"GGUF holds language models, but {owner} looks nothing up in an embedding.")
 
     def _matrix(self, node: Node) -> Matrix | None:

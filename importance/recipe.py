@@ -206,7 +206,7 @@ class Recipe:
     def _spread(self, score: Scorer | Scores | None) -> Scorer | Scores:
         if score is None:
             raise ScoreError(f"the recipe {self.name!r} has neither a score nor a step that prepares one")
-        return score if self.allocation is None else Allocated(score, self.allocation)  # type: ignore[arg-type]
+        return score if self.allocation is None else Allocated(score, self.allocation)
 
     def _options(self, graph: DependencyGraph, options: dict[str, Any]) -> dict[str, Any]:
         scope = self.scope if self.allocation is None else "global"

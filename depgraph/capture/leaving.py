@@ -69,5 +69,5 @@ def _values(
                 env[node] = next(given) if target is None else held[target]
             elif node.op == "call_function" and not wanted <= env.keys():
                 args, kwargs = map_arg((node.args, node.kwargs), env.__getitem__)
-                env[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                env[node] = node.target(*args, **kwargs)
     return env

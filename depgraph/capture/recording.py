@@ -294,5 +294,5 @@ def _make_plain(node: torch.fx.Node) -> None:
     found: list[Any] = []
     map_aggregate((node.args, node.kwargs), lambda value: found.append(value) if plain(value) is not value else None)
     if found:
-        node.args = map_aggregate(node.args, plain)  # type: ignore[assignment]
-        node.kwargs = map_aggregate(node.kwargs, plain)  # type: ignore[assignment]
+        node.args = map_aggregate(node.args, plain)
+        node.kwargs = map_aggregate(node.kwargs, plain)

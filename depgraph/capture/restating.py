@@ -23,7 +23,7 @@ def restate(module: nn.Module, read: Callable[[nn.Module], Any], before: int) ->
     if not _has_state(module) or _copied(module, read) in (None, read(module)):
         return []
     value = read(module)
-    for container, key in list(_integers(module.__getstate__(), 0)):  # type: ignore[operator]
+    for container, key in list(_integers(module.__getstate__(), 0)):
         if container[key] != before:
             continue
         container[key] = value
@@ -44,7 +44,7 @@ def _copied(module: nn.Module, read: Callable[[nn.Module], Any]) -> Any:
     """What a copy made by the state holds; None where that can't be told."""
     try:
         copied = type(module).__new__(type(module))
-        copied.__setstate__(module.__getstate__())  # type: ignore[operator]
+        copied.__setstate__(module.__getstate__())
         return read(copied)
     except Exception:  # a module may be made in ways that nobody foresees
         return None

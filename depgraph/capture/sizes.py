@@ -256,7 +256,7 @@ def _converted(expr: Expr, value: int) -> int:
 def _compare(size: SizeInt, other: object, equal: bool) -> Any:
     if isinstance(other, (torch.SymInt, torch.SymFloat)):
         return (plain(size) == other) if equal else (plain(size) != other)
-    same = int.__eq__(size, other)  # type: ignore[operator]
+    same = int.__eq__(size, other)
     if same is NotImplemented:
         return NotImplemented
     if _observer is not None and isinstance(other, int):
@@ -309,5 +309,5 @@ def _install(cls: type, table: dict[str, tuple[str, Callable[[Any, Any], Any]]])
 _install(SizeInt, {**_ARITHMETIC, **_BITWISE})
 _install(SizeFloat, _ARITHMETIC)
 for _class in (SizeInt, SizeFloat):
-    _class.__neg__ = _unary("neg", operator.neg)  # type: ignore[method-assign, assignment]
-    _class.__abs__ = _unary("abs", abs)  # type: ignore[method-assign, assignment]
+    _class.__neg__ = _unary("neg", operator.neg)  # type: ignore[method-assign]
+    _class.__abs__ = _unary("abs", abs)  # type: ignore[method-assign]

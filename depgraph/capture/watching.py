@@ -308,7 +308,7 @@ def _on(kind: str) -> Query:
 
 Query = Callable[[Any, Any, Any, Any], Any]
 _QUERIES: dict[Any, Query] = {
-    Tensor.device.__get__: _device,  # type: ignore[attr-defined]
+    Tensor.device.__get__: _device,
     **{getattr(Tensor, f"is_{kind}").__get__: _on(kind) for kind in ("cpu", "cuda", "meta", "mps", "xpu")},
     Tensor.shape.__get__: _whole_shape,  # type: ignore[attr-defined]
     Tensor.size: _whole_shape,

@@ -26,7 +26,7 @@ def _size(name: str, dim: int) -> Callable[[nn.Module], int]:
 
 
 def _times_groups(name: str, dim: int) -> Callable[[nn.Module], int]:
-    return lambda module: getattr(module, name).shape[dim] * module.groups  # type: ignore[operator,return-value]
+    return lambda module: getattr(module, name).shape[dim] * module.groups
 
 
 def _projected(module: nn.Module) -> int:

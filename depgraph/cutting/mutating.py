@@ -47,7 +47,7 @@ def write_without_gradients(module: GraphModule) -> None:
         if _schema_of(writer).is_mutable:
             writer.replace_all_uses_with(next(written_by(writer)))
         with module.graph.inserting_before(writer):
-            writer.args, writer.kwargs = map_arg((writer.args, writer.kwargs), _detached)  # type: ignore[assignment]
+            writer.args, writer.kwargs = map_arg((writer.args, writer.kwargs), _detached)
 
 
 def _detached(node: Node) -> Node:

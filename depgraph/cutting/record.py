@@ -76,7 +76,7 @@ def put_record(model: nn.Module, before: Any) -> None:
     if before is None:
         vars(model).pop("depgraph_record", None)
     else:
-        model.depgraph_record = before  # type: ignore[assignment]
+        model.depgraph_record = before
 
 
 def attr_of(change: Mapping[str, Any]) -> Attr:

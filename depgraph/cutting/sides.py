@@ -176,7 +176,7 @@ class SideRun:
 def filled(node: Node, env: Mapping[Node, Any], plain: bool) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """A node's arguments with what nodes made in their place; a `plain` one has them nowhere within a list or the like."""
     if not plain:
-        return map_arg(node.args, env.__getitem__), map_arg(node.kwargs, env.__getitem__)  # type: ignore[return-value]
+        return map_arg(node.args, env.__getitem__), map_arg(node.kwargs, env.__getitem__)
     args = tuple([env[one] if type(one) is Node else one for one in node.args])
     kwargs = node.kwargs
     return args, {k: env[one] if type(one) is Node else one for k, one in kwargs.items()} if kwargs else kwargs

@@ -156,7 +156,7 @@ class _Trial:
 
     def _run(self, model: nn.Module, leaves: list[Any]) -> list[Tensor] | None:
         """The outputs; None where the model doesn't run."""
-        inputs: Inputs = pytree.tree_unflatten(leaves, self.spec)  # type: ignore[assignment]
+        inputs: Inputs = pytree.tree_unflatten(leaves, self.spec)
         try:
             with same_draws():
                 return rerun(self.graph, model, inputs)

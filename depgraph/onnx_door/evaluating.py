@@ -260,7 +260,7 @@ def _loop(self: Evaluator, node: ir.Node) -> None:
     for value, given in zip(body.inputs[2:], carried, strict=True):
         self._type(value, self.types.get(given))  # type: ignore[arg-type]
     self._body(body)
-    made, trips = body.outputs[1:], self.known.get(node.inputs[0]) if node.inputs[0] is not None else None  # type: ignore[arg-type]
+    made, trips = body.outputs[1:], self.known.get(node.inputs[0]) if node.inputs[0] is not None else None
     for k, value in enumerate(node.outputs):
         kind = self.types.get(made[k])
         before = self.types.get(carried[k]) if k < len(carried) else None  # type: ignore[arg-type]

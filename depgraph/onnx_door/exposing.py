@@ -79,7 +79,7 @@ def _outwards(
         node = owners[body]
         if node.op_type == "If":
             branched = True
-            value, body = _of_branch(node, body, value, kind), node.graph  # type: ignore[arg-type, assignment]
+            value, body = _of_branch(node, body, value, kind), node.graph  # type: ignore[arg-type]
         elif node.op_type in BODIES and not branched and node.graph not in owners:
             return _of_rounds(node, body, value, kind), True  # type: ignore[arg-type]
         else:

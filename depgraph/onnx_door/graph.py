@@ -66,7 +66,7 @@ class OnnxGraph(DependencyGraph):
     @property
     def inputs(self) -> Arrays:
         """The example inputs by name."""
-        return self.args[0]  # type: ignore[no-any-return]
+        return self.args[0]
 
     def inputs_at(self, kept: Kept) -> Arrays:
         """The example inputs, narrowed as a cut makes them."""
@@ -240,7 +240,7 @@ def _sizes(args: Any, kwargs: Mapping[str, Any]) -> dict[str, int] | None:
     """Sizes for open dims, where whole numbers are given in the place of arrays."""
     given = {**args, **kwargs} if isinstance(args, Mapping) else dict(kwargs)
     plain = given and all(isinstance(v, int) and not isinstance(v, bool) for v in given.values())
-    return given if plain else None  # type: ignore[return-value]
+    return given if plain else None
 
 
 def _evaluated(model: ir.Model, inputs: Arrays | None, sizes: dict[str, int]) -> tuple[Evaluator, Arrays]:

@@ -45,7 +45,7 @@ class FileRunnable:
 
     @property
     def program(self) -> Program:
-        return self.graph.capture.program  # type: ignore[no-any-return]
+        return self.graph.capture.program
 
     @cached_property
     def meetings(self) -> list[Meeting]:

@@ -81,7 +81,7 @@ class Leaving:
         named = self.ways.depth
         try:
             found = self._asked_once(depth_named(name, self.batches, self.subject.loss, self.ways.seed))
-            return found if named != "auto" or is_search(found) else self._leaving(dict(found))  # type: ignore[arg-type, call-overload]
+            return found if named != "auto" or is_search(found) else self._leaving(dict(found))  # type: ignore[arg-type]
         except (ScoreError, DataError) as error:
             if named != "auto":
                 raise

@@ -139,7 +139,7 @@ class MeasuredLatency:
             raise TargetError(
                 "the latency model is of another graph than the plan: make one for it with exporters.MeasuredLatency.of(graph)"
             )
-        return self.carrier.kept(kept).class_sizes().tolist()  # type: ignore[no-any-return]
+        return self.carrier.kept(kept).class_sizes().tolist()
 
 
 def onnx_graph(graph: DependencyGraph) -> OnnxGraph:

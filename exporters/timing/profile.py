@@ -32,7 +32,7 @@ class Profile:
 
     @property
     def machine(self) -> Mapping[str, Any]:
-        return self.data["machine"]  # type: ignore[no-any-return]
+        return self.data["machine"]
 
     @property
     def dense_ms(self) -> float:

@@ -203,7 +203,7 @@ class Part:
         if node in self.way.flat:
             args = tuple([env[a] if isinstance(a, Node) else a for a in node.args])
             return node.target(*args, **node.kwargs)  # type: ignore[operator]
-        args, kwargs = map_arg((node.args, node.kwargs), env.__getitem__)  # type: ignore[assignment]
+        args, kwargs = map_arg((node.args, node.kwargs), env.__getitem__)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _output(self, env: Mapping[Node, Any]) -> Any:
