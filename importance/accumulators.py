@@ -172,11 +172,6 @@ class GramSums:
         return len(self.total)
 
     @property
-    def parts(self) -> Tensor:
-        """X'X of the columns of each group."""
-        return torch.stack([self._of(group, slice(None)) for group in range(self.groups)])
-
-    @property
     def gram(self) -> Tensor:
         """[columns, columns], zero where columns of different groups meet."""
         return torch.block_diag(*(self._of(group, slice(None)) for group in range(self.groups)))

@@ -123,12 +123,12 @@ def _is_open(value: ir.Value, d: int) -> bool:
 
 
 def _require_open(inputs: Sequence[ir.Value], sizes: Sizes) -> None:
-    """Raise CaptureError for a size below 1, or that the file doesn't leave open under that name."""
+    """Raise CaptureError for a size below 0, or that the file doesn't leave open under that name."""
     dims = [(v, d) for v in inputs for d in range(len(v.shape or ())) if _is_open(v, d)]
     known = dict.fromkeys(_symbol(v, d) for v, d in dims)
     for name, size in sizes.items():
-        if size < 1:
-            raise CaptureError(f"the open size {name!r} can't be {size}: give a whole number, 1 or more")
+        if size < 0:  # none is a size too: a cache is empty at first
+            raise CaptureError(f"the open size {name!r} can't be {size}: give a whole number, 0 or more")
         if name not in known and name not in {f"{v.name}:{d}" for v, d in dims}:
             there = f"it leaves open {', '.join(map(repr, known))}" if known else "it leaves none open"
             raise CaptureError(f"the file has no open size {name!r}: {there}")
