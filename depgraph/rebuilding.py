@@ -218,7 +218,7 @@ def _narrow(model: nn.Module, cut: Record, undo: list[Undo]) -> None:
     _replace(model, lambda name, old: fresh.get(id(old), old), undo)
     assign_all(model, {attr_of(change): change["after"] for change in cut["attributes"]}, undo)
     compute_again(model)
-    undo.extend(follow(model))
+    follow(model, undo)
     flatten(model)
     for added in cut.get("added", ()):
         _add(model, added, undo)

@@ -328,7 +328,7 @@ def test_an_interruption_in_the_middle_of_the_cut_takes_everything_back(
     before, numbers = state(model), integers(model)
     objects = {n: id(p) for n, p in model.named_parameters(remove_duplicate=False)}
 
-    def interrupted(cut: nn.Module) -> None:
+    def interrupted(cut: nn.Module, _: object) -> None:
         assert {n: id(p) for n, p in cut.named_parameters(remove_duplicate=False)} != objects
         raise KeyboardInterrupt
 

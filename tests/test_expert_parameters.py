@@ -153,3 +153,25 @@ def test_without_weights_it_is_said_that_a_trial_needs_some(kind: type[Looped]) 
     left = {entry.target: entry.reason for entry in uncovered(graph) if entry.dim == 0}
     assert "trace the model with some" in left["router.weight"] and "aten.eq" in left["router.weight"]
     assert "trace the model with some" not in left["out.weight"]
+
+
+class Tagged(nn.Module):
+    """Labels are chosen among as many as the weights of a recurrent layer have numbers, which are no parts that could leave."""
+
+    def __init__(self, labels: int = 2) -> None:
+        super().__init__()
+        self.words, self.rnn = nn.Embedding(20, 8), nn.LSTM(8, 6, 2, bidirectional=True, batch_first=True)
+        self.out, self.pairs = nn.Linear(12, labels), nn.Parameter(torch.randn(labels, labels))
+
+    def forward(self, words: Tensor, labels: Tensor) -> Tensor:
+        scores = self.out(self.rnn(self.words(words))[0])
+        found = scores.gather(2, labels[..., None]).sum(1) + self.pairs[labels[:, :-1], labels[:, 1:]].sum(1, True)
+        return found - scores.logsumexp(2).sum(1, keepdim=True)
+
+
+def test_a_trial_that_fails_halfway_leaves_the_model_as_it_was() -> None:
+    model = Tagged().eval()
+    before = {name: (id(held), held.shape) for name, held in model.named_parameters()}
+    graph = depgraph.trace(model, (torch.randint(20, (2, 4)), torch.randint(2, (2, 4))))
+    assert {name: (id(held), held.shape) for name, held in model.named_parameters()} == before
+    assert graph.plan(importance.Magnitude(), depgraph.Target(params=0.7)).apply_with_report().check.error < 1e-4

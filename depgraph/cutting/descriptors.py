@@ -56,15 +56,13 @@ _TABLE: list[tuple[tuple[type[nn.Module], ...], Described]] = [
 ]  # fmt: skip
 
 
-def follow(model: nn.Module) -> list[Undo]:
-    """Set the describing integers of all standard layers of `model` from their weights; returns what undoes it."""
-    undo: list[Undo] = []
+def follow(model: nn.Module, undo: list[Undo]) -> None:
+    """Set the describing integers of all standard layers of `model` from their weights; what takes it back is added to `undo`."""
     for module in model.modules():
         for classes, described in _TABLE:
             if isinstance(module, classes) and _has_weight(module):
                 for name, size in described.items():
                     _set(module, name, size(module), undo)
-    return undo
 
 
 def flatten(model: nn.Module) -> None:

@@ -74,7 +74,7 @@ def cut_copy(graph: DependencyGraph, kept: Kept, solution: Solution) -> nn.Modul
     for attr, value in solution.attributes.items():
         assign(model, attr, value)
     compute_again(model)
-    follow(model)
+    follow(model, [])
     flatten(model)
     return model
 
@@ -92,7 +92,7 @@ def cut_in_place(graph: DependencyGraph, kept: Kept, solution: Solution) -> Undo
         replace_tensors(model, by_id, undo)
         assign_all(model, solution.attributes, undo)
         compute_again(model)
-        undo.extend(follow(model))
+        follow(model, undo)
         flatten(model)
     except BaseException:
         take_back(undo)

@@ -225,7 +225,7 @@ def shorten(model: nn.Module, how: Shortening) -> Undo:
             undo.append(_drop(model, attr, index))
         for container, index in how.entries:
             undo.append(leave(model, container, index, _names(model, how, container)))
-        undo += _narrowed(model, how)
+        _narrow(model, how, undo)
     except BaseException as error:
         take_back()
         if isinstance(error, (AttributeError, KeyError, IndexError)):
@@ -241,10 +241,10 @@ def _names(model: nn.Module, how: Shortening, container: str) -> list[list[str]]
     return [list(contents(model.get_submodule(container)))] if rows is None else rows
 
 
-def _narrowed(model: nn.Module, how: Shortening) -> list[Undo]:
-    """Narrow the tensors, and let what describes them follow."""
+def _narrow(model: nn.Module, how: Shortening, undo: list[Undo]) -> None:
+    """Narrow the tensors, and let what describes them follow; what takes it back is added to `undo` step by step."""
     if not how.narrowed:
-        return []
+        return
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     held, successors, names = dict(named), dict[int, torch.Tensor](), dict[int, set[tuple[int, tuple[int, ...]]]]()
     for target, dim, indices in how.narrowed:
@@ -254,9 +254,8 @@ def _narrowed(model: nn.Module, how: Shortening) -> list[Undo]:
         if what not in names.setdefault(key, set()):
             names[key].add(what)
             successors[key] = without_indices(successors.get(key, held[target]), dim, indices)
-    undo: list[Undo] = []
     replace_tensors(model, successors, undo)
-    return [*undo, *follow(model)]
+    follow(model, undo)
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> Undo:
