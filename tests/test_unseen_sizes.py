@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import depgraph
+import exporters
 import importance
 from depgraph import choosing, planning
+from tests.test_unseen import cut
 
 
 class Turned(nn.Module):
@@ -119,3 +124,36 @@ def test_products_that_numpy_takes_of_sizes_follow_the_cut(target: str) -> None:
     report = plan.apply_with_report(form="module")
     assert report.check is not None and report.check.error < 1e-5 < report.check.sensitivity
     assert type(np.prod([2, 3])) is np.int64
+
+
+class TokensAsChannels(nn.Module):
+    """Tokens are mixed by a convolution with windows of one place, over which features lie (Liu et al., "Pay Attention to MLPs")."""
+
+    def __init__(self, mix: Callable[[], nn.Module], width: int = 16) -> None:
+        super().__init__()
+        self.into, self.norm, self.mix = nn.Linear(4, 2 * width), nn.LayerNorm(width), mix()
+        self.out = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, gate = F.gelu(self.into(x)).chunk(2, dim=-1)
+        return self.out(kept * self.mix(self.norm(gate)))
+
+
+MIXES: dict[str, Callable[[], nn.Module]] = {
+    "convolution": lambda: nn.Conv1d(6, 6, 1),
+    "transposed": lambda: nn.ConvTranspose1d(6, 6, 1),
+    "groups": lambda: nn.Conv1d(6, 6, 1, groups=2),
+}
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_features_pass_a_convolution_over_tokens(mix: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, example = TokensAsChannels(MIXES[mix]).eval(), torch.randn(2, 6, 4)
+    report = cut(model, example)
+    assert report.form == "module" and report.model.out.in_features < 16
+    assert report.model.mix.weight.shape == model.mix.weight.shape
+    exporters.to_onnx(report.model, (example,), tmp_path / "m.onnx")
+    file = depgraph.trace(tmp_path / "m.onnx")
+    again = file.plan(importance.Magnitude(), depgraph.Target(params=0.8)).apply_with_report()
+    assert again.after.params < again.before.params and again.check.error < 1e-4

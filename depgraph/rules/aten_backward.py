@@ -5,7 +5,7 @@ The pointwise ones are in `aten_elementwise.py`.
 
 from __future__ import annotations
 
-from depgraph.rules.aten_conv import SLIDES
+from depgraph.rules.aten_conv import SLIDES, along_space
 from depgraph.rules.aten_space import spatial_of
 from depgraph.rules.registry import Op, aten, rule
 
@@ -63,7 +63,8 @@ def convolution_backward(op: Op) -> None:
         op.fix_all("the gradient of a transposed convolution isn't looked into")
         return
     inward, outward = ("i", "o") if groups == 1 else ("(g i)", "(g o)")
-    space, kernel, result = (" ".join(f"{letter}{d}!" for d in range(len(weight.shape) - 2)) for letter in "hky")
+    kernel = " ".join(f"k{d}!" for d in range(len(weight.shape) - 2))
+    space, result = (along_space(op, weight.shape[2:], letter) for letter in "hy")
     source, of_weight = f"n {inward} {space}", f"{outward} i {kernel}"
     made = [term for term, wanted in zip((source, of_weight, outward), op["output_mask"], strict=True) if wanted]
     equation = f"n {outward} {result}, {source}, {of_weight} -> {', '.join(made)}"

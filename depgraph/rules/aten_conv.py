@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 from depgraph.rules.registry import Op, rule
@@ -28,13 +29,33 @@ def _convolve(op: Op, channels: str, kernel_shape: tuple[int, ...], work_over: s
     source, weight, bias = op["input"], op["weight"], op.get("bias")
     groups = op["groups"]
     inward, outward = ("i", "o") if groups == 1 else ("(g i)", "(g o)")
-    space, kernel, result = (" ".join(f"{letter}{d}!" for d in range(len(kernel_shape))) for letter in "hky")
+    kernel = " ".join(f"k{d}!" for d in range(len(kernel_shape)))
+    space, result = (along_space(op, kernel_shape, letter) for letter in "hy")
     batch = "n " if len(source.shape) == len(weight.shape) else ""
     of_weight = channels.format(inward=inward, outward=outward)
     moved = {"space": space, "result": result}[work_over]
     equation = f"{batch}{inward} {space}, {of_weight} {kernel}, {outward} -> {batch}{outward} {result}"
     work = f"{batch}{'g ' if groups > 1 else ''}i o {kernel} {moved}".replace("!", "")
     op.relate(equation, source, weight, bias, work=work, why=SLIDES, g=groups)
+
+
+def along_space(op: Op, kernel_shape: tuple[int, ...], letter: str) -> str:
+    """The dims of space in a term: fixed, but for those that pass from what comes in to what goes out place by place.
+
+    A window of one place that takes every place and pads nothing does so, whatever stands there: tokens may be channels.
+    """
+    passed = [size == 1 and _takes_every_place(op, d) for d, size in enumerate(kernel_shape)]
+    return " ".join(f"s{d}" if same else f"{letter}{d}!" for d, same in enumerate(passed))
+
+
+def _takes_every_place(op: Op, d: int) -> bool:
+    steps, added = op.get("stride"), [op.get("padding", 0), op.get("output_padding", 0)]
+    return steps is not None and _at(steps, d) == 1 and all(isinstance(a, str) or _at(a, d) == 0 for a in added)
+
+
+def _at(numbers: Sequence[int] | int, d: int) -> int:
+    """The number for a dim of space, where one may be given for all."""
+    return numbers if isinstance(numbers, int) else numbers[d if len(numbers) > 1 else 0]
 
 
 @rule("aten.im2col")

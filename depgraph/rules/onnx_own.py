@@ -8,7 +8,7 @@ import numpy as np
 
 from depgraph.graph import Value
 from depgraph.rules.aten_index import LOOKED_UP
-from depgraph.rules.onnx_shared import as_aten, fused, operand, setting
+from depgraph.rules.onnx_shared import as_aten, fused, operand, setting, windows
 from depgraph.rules.registry import Op, rule
 
 _AT_RUN_TIME = "what is taken of it is known at run time only"
@@ -41,7 +41,7 @@ def transposed_product(op: Op) -> None:
 def convolution(op: Op) -> None:
     """A convolution, with something added to what it makes and a function of that."""
     source, weight, bias, added = (operand(op, k) for k in range(4))
-    as_aten(op, "aten.convolution", input=source, weight=weight, bias=bias, groups=op.get("group", 1))
+    as_aten(op, "aten.convolution", input=source, weight=weight, bias=bias, **windows(op))
     if added is not None:
         op.align_elementwise([added, op.output])
 
@@ -51,7 +51,7 @@ def quantised_convolution(op: Op) -> None:
     """Scales and zero points are numbers, or one for each output channel."""
     linear = op.target.endswith("QLinearConv")
     source, weight, bias = operand(op, 0), operand(op, 3 if linear else 1), operand(op, 8) if linear else None
-    as_aten(op, "aten.convolution", input=source, weight=weight, bias=bias, groups=op.get("group", 1))
+    as_aten(op, "aten.convolution", input=source, weight=weight, bias=bias, **windows(op))
     for position in (4, 5) if linear else (3,):
         value = operand(op, position)
         if value is not None and value.shape and value.shape[0] > 1:

@@ -48,6 +48,14 @@ def as_aten(op: Op, target: str, **arguments: Any) -> None:
     function(replace(op, target=target, arguments=arguments, shown=op.target))
 
 
+def windows(op: Op) -> dict[str, Any]:
+    """How a convolution parts its channels and moves over space, as ATen says it; what is padded on either side is one number."""
+    pads = list(op.get("pads", [0]))
+    padding = [max(pair, key=abs) for pair in zip(pads[: (len(pads) + 1) // 2], pads[len(pads) // 2 :], strict=True)]
+    moves = {"stride": op.get("strides", 1), "padding": padding, "output_padding": op.get("output_padding", 0)}
+    return {"groups": op.get("group", 1), **moves}
+
+
 Translate = Callable[[Op], dict[str, Any]]
 
 
@@ -75,11 +83,9 @@ shared(onnx("RandomNormal RandomUniform Shape Size"), "aten.full", lambda op: {}
 shared(onnx("Range"), "aten.arange", lambda op: {})
 shared(onnx("MatMul"), "aten.matmul", _tensors("self", "other"))
 shared(onnx("Einsum"), "aten.einsum", lambda op: {"equation": op["equation"], "tensors": op["inputs"]})
-shared(onnx("Conv"), "aten.convolution", lambda op: _tensors("input", "weight", "bias", groups=op.get("group", 1))(op))
+shared(onnx("Conv"), "aten.convolution", lambda op: _tensors("input", "weight", "bias", **windows(op))(op))
 shared(
-    onnx("ConvTranspose"),
-    "aten.conv_transpose2d",
-    lambda op: _tensors("input", "weight", "bias", groups=op.get("group", 1))(op),
+    onnx("ConvTranspose"), "aten.conv_transpose2d", lambda op: _tensors("input", "weight", "bias", **windows(op))(op)
 )
 shared(
     onnx("BatchNormalization"),

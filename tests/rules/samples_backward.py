@@ -36,6 +36,7 @@ SAMPLES = [
            fixed="grad_output.2 input.2 weight.2 out0.2"),
     sample("convolution_backward", *_conv((2, 6, 5), (2, 4, 7), (6, 2, 3), 2, _FIRST),
            fixed="grad_output.2 input.2 weight.2 out0.2"),
+    sample("convolution_backward", *_conv((2, 6, 7), (2, 4, 7), (6, 4, 1), 1, _FIRST)),
     sample("avg_pool3d_backward", t(1, 3, 1, 2, 2), t(1, 3, 2, 4, 4), [2] * 3, [2] * 3, [0] * 3, False, True, None,
            fixed="grad_output.3 grad_output.4 self.2 self.3 self.4 out.2 out.3 out.4"),
     sample("avg_pool2d_backward", t(2, 3, 2, 2), t(2, 3, 4, 4), [2, 2], [2, 2], [0, 0], False, True, None, fixed=_SPACE),

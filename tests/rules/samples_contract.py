@@ -97,6 +97,15 @@ SAMPLES = [
     # convolutions: x n (g i) space, w (g o) i kernel, b (g o)
     sample("conv1d", t(2, 3, 7), t(4, 3, 3), t(4), fixed=_SPACE),
     sample("conv1d", t(3, 7), t(4, 3, 3), fixed="input.1 weight.2 out.1"),
+    # a window of one place passes places on, unless it leaves some out or pads
+    sample("conv1d", t(2, 3, 7), t(4, 3, 1), t(4)),
+    sample("conv1d", t(2, 4, 7), t(6, 2, 1), t(6), [1], [0], [1], 2),
+    sample("conv1d", t(2, 3, 7), t(4, 3, 1), t(4), [2], fixed="input.2 out.2"),
+    sample("conv1d", t(2, 3, 2), t(4, 3, 1), t(4), [2], [1], fixed="input.2 out.2"),
+    sample("conv2d", t(2, 4, 5, 6), t(4, 1, 3, 1), t(4), [1, 1], [1, 0], [1, 1], 4, fixed="input.2 weight.2 out.2"),
+    sample("conv2d.padding", t(2, 3, 5, 5), t(4, 3, 1, 1), None, [1, 1], "same"),
+    sample("conv_transpose1d", t(2, 3, 7), t(3, 4, 1), t(4)),
+    sample("conv_transpose1d", t(2, 3, 7), t(3, 4, 1), t(4), [1], [1], [2], 1, [3], fixed="input.2 out.2"),
     sample("conv2d", t(2, 3, 5, 6), t(4, 3, 3, 2), t(4), [2, 1], fixed=_PLANE),
     sample("conv2d", t(2, 6, 5, 5), t(4, 3, 3, 3), t(4), [1, 1], [1, 1], [1, 1], 2, fixed=_PLANE),
     sample("conv2d", t(2, 6, 5, 5), t(6, 1, 3, 3), t(6), [1, 1], [0, 0], [1, 1], 6, fixed=_PLANE),
