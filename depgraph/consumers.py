@@ -7,7 +7,7 @@ a convolution, or what queries and keys meet in. Activation-based criteria look 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import Node
@@ -21,6 +21,7 @@ class Meeting:
 
     `other` is computed from weights alone where `stored`; then `weight` names the parameter it is made of (empty if there are
     several) and `weight_dim` the dimension of it that is summed over. `module` and `where` say where the operator stands.
+    `second`: the operand is the second of the two, of a convolution what slides.
     """
 
     op: str
@@ -33,6 +34,7 @@ class Meeting:
     weight_dim: int
     module: str
     where: str
+    second: bool = False
 
     @property
     def key(self) -> tuple[str, int]:
@@ -57,11 +59,12 @@ def meetings(program: Program, nodes: Iterable[Node]) -> list[Meeting]:
     for (op, _), operands in products.items():
         if op not in ops or len(operands) != 2:
             continue
-        for operand, other in (operands, operands[::-1]):
+        for second, (operand, other) in enumerate((operands, operands[::-1])):
             if operand[0].name not in made_of:
                 weights = made_of.get(other[0].name)
                 summed = _summed(program, weights or frozenset(), other, strides)
-                found.append(_meeting(program, op, operand, other, weights is not None, summed))
+                meeting = _meeting(program, op, operand, other, weights is not None, summed)
+                found.append(replace(meeting, second=bool(second)))
     return found
 
 

@@ -164,7 +164,7 @@ class Collector:
 
     def columns(self, met: Met) -> Rows:
         """What comes in, one column for every column of the weights: a convolution's windows laid out."""
-        windows = patches(met.node, met.operand)
+        windows = None if met.meeting.second else patches(met.node, met.operand)
         return self.channels(met) if windows is None else self.samples.rows(windows, 1, self.dtype)
 
     def weights(self, met: Met) -> Rows:
@@ -173,7 +173,9 @@ class Collector:
             return self._remembered(met.other, met.meeting.other_dim, met.other_from)
         other = met.other.movedim(met.meeting.other_dim, -1)
         size, own = met.operand.shape[met.meeting.dim], other.shape[-1]
-        if own != size:  # every group of a convolution has channels of its own
+        if own > size:  # a computed weight meets those of every group of a convolution
+            other = other.unflatten(-1, (-1, size))
+        elif own != size:  # every group of a convolution has channels of its own
             groups = size // own
             other = other.reshape(groups, -1, own).transpose(0, 1).reshape(-1, size)
         return (Samples(1) if met.meeting.stored else self.samples).rows(other, -1, self.dtype)
@@ -181,7 +183,7 @@ class Collector:
     def outputs(self, met: Met) -> Tensor:
         """What it is multiplied with: [groups, outputs, channels, places], a convolution's window being places."""
         parts = groups_of(met.node)
-        if not met.meeting.stored or parts is None or met.meeting.other_dim > 1:
+        if not met.meeting.stored or parts is None or met.meeting.second or met.meeting.other_dim > 1:
             return self.weights(met).flat[None, :, :, None]
         weight = met.other.to(torch.promote_types(met.other.dtype, self.dtype)).flatten(2)
         if met.meeting.other_dim == 1:

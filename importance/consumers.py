@@ -67,7 +67,8 @@ def _found(graph: DependencyGraph) -> list[Consumer]:
         number = graph.widths.class_of(dim)
         labels = {name: graph[name].labels[number] for name in graph.widths.axes_of(dim)}
         if labels:
-            size, parts = program.relations.sizes[dim], groups[here[0].op] if here[0].weight else 1
+            slid_over = here[0].weight and not here[0].second
+            size, parts = program.relations.sizes[dim], groups[here[0].op] if slid_over else 1
             consumers.append(Consumer(key, tuple(here), size, labels, parts or 1))
     return consumers
 

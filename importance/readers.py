@@ -82,7 +82,7 @@ def readers_among(consumers: Iterable[Consumer], plan: Plan) -> Iterator[Reader]
         meeting, weight = consumer.meetings[0], tensors[consumer.weight]
         stays = kept.of(program.values[meeting.operand], meeting.dim)
         gone = np.setdiff1d(np.arange(consumer.size), np.arange(consumer.size) if stays is None else stays)
-        window = _window(nodes[meeting.op], weight)
+        window = 1 if meeting.second else _window(nodes[meeting.op], weight)
         bias, takes = (
             graph.bias_of(meeting.op) if isinstance(graph, OnnxGraph) else _bias(nodes[meeting.op], program.values)
         )

@@ -196,7 +196,7 @@ def _refusal(reader: Reader, picked: bool) -> str:
 
 
 def _rows(met: Met, samples: Samples) -> Tensor:
-    windows = patches(met.node, met.operand)
+    windows = None if met.meeting.second else patches(met.node, met.operand)
     if windows is not None:
         return samples.rows(windows, 1, torch.float32).flat
     return samples.rows(met.operand, met.meeting.dim, torch.float32, places=met.operand_from).flat

@@ -143,3 +143,50 @@ def test_what_cant_be_fitted_to_the_pruned_models_inputs_is_solved_for_the_dense
     x = torch.cat(batches)
     errors = [float((one(x) - model(x)).detach().square().mean()) for one in (plan.apply(), dense, sequential)]
     assert errors[2] < errors[0] and errors[2] <= 1.05 * errors[1]
+
+
+class KernelPerSample(nn.Module):
+    """Kernels are made for each sample, which are the groups of one convolution (Karras et al., "StyleGAN2")."""
+
+    def __init__(self, place: int = 3, constant: bool = False) -> None:
+        super().__init__()
+        self.constant, self.place = constant, place
+        self.kernel = nn.Parameter(torch.randn(6, CHANNELS, place, place) / 9)
+        self.image, self.style = nn.Parameter(torch.randn(1, CHANNELS, 6, 6)), nn.Linear(5, CHANNELS)
+        self.embed = nn.Conv2d(3, CHANNELS, 3, padding=1)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        n = len(style)
+        x = self.image.repeat(n, 1, 1, 1) if self.constant else self.embed(x)
+        kernels = self.kernel * self.style(style).view(n, 1, -1, 1, 1)
+        made = nn.functional.conv2d(x.reshape(1, -1, 6, 6), kernels.flatten(0, 1), groups=n)
+        return made.view(n, 6, *made.shape[2:])
+
+
+@pytest.mark.parametrize("recipe", ["ria", "flap", "obs"])
+def test_kernels_that_are_made_for_each_sample_are_scored(recipe: str) -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(2, 3, 6, 6), torch.randn(2, 5)) for _ in range(2)]
+    graph = depgraph.trace(KernelPerSample().eval(), batches[0])
+    pruned = getattr(importance.recipes, recipe)(batches).prune(graph, depgraph.Target(params=0.7))
+    assert pruned.report.check.error < 1e-4 and pruned.report.check.sensitivity > 1e-3
+
+
+@pytest.mark.parametrize("score", ["ria", "amp"])
+def test_a_stored_image_that_made_kernels_slide_over_is_no_kernel(score: str) -> None:
+    torch.manual_seed(0)
+    batch = (torch.randn(2, 3, 6, 6), torch.randn(2, 5))
+    graph = depgraph.trace(KernelPerSample(constant=True).eval(), batch)
+    found = importance.Activation([batch], score)(graph)
+    assert any(len(scores) == CHANNELS and np.ptp(scores) > 0 for scores in found.values())
+
+
+def test_what_meets_a_kernel_that_is_made_is_taken_as_a_channel_of_every_group() -> None:
+    torch.manual_seed(0)
+    model, batch = KernelPerSample(place=1).eval(), (torch.randn(2, 3, 6, 6), torch.randn(2, 5))
+    graph = depgraph.trace(model, batch)
+    (found,) = (s for name, s in importance.Activation([batch], "amp")(graph).items() if len(s) == CHANNELS)
+    kernels = (model.kernel.flatten(1) * model.style(batch[1])[:, None]).detach()
+    given = model.embed(batch[0]).detach().flatten(2)
+    expected = torch.einsum("noc,ncp->c", kernels.abs(), given.abs())
+    assert np.corrcoef(found, expected.numpy())[0, 1] > 0.99
