@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from depgraph.capture.validating import unvalidated
 from depgraph.errors import ExportError, first_line
 from exporters.calls import Call, FlatModel, built_in, flatten_call, lowest_precision, output_names
 from exporters.cases import Case, Subject, describe_cases, example_case, sized_case
@@ -139,7 +140,8 @@ def _captured(flat: FlatModel, call: Call, dims: Dims) -> tuple[torch.export.Exp
     attempts = alternatives(flat.model)
     while True:
         try:
-            return torch.export.export(flat, call.tensors, dynamic_shapes=shapes), switched
+            with unvalidated():
+                return torch.export.export(flat, call.tensors, dynamic_shapes=shapes), switched
         except Exception as error:
             note = next(attempts, None)
             if note is None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from depgraph.capture.deciding import DRAWS
 from depgraph.capture.frozen import frozen
+from depgraph.capture.validating import unvalidated
 from depgraph.errors import ExportError, first_line
 from exporters import translations
 from exporters.bounds import bounds_of_one_type
@@ -104,7 +105,7 @@ def _export(
     # torch leaves marks on those that it fails with, and reads them the next time
     examples = tuple(t.detach() for t in examples)
     try:
-        with quietly(), exact_no_ops(), bounds_of_one_type(), transforms_ended():
+        with quietly(), unvalidated(), exact_no_ops(), bounds_of_one_type(), transforms_ended():
             program = torch.onnx.export(
                 module.eval(),
                 examples,

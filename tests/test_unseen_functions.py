@@ -207,3 +207,38 @@ def test_conjugates_stay_in_their_place() -> None:
     }
     assert len(inner["q.weight"].reasons) == len(inner["v.weight"].reasons) == 0
     assert any(m.target == "k.weight" for m in inner["q.weight"].members)
+
+
+Found = Callable[[Tensor, Tensor], Tensor]
+DISTRIBUTIONS: dict[str, Found] = {
+    "density": lambda mean, spread: torch.distributions.Normal(mean, spread.exp()).log_prob(spread),
+    "divergence": lambda mean, spread: torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean, spread.exp()), torch.distributions.Normal(torch.zeros_like(mean), 1.0)
+    ),
+    "choice": lambda mean, spread: torch.distributions.Categorical(logits=mean).log_prob(spread.argmax(-1)),
+}
+
+
+class Distributed(nn.Module):
+    """Its output is told by a distribution of torch, which checks what it is given, and by one that is made before."""
+
+    def __init__(self, found: Found) -> None:
+        super().__init__()
+        self.body, self.mean, self.spread = nn.Linear(8, 32), nn.Linear(32, 4), nn.Linear(32, 4)
+        self.found, self.prior = found, torch.distributions.Normal(torch.zeros(4), torch.ones(4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.relu(self.body(x))
+        return self.found(self.mean(x), self.spread(x)), self.prior.log_prob(self.mean(x))
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_what_distributions_check_is_no_decision_of_the_model(name: str, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model, example = Distributed(DISTRIBUTIONS[name]).eval(), torch.randn(4, 8)
+    graph = depgraph.trace(model, example)
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.6))
+    assert not graph.note and plan.apply_with_report(form="graph").check.error < 1e-4
+    exporters.to_onnx(plan.apply(), (example,), tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match="to satisfy the constraint|to be within the support"):
+        model(example * float("nan"))

@@ -24,6 +24,7 @@ from depgraph.capture.lowering import lower
 from depgraph.capture.recording import Recording, record, record_decided
 from depgraph.capture.training import Inputs, leaves_unread, related_in_training
 from depgraph.capture.unfit import may_be_unfit, place_of, unfit
+from depgraph.capture.validating import unvalidated
 from depgraph.dense import form_of, packed_modules
 from depgraph.errors import (
     CaptureError,
@@ -142,6 +143,7 @@ def quiet(model: Any) -> Iterator[None]:
     """Eval mode and, where the model's config has the switch, no key-value cache; everything is put back afterwards.
 
     Functions that the model compiles run as they are written: a compiler takes what watches a forward for part of it.
+    Distributions don't check values.
     What isn't a module, a file, has no modes.
     """
     if not isinstance(model, nn.Module):
@@ -155,7 +157,7 @@ def quiet(model: Any) -> Iterator[None]:
             module.training = False
         for config in configs.values():
             config.use_cache = False
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), unvalidated():
             yield
     finally:
         for module in training:
