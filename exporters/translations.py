@@ -12,6 +12,7 @@ from onnxscript import opset18 as op
 from onnxscript.function_libs.torch_lib import registration
 from onnxscript.function_libs.torch_lib.ops import core, nn
 
+from exporters import pooling
 from exporters.attention import attention
 from exporters.batch_statistics import batch_norm
 from exporters.complex_operators import COMPLEX, zeros
@@ -64,6 +65,7 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
         _aten._linalg_slogdet.default: _slogdet,
         torch.ops.prims.prod.default: _prod,
         _aten.rrelu_with_noise_functional.default: _rrelu,
+        **pooling.table(_aten),
     }
     experts = getattr(torch.ops.transformers, "grouped_mm_fallback", None)  # there once transformers is imported
     if experts is not None:
