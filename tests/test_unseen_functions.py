@@ -242,3 +242,25 @@ def test_what_distributions_check_is_no_decision_of_the_model(name: str, tmp_pat
     exporters.to_onnx(plan.apply(), (example,), tmp_path / "m.onnx")
     with pytest.raises(ValueError, match="to satisfy the constraint|to be within the support"):
         model(example * float("nan"))
+
+
+class CopiesDeeply(nn.Module):
+    """Keeps what it was given, and what it made, apart from what it goes on with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        kept = copy.deepcopy({"given": x})
+        hidden = copy.deepcopy(torch.relu(self.body(x)))
+        return self.head(hidden), kept
+
+
+def test_deep_copies_in_a_forward_are_captured(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    example = torch.randn(4, 8)
+    with torch.no_grad():
+        report = cut(CopiesDeeply(), example)
+        exporters.to_onnx(report.model, (example,), tmp_path / "m.onnx")
+    assert report.model.body.out_features < 32

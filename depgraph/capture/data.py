@@ -1,4 +1,4 @@
-"""`.data` by operators: torch reads and replaces it past its dispatcher, where a capture doesn't see it."""
+"""`.data` and deep copies by operators: torch reads and replaces memory past its dispatcher, where a capture doesn't see it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_memory_stays(func: Any) -> None:
 
 
 class DataByOperators(TorchFunctionMode):
-    """Within, `tensor.data` is `tensor.detach()`, and `tensor.data = value` copies `value` into the tensor's memory."""
+    """Within, `tensor.data` is `tensor.detach()`, `tensor.data = value` copies `value` into the tensor's memory, a deep copy is a clone."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one function."""
@@ -50,7 +50,15 @@ def _replace(tensor: Tensor, value: Tensor) -> None:
     tensor.detach().copy_(value)
 
 
+def _copied(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+    """As `copy.deepcopy` of a tensor, which takes its memory apart."""
+    if not tensor.is_leaf:
+        return tensor.__deepcopy__(memo)  # type: ignore[no-any-return]  # torch refuses
+    return memo.setdefault(id(tensor), tensor.detach().clone().requires_grad_(tensor.requires_grad))  # type: ignore[no-any-return]
+
+
 BY_OPERATORS: dict[Any, Callable[..., Any]] = {
     Tensor.data.__get__: Tensor.detach,  # type: ignore[attr-defined]
     Tensor.data.__set__: _replace,  # type: ignore[attr-defined]
+    Tensor.__deepcopy__: _copied,
 }
