@@ -16,6 +16,7 @@ import depgraph
 import exporters
 import importance
 from depgraph.cutting.report import CutReport
+from depgraph.errors import CaptureError
 
 
 def cut(model: nn.Module, example: Tensor, share: float = 0.6) -> CutReport:
@@ -264,3 +265,42 @@ def test_deep_copies_in_a_forward_are_captured(tmp_path: Any) -> None:
         report = cut(CopiesDeeply(), example)
         exporters.to_onnx(report.model, (example,), tmp_path / "m.onnx")
     assert report.model.body.out_features < 32
+
+
+class Counted(tuple[int, ...]):
+    """A tuple whose length is nobody's business, as those of irreducible representations."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+class HoldsCounted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts, self.body, self.head = Counted((2, 3)), nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.body(x))) * sum(self.parts)
+
+
+def test_tuples_that_tell_no_length_are_held() -> None:
+    torch.manual_seed(0)
+    assert cut(HoldsCounted(), torch.randn(4, 8)).model.parts == (2, 3)
+
+
+class Sparse(nn.Module):
+    """Neighbours are gathered by a sparse matrix that the forward makes, of numbers that it branches on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        edges = edges if (edges >= 0).all() else edges.abs()
+        matrix = torch.sparse_coo_tensor(edges, torch.ones(edges.shape[1]), (len(x), len(x)))
+        return self.head(torch.sparse.mm(matrix.to_sparse_csr(), torch.relu(self.body(x))))
+
+
+def test_a_sparse_matrix_that_a_forward_makes_is_what_is_named() -> None:
+    with pytest.raises(CaptureError, match=r"test_unseen_functions.py:\d+ the forward makes a sparse tensor"):
+        depgraph.trace(Sparse(), (torch.randn(5, 8), torch.randint(5, (2, 7))))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from depgraph.capture.frames import where
 from depgraph.capture.hooking import while_running
@@ -25,6 +26,15 @@ def check_memory_stays(func: Any) -> None:
         raise Rebound(
             f"at {where()} the forward gives a tensor other memory ({func}), which can't be captured: copy into it with "
             "copy_ there, or take that out of the forward"
+        )
+
+
+def check_strides(func: Any, made: Any) -> None:
+    """Raise Rebound for an operator that makes a tensor without strides: a graph's tensors have shapes that a cut narrows."""
+    if any(isinstance(one, Tensor) and one.layout is not torch.strided for one in pytree.tree_leaves(made)):
+        raise Rebound(
+            f"at {where()} the forward makes a sparse tensor ({func}), which can't be captured: make it outside of the forward and "
+            "hold it as a buffer, or write that with dense tensors"
         )
 
 

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph.capture import proxies
 from depgraph.capture.containers import see_inside
-from depgraph.capture.data import check_memory_stays
+from depgraph.capture.data import check_memory_stays, check_strides
 from depgraph.capture.deciding import DRAWS, WEIGHTS, Asked, Deciding, Decision, Decisions, Reading, copied
 from depgraph.capture.exported import DirectProgram
 from depgraph.capture.frames import where
@@ -61,6 +61,7 @@ class _Recorder(Deciding):
         check_memory_stays(func)
         node = self._node(func, args, kwargs)
         made, draws = _with_draws(func, lambda: proxies.at_once(func, args, kwargs))
+        check_strides(func, made)
         if not func._schema.is_mutable and not any(isinstance(t, Tensor) for t in pytree.tree_leaves(made)):
             self.traced.graph.erase_node(node)  # an assertion, or a question about sizes
             return made

@@ -101,7 +101,7 @@ def _held_by(model: nn.Module, inputs: Any) -> tuple[list[Any], list[Any], list[
         seen.add(id(container))
         if not isinstance(container, tuple):
             found.append(container)
-        closed = not depth or len(container) > _MAX_ITEMS or isinstance(container, set)
+        closed = not depth or _count(container) > _MAX_ITEMS or isinstance(container, set)
         below = depth if isinstance(container, tuple) else depth - 1
         for value in container.values() if isinstance(container, dict) else container:
             kind: Any = type(value)
@@ -113,13 +113,22 @@ def _held_by(model: nn.Module, inputs: Any) -> tuple[list[Any], list[Any], list[
             elif closed:
                 continue
             elif held is items:
-                if value:
+                if _count(value):
                     left.append((value, below))
                 elif not isinstance(value, tuple):  # most are: a module has a dozen dicts for hooks
                     empty[id(value)] = value
             elif hasattr(value, "__dict__"):
                 left.append((vars(value), below))
     return found, [*empty.values()], [tensor for tensor in tensors.values() if _has_memory(tensor)]
+
+
+def _count(container: Any) -> int:
+    """How many items it has, by itself: a class of the model's may count something else, or nothing."""
+    return (
+        len(container)
+        if type(container) in _NESTED
+        else next(k for k in _NESTED if isinstance(container, k)).__len__(container)
+    )
 
 
 def _has_memory(tensor: Tensor) -> bool:
