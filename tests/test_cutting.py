@@ -695,6 +695,8 @@ DRAWN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bernoulli": lambda mean, spread: mean * torch.empty_like(spread).bernoulli_(0.3),
     "dropout": lambda mean, spread: F.dropout(mean + spread, 0.3, training=True),
     "gumbel": lambda mean, spread: F.gumbel_softmax(mean + spread),
+    "heavy tails": lambda mean, spread: mean + spread * torch.empty_like(mean).cauchy_().clamp(-2, 2).exp(),
+    "logarithms": lambda mean, spread: mean + spread * torch.empty_like(mean).log_normal_(0, 0.5),
     "one number": lambda mean, spread: mean * torch.randn_like(mean) + spread * torch.rand(()),
 }
 

@@ -8,7 +8,8 @@ from depgraph.rules.registry import Op, aten, rule
 _SAME_PLACE = aten("""
     alias bernoulli clone contiguous copy copy_ cpu detach dropout empty_like feature_dropout alpha_dropout
     feature_alpha_dropout fill full_like lift lift_fresh lift_fresh_copy masked_fill native_dropout normal_ uniform_
-    exponential_ ones_like rand_like randn_like randint_like zeros_like zero zero_ resolve_conj resolve_neg where
+    exponential_ log_normal_ cauchy_ geometric_ random_ ones_like rand_like
+    randn_like randint_like zeros_like zero zero_ resolve_conj resolve_neg where
     broadcast_tensors rrelu nan_to_num to type_as _to_copy
     absolute arccos arccosh arcsin arcsinh arctan arctan2 arctanh clip divide fix floor_divide gelu greater
     greater_equal hardswish less less_equal log_sigmoid multiply negative not_equal relu6 rsub subtract true_divide

@@ -144,7 +144,8 @@ UNSAMPLED = {
     "aten.fused_moving_avg_obs_fake_quant": "it takes single precision only; tests/test_operators.py cuts a model with it",
     "aten._fused_moving_avg_obs_fq_helper": "it takes single precision only",
     **{f"aten.{name}": _RANDOM for name in
-       words("bernoulli normal_ uniform_ exponential_ rand_like randn_like randint_like rand randn randint randperm")},
+       words("""bernoulli normal_ uniform_ exponential_ log_normal_ cauchy_ geometric_ random_ rand_like randn_like
+       randint_like rand randn randint randperm""")},
     **{f"aten.{name}": "its values are whatever was in memory" for name in
        words("empty empty_like empty_strided empty_permuted new_empty new_empty_strided")},
     **{f"aten.{name}": "it has no tensor among its results" for name in
