@@ -167,3 +167,32 @@ def test_a_model_without_data_has_a_graph_form() -> None:
         model, x = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(4, 8)
     report = depgraph.trace(model.eval(), (x,)).cut_plan({"0.weight:0": [0, 1]}).apply_with_report(form="graph")
     assert report.notes == () and report.model(torch.randn(7, 8, device="meta")).shape == (7, 4)
+
+
+class Folds(nn.Module):
+    """Refuses to run before it is ready, and folds what it was given by the number of samples: others would run, and be wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("ready", torch.tensor(True))
+        self.body, self.head = nn.Linear(8, 24), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.ready:
+            raise RuntimeError("not ready")
+        hidden = torch.relu(self.body(x))
+        return self.head(hidden.reshape(x.shape[0], -1, hidden.shape[-1]).mean(1))
+
+
+def test_a_graph_form_that_was_captured_at_one_size_refuses_others() -> None:
+    torch.manual_seed(0)
+    example = torch.randn(2, 5, 8)
+    graph = depgraph.trace(Folds().eval(), example)
+    report = graph.plan(importance.Random(seed=0), depgraph.Target(params=0.9)).apply_with_report(form="graph")
+    assert report.model(example).shape == (2, 4) and any("fixed to the example" in note for note in report.notes)
+    with pytest.raises(AssertionError, match="only size 2 of dimension 0 of 'x'"):
+        report.model(torch.randn(4, 5, 8))
+    again = depgraph.trace(report.model, example).plan(importance.Random(seed=0), depgraph.Target(params=0.95)).apply()
+    assert again(example).shape == (2, 4)
+    with pytest.raises((AssertionError, RuntimeError), match="to be equal to 5|only size 5"):
+        again(torch.randn(2, 4, 8))

@@ -101,7 +101,7 @@ def cut_programs(plan: Plan, edit: Edit | None = None) -> Iterator[Way]:
     if isinstance(traced, DirectProgram):
         captured = _Captured(traced, graph.capture.program, plan.kept())
         module = module_of(traced, graph.tensors(), inputs)
-        yield Way(_cut(plan, captured, module, _told(plan, module, edit), edit), None)
+        yield Way(_of_one_size(_cut(plan, captured, module, _told(plan, module, edit), edit), inputs), None)
     elif not found:
         raise CutError(
             f"torch.export captures {type(graph.model).__name__} in another way than it was traced, so that its graph "
@@ -312,6 +312,19 @@ def _forget_devices(module: GraphModule) -> None:
     """Let go of assertions that tensors are where they were captured, in their precision: the module may be moved."""
     for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
         module.graph.erase_node(node)
+
+
+def _of_one_size(module: GraphModule, inputs: Any) -> GraphModule:
+    """Let it refuse inputs of other sizes: the numbers in it are of these, and with others it might run and be wrong."""
+    given, leaves = module.graph.find_nodes(op="placeholder"), pytree.tree_leaves(inputs)
+    said = "the graph form takes only size {} of dimension {} of {!r}, as it was captured at the example's sizes"
+    with module.graph.inserting_before(given[-1].next):
+        for node, leaf in zip(given, leaves, strict=True):
+            for d, size in enumerate(leaf.shape) if isinstance(leaf, torch.Tensor) else ():
+                same = module.graph.call_function(operator.eq, (module.graph.call_method("size", (node, d)), size))
+                module.graph.call_function(torch._assert, (same, said.format(size, d, node.name)))
+    module.recompile()
+    return module
 
 
 def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
