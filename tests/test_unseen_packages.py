@@ -125,19 +125,19 @@ def test_what_is_split_like_the_rest_keeps_as_many_heads() -> None:
 
 
 class Padding(nn.Module):
-    """Fills up what is narrower than it, and computes a number from its width; which way it takes depends on values."""
+    """Fills up what is narrower than a number in its code, and computes a number from its width; which way it takes depends on values."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.width, self.first = 16, nn.Linear(6, 16)
+        self.first = nn.Linear(6, 16)
         self.own, self.head = nn.Parameter(torch.rand(16, 16)), nn.Linear(16, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.first(x).tanh()
         if x.sum() > 1e9:
             hidden = hidden + 1
-        if hidden.shape[-1] < self.width:
-            hidden = torch.cat([hidden, hidden.new_zeros(*hidden.shape[:-1], self.width - hidden.shape[-1])], -1)
+        if hidden.shape[-1] < 16:
+            hidden = torch.cat([hidden, hidden.new_zeros(*hidden.shape[:-1], 16 - hidden.shape[-1])], -1)
         return self.head((hidden @ self.own) / math.sqrt(hidden.shape[-1]))
 
 

@@ -157,3 +157,35 @@ def test_features_pass_a_convolution_over_tokens(mix: str, tmp_path: Path) -> No
     file = depgraph.trace(tmp_path / "m.onnx")
     again = file.plan(importance.Magnitude(), depgraph.Target(params=0.8)).apply_with_report()
     assert again.after.params < again.before.params and again.check.error < 1e-4
+
+
+def padded(hidden: Tensor, size: int) -> Tensor:
+    return F.pad(hidden, (0, size - hidden.shape[-1])) if hidden.shape[-1] < size else hidden
+
+
+def padded_by_what_lacks(hidden: Tensor, size: int) -> Tensor:
+    return F.pad(hidden, (0, max(0, size - hidden.shape[-1])))
+
+
+def cut_off(hidden: Tensor, size: int) -> Tensor:
+    return hidden if size >= hidden.shape[-1] else hidden[..., :size] * 2
+
+
+class Fits(nn.Module):
+    """Makes features fit a width that it declares, which they have already."""
+
+    def __init__(self, fit: Callable[[Tensor, int], Tensor], width: int = 16) -> None:
+        super().__init__()
+        self.width, self.fit = width, fit
+        self.into, self.out = nn.Linear(8, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.fit(torch.relu(self.into(x)), self.width))
+
+
+@pytest.mark.parametrize("fit", [padded, padded_by_what_lacks, cut_off])
+def test_a_width_that_sizes_are_held_against_follows(fit: Callable[[Tensor, int], Tensor]) -> None:
+    torch.manual_seed(0)
+    report = cut(Fits(fit), torch.randn(4, 8))
+    assert report.form == "module" and report.model.out.in_features < 16
+    assert report.model.width == {padded: report.model.out.in_features, cut_off: 16}.get(fit, report.model.width)

@@ -86,6 +86,21 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """`left < right`, or another order by its name in `operator`, was asked during the forward of numbers that were equal."""
+
+    name: str
+    left: Expr
+    right: Expr
+    where: str
+
+    @property
+    def holds(self) -> bool:
+        """What came out."""
+        return self.name in ("le", "ge")
+
+
+@dataclass(frozen=True, slots=True)
 class FloatLeak:
     """A size became a float or a tensor: what is computed from it changes when the size does."""
 
@@ -101,6 +116,7 @@ class Recording:
     calls: tuple[Call, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     leaks: tuple[FloatLeak, ...] = ()
+    orders: tuple[Order, ...] = ()
     note: str = ""
 
 
@@ -218,6 +234,11 @@ def _recording(program: CapturedProgram, log: Log) -> Recording:
         comparisons=tuple(
             Comparison(left, right, equal, place)
             for before_left, before_right, equal, place in log.comparisons
+            if (left := settle.expr(before_left)) is not None and (right := settle.expr(before_right)) is not None
+        ),
+        orders=tuple(
+            Order(name, left, right, place)
+            for name, before_left, before_right, place in log.orders
             if (left := settle.expr(before_left)) is not None and (right := settle.expr(before_right)) is not None
         ),
         leaks=tuple(FloatLeak(expr, place) for e, place in log.leaks if (expr := settle.expr(e)) is not None),

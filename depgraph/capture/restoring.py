@@ -78,7 +78,7 @@ def _holds(cls: Any) -> _Holds:
         return _Holds.NUMBERS
     if issubclass(cls, _NESTED) and cls is not torch.Size:
         return _Holds.ITEMS
-    if issubclass(cls, (nn.Module, type, enum.Enum)) or cls.__module__.split(".")[0] in _FOREIGN:
+    if issubclass(cls, (nn.Module, type, enum.Enum, int, float)) or cls.__module__.split(".")[0] in _FOREIGN:
         return _Holds.NOTHING
     return _Holds.ATTRIBUTES
 

@@ -57,6 +57,9 @@ class Observer(Protocol):
     def compared(self, left: Expr, right: Expr, equal: bool) -> None:
         """Two sizes met in `==` or `!=`; `equal` says whether they were equal."""
 
+    def ordered(self, name: str, left: Expr, right: Expr) -> None:
+        """Two sizes that are equal met in an order, by its name in `operator`."""
+
     def leaked(self, expr: Expr) -> None:
         """A size became a float: what follows may lose the expression."""
 
@@ -120,6 +123,18 @@ class SizeInt(_Carrier, int):
         return _compare(self, other, equal=False)
 
     __hash__ = int.__hash__
+
+    def __lt__(self, other: object) -> Any:
+        return _order("lt", self, other)
+
+    def __le__(self, other: object) -> Any:
+        return _order("le", self, other)
+
+    def __gt__(self, other: object) -> Any:
+        return _order("gt", self, other)
+
+    def __ge__(self, other: object) -> Any:
+        return _order("ge", self, other)
 
     def __pos__(self) -> int:
         return self
@@ -262,6 +277,12 @@ def _compare(size: SizeInt, other: object, equal: bool) -> Any:
     if _observer is not None and isinstance(other, int):
         _observer.compared(size.expr, _expr_of(other), same)
     return same is equal
+
+
+def _order(name: str, size: SizeInt, other: object) -> Any:
+    if _observer is not None and isinstance(other, int) and int.__eq__(size, other):
+        _observer.ordered(name, size.expr, _expr_of(other))
+    return getattr(int, f"__{name}__")(size, other)
 
 
 def _binary(name: str, function: Callable[[Any, Any], Any], swapped: bool) -> Callable[[Any, Any], Any]:

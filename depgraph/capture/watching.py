@@ -65,6 +65,7 @@ class Log:
     sources: dict[str, dict[Path, Source]] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     comparisons: dict[tuple[Expr, Expr, bool, str], None] = field(default_factory=dict)
+    orders: dict[tuple[str, Expr, Expr, str], None] = field(default_factory=dict)
     leaks: list[tuple[Expr, str]] = field(default_factory=list)
     symbolics: dict[tuple[str, int], set[Expr]] = field(default_factory=dict)
     lost: dict[CodeType | None, dict[int, set[Expr]]] = field(default_factory=dict)
@@ -75,6 +76,11 @@ class Log:
         """See `sizes.Observer`."""
         if left != right:
             self.comparisons.setdefault((left, right, equal, where()))
+
+    def ordered(self, name: str, left: Expr, right: Expr) -> None:
+        """See `sizes.Observer`."""
+        if left != right:
+            self.orders.setdefault((name, left, right, where()))
 
     def leaked(self, expr: Expr) -> None:
         """See `sizes.Observer`."""

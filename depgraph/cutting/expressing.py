@@ -7,6 +7,7 @@ the new attributes and shapes and must give what is needed. What doesn't is a co
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -217,15 +218,25 @@ class SizeRules:
                 return
 
     def _assign_compared(self, kept: Kept, solution: Solution) -> None:
-        """An attribute that is only compared with a size, or is the only unknown of what is, follows it."""
+        """An attribute that is only compared with a size, or is the only unknown of what is, follows it: one that is as large
+        and only ordered, where the order would be another.
+        """
         for c in self.graph.capture.recording.comparisons:
             for one, other in ((c.left, c.right), (c.right, c.left)) if c.equal else ():
-                value = self.value(other, kept, solution)
-                if value is not None and isinstance(one, Attr):
-                    if one not in self.users and one not in solution.attributes and value != self.now(one):
-                        solution.attributes[one] = value
-                elif value is not None:
-                    self._assign_unknown(one, value, kept, solution)
+                self._follow(one, other, kept, solution)
+        for o in self.graph.capture.recording.orders:
+            for one, other in ((o.left, o.right), (o.right, o.left)):
+                left, right = (self.value(side, kept, solution) for side in (o.left, o.right))
+                if left is not None and right is not None and getattr(operator, o.name)(left, right) != o.holds:
+                    self._follow(one, other, kept, solution)
+
+    def _follow(self, one: Expr, other: Expr, kept: Kept, solution: Solution) -> None:
+        value = self.value(other, kept, solution)
+        if value is not None and isinstance(one, Attr):
+            if one not in self.users and one not in solution.attributes and value != self.now(one):
+                solution.attributes[one] = value
+        elif value is not None:
+            self._assign_unknown(one, value, kept, solution)
 
     def value(self, expr: Expr, kept: Kept, solution: Solution, guess: dict[Attr, int] | None = None) -> Any:
         """What an expression gives after the cut, with the attributes found so far; None where it can't be told."""

@@ -56,6 +56,7 @@ def _seen(graph: DependencyGraph) -> dict[Attr, set[str]]:
     recording, found = graph.capture.recording, dict[Attr, set[str]]()
     sited = [(site.expr, site.where) for site in recording.sites]
     compared = [(side, c.where) for c in recording.comparisons for side in (c.left, c.right)]
+    compared += [(side, o.where) for o in recording.orders for side in (o.left, o.right)]
     for expr, where in (*sited, *compared):
         for attr in attributes(expr) if expr is not None else ():
             found.setdefault(attr, set()).add(where)
