@@ -65,7 +65,7 @@ class Runnable:
             looking = nodes.get(reason.lift.removeprefix("index "))
             if looking is None or not reason.lift.startswith("index "):
                 continue
-            for given in looking.all_input_nodes:
+            for given in self._pointing(looking, dim):
                 while given.op == "call_function" and given.all_input_nodes[1:] == [] and _moves(given):
                     given = given.all_input_nodes[0]
                 if given.op == "placeholder":
@@ -74,6 +74,16 @@ class Runnable:
                     before = found.get(given.name, (least, size))
                     found[given.name] = max(least, before[0]), min(size, before[1])
         return found
+
+    def _pointing(self, looking: Node, dim: int) -> list[Node]:
+        """What may point into a dim where an operator looks: of several indices, the one of this dim."""
+        source, *others = (*looking.args, None)
+        if not isinstance(source, Node) or not isinstance(others[0], (list, tuple)):
+            return looking.all_input_nodes
+        value = self.program.values.get(source.name)
+        places = dict(zip(value.dims, others[0], strict=False)) if value is not None else {}
+        index = places.get(dim)
+        return [index] if isinstance(index, Node) else []
 
     @cached_property
     def inputs(self) -> list[str]:

@@ -179,3 +179,22 @@ def test_a_batch_that_calls_an_argument_otherwise_is_told_both_names(name: str) 
     batch = {"input_ids": torch.randint(0, WORDS, (2, 6)), "labels": torch.randint(0, WORDS, (2, 6))}
     with pytest.raises(DataError, match="gives 'input_ids', which the forward of Words doesn't take, and not 'ids'"):
         recipes.named(name, [batch], lambda output, batch: output.mean()).prune(graph_of(), depgraph.Target(params=0.8))
+
+
+class Picks(Words):
+    """What each sample's label is worth: samples are told by their number, of which there are fewer than labels."""
+
+    def forward(self, ids: Tensor, label: Tensor) -> Tensor:
+        scores = super().forward(ids).mean(1)
+        return scores.softmax(-1)[torch.arange(len(scores)), label]
+
+
+def test_labels_that_pick_beside_the_numbers_of_samples_are_within_their_own_dim() -> None:
+    torch.manual_seed(0)
+    batch = (torch.randint(0, WORDS, (2, 6)), torch.tensor([WORDS - 1, 7]))
+    graph = depgraph.trace(Picks().eval(), batch)
+    assert recipes.flap([batch]).prune(graph, depgraph.Target(params=0.8)).report.check.error < 1e-4
+    with pytest.raises(
+        DataError, match=f"'label' of a batch holds the index {WORDS}, but the table .* has {WORDS} rows"
+    ):
+        recipes.flap([(batch[0], torch.tensor([0, WORDS]))]).prune(graph, depgraph.Target(params=0.8))
