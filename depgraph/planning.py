@@ -34,7 +34,7 @@ _ATTEMPTS = {
 _EXPRESSED = (Attempt(bold=True, express=True), Attempt(express=True), Attempt(pin=True, express=True))
 _MOST_STEPS = 8  # back from what can't be expressed
 _DEARER, _SHORT = 1.5, 0.03  # how much more of its axes, and of the budget, a plan may take for the module's sake
-_MOST_COARSE, _FAR = 4, 0.1  # axes that are left whole where one group of theirs goes so far below the target
+_MOST_COARSE, _FAR = 4, 0.1  # axes that are left whole where one group of theirs alone goes so far below the target
 
 _SAY_NOTHING = (
     "the scores say nothing: on every axis they are equal for all groups, of which the first go; look for data that are a single row or "
@@ -183,13 +183,13 @@ def _nearest(
 
 
 def _without_coarse(choice: Choice, plan: Plan, *, by_density: bool) -> tuple[Choice, Plan]:
-    """What comes nearest to the target: `plan`, or one without the axes of which a single group takes far more than is asked for."""
+    """What comes nearest to the target: `plan`, or one without axes of which a single group saves far more than all that is asked for."""
     best, barred = (choice, plan), choice.attempt.barred
     for _ in range(_MOST_COARSE):
         now, found = best
         left = {name: now.spent(now.first([name])) for name in sorted(found.removal.keys() & set(now.leading))}
         coarsest = min(left, key=left.__getitem__, default="")
-        if now.slack(found) <= _FAR or left.get(coarsest, math.inf) > (1 - _FAR) * now.spent({}):
+        if now.slack(found) <= _FAR or left.get(coarsest, math.inf) > (1 - _FAR) * now.limit:
             break
         barred |= {coarsest}
         try:
