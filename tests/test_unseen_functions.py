@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
@@ -234,6 +235,16 @@ class Distributed(nn.Module):
         return self.found(self.mean(x), self.spread(x)), self.prior.log_prob(self.mean(x))
 
 
+@pytest.fixture
+def checking() -> Iterator[None]:
+    """Distributions check what they are given, as they do until something is compiled in a process."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(True)
+    yield
+    Distribution.set_default_validate_args(before)
+
+
+@pytest.mark.usefixtures("checking")
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_what_distributions_check_is_no_decision_of_the_model(name: str, tmp_path: Any) -> None:
     torch.manual_seed(0)
@@ -348,6 +359,7 @@ def _zeroed(model: nn.Module, plan: depgraph.Plan) -> nn.Module:
     return whole
 
 
+@pytest.mark.usefixtures("checking")
 def test_checks_of_distributions_come_back_whatever_ends_first() -> None:
     first, second = unvalidated(), unvalidated()
     for each in (first, second):
