@@ -135,6 +135,8 @@ class Plan:
 
     def merge(self, other: Plan) -> Plan:
         """All that either plan removes; raises PlanError for plans of two graphs, and where no group of an axis would be left."""
+        if not isinstance(other, Plan):
+            raise PlanError(f"a plan is merged with another plan, not with a {type(other).__name__}")
         if other.graph is not self.graph:
             raise PlanError("plans of two different graphs can't be merged: load one of them on the other's graph")
         names = {*self.removal, *other.removal}

@@ -58,6 +58,14 @@ class DepthSearch(Protocol):
 Depth = DepthScorer | DepthSearch | Mapping[str, float]
 
 
+def require_graph(given: Any) -> None:
+    """Raise ScoreError where something else stands in the place of a graph."""
+    if not hasattr(given, "axes"):
+        raise ScoreError(
+            f"expected a graph and got a {type(given).__name__}: trace the model first, graph = depgraph.trace(model, inputs)"
+        )
+
+
 def is_search(depth: Depth) -> bool:
     """Does it say which so many go, rather than give each a number?"""
     if isinstance(depth, Mapping):

@@ -14,6 +14,7 @@ from depgraph.capture.capturing import quiet
 from depgraph.capture.keeping import put_back
 from depgraph.errors import ScoreError, no_batches
 from depgraph.offloading import offloaded
+from depgraph.scoring import require_graph
 from importance.calling import each_tensor, loss_of, moved
 from importance.layout import Layout
 from importance.losses import Loss
@@ -25,6 +26,7 @@ Hook = Callable[[Tensor], None]
 
 def require_module(graph: DependencyGraph, who: str, needs: str = "gradients") -> None:
     """Raise ScoreError where the graph is of a file, which has no gradients and no modules; `who` needs them."""
+    require_graph(graph)
     if not isinstance(graph.model, nn.Module):
         raise ScoreError(
             f"{who} needs {needs}, which {graph.name}, an ONNX file, doesn't give: load the PyTorch model and trace that, or take a "

@@ -11,6 +11,7 @@ import torch
 
 from depgraph import Axis, DependencyGraph
 from depgraph.errors import ScoreError
+from depgraph.scoring import require_graph
 from importance.normalisation import Normalisation
 from importance.reduction import Reduction
 
@@ -42,9 +43,10 @@ class Layout:
     def of(cls, graph: DependencyGraph) -> Layout:
         """The layout of a graph's axes.
 
-        Raises ScoreError for a parameter without values (on the meta device), or one that has changed its size since
-        the graph was traced.
+        Raises ScoreError for a parameter without values (on the meta device), one that has changed its size since the graph was
+        traced, and what is no graph.
         """
+        require_graph(graph)
         tensors = graph.tensors()
         places = {}
         names: dict[str, None] = {}

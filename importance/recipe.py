@@ -13,7 +13,7 @@ from depgraph.budget import LATENCY
 from depgraph.cutting.report import CutReport
 from depgraph.errors import PlanError, ScoreError
 from depgraph.options import SCOPES
-from depgraph.scoring import Scorer, Scores, checked_scores
+from depgraph.scoring import Scorer, Scores, checked_scores, require_graph
 from depgraph.unmet import in_words_of
 from importance.allocations import Allocated, Allocation
 from importance.choices import pick
@@ -134,6 +134,7 @@ class Recipe:
 
         Raises: as `graph.plan` does, and as the score does.
         """
+        require_graph(graph)
         return self._prepared(graph, target, options)
 
     def prune(self, graph: DependencyGraph, target: Target, **options: Any) -> Pruned:
@@ -144,6 +145,7 @@ class Recipe:
 
         Raises: as `graph.plan`, `plan.apply` and `importance.collect` do; the graph's model stays as it is in any case.
         """
+        require_graph(graph)
         steps = self.schedule(_in_proportion(graph, target)) if callable(self.schedule) else self.schedule
         done = self._at_once(graph, target, options) if steps is None else self._in_steps(graph, target, options, steps)
         for step in self.afterwards:

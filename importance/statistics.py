@@ -15,6 +15,7 @@ from typing import Any
 from depgraph import DependencyGraph
 from depgraph.capture.capturing import quiet
 from depgraph.errors import DataError, ScoreError
+from depgraph.scoring import require_graph
 from importance.accumulators import Statistic
 from importance.calling import calls_of, check_batches, device_of, samples_in
 from importance.collector import Collector, Gathering
@@ -70,8 +71,9 @@ def collect(
 
     Raises:
         DataError: there are no batches, one doesn't fit the model, or an index in it points beyond its table.
-        ScoreError: NaN or infinity comes into a consumer, which is named.
+        ScoreError: NaN or infinity comes into a consumer, which is named, or `graph` is none.
     """
+    require_graph(graph)
     check_batches(batches)
     how = how or Gathering()
     wanted = list(dict.fromkeys(s for one in statistics for s in getattr(one, "needs", (one,))))

@@ -275,6 +275,8 @@ def test_plans_are_edited_merged_saved_and_loaded(graph: Graph, tmp_path: Path) 
         depgraph.Plan.load(graph, tmp_path / "bad.json")
     with pytest.raises(CheckpointError, match="can't be read"):
         depgraph.Plan.load(graph, tmp_path / "none.json")
+    with pytest.raises(PlanError, match="with another plan, not with a NoneType"):
+        plan.merge(None)  # type: ignore[arg-type]
     other = depgraph.trace(mlp(), torch.randn(2, 8))
     with pytest.raises(PlanError, match="two different graphs"):
         plan.merge(other.cut_plan({first: [0]}))

@@ -198,3 +198,13 @@ def test_labels_that_pick_beside_the_numbers_of_samples_are_within_their_own_dim
         DataError, match=f"'label' of a batch holds the index {WORDS}, but the table .* has {WORDS} rows"
     ):
         recipes.flap([(batch[0], torch.tensor([0, WORDS]))]).prune(graph, depgraph.Target(params=0.8))
+
+
+def test_a_model_in_the_place_of_its_graph_is_refused() -> None:
+    model, batches = Words().eval(), [torch.randint(0, WORDS, (2, 6))]
+    recipe = recipes.named("flap", batches)
+    asked = [importance.Magnitude(), Activation(batches), recipe.score, importance.Taylor(batches)]
+    asked += [lambda m: recipe.prune(m, depgraph.Target(params=0.8)), lambda m: importance.collect(m, batches, [])]
+    for ask in asked:
+        with pytest.raises(ScoreError, match="expected a graph and got a Words: trace the model first"):
+            ask(model)
