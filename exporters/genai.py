@@ -22,7 +22,7 @@ from exporters.caching import CacheEntry
 from exporters.decoder import DecoderReport, decoder_feeds, first_feeds, prompt_for, to_decoder_onnx
 from exporters.onnx_check import Tolerance, open_session, tolerance_for
 from exporters.onnx_export import OnnxOptions
-from exporters.quantising import QuantOptions, QuantReport, quantise
+from exporters.quantising import QuantOptions, QuantReport, quantise_in_place
 
 MODEL, SETTINGS = "model.onnx", "genai_config.json"
 TEXT = 'Once upon a time, there was 1 cat: it said (quietly) "Don\'t!"'
@@ -196,7 +196,7 @@ def _quantised(draft: Path, ids: Tensor, options: GenaiOptions) -> QuantReport |
     if options.quantise is None:
         return None
     data = decoder_feeds(draft / MODEL, [ids] if options.data is None else options.data)
-    return quantise(draft / MODEL, draft / MODEL, data, options=options.quantise)
+    return quantise_in_place(draft / MODEL, data, options=options.quantise)
 
 
 def _proved(

@@ -116,11 +116,20 @@ def quantise(
         ExportError: The options or data make no sense, the file holds nothing of that kind to quantise or is quantised
             already, ONNX Runtime fails, or the error is beyond the tolerance. No file is left, one that was there stays.
     """
-    started = time.perf_counter()
     source, target = Path(path), Path(out)
-    _check(options, data)
     if target.exists() and source.exists() and target.samefile(source):
         raise ExportError(f"{target} would take the place of the float file that it is made of: give it another name.")
+    return _quantised(source, target, data, options)
+
+
+def quantise_in_place(path: Path, data: Iterable[Any] | None, *, options: QuantOptions) -> QuantReport:
+    """As `quantise`, of a file that isn't kept, whose place the new one takes."""
+    return _quantised(path, path, data, options)
+
+
+def _quantised(source: Path, target: Path, data: Iterable[Any] | None, options: QuantOptions) -> QuantReport:
+    started = time.perf_counter()
+    _check(options, data)
     original = open_session(source) if source.is_file() else _missing(source)
     batches = as_feeds(data, original)
     with onnx_file.staging(target) as draft, quietly():

@@ -17,7 +17,7 @@ from exporters.building.precisions import file_bytes
 from exporters.encoder_decoder import DECODER, ENCODER, to_encoder_decoder_onnx
 from exporters.genai import MODEL, GenaiOptions, to_genai
 from exporters.onnx_export import OnnxOptions
-from exporters.quantising import QuantOptions, quantise
+from exporters.quantising import QuantOptions, quantise_in_place
 
 GENAI, TWO = "genai", "seq2seq"
 SETTINGS = "settings.json"
@@ -113,7 +113,7 @@ def _encoder_decoder(model: nn.Module, subject: Subject, folder: Path, precision
     if precision != "float32":
         stand_in = EncoderDecoderFiles(folder, model)
         for name, data in zip((ENCODER, DECODER), stand_in.feeds(subject.kwargs), strict=True):
-            quantise(folder / name, folder / name, [data], options=QuantOptions(precision))  # type: ignore[arg-type]
+            quantise_in_place(folder / name, [data], options=QuantOptions(precision))  # type: ignore[arg-type]
     settings, left = run_settings(model, made.start)
     (folder / SETTINGS).write_text(json.dumps(settings) + "\n")
     if hasattr(subject.tokenizer, "save_pretrained"):
