@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 import torch
+from torch.fx import Node
 from torch.utils.weak import WeakTensorKeyDictionary
 
 _Masks = MutableMapping[torch.Tensor, dict[torch.dtype, tuple[int, torch.Tensor]]]
 _ADDED: _Masks = WeakTensorKeyDictionary()
 
 
-def cheaper(target: Any) -> Callable[..., Any]:
-    """What is called in the place of an operator."""
-    found: Callable[..., Any] = _CHEAPER.get(target, target)
-    return found
+def cheaper(nodes: Iterable[Node]) -> dict[Node, Callable[..., Any]]:
+    """What is called in the place of operators, by their nodes; the hash of an operator costs more than many calls."""
+    return {node: _CHEAPER[node.target] for node in nodes if node.op == "call_function" and node.target in _CHEAPER}
 
 
 def _attention(query: torch.Tensor, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **options: Any) -> Any:

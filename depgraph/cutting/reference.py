@@ -15,7 +15,6 @@ import torch
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from depgraph.cutting.cheaper import cheaper
 from depgraph.cutting.choices import Picks, chosen_alike
 from depgraph.cutting.draws import Draws, Redrawing
 from depgraph.cutting.script import Script
@@ -65,7 +64,7 @@ class Reference:
         self.follow = follow or Following({}, 0.0, Draws(), None)
         self.watch = watch or {}
         self.only = only
-        self.sides = [SideRun(side, program, script.nodes, script.plain) for side in sides]
+        self.sides = [SideRun(side, program, script) for side in sides]
         self.apart = self._apart()
 
     def _apart(self) -> set[Node]:
@@ -162,7 +161,7 @@ class Reference:
         if node in self.script.drawing:
             return self._drawn(node, [self.sides[0].call(node)])[0]
         args, kwargs = filled(node, self.sides[0].env, node in self.script.plain)
-        return cheaper(node.target)(*args, **kwargs)
+        return self.script.cheaper.get(node, node.target)(*args, **kwargs)  # type: ignore[operator]
 
     def _made(self, node: Node, calls: list[Called]) -> Sequence[Any]:
         """What `calls` make; the rows of all sides at once where they are multiplied with the same weight."""

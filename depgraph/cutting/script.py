@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+from typing import Any
 
 from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from depgraph.capture.exported import CapturedProgram
+from depgraph.cutting.cheaper import cheaper
 from depgraph.cutting.draws import may_draw
 from depgraph.cutting.mutating import writes
 from depgraph.operators import operator_name
@@ -24,9 +26,9 @@ class Script:
 
     `targets`: for placeholders, the name of what the model holds, None for inputs. `writes` and their `roots`, the nodes of the
     memory that is written to. `drawing`: operators that may draw random numbers. `rows`: products, by the operand of which each row
-    is taken for itself. `plain`: operators that are given nothing within a list or the like. `dead`: what can be let go after
-    a node. `first`: what the model holds, by the node that uses it first, as few as possible are to be here at a time; not what
-    is written to. `late` are all those.
+    is taken for itself. `cheaper`: what is called in the place of operators. `plain`: operators that are given nothing within a
+    list or the like. `dead`: what can be let go after a node. `first`: what the model holds, by the node that uses it first, as few as
+    possible are to be here at a time; not what is written to. `late` are all those.
     """
 
     def __init__(self, exported: CapturedProgram) -> None:
@@ -44,6 +46,10 @@ class Script:
     def rows(self) -> Mapping[Node, int]:
         found = {node: _ROWS.get(operator_name(node.target)) for node in self.nodes if node.op == "call_function"}
         return {node: at for node, at in found.items() if at is not None}
+
+    @cached_property
+    def cheaper(self) -> Mapping[Node, Callable[..., Any]]:
+        return cheaper(self.nodes)
 
     @cached_property
     def plain(self) -> frozenset[Node]:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Set
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from depgraph.cutting.cheaper import cheaper
 from depgraph.cutting.rewriting import call_arguments, rewrite
 from depgraph.cutting.slicing import positions, sliced_tensor, widened
 from depgraph.graph import Program, Value
 from depgraph.operators import operator_name
 from depgraph.widths import Kept
+
+if TYPE_CHECKING:
+    from depgraph.cutting.script import Script
 
 Masks = dict[str, list[tuple[int, np.ndarray]]]  # for each operand of an operator: dims, and where zeros are filled in
 _WEIGHTED = frozenset(["linear", "mm", "matmul", "addmm", "conv1d", "conv2d", "conv3d", "embedding"])
@@ -80,7 +82,7 @@ class Called(NamedTuple):
 
     def make(self) -> Any:
         """Call it."""
-        return cheaper(self.target)(*self.args, **self.kwargs)
+        return self.target(*self.args, **self.kwargs)
 
 
 class SideRun:
@@ -89,14 +91,15 @@ class SideRun:
     Tensors of the model stay whole in `env`; they are cut where they are used.
     """
 
-    def __init__(self, side: Side, program: Program, nodes: Iterable[Node], plain: Set[Node]) -> None:
+    def __init__(self, side: Side, program: Program, script: Script) -> None:
         self.values = program.values
-        self.plain = plain
+        self.plain = script.plain
+        self.cheaper = script.cheaper
         self.sliced = side.sliced
         self.masks = side.masks(program)
         self.narrowed = side.narrowed()
         self.cutting: set[Node] = set()
-        for node in nodes if self.narrowed else ():
+        for node in script.nodes if self.narrowed else ():
             if not self.narrowed.isdisjoint(_results(node)):
                 self.cutting.update((node, *node.users))
         self.env: dict[Node, Any] = {}
@@ -108,11 +111,11 @@ class SideRun:
 
     def call(self, node: Node) -> Called:
         """What `node` is called with."""
-        masks = self.masks.get(node.name)
+        masks, target = self.masks.get(node.name), self.cheaper.get(node, node.target)
         if masks is None and node not in self.cutting:
             args, kwargs = filled(node, self.env, node in self.plain)
-            return Called(node.target, args, kwargs)  # type: ignore[arg-type]
-        target, args, kwargs = node.target, node.args, node.kwargs
+            return Called(target, args, kwargs)  # type: ignore[arg-type]
+        args, kwargs = node.args, node.kwargs
         cuts = node in self.cutting and target is not operator.getitem
         whole = cuts and self._is_heavy(node)
         changed = rewrite(node, self.values, self.sliced) if cuts and not whole else None
