@@ -26,7 +26,7 @@ REFUSED = {
     "test_training_dropout": "it draws random numbers",
     "test_stft": "onnx takes one-sided for two-sided where that isn't said",
 }
-"""Beginnings of the names of cases of which a cut may be refused, and why; nowhere may one be wrong."""
+"""Beginnings of the names of cases of which a cut may be refused, by the check too, and why."""
 
 
 class Around:
