@@ -184,10 +184,11 @@ class Lowering:
         if self._is_arithmetic(node):
             return
         op = self._op(node)
-        for value in node.outputs:
+        for k, value in enumerate(node.outputs):
             made = self._add(value, "activation", module=module_of(node, value))
             if made is not None:
                 op.outputs.append(made)
+                op["results"].append(k)
         if op.outputs:
             op.name = op.outputs[0].name
         self.made.operators[op.name] = node
@@ -238,6 +239,7 @@ class Lowering:
             "given": {k for k, v in enumerate(node.inputs) if v is not None},
             "constant": {k for k, v in enumerate(node.inputs) if v is not None and stored(v) is not None},
             "opset": self.seen.opset(node.domain),
+            "results": [],
         }
         return rules.Op(place(node), target_of(node), arguments, [], self.program, node.name or "")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from depgraph.graph import Value, Work
-from depgraph.rules.onnx_shared import fused, onnx, operand
+from depgraph.rules.onnx_shared import fused, onnx, operand, result
 from depgraph.rules.registry import Op, rule
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -65,11 +65,11 @@ def attention(op: Op) -> None:
     assert query is not None and key is not None and value is not None
     heads = int(op.get("q_num_heads") or query.shape[1])
     _attend(op, (query, key, value), heads, int(op.get("kv_num_heads") or key.shape[1]))
-    for one in (mask, *op.outputs[3:]):
+    for one in (mask, result(op, 3)):
         _scored(op, one)
     if lengths is not None:
         op.fix(op.output, 0, "each sample has a length of its own")
-    _cached(op, past, op.outputs[1:3])
+    _cached(op, past, [result(op, 1), result(op, 2)])
 
 
 @rule(*fused("MultiHeadAttention GroupQueryAttention"))
@@ -95,7 +95,7 @@ def heads(op: Op) -> None:
         for width in op["lead"][2:]:
             op.relations.fix(width, op.reason("its kernel takes heads of multiples of eight"))
         past, others = [operand(op, 3), operand(op, 4)], [operand(op, k) for k in range(5, 12)]
-    _cached(op, past, op.outputs[1:3])
+    _cached(op, past, [result(op, 1), result(op, 2)])
     for other in others:
         for dim in other.dims if other is not None else ():
             op.relations.fix(dim, op.reason("it masks or turns what is attended to"))
@@ -181,7 +181,7 @@ def _scored(op: Op, scores: Value | None) -> None:
         op.relations.align(scores.dim(-4), op.output.dim(0))
 
 
-def _cached(op: Op, past: list[Value | None], present: list[Value]) -> None:
+def _cached(op: Op, past: list[Value | None], present: list[Value | None]) -> None:
     """Keys and values of before, [n, h, t, d], which queries meet too, and with them those of now."""
     group, _, *inner = op["lead"]
     if past[0] is not None:

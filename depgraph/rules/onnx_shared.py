@@ -1,7 +1,8 @@
 """Operators of ONNX that have a row under an ATen name: the same rule, with arguments by the names that it knows.
 
 An operator of ONNX comes with ``inputs`` (its tensors by position, None where one is left out or only says how to compute),
-``known`` (numbers of operands by position) and its attributes; ``opset`` is the version of its operator set.
+``known`` (numbers of operands by position) and its attributes; ``opset`` is the version of its operator set, ``results`` are the
+positions of its outputs that are there.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ def operand(op: Op, position: int) -> Value | None:
     """The tensor at a position; None where it is left out."""
     inputs = op["inputs"]
     return inputs[position] if position < len(inputs) else None
+
+
+def result(op: Op, position: int) -> Value | None:
+    """The output at a position; None where it is left out."""
+    positions = op["results"]
+    return op.outputs[positions.index(position)] if position in positions else None
 
 
 def setting(op: Op, name: str, position: int, otherwise: Any = None) -> Any:

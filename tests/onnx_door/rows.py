@@ -29,7 +29,7 @@ class Cast:
 
 @dataclass(frozen=True)
 class Row:
-    """One operator with operands and attributes; `name` is as in the table of rules."""
+    """One operator with operands and attributes; `name` is as in the table of rules, `without` are outputs that are left out."""
 
     name: str
     operands: tuple[Any, ...]
@@ -38,6 +38,7 @@ class Row:
     mixed: str = ""
     opset: int = 17
     outputs: int = 1
+    without: tuple[int, ...] = ()
     positive: bool = False
 
     def __str__(self) -> str:
@@ -60,11 +61,11 @@ class Row:
             array = operand if isinstance(operand, np.ndarray) else self._drawn(operand, generator)
             held.append(numpy_helper.from_array(array, f"x{k}"))
         domain, _, kind = self.name.partition(".")
-        outputs = [f"y{k}" for k in range(self.outputs)]
+        outputs = ["" if k in self.without else f"y{k}" for k in range(self.outputs)]
         node = helper.make_node(
             kind, names, outputs, domain="com.microsoft" if domain == "microsoft" else "", **self.attributes
         )
-        results = [onnx.ValueInfoProto(name=name) for name in outputs]
+        results = [onnx.ValueInfoProto(name=name) for name in outputs if name]
         graph = helper.make_graph([*casts, node], "row", [], results, held)
         sets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
         return ir.from_proto(helper.make_model(graph, opset_imports=sets, ir_version=10))
@@ -76,7 +77,7 @@ class Row:
 
 def row(name: str, *operands: Any, **more: Any) -> Row:
     """A row; keywords that aren't fields of `Row` are attributes of the operator."""
-    own = {key: more.pop(key) for key in ("fixed", "mixed", "opset", "outputs", "positive") if key in more}
+    own = {key: more.pop(key) for key in ("fixed", "mixed", "opset", "outputs", "without", "positive") if key in more}
     return Row(name if "." in name else f"onnx.{name}", operands, more, **own)
 
 
@@ -240,6 +241,7 @@ ROWS = [
     row("Attention", (2, 4, 3, 6), (2, 4, 5, 6), (2, 4, 5, 8), (2, 1, 3, 9), (2, 4, 4, 6), (2, 4, 4, 8), outputs=4, opset=23,
         fixed="0.2 1.2 2.2 3.2 3.3 4.2 5.2"),
     row("Attention", (2, 4, 3, 6), (2, 2, 5, 6), (2, 2, 5, 8), (4, 3, 5), opset=23, fixed="0.2 1.2 2.2 3.1 3.2"),
+    row("Attention", (2, 4, 3, 6), (2, 2, 5, 6), (2, 2, 5, 8), outputs=4, without=(1, 2), opset=23, fixed="0.2 1.2 2.2"),
     row("microsoft.MultiHeadAttention", (2, 3, 12), (2, 5, 12), (2, 5, 8), num_heads=4, fixed="0.1 1.1 2.1"),
     row("microsoft.Attention", (2, 3, 8), (8, 36), (36,), num_heads=4, fixed="0.1"),
     row("microsoft.GroupQueryAttention", (2, 3, 32), (2, 3, 16), (2, 3, 16), None, None, np.array([2, 2], np.int32),

@@ -19,7 +19,7 @@ onnx.StringNormalizer onnx.TfIdfVectorizer microsoft.BiasAdd microsoft.Simplifie
 
 
 def _traced(row: Row) -> Any:
-    return depgraph.trace(row.model(), strict=True, free=[f"output {k}" for k in range(row.outputs)])
+    return depgraph.trace(row.model(), strict=True, free=[f"output {k}" for k in range(row.outputs - len(row.without))])
 
 
 def _said(graph: Any, row: Row) -> tuple[set[str], set[str]]:
