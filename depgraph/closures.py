@@ -20,11 +20,10 @@ Copies = Mapping[int, Any]
 
 def follow_copy(fresh: nn.Module, copies: Copies) -> None:
     """Replace the functions in `fresh`, a deep copy, that hold what was copied; `copies` is the copy's memo."""
-    for module in fresh.modules():
-        for holder in _holders(module):
-            for key, held in list(holder.items()):
-                if type(held) is FunctionType and (followed := _successor(held, copies, _DEPTH)) is not held:
-                    holder[key] = followed
+    for holder in (holder for module in fresh.modules() for holder in _holders(module)):
+        for key, held in list(holder.items()):
+            if type(held) is FunctionType:
+                holder[key] = _successor(held, copies, _DEPTH)
 
 
 def _holders(module: nn.Module) -> Iterator[dict[Any, Any]]:

@@ -235,11 +235,10 @@ class Flow:
             *_, node = heapq.heappop(queue)
             if seen[node] == 3:
                 return node
-            for above in self.inputs[node]:
-                if above in self.moving:
-                    if above not in seen:
-                        heapq.heappush(queue, (-self.index[above], above.name, above))
-                    seen[above] = seen.get(above, 0) | seen[node]
+            for above in (n for n in self.inputs[node] if n in self.moving):
+                if above not in seen:
+                    heapq.heappush(queue, (-self.index[above], above.name, above))
+                seen[above] = seen.get(above, 0) | seen[node]
         return None
 
     def dying(self, join: Join) -> set[Node]:

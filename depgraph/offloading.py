@@ -90,12 +90,13 @@ def own_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def _refill_scripted(model: nn.Module, fresh: nn.Module, memo: Mapping[int, Any]) -> None:
     """Give modules of TorchScript in a copy what `memo` says: they are copied where Python's memo isn't looked at."""
-    for path, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            copied = fresh.get_submodule(path)
-            for held, new in ((module._parameters, copied._parameters), (module._buffers, copied._buffers)):
-                for name, tensor in list(held.items()):
-                    new[name] = memo.get(id(tensor), new[name])
+    for path, module in [*model.named_modules()]:
+        copied = fresh.get_submodule(path) if isinstance(module, torch.jit.ScriptModule) else None
+        if copied is None:
+            continue
+        for held, new in ((module._parameters, copied._parameters), (module._buffers, copied._buffers)):
+            for name, tensor in list(held.items()):
+                new[name] = memo.get(id(tensor), new[name])
 
 
 def _brought(model: nn.Module, memo: Mapping[int, Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -56,9 +56,8 @@ def _slots(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any], str]]:
     for path, module in model.named_modules(remove_duplicate=False):
         stores = (("parameter", module._parameters), ("buffer", module._buffers), ("attribute", vars(module)))
         for kind, store in stores:
-            for key, value in store.items():
-                if isinstance(value, torch.Tensor) and key not in _OWN:
-                    yield (f"{path}.{key}" if path else key), kind, store, key
+            held = [key for key, value in store.items() if isinstance(value, torch.Tensor) and key not in _OWN]
+            yield from ((f"{path}.{key}" if path else key, kind, store, key) for key in held)
 
 
 def tensor_table(model: nn.Module) -> dict[str, dict[str, Any]]:

@@ -108,15 +108,23 @@ def traced_otherwise(
                 captured = pytree.tree_map(written.own, module(*(t.clone() for t in case.inputs)))
         except Exception:  # a case of a size that the captured program refuses says nothing
             continue
-        for name, expected, got in zip(subject.outputs, case.expected, captured, strict=True):
-            try:
-                compare(f"{name!r} at {case.label}", expected, got.detach().numpy(), tolerance)
-            except Differs:
-                if changed := _resized(subject, case):
-                    return fixed_dims(changed, {owner: dict(dims) for owner, dims in subject.dims.items()})
-                return Differs(
-                    f"{owner} gives another {name!r} at {case.label} when torch.export captures it "
-                    "than when it runs, so its code asks whether it is captured (a mask that it then builds, say); not "
-                    "written: give the inputs for which it leaves out a part, such as masks, or mend that code."
-                )
+        other = _first_other(subject, case, captured, tolerance)
+        if other is not None and (changed := _resized(subject, case)):
+            return fixed_dims(changed, {owner: dict(dims) for owner, dims in subject.dims.items()})
+        if other is not None:
+            return Differs(
+                f"{owner} gives another {other!r} at {case.label} when torch.export captures it "
+                "than when it runs, so its code asks whether it is captured (a mask that it then builds, say); not "
+                "written: give the inputs for which it leaves out a part, such as masks, or mend that code."
+            )
+    return None
+
+
+def _first_other(subject: Subject, case: Case, captured: Sequence[Tensor], tolerance: Tolerance) -> str | None:
+    """The name of the first output that what was captured gives otherwise than the model."""
+    for name, expected, got in zip(subject.outputs, case.expected, captured, strict=True):
+        try:
+            compare(f"{name!r} at {case.label}", expected, got.detach().numpy(), tolerance)
+        except Differs:
+            return name
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from typing import Any
 
 import onnx_ir
@@ -63,11 +63,16 @@ def export_program(
             try:
                 return _export(flat, type(flat.model).__name__, call, examples, dims, opset), switched
             except (Refused, Branches) as error:
-                may = isinstance(error, Refused) or one_by_one(flat.model)
-                note = next(attempts, None) if may else None
-                if note is None:
-                    raise
-                switched.append(note)
+                switched.append(_next_way(flat.model, attempts, error))
+
+
+def _next_way(model: nn.Module, attempts: Iterator[str], error: Refused | Branches) -> str:
+    """Switch a model to the next alternative and say so; raises the error where there is none, or none could help."""
+    may = isinstance(error, Refused) or one_by_one(model)
+    note = next(attempts, None) if may else None
+    if note is None:
+        raise error
+    return note
 
 
 def export_frozen(flat: FlatModel, call: Call, opset: int) -> tuple[torch.onnx.ONNXProgram, str]:

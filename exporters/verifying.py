@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -126,26 +127,34 @@ def published(drafts: Mapping[Path, Path]) -> int:
         if target.is_dir():
             raise ExportError(f"{target} is a folder, where a file is to be; move it, or choose another name.")
     interruption.check()
-    undo: list[tuple[Path, Path | None]] = []
-    for draft, target in drafts.items():
-        with writing(target):
-            try:
-                aside = draft.with_name(f"{draft.name}.before") if target.exists() else None
-                if aside:
-                    os.replace(target, aside)
-                undo.append((target, aside))
+    with _all_or_none() as moved:
+        for draft, target in drafts.items():
+            with writing(target):
+                moved.append((target, _put_aside(target, draft.with_name(f"{draft.name}.before"))))
                 os.replace(draft, target)
-            except BaseException:
-                _undone(undo)
-                raise
     return size
 
 
-def _undone(moves: list[tuple[Path, Path | None]]) -> None:
-    for target, aside in reversed(moves):
-        target.unlink(missing_ok=True)
-        if aside:
-            os.replace(aside, target)
+@contextlib.contextmanager
+def _all_or_none() -> Iterator[list[tuple[Path, Path | None]]]:
+    """For files that were made, each with where lies what was there before: a failure takes them back."""
+    moved: list[tuple[Path, Path | None]] = []
+    try:
+        yield moved
+    except BaseException:
+        for target, aside in reversed(moved):
+            target.unlink(missing_ok=True)
+            if aside:
+                os.replace(aside, target)
+        raise
+
+
+def _put_aside(target: Path, aside: Path) -> Path | None:
+    """Move a file away, if there is one; where to."""
+    if not target.exists():
+        return None
+    os.replace(target, aside)
+    return aside
 
 
 def named_file(path: str | os.PathLike[str], suffix: str, usual: str) -> Path:

@@ -232,17 +232,17 @@ def _together(graph: DependencyGraph, names: list[str], batches: Iterable[Any]) 
         rows = samples.rows(each[:, :-1], -1, torch.float32).flat
         counts[name] += (rows.T @ rows).cpu().double().numpy()
 
+    made = {name: choice.made for name, choice in choosing.items() if choice.place is None}
+    watch = {node: lambda chosen, name=name: count(name, chosen) for name, node in made.items()}
+    decided = {name: choice.place for name, choice in choosing.items() if choice.place is not None}
     with quiet(graph.model):
         for args, kwargs in calls_of(graph, batches, "to see experts chosen on"):
             samples = samples_in(graph, args, kwargs)
-            made = {name: choice.made for name, choice in choosing.items() if choice.place is None}
-            if made:
-                watch = {node: lambda chosen, name=name: count(name, chosen) for name, node in made.items()}
+            if watch:
                 observer.watch((args, kwargs), seen=watch)
-            for name, choice in choosing.items():
-                if choice.place is not None:
-                    chosen = decided_at(observer.runnable(args, kwargs).exported, choice.place)
-                    count(name, chosen.to(device_of(graph.tensors().values())))
+            for name, place in decided.items():
+                chosen = decided_at(observer.runnable(args, kwargs).exported, place)
+                count(name, chosen.to(device_of(graph.tensors().values())))
     for found in counts.values():
         np.fill_diagonal(found, 0)
     return counts

@@ -176,8 +176,8 @@ def borrowed(model: nn.Module, parameters: Mapping[str, Tensor], hook: Hook | No
             for parameter, _, _ in before:
                 parameter.grad = None
                 parameter.requires_grad_(id(parameter) in wanted)
-                if hook is not None and id(parameter) in wanted:
-                    handles.append(parameter.register_post_accumulate_grad_hook(hook))
+            if hook is not None:
+                handles += [p.register_post_accumulate_grad_hook(hook) for p, _, _ in before if id(p) in wanted]
             yield
     finally:
         for handle in handles:

@@ -70,8 +70,7 @@ class Kronecker:
                 try:
                     backward(batch, watch)
                 finally:
-                    while watched:
-                        watched.pop().remove()
+                    _unwatch(watched)
         return cls(layout, factors, total)
 
     @cached_property
@@ -114,3 +113,8 @@ def _biases(graph: DependencyGraph) -> dict[str, Tensor]:
 
 def _drop(parameter: Tensor) -> None:
     parameter.grad = None
+
+
+def _unwatch(watched: list[RemovableHandle]) -> None:
+    while watched:
+        watched.pop().remove()

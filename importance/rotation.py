@@ -11,7 +11,7 @@ a stream passes from Q to P it goes through the product Q'P, which is put into t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -211,19 +211,27 @@ def _grams(
     wanted = {key: axis for axis, keys in signals.items() for key in keys}
     with quiet(graph.model):
         for inputs in calls_of(graph, batches, "to rotate by"):
-            samples = samples_in(graph, *inputs)
-            left = sum(meeting.key in wanted for meeting in observer.runnable(*inputs).meetings)
-            with closing(observer.steps(inputs, lambda meeting: meeting.key in wanted, side)) as steps:
-                for _, met in zip(range(left), steps, strict=False):
-                    flat = samples.rows(met.operand, met.meeting.dim, torch.float64, places=met.operand_from).flat
-                    sums[wanted[met.meeting.key]] += (flat.T @ flat).cpu()
-                    rows[wanted[met.meeting.key]] += len(flat)
+            for key, flat in _read_at(observer, inputs, wanted, side):
+                sums[wanted[key]] += (flat.T @ flat).cpu()
+                rows[wanted[key]] += len(flat)
     if not any(rows.values()) and signals:
         raise DataError("the batches are empty: no row of them is read from a residual stream, give some with samples")
     for axis, total in sums.items():
         if not bool(torch.isfinite(total).all()):
             raise DataError(f"NaN or infinity is read from {axis!r}: look at the weights before it and at the batches")
     return {axis: total / max(rows[axis], 1) for axis, total in sums.items()}
+
+
+def _read_at(observer: Observer, inputs: Any, keys: Container[Key], side: Side | None) -> Iterator[tuple[Key, Tensor]]:
+    """The rows [rows, channels], float64, that come in at these consumers in a call; the run ends with the last of them."""
+    samples = samples_in(observer.graph, *inputs)
+    left = sum(meeting.key in keys for meeting in observer.runnable(*inputs).meetings)
+    with closing(observer.steps(inputs, lambda meeting: meeting.key in keys, side)) as steps:
+        for _, met in zip(range(left), steps, strict=False):
+            yield (
+                met.meeting.key,
+                samples.rows(met.operand, met.meeting.dim, torch.float64, places=met.operand_from).flat,
+            )
 
 
 def _one_each(stream: Stream, products: frozenset[str]) -> list[Key]:

@@ -112,12 +112,11 @@ def _held_by(model: nn.Module, inputs: Any) -> tuple[list[Any], list[Any], list[
                 tensors[id(value)] = value
             elif closed:
                 continue
-            elif held is items:
-                if _count(value):
-                    left.append((value, below))
-                elif not isinstance(value, tuple):  # most are: a module has a dozen dicts for hooks
-                    empty[id(value)] = value
-            elif hasattr(value, "__dict__"):
+            elif held is items and _count(value):
+                left.append((value, below))
+            elif held is items and not isinstance(value, tuple):  # most are: a module has a dozen dicts for hooks
+                empty[id(value)] = value
+            elif held is not items and hasattr(value, "__dict__"):
                 left.append((vars(value), below))
     return found, [*empty.values()], [tensor for tensor in tensors.values() if _has_memory(tensor)]
 

@@ -95,14 +95,19 @@ def make_inputs(model: nn.Module, folder: Path, seed: int) -> dict[str, Tensor]:
             inputs = _placed({name: _MAKERS[name](maker) for name in chosen}, model)
             if getattr(maker.config, "is_encoder_decoder", False) and "decoder_input_ids" in takes:
                 inputs["decoder_input_ids"] = maker.text().to(inputs[main].device)
-            if inputs[main].device.type != "meta":
-                with quiet(model), torch.no_grad(), unwritten(model):
-                    model(**inputs)
+            _run(model, inputs)
         except Exception as error:
             failure = failure or one_line(error)
             continue
         return inputs
     raise ModelError(f"{type(model).__name__} doesn't run on made-up inputs ({', '.join(names)}; {failure}): {HINT}")
+
+
+def _run(model: nn.Module, inputs: dict[str, Tensor]) -> None:
+    """Try inputs on a model, unless they are on meta."""
+    if all(tensor.device.type != "meta" for tensor in inputs.values()):
+        with quiet(model), torch.no_grad(), unwritten(model):
+            model(**inputs)
 
 
 def _placed(inputs: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -179,11 +179,11 @@ def new_folder(out: Path | None) -> Iterator[Path | None]:
     """A folder that takes the name `out` at the end, or none without a name; errors speak of it by that name."""
     if out is None:
         yield None
-    else:
-        with appearing(out.resolve()) as folder:
-            try:
-                yield folder
-            except errors.DepgraphError as error:
-                if str(folder) not in str(error):
-                    raise
-                raise type(error)(str(error).replace(str(folder), str(out))) from error.__cause__
+        return
+    with appearing(out.resolve()) as folder:
+        try:
+            yield folder
+        except errors.DepgraphError as error:
+            if str(folder) not in str(error):
+                raise
+            raise type(error)(str(error).replace(str(folder), str(out))) from error.__cause__

@@ -6,7 +6,7 @@ kept true for the reader, for `repr`, and for tools that look at them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -58,11 +58,17 @@ _TABLE: list[tuple[tuple[type[nn.Module], ...], Described]] = [
 
 def follow(model: nn.Module, undo: list[Undo]) -> None:
     """Set the describing integers of all standard layers of `model` from their weights; what takes it back is added to `undo`."""
+    for module, described in _described(model):
+        for name, size in described.items():
+            _set(module, name, size(module), undo)
+
+
+def _described(model: nn.Module) -> Iterator[tuple[nn.Module, Described]]:
+    """The standard layers of a model that have weights, each with what says its sizes."""
     for module in model.modules():
         for classes, described in _TABLE:
             if isinstance(module, classes) and _has_weight(module):
-                for name, size in described.items():
-                    _set(module, name, size(module), undo)
+                yield module, described
 
 
 def flatten(model: nn.Module) -> None:

@@ -104,9 +104,9 @@ def positions(model: nn.Module, container: str, sized: frozenset[Attr]) -> dict[
     for k, (key, entry) in enumerate(zip(holder._modules, entries, strict=True)):
         for path, module in entry.named_modules():
             whole = ".".join(part for part in (container, key, path) if part)
-            for name, value in vars(module).items():
-                if type(value) is int and (whole, name) not in given:
-                    found.setdefault((path, name), {})[k] = value
+            integers = {name: value for name, value in vars(module).items() if type(value) is int}
+            for name in [name for name in integers if (whole, name) not in given]:
+                found.setdefault((path, name), {})[k] = integers[name]
     return {
         place: next(iter(values.values())) - next(iter(values))
         for place, values in found.items()

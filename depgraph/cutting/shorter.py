@@ -123,12 +123,11 @@ def carried(plan: Plan, names: dict[str, str], shorter: DependencyGraph) -> Plan
         for member in axis.members:
             members.setdefault((member.target, member.dim), []).append((axis, member))
     removal: dict[str, set[int]] = {}
-    for name, groups in plan.removal.items():
-        for member in plan.graph[name].members:
-            for axis, other in members.get((names.get(member.target, ""), member.dim), ()):
-                matched = _matched(member.labels, other.labels)
-                if matched is not None:
-                    removal.setdefault(axis.name, set()).update(matched[g] for g in groups if g in matched)
+    for member, groups in ((m, groups) for name, groups in plan.removal.items() for m in plan.graph[name].members):
+        for axis, other in members.get((names.get(member.target, ""), member.dim), ()):
+            matched = _matched(member.labels, other.labels)
+            if matched is not None:
+                removal.setdefault(axis.name, set()).update(matched[g] for g in groups if g in matched)
     found = replace(type(plan).of(shorter, removal, plan.notes), config=dict(plan.config))
     if found.cost().params != plan.cost().params:
         raise PlanError(

@@ -58,18 +58,21 @@ def _slice_stored(graph: OnnxGraph, made: Cut, kept: Kept) -> None:
             seen = None if position in settings(node) else lowered.operand(node, position)
             indices = (None,) * len(tensor.shape) if seen is None else _indices(seen, kept)
             ways.setdefault(_key(indices), (indices, []))[1].append((twins[node], position))
-        ordered = sorted(ways.values(), key=lambda way: -len(way[1]))
-        for k, (indices, uses) in enumerate(ordered):
-            if k == 0:
-                if any(i is not None for i in indices):
-                    hold(new[value], sliced(tensor, indices))
-                continue
-            other = ir.Value(name=f"{value.name}_{k}", const_value=None)
-            other.const_value = sliced(tensor, indices, name=f"{value.name}_{k}")
-            other.type, other.shape = ir.TensorType(tensor.dtype), ir.Shape(other.const_value.shape)
+        usual, *others = sorted(ways.values(), key=lambda way: -len(way[1])) or [((), [])]
+        if any(i is not None for i in usual[0]):
+            hold(new[value], sliced(tensor, usual[0]))
+        for k, (indices, uses) in enumerate(others, start=1):
+            other = _held(sliced(tensor, indices, name=f"{value.name}_{k}"))
             register(home(new[value]), other, made.model)
             for node, position in uses:
                 node.replace_input_with(position, other)
+
+
+def _held(tensor: ir.LazyTensor) -> ir.Value:
+    """A value with these numbers, called as the tensor is."""
+    return ir.Value(
+        name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+    )
 
 
 def _indices(value: Value, kept: Kept) -> Indices:

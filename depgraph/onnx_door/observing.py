@@ -275,14 +275,13 @@ class _Show:
 
     def piece(self, nodes: Iterable[ir.Node], made: Arrays, stacked: set[str] | frozenset[str] = frozenset()) -> None:
         """Show what some operators have met and made."""
-        for node in nodes:
-            for products, values in self._places.get(node, ()):
-                for name in values:
-                    if name in made:
-                        self.seen[name](as_torch(made[name]))
-                for meeting in products if self.watch is not None else ():
-                    for met in self.met(meeting, made, stacked):
-                        self.watch(met)  # type: ignore[misc]
+        for products, values in (place for node in nodes for place in self._places.get(node, ())):
+            for name in values:
+                if name in made:
+                    self.seen[name](as_torch(made[name]))
+            if self.watch is not None:
+                for met in (met for meeting in products for met in self.met(meeting, made, stacked)):
+                    self.watch(met)
 
     def met(self, meeting: Meeting, made: Arrays, stacked: set[str] | frozenset[str] = frozenset()) -> Iterator[Met]:
         """What comes together in a product, round by round; nothing where it isn't known, is empty or holds integers.

@@ -153,9 +153,8 @@ class Part:
                 env[node] = self._made(node, env)
                 if node.name in shown:
                     shown[node.name](env[node])
-                for given in self._read(node):
-                    if self.last[given] == step:
-                        del env[given]
+                for given in [read for read in self._read(node) if self.last[read] == step]:
+                    del env[given]
         return self._output(env)
 
     def _read(self, node: Node) -> list[Node]:
