@@ -60,13 +60,13 @@ def _least_squares_alone(block: Block, gone: Tensor, sums: Any, damping: float) 
     return _solved(block, gone, sums, torch.zeros_like(sums.total), damping)
 
 
-def _solved(block: Block, gone: Tensor, sums: Any, mean: Tensor, damping: float) -> Change:
-    stays = torch.ones(len(mean), dtype=torch.bool)
+def _solved(block: Block, gone: Tensor, sums: Any, centre: Tensor, damping: float) -> Change:
+    stays, mean = torch.ones(len(centre), dtype=torch.bool), sums.total / max(sums.rows, 1)
     stays[gone] = False
     kept = torch.nonzero(stays).flatten()
     if not len(kept):
         return Change(None, block.matrix[:, gone] @ mean[gone])
-    gain = sums.spread(mean).gain(kept, gone, damping)
+    gain = sums.spread(centre).gain(kept, gone, damping)
     weight = block.matrix.clone()
     weight[:, kept] += block.matrix[:, gone] @ gain.T
     return Change(weight, block.matrix[:, gone] @ (mean[gone] - gain.T @ mean[kept]))
@@ -201,7 +201,7 @@ def made_up(held: Held, plan: Plan, data: Statistics, how: Compensation) -> Comp
 def change_of(reader: Reader, how: Compensation, found: Statistics, *, bias: bool) -> Change:
     """What a consumer's whole weight becomes, before it is cut, and what is added to its bias."""
     way = WAYS[how.kind]
-    solve = way.with_bias if bias else way.without
+    solve = way.with_bias if bias and (reader.gives_all or way.without is None) else way.without
     assert solve is not None
     weight = found.graph.tensor(reader.consumer.weight).detach()
     blocks, biases, narrow = [], [], False
@@ -217,7 +217,7 @@ def change_of(reader: Reader, how: Compensation, found: Statistics, *, bias: boo
         blocks.append(Block(wide.matrix if change.weight is None else change.weight, block.start))
         biases.append(change.bias)
     whole = as_weight(reader.consumer, blocks, weight.double().cpu()) if narrow else None
-    return Change(whole, torch.cat([b for b in biases if b is not None]) if bias else None)
+    return Change(whole, reader.over_taps(torch.cat([b for b in biases if b is not None])) if bias else None)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from depgraph.cutting.renaming import names_after
 from depgraph.errors import ScoreError
@@ -96,7 +97,7 @@ class HeldByModule:
             owner = self.model.get_submodule(now)
         except AttributeError:
             return None
-        fits = isinstance(owner, (nn.Linear, nn.Conv1d, nn.Conv2d)) and owner._parameters.get("bias", 0) is None
+        fits = isinstance(owner, (nn.Linear, _ConvNd)) and owner._parameters.get("bias", 0) is None
         if not fits or not prefix:
             return None
         self.names[f"{prefix}.bias"] = f"{now}.bias"

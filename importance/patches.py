@@ -14,7 +14,6 @@ from depgraph.onnx_door.windows import groups_of_file, window_of_file
 from depgraph.operators import argument, operator_name
 
 _SPACE = {"conv1d": 1, "conv2d": 2}
-_DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1}
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,19 @@ def window_of(node: Any, space: tuple[int, ...] = ()) -> Window | None:
     dims = _SPACE.get(operator_name(node.target))
     if dims is None or not isinstance(node.args[1], Node):
         return None
-    given = {name: _pair(argument(node, name, default), dims) for name, default in _DEFAULTS.items()}
-    if not isinstance(given["padding"][0], int):
-        return None
     size = tuple(node.args[1].meta["val"].shape[2:])
-    return Window(size, given["stride"], given["dilation"], tuple((n, n) for n in given["padding"]))
+    stride, dilation = (pair(argument(node, name, 1), dims) for name in ("stride", "dilation"))
+    return Window(size, stride, dilation, padding_of(argument(node, "padding", 0), size, dilation))
+
+
+def padding_of(given: Any, window: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """What a convolution pads before and after along each dim of space, as given in numbers or a word."""
+    if given == "valid":
+        given = 0
+    if not isinstance(given, str):
+        return tuple((n, n) for n in pair(given, len(window)))
+    more = [(n - 1) * step for n, step in zip(window, dilation, strict=True)]
+    return tuple((n // 2, n - n // 2) for n in more)
 
 
 def groups_of(node: Any) -> int | None:
@@ -67,6 +74,7 @@ def groups_of(node: Any) -> int | None:
     return groups
 
 
-def _pair(value: Any, space: int) -> tuple[Any, ...]:
+def pair(value: Any, space: int) -> tuple[Any, ...]:
+    """A setting for each dim of space, given for each or once for all."""
     given = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     return given * space if len(given) == 1 else given

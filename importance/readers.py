@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -20,8 +21,10 @@ from depgraph.widths import Kept
 from importance.consumers import Consumer
 from importance.patches import window_of
 from importance.statistics import Statistics
+from importance.taps import taps_of
 
-_BIASES = {"linear": "bias", "conv1d": "bias", "conv2d": "bias", "addmm": "self"}
+_CONVOLUTIONS = [f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3)]
+_BIASES = {"linear": "bias", "addmm": "self", **dict.fromkeys(_CONVOLUTIONS, "bias")}
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,9 @@ class Reader:
     """A consumer that loses channels.
 
     `tensor` is its parameter in the dense model, `value` that parameter in the graph, `kept` what the plan leaves, `gone` the
-    columns that go. `bias` names the parameter that is added to what it puts out (empty for none), `takes_bias` whether there
-    can be one. `refused` says why its weights must stay as they are; empty where they may change.
+    columns that go. `taps` says of the rows that each output has how often they take part, see `taps_of`. `bias` names the
+    parameter that is added to what it puts out (empty for none), `takes_bias` whether there can be one. `refused` says why its
+    weights must stay as they are; empty where they may change.
     """
 
     consumer: Consumer
@@ -39,6 +43,7 @@ class Reader:
     kept: Kept
     gone: np.ndarray
     window: int
+    taps: np.ndarray
     bias: str
     takes_bias: bool
     refused: str = ""
@@ -47,6 +52,21 @@ class Reader:
     def columns(self) -> int:
         """How many columns the consumer's statistics have."""
         return self.consumer.size * self.window
+
+    @property
+    def gives_all(self) -> bool:
+        """Does nearly every place that is put out get what each row adds, so that a bias can make up for a constant?"""
+        return bool(self.taps.min() > 0.5)
+
+    def over_taps(self, rows: Tensor) -> Tensor:
+        """What rows add to their outputs, [outputs], as a mean over places, from what they add where they take part."""
+        return rows.reshape(-1, len(self.taps)) @ torch.from_numpy(self.taps).to(rows)
+
+    def rows_kept(self, matrix: Tensor) -> Tensor:
+        """The rows of a matrix whose outputs stay."""
+        if self.outputs_kept is None:
+            return matrix
+        return matrix.unflatten(0, (-1, len(self.taps)))[torch.from_numpy(self.outputs_kept)].flatten(0, 1)
 
     @cached_property
     def outputs_kept(self) -> np.ndarray | None:
@@ -83,6 +103,7 @@ def readers_among(consumers: Iterable[Consumer], plan: Plan) -> Iterator[Reader]
         stays = kept.of(program.values[meeting.operand], meeting.dim)
         gone = np.setdiff1d(np.arange(consumer.size), np.arange(consumer.size) if stays is None else stays)
         window = 1 if meeting.second else _window(nodes[meeting.op], weight)
+        shape, kernel = program.values[meeting.operand].shape, tuple(weight.shape[2:]) if window == 1 else ()
         bias, takes = (
             graph.bias_of(meeting.op) if isinstance(graph, OnnxGraph) else _bias(nodes[meeting.op], program.values)
         )
@@ -93,8 +114,9 @@ def readers_among(consumers: Iterable[Consumer], plan: Plan) -> Iterator[Reader]
             kept=kept,
             gone=(gone[:, None] * window + np.arange(window)[None]).reshape(-1),
             window=window,
+            taps=taps_of(nodes[meeting.op], shape, kernel),
             bias=bias,
-            takes_bias=takes,
+            takes_bias=takes and not (consumer.groups > 1 and meeting.weight_dim == 0),
             refused=_elsewhere(consumer, holding[by_target[consumer.weight].name]),
         )
 

@@ -166,9 +166,9 @@ class _Work:
         target = self.biases.get(reader.consumer.key)
         (dense,) = blocks_of(reader.consumer, reader.tensor.detach().double().cpu(), reader.columns)
         now = _matrix(reader, parameter.double().cpu())
-        wanted = dense.matrix if reader.outputs_kept is None else dense.matrix[torch.from_numpy(reader.outputs_kept)]
+        wanted = reader.rows_kept(dense.matrix)
         wanted = wanted * _scale(now, wanted, reader)
-        fit = Fit(wanted, now, centred=target is not None)
+        fit = Fit(wanted, now, centred=target is not None and reader.gives_all)
         try:
             fresh = fit.solved(sums, fit.damping(step.sums, self.how.dampings))
         except torch.linalg.LinAlgError as error:
@@ -177,7 +177,7 @@ class _Work:
         self.changed.append(reader.consumer.weight)
         if target:
             bias = self.held.get(target)
-            self.held.put(target, bias + ((wanted @ sums.x - fresh @ sums.z) / sums.rows).to(bias))
+            self.held.put(target, bias + reader.over_taps((wanted @ sums.x - fresh @ sums.z) / sums.rows).to(bias))
             self.changed.append(target)
 
 
@@ -188,9 +188,9 @@ def _refusal(reader: Reader, picked: bool) -> str:
         return f"{name}: what comes into it is picked by what other weights say"
     if len(reader.consumer.meetings) > 1:
         return f"{name}: it is used several times"
-    if reader.consumer.size != dense.shape[reader.consumer.weight_dim]:
+    if reader.consumer.size != dense.shape[reader.consumer.weight_dim] or reader.consumer.groups > 1:
         return f"{name}: its convolution has groups"
-    if reader.window == 1 and dense.ndim > 2:
+    if dense.ndim > 2 and dense[0, 0].numel() not in (reader.window, len(reader.taps)):
         return f"{name}: it is no matrix"
     return ""
 
@@ -204,12 +204,16 @@ def _rows(met: Met, samples: Samples) -> Tensor:
 
 def _matrix(reader: Reader, weight: Tensor) -> Tensor:
     """A pruned weight as [outputs, columns]."""
-    return weight.flatten(1) if weight.ndim > 2 else weight.movedim(reader.consumer.weight_dim, -1)
+    if reader.window > 1:
+        return weight.flatten(1)
+    return weight.movedim(reader.consumer.weight_dim, -1).flatten(0, -2)
 
 
 def _shaped(reader: Reader, matrix: Tensor, like: Tensor) -> Tensor:
-    moved = matrix.reshape(like.shape) if like.ndim > 2 else matrix.movedim(-1, reader.consumer.weight_dim)
-    return moved.to(like)
+    if reader.window > 1:
+        return matrix.reshape(like.shape).to(like)
+    at = reader.consumer.weight_dim
+    return matrix.reshape(like.movedim(at, -1).shape).movedim(-1, at).to(like)
 
 
 def _scale(now: Tensor, dense: Tensor, reader: Reader) -> Tensor | float:

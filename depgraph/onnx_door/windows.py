@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from depgraph.onnx_door.lowering import Lowered
 
 _CONVOLVES = frozenset(["Conv", "FusedConv"])
-_THIRD = frozenset(["Conv", "FusedConv", "Gemm", "FusedGemm"])
+_OF_CHANNELS = _CONVOLVES | {"ConvTranspose"}
+_THIRD = _OF_CHANNELS | {"Gemm", "FusedGemm"}
 
 
 def window_of_file(step: Step, space: tuple[int, ...]) -> dict[str, tuple[Any, ...]] | None:
@@ -30,10 +31,19 @@ def window_of_file(step: Step, space: tuple[int, ...]) -> dict[str, tuple[Any, .
     return {"size": size, "stride": stride, "dilation": dilation, "padding": pads}
 
 
+def moves_of_file(step: Step, space: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool]:
+    """Stride, dilation and padding before of a convolution with so many dims of space, and whether it is a transposed one."""
+    node = step.operator
+    assert node is not None
+    stride, dilation = (tuple(attribute(node, n, [1] * space)) for n in ("strides", "dilations"))
+    before = tuple(int(n) for n in attribute(node, "pads", [0] * 2 * space))[:space]
+    return stride, dilation, before, node.op_type == "ConvTranspose"
+
+
 def groups_of_file(step: Step) -> int | None:
     """Into how many parts a convolution, transposed or not, parts its channels; None for other operators."""
     node = step.operator
-    if node is None or node.op_type not in (*_CONVOLVES, "ConvTranspose"):
+    if node is None or node.op_type not in _OF_CHANNELS:
         return None
     return int(attribute(node, "group", 1))
 
@@ -92,5 +102,5 @@ def _is_vector(value: ir.Value, lowered: Lowered, made: ir.Value) -> bool:
     tensor, result = stored(value), lowered.values.get(made)
     if tensor is None or result is None or len(tensor.shape) != 1 or not tensor.dtype.is_floating_point():
         return False
-    channel = 1 if made.producer().op_type in _CONVOLVES else len(result.shape) - 1  # type: ignore[union-attr]
+    channel = 1 if made.producer().op_type in _OF_CHANNELS else len(result.shape) - 1  # type: ignore[union-attr]
     return int(tensor.shape[0]) == result.shape[channel]  # type: ignore[arg-type]
