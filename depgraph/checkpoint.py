@@ -30,6 +30,7 @@ from depgraph.cutting.record import (
 )
 from depgraph.dense import form_of, packed_modules
 from depgraph.errors import CheckpointError
+from depgraph.files import read_json
 from depgraph.onnx_door.saving import write
 from depgraph.rebuilding import (
     GRAPHS,
@@ -52,7 +53,6 @@ from depgraph.storage import (
     appearing,
     check_free,
     free_folder,
-    read_json,
     read_manifest,
     read_tensors,
     write_json,

@@ -6,7 +6,6 @@ import json
 import operator
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from depgraph.errors import CheckpointError, PlanError
+from depgraph.files import written
 from depgraph.garbage import uncollected
 from depgraph.remaining import why_not
 from depgraph.widths import Cost, Kept, Removal
@@ -154,17 +154,7 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON; raises CheckpointError when the file can't be written."""
-        target = Path(path)
-        temporary = target.with_name(target.name + ".partial")
-        try:
-            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-            os.replace(temporary, target)
-        except BaseException as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            if not isinstance(error, OSError):
-                raise
-            raise CheckpointError(f"the plan can't be written to {target}: {error.strerror or error}") from error
+        written(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
     def from_json(cls, graph: DependencyGraph, data: Mapping[str, Any]) -> Plan:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depgraph.errors import DataError, PlanError
+from depgraph.files import replacing
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
@@ -87,10 +88,8 @@ def _figure(path: str | os.PathLike[str], size: tuple[float, float]) -> Iterator
         ) from None
     figure = Figure(figsize=size, layout="constrained")
     yield figure.add_subplot()
-    temporary = target.with_name(f".partial-{target.name}")
     try:
-        figure.savefig(temporary, dpi=150)
-        os.replace(temporary, target)
-    except (OSError, ValueError) as error:
-        temporary.unlink(missing_ok=True)
+        with replacing(target) as temporary:
+            figure.savefig(temporary, dpi=150, format=target.suffix[1:] or "png")
+    except ValueError as error:
         raise DataError(f"the picture can't be written to {target}: {error}") from error

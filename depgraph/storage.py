@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 
 from depgraph import interruption
 from depgraph.errors import CheckpointError
+from depgraph.files import free_name, read_json, sibling, unwritable
 
 MANIFEST, WEIGHTS, CONFIG = "depgraph.json", "model.safetensors", "config.json"
 OVERWRITE = ("never", "replace")
@@ -47,7 +47,7 @@ def free_folder(folder: str | os.PathLike[str], overwrite: str) -> Path:
         if not path.is_dir() or not any(path.iterdir()):
             return path
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     if overwrite == "never":
         raise CheckpointError(f"the folder {path} exists and isn't empty: choose another, or pass overwrite='replace'")
     if not any((path / name).is_file() for name in (MANIFEST, CONFIG)):
@@ -64,7 +64,7 @@ def appearing(path: Path) -> Iterator[Path]:
     Raises CheckpointError when the disk is full or can't be written.
     """
     missing = [parent for parent in path.parents if not parent.exists()]
-    temporary = path / _name(path, "partial") if os.path.ismount(path) else _sibling(path, "partial")
+    temporary = path / free_name(path, "partial") if os.path.ismount(path) else sibling(path, "partial")
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -77,7 +77,7 @@ def appearing(path: Path) -> Iterator[Path]:
             with suppress(OSError):
                 parent.rmdir()
         if isinstance(error, (OSError, SafetensorError)):
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
         raise
 
 
@@ -87,32 +87,9 @@ def check_free(file: Path, option: str) -> None:
         raise CheckpointError(f"{file} exists: name another file with {option}")
 
 
-def written(path: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all; raises CheckpointError when it can't be written."""
-    temporary = _sibling(path, "partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        interruption.check()
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _unwritable(path, error) from error
-        raise
-
-
-def _sibling(path: Path, kind: str) -> Path:
-    return path.with_name(_name(path, kind))
-
-
-def _name(path: Path, kind: str) -> str:
-    return f".{path.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}"
-
-
 def _as_usual(folder: Path) -> None:
     """Lets those read the weights who may read the folder's other new files: safetensors makes them private."""
-    probe = folder / _name(folder, "probe")
+    probe = folder / free_name(folder, "probe")
     probe.touch()
     usual = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
@@ -127,7 +104,7 @@ def _take_place(temporary: Path, path: Path) -> None:
     if not path.exists():
         temporary.rename(path)
         return
-    aside = _sibling(path, "replaced")
+    aside = sibling(path, "replaced")
     path.rename(aside)
     try:
         temporary.rename(path)
@@ -139,7 +116,7 @@ def _take_place(temporary: Path, path: Path) -> None:
 
 def _move_up(temporary: Path, path: Path) -> None:
     """As `_take_place` for a folder that can't be renamed, because a disk is mounted there: file by file."""
-    aside = path / _name(path, "replaced")
+    aside = path / free_name(path, "replaced")
     moves = [(old, aside / old.name) for old in path.iterdir() if old != temporary]
     moves += [(new, path / new.name) for new in temporary.iterdir()]
     done: list[tuple[Path, Path]] = []
@@ -155,11 +132,6 @@ def _move_up(temporary: Path, path: Path) -> None:
         raise
     shutil.rmtree(aside, ignore_errors=True)
     shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _unwritable(path: Path, error: Exception) -> CheckpointError:
-    reason = getattr(error, "strerror", None) or error
-    return CheckpointError(f"{path} can't be written: {reason}; nothing was left there")
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
@@ -213,16 +185,6 @@ def _is_record(record: Any) -> bool:
 def _is_cut(cut: Any) -> bool:
     known = _has(cut, _CUT) and cut["form"] in _OF_FORM and _has(cut, _OF_FORM[cut["form"]])
     return known and all(_has(one, {"target": str, "dim": int, "indices": list}) for one in cut["removed"])
-
-
-def read_json(file: Path) -> Any:
-    """Raises CheckpointError when the file can't be read or isn't JSON."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{file} can't be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error
 
 
 def read_tensors(

@@ -456,7 +456,7 @@ def test_a_plan_on_a_read_only_disk_says_so(graph: Graph, tmp_path: Path, monkey
 
     for method in ("write_text", "unlink"):
         monkeypatch.setattr(Path, method, refuse)
-    with pytest.raises(CheckpointError, match="can't be written to .*: Read-only file system"):
+    with pytest.raises(CheckpointError, match="can't be written: Read-only file system"):
         graph.cut_plan({}).save(tmp_path / "plan.json")
 
 

@@ -10,10 +10,11 @@ from depgraph.cli.models import Loading, load_model
 from depgraph.cli.onnx_files import is_onnx, refuse_options
 from depgraph.cli.output import Steps, print_json, printing, showing
 from depgraph.cli.tables import graph_json, print_axes
+from depgraph.files import written
 from depgraph.inspecting import Inspection
 from depgraph.page import html_page
 from depgraph.plotting import plot_depth
-from depgraph.storage import check_free, written
+from depgraph.storage import check_free
 
 
 @app.command()

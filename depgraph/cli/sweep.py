@@ -21,8 +21,8 @@ from depgraph.cli.onnx_files import is_onnx, refuse_options
 from depgraph.cli.output import Steps, print_json, printing, say, showing
 from depgraph.cli.points import Maker, check_names
 from depgraph.errors import TargetError
+from depgraph.files import written
 from depgraph.plain import plain
-from depgraph.storage import written
 from depgraph.story.figures import tradeoff_svg
 from depgraph.story.tables import number
 from depgraph.target import METRICS, Target

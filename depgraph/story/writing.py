@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from depgraph.storage import written
+from depgraph.files import written
 from depgraph.story.page import story_page
 from depgraph.story.parts import Story
 

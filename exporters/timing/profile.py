@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from depgraph.errors import ProfileError
+from depgraph.files import written
 from depgraph.onnx_door.graph import OnnxGraph
-from exporters.onnx_file import writing
 from exporters.timing import measure
 from exporters.timing.kit import STAIRS, fingerprint, write_kit
 from exporters.timing.tables import Alone, Grid, Stairs, is_measured
@@ -106,12 +106,8 @@ class Profile:
             raise ProfileError(f"the profile {why}: measure there, or {_AGAIN} here")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it; raises ExportError when that can't be done."""
-        target = Path(path)
-        draft = target.with_name(target.name + ".partial")
-        with writing(target):
-            draft.write_text(json.dumps(self.data, indent=1) + "\n")
-            os.replace(draft, target)
+        """Write it as JSON; raises CheckpointError when that can't be done."""
+        written(Path(path), json.dumps(self.data, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
