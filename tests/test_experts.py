@@ -242,6 +242,28 @@ def test_widths_stay_multiples_that_grouped_products_take() -> None:
     assert any("no multiple of 4" in note for note in graph.cut_plan({inner.name: [0]}).apply_with_report().notes)
 
 
+class Grouped(nn.Module):
+    """Two products of tokens with matrices of their experts, which lie as they are multiplied with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.head = nn.Linear(16, 4), nn.Linear(20, 3)
+        self.up, self.down = nn.Parameter(torch.randn(4, 16, 32) / 4), nn.Parameter(torch.randn(4, 32, 20) / 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.router(x).argmax(-1)
+        order = chosen.argsort()
+        ends = torch.bincount(chosen, minlength=4).cumsum(0).to(torch.int32)
+        made = F.grouped_mm(F.grouped_mm(x[order], self.up, offs=ends).relu(), self.down, offs=ends)
+        return self.head(made[order.argsort()])
+
+
+def test_rows_of_matrices_that_grouped_products_take_as_they_lie_stay_multiples() -> None:
+    graph = depgraph.trace(Grouped().eval(), torch.randn(12, 16))
+    pruned = graph.plan(random_scores(graph), depgraph.Target(params=0.7), scope="axis").apply()
+    assert pruned.up.shape[2] in (20, 24) and pruned.down.shape[2] in (12, 16)
+
+
 def test_a_uniform_plan_takes_experts_by_the_config() -> None:
     example = ZOO["mixtral"]()
     graph = depgraph.trace(example.model, example.args, example.kwargs)

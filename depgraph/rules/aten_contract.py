@@ -30,9 +30,10 @@ def grouped_product(op: Op) -> None:
     if len(rows.shape) == 2 and len(matrices.shape) == 3 and len(ends) == 1:
         op.relate("s! i, g~ i o, g~ -> s! o", work="s i o")
         step = _BYTES_OF_A_ROW // rows.itemsize
-        if rows.shape[1] % step == 0:
-            reason = op.reason(f"torch multiplies groups only where rows are a multiple of {_BYTES_OF_A_ROW} bytes")
-            op.relations.steps.append(Step(rows.dim(1), step, reason))
+        reason = op.reason(f"torch multiplies groups only where rows are a multiple of {_BYTES_OF_A_ROW} bytes")
+        for value, dim in ((rows, 1), (matrices, 2)):  # of matrices that are turned, rows are along the other dim
+            if value.shape[dim] % step == 0:
+                op.relations.steps.append(Step(value.dim(dim), step, reason))
     else:
         op.fix_all("which of its rows belong together is known at run time only")
 
