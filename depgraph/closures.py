@@ -43,7 +43,7 @@ def _successor(one: Any, copies: Copies, depth: int) -> Any:
 
 def _followed(function: FunctionType, copies: Copies, depth: int) -> FunctionType:
     """The function with the copies of what its closure and its defaults hold; itself where these have none."""
-    cells = [_inside(cell) for cell in function.__closure__ or ()]
+    cells = [inside(cell) for cell in function.__closure__ or ()]
     named = function.__kwdefaults__ or {}
     held = [*cells, *(function.__defaults__ or ()), *named.values()]
     new = [_successor(one, copies, depth - 1) for one in held]
@@ -59,7 +59,7 @@ def _followed(function: FunctionType, copies: Copies, depth: int) -> FunctionTyp
     return fresh
 
 
-def _inside(cell: CellType) -> Any:
+def inside(cell: CellType) -> Any:
     """What a closure's cell holds; the type of cells where it is empty yet."""
     try:
         return cell.cell_contents

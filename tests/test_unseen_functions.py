@@ -318,47 +318,6 @@ def test_a_sparse_matrix_that_a_forward_makes_is_what_is_named() -> None:
         depgraph.trace(Sparse(), (torch.randn(5, 8), torch.randint(5, (2, 7))))
 
 
-class Conditional(nn.Module):
-    """Takes one of two ways, as `torch.cond` says it, each with layers of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.small, self.large = nn.Linear(8, 24), nn.Linear(24, 24), nn.Linear(24, 24)
-        self.last = nn.Linear(24, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = torch.relu(self.first(x))
-        hidden = torch.cond(hidden.mean() > 0.3, lambda h: self.large(h).tanh(), self._small, (hidden,))
-        return self.last(hidden)
-
-    def _small(self, hidden: Tensor) -> Tensor:
-        return torch.sigmoid(self.small(hidden))
-
-
-def test_both_ways_of_a_condition_are_cut() -> None:
-    torch.manual_seed(0)
-    model, x = Conditional().eval(), torch.randn(5, 8)
-    assert bool(torch.relu(model.first(x)).mean() > 0.3) != bool(torch.relu(model.first(x * 9)).mean() > 0.3)
-    graph = depgraph.trace(model, x, strict=True)
-    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.5))
-    for form in ("module", "graph"):
-        report = plan.apply_with_report(form=form)
-        assert report.check.error < 1e-5 < report.check.sensitivity
-        with torch.no_grad():
-            for given in (x, x * 9):
-                assert torch.allclose(report.model(given), _zeroed(model, plan)(given), atol=1e-5)
-    assert (report.model is not model) and plan.apply().small.in_features < 24
-
-
-def _zeroed(model: nn.Module, plan: depgraph.Plan) -> nn.Module:
-    whole = copy.deepcopy(model)
-    held = dict(whole.named_parameters())
-    with torch.no_grad():
-        for removed in plan.removed():
-            held[removed.target].index_fill_(removed.dim, torch.as_tensor(removed.indices), 0)
-    return whole
-
-
 @pytest.mark.usefixtures("checking")
 def test_checks_of_distributions_come_back_whatever_ends_first() -> None:
     first, second = unvalidated(), unvalidated()

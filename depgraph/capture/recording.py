@@ -22,7 +22,7 @@ from torch import nn
 from torch.fx.node import map_aggregate
 
 from depgraph.capture.attributes import assign, current, mark
-from depgraph.capture.conditions import both_branches
+from depgraph.capture.control_flow import by_operators
 from depgraph.capture.data import data_by_operators
 from depgraph.capture.decided import capture_decided
 from depgraph.capture.deciding import Decisions
@@ -192,13 +192,13 @@ def record_exported(
         return _recorded(model, given, export)
     except Exception as error:
         note = f"recorded capture failed with {type(error).__name__}: {error}"
-    with data_by_operators(model), both_branches():
+    with data_by_operators(model), by_operators(model):
         return export(), Recording(note=note)
 
 
 def _recorded(model: nn.Module, inputs: tuple[Any, ...], capture: Callable[[], _Program]) -> tuple[_Program, Recording]:
     log = Log()
-    with restored(model, *inputs), watched(model, log, _tag_nodes), both_branches():
+    with restored(model, *inputs), watched(model, log, _tag_nodes), by_operators(model):
         mark(model)
         program = capture()
     return program, _recording(program, log)
@@ -207,7 +207,7 @@ def _recorded(model: nn.Module, inputs: tuple[Any, ...], capture: Callable[[], _
 def replay(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> tuple[Any, list[Call]]:
     """Run `model` once without gradients, on whatever device it is, and list its torch calls as `record` does."""
     log = Log()
-    with torch.no_grad(), watched(model, log, lambda tracer: None), both_branches():
+    with torch.no_grad(), watched(model, log, lambda tracer: None), by_operators(model):
         output = model(*args, **(kwargs or {}))
     return output, log.calls
 

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph.axes import build_axes
 from depgraph.capture.capturing import dumps_dropped, quiet
-from depgraph.capture.conditions import both_branches
+from depgraph.capture.control_flow import by_operators
 from depgraph.capture.data import data_by_operators
 from depgraph.capture.deciding import at_places
 from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_of
@@ -182,7 +182,7 @@ def _exported(graph: DependencyGraph, inputs: Any, dims: Any) -> ExportedProgram
     model = graph.model
     with contextlib.suppress(Exception), dumps_dropped(), quiet(model), torch.no_grad():
         shapes = _by_name(graph, dims)
-        with unwritten(model, *args, kwargs), data_by_operators(model), none_involved(model), both_branches():
+        with unwritten(model, *args, kwargs), data_by_operators(model), none_involved(model), by_operators(model):
             return inlined(torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False))
     return None
 
