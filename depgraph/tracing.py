@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from depgraph import dependency
+from depgraph.capture.programs import as_module
 from depgraph.dependency import DependencyGraph
 from depgraph.errors import CaptureError, PlanError
 
@@ -24,7 +25,8 @@ def trace(
     """Find what is coupled to what, in a PyTorch module (`depgraph.dependency.trace`) or an ONNX file.
 
     Args:
-        model: a module; or the path of an ONNX file, or an `onnx_ir.Model`.
+        model: a module; or the path of an ONNX file, or an `onnx_ir.Model`. Of a program of torch.export (whose example inputs
+            needn't be given again), and of TorchScript, the graph's `model` is the module that torch makes of it.
         args: example inputs: a tuple, a single tensor; for ONNX also a dict by name of arrays, or of whole numbers for the
             sizes that the file leaves open. Left out for ONNX, inputs are made up.
         kwargs: keyword example inputs.
@@ -49,6 +51,7 @@ def trace(
         from depgraph.onnx_door.graph import trace_onnx
 
         return trace_onnx(model, args, kwargs or {}, strict=strict, free=(*free,), fixed=(*fixed,))
+    model, args, kwargs = as_module(model, args, kwargs or {})
     return dependency.trace(model, args, kwargs, strict=strict, free=free, fixed=fixed)
 
 
