@@ -36,8 +36,7 @@ class FisherBrain:
 
     A group costs what its columns cost; an axis without any (what two activations are multiplied over) what its rows cost. One
     forward and backward pass for each batch; A and G are of the positions that the loss depends on, summed over a sample, see
-    `Surgeon`. Axes that reach no linear map or convolution (of one or two dims of space, not transposed) go last, by the size of their
-    weights.
+    `Surgeon`. Axes that reach no linear map or convolution (not transposed) go last, by the size of their weights.
 
     Args:
         batches: an iterable of tensors, tuples (arguments) or dicts (keyword arguments).

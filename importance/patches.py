@@ -31,14 +31,23 @@ def patches(node: Any, source: Tensor) -> Tensor | None:
     window = window_of(node, tuple(source.shape[2:]))
     if window is None:
         return None
-    space = len(window.size)
-    lone = source.ndim == space + 1
-    image = source.unsqueeze(0) if lone else source
+    return laid_out(source if source.ndim > len(window.size) + 1 else source.unsqueeze(0), window)
+
+
+def laid_out(image: Tensor, window: Window) -> Tensor:
+    """The windows of [n, c, space], with one to three dims of space: [n, c * window, positions]."""
     image = F.pad(image, [n for pair in reversed(window.padding) for n in pair])
-    if space == 1:
-        image = image.unsqueeze(2)
-    ones = (1,) * (2 - space)
-    return F.unfold(image, ones + window.size, ones + window.dilation, 0, ones + window.stride)
+    ones = (1,) * (2 - len(window.size))
+    if len(window.size) < 3:
+        image = image.unsqueeze(2) if ones else image
+        return F.unfold(image, ones + window.size, ones + window.dilation, 0, ones + window.stride)
+    moves = zip(image.shape[2:], window.size, window.dilation, window.stride, strict=True)
+    places = [(n - (size - 1) * apart - 1) // stride + 1 for n, size, apart, stride in moves]
+    steps = image.stride()
+    within = [step * apart for step, apart in zip(steps[2:], window.dilation, strict=True)]
+    between = [step * stride for step, stride in zip(steps[2:], window.stride, strict=True)]
+    windows = image.as_strided((*image.shape[:2], *window.size, *places), (*steps[:2], *within, *between))
+    return windows.flatten(2 + len(places)).flatten(1, -2)
 
 
 def window_of(node: Any, space: tuple[int, ...] = ()) -> Window | None:

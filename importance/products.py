@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
+
+from importance.patches import Window, laid_out
 
 _TURNS = {"TBackward0", "TransposeBackward0", "PermuteBackward0"}
 _VIEWS = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"}
@@ -98,8 +99,6 @@ def _product(node: Any, before: list[Any]) -> Product | None:
     bias = _parameter(before[kind.bias])[0] if kind.bias is not None and len(before) > kind.bias else None
     if weight is None or kind.flat and weight.ndim != 2 or getattr(node, "_saved_transposed", False):
         return None
-    if not kind.flat and weight.ndim not in (3, 4):
-        return None
     return Product(
         node=node,
         weight=weight,
@@ -125,13 +124,9 @@ def _linear(node: Any, gradient: Tensor) -> Rows:
 
 
 def _convolution(node: Any, gradient: Tensor) -> Rows:
-    image, window = node._saved_input.detach(), tuple(node._saved_weight.shape[2:])
-    given = [tuple(getattr(node, f"_saved_{name}")) for name in ("dilation", "padding", "stride")]
-    if image.ndim == 3:
-        image, window = image[:, :, None], (1, *window)
-        given = [(neutral, *sizes) for neutral, sizes in zip((1, 0, 1), given, strict=True)]
-    columns = F.unfold(image, window, *given)
-    blocks = node._saved_groups
+    stride, dilation, padding = (tuple(getattr(node, f"_saved_{n}")) for n in ("stride", "dilation", "padding"))
+    window = Window(tuple(node._saved_weight.shape[2:]), stride, dilation, tuple((n, n) for n in padding))
+    columns, blocks = laid_out(node._saved_input.detach(), window), node._saved_groups
     return Rows(_blocks(columns, blocks), _blocks(gradient.flatten(2), blocks))
 
 
