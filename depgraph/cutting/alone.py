@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.fx import GraphModule
 
 from depgraph.capture.proxies import no_flags
 from depgraph.cutting.comparing import Tensors, difference
-from depgraph.cutting.draws import same_draws
+from depgraph.cutting.draws import may_draw, same_draws
 from depgraph.cutting.rerunning import Inputs, rerun
 from depgraph.errors import CheckError
 
@@ -34,6 +35,22 @@ def apart_from_capture(
     if apart <= tolerance:
         raise only_captured(model, in_place=model is graph.model)
     return apart
+
+
+def require_own(graph: DependencyGraph, captured: Tensors, tolerance: float) -> None:
+    """Raise CheckError where a model that simply runs computes something else than its capture, which a graph form is made of.
+
+    What draws random numbers may draw in another order.
+    """
+    if isinstance(graph.model, GraphModule) or any(may_draw(node) for node in graph.capture.exported.graph.nodes):
+        return
+    with same_draws():
+        apart = difference(rerun(graph, graph.model, within=no_flags)[: len(captured)], captured)
+    if not apart <= tolerance:
+        raise CheckError(
+            f"{type(graph.model).__name__} has no graph form: what was captured of it is off by {apart:.1e} of the largest output from "
+            "what it computes when it simply runs (its code asks whether it is captured, say); use form='module'"
+        )
 
 
 def only_captured(model: nn.Module, in_place: bool) -> CheckError:

@@ -7,7 +7,7 @@ autoencoder, noise in a forward) couldn't be compared.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -54,6 +54,11 @@ def may_draw(node: Node) -> bool:
         return False
     given = by_name(node)
     return bool(given.get("train", True) and given.get("dropout_p", 1.0) != 0.0)
+
+
+def by_own_generator(nodes: Iterable[Node]) -> Node | None:
+    """The first operator that draws by a generator of the model's code, whose state a graph would go on from, run after run."""
+    return next((n for n in nodes if draws(n.target) and by_name(n).get("generator") is not None), None)
 
 
 @dataclass

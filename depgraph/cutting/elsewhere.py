@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 from depgraph.capture.capturing import quiet
 from depgraph.capture.keeping import unwritten
+from depgraph.capture.places import place
 from depgraph.capture.restoring import own_containers
-from depgraph.cutting.draws import same_draws
+from depgraph.cutting.draws import by_own_generator, same_draws
 from depgraph.cutting.reference import Reference
 from depgraph.cutting.rerunning import Inputs, rerun
 from depgraph.cutting.script import Script
@@ -43,6 +44,23 @@ def require_same_elsewhere(graph: DependencyGraph) -> None:
         raise CutError(
             f"{type(graph.model).__name__} has no graph form: it computes something from its inputs that torch doesn't see, "
             f"and on other inputs the captured graph is off by {apart:.1e} of the largest output; use form='module'"
+        )
+
+
+def require_unseeded(graph: DependencyGraph) -> None:
+    """Raise CutError when a model seeds a generator anew in each run, which a graph would go on to draw by from run to run."""
+    node = by_own_generator(graph.capture.exported.graph.nodes)
+    if node is None or graph.on_meta:
+        return
+    runs = []
+    for _ in range(2):
+        with same_draws():
+            runs.append(rerun(graph, graph.model))
+    if all(torch.equal(one, other) for one, other in zip(*runs, strict=True)):
+        at = f" at {place(node)}" if place(node) else ""
+        raise CutError(
+            f"{type(graph.model).__name__} has no graph form, as it seeds a generator in each run{at}, which a graph can't: use "
+            "form='module', or plan with form='module', or make what it draws once, as a buffer"
         )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
+from depgraph.capture.places import module_path
 from depgraph.operators import by_name
 
 
@@ -60,17 +61,22 @@ _TABLE |= {
 }
 
 
-def follow_modes(module: GraphModule, training: bool) -> None:
-    """Replace the operators of a program captured in eval mode, and put it into the mode `training`."""
-    for number, node in enumerate(list(module.graph.nodes)):
-        if str(node.target) in _TABLE:
-            _replace(module, node, f"_mode_{number}")
+def follow_modes(module: GraphModule, model: nn.Module) -> None:
+    """Replace the operators of a program captured in eval mode, and put each into the mode that its module of `model` is in."""
+    owners = {path: one.training for path, one in model.named_modules(remove_duplicate=False)}
+    made = [
+        (_replace(module, node, f"_mode_{number}"), module_path(node))
+        for number, node in enumerate(list(module.graph.nodes))
+        if str(node.target) in _TABLE
+    ]
     for name in ("train", "eval"):
         vars(module).pop(name, None)
-    module.train(training)
+    module.train(model.training)
+    for one, path in made:
+        one.train(owners.get(path, model.training))
 
 
-def _replace(module: GraphModule, node: Node, name: str) -> None:
+def _replace(module: GraphModule, node: Node, name: str) -> nn.Module:
     made, args = _TABLE[str(node.target)](by_name(node))
     module.add_submodule(name, made)
     with module.graph.inserting_before(node):
@@ -78,3 +84,4 @@ def _replace(module: GraphModule, node: Node, name: str) -> None:
     fresh.meta.update(node.meta)
     node.replace_all_uses_with(fresh)
     module.graph.erase_node(node)
+    return made

@@ -33,7 +33,7 @@ from depgraph.capture.reserved_names import apart_in, module_apart
 from depgraph.capture.training import related_in_training
 from depgraph.capture.unlifting import module_of
 from depgraph.classes import Classes
-from depgraph.cutting.elsewhere import require_same_elsewhere
+from depgraph.cutting.elsewhere import require_same_elsewhere, require_unseeded
 from depgraph.cutting.involved import none_involved
 from depgraph.cutting.modes import follow_modes
 from depgraph.cutting.module import new_tensor
@@ -89,6 +89,7 @@ def cut_programs(plan: Plan, edit: Edit | None = None) -> Iterator[Way]:
             f"{type(graph.model).__name__} has no graph form, as its forward replaces {replaced}, which a graph can't: "
             "use form='module', or plan with form='module'"
         )
+    require_unseeded(graph)
     if decisions is not None:
         require_same_elsewhere(graph)
     inputs = graph.args, graph.kwargs
@@ -171,7 +172,7 @@ def _cut(plan: Plan, captured: _Captured, module: GraphModule, nodes: Alike | No
     _narrow_tensors(module, plan.graph, captured)
     _forget_devices(module)
     write_without_gradients(module)
-    follow_modes(module, plan.graph.model.training)
+    follow_modes(module, plan.graph.model)
     module.recompile()
     return module
 

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from depgraph.capture.exported import decisions_of
 from depgraph.capture.proxies import no_flags
-from depgraph.cutting.alone import apart_from_capture
+from depgraph.cutting.alone import apart_from_capture, require_own
 from depgraph.cutting.bypassing import bypassed
 from depgraph.cutting.choices import Chosen
 from depgraph.cutting.comparing import TOLERANCE, Tensors, any_finite, difference, is_continuous
@@ -89,7 +89,10 @@ class Verifier:
         if self.on_meta:
             return self._without_values(model)
         if isinstance(model, GraphModule):
-            return self._as_captured(model).check
+            found = self._as_captured(model)
+            if not self.plan.branches and self.graph.words is None:
+                require_own(self.graph, [tensor for _, tensor in found.original], found.tolerance)
+            return found.check
         alone, decisions = self._alone(model), decisions_of(self.graph.capture.exported)
         found = alone or self._as_captured(model)
         if alone is None or decisions is not None:
