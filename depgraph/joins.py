@@ -111,7 +111,8 @@ class Flow:
         sharing: dict[Node, list[Node]] = defaultdict(list)
         for node in self.nodes if self.writes else ():
             sharing[memory_of(node)].append(node)
-        for writer, root in self.writes:
+        for write in self.writes:
+            writer, root = write.writer, write.root
             if root.op != "call_function":
                 self.lasting.add(writer)
             for reader in {user for alias in sharing[root] for user in alias.users}:

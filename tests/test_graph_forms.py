@@ -77,3 +77,40 @@ def test_a_model_that_is_another_while_it_is_captured_has_no_graph_form() -> Non
     with pytest.raises(CheckError, match="no graph form: what was captured of it is off by"):
         plan.apply(form="graph")
     assert plan.apply().first.out_features == 10
+
+
+class Filled(nn.Module):
+    """Writes into every second place of tensors, which aren't every second any more once one goes."""
+
+    def __init__(self, norm: type[nn.Module]) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 12), norm(12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        made = torch.zeros_like(hidden)
+        made[:, ::2] = hidden[:, ::2].tanh()
+        odd = made[:, 1::2]
+        odd.add_(hidden[:, 1::2]).mul_(2)
+        found: Tensor = self.last(self.norm(made))
+        return found
+
+
+@pytest.mark.parametrize("norm", [nn.Identity, nn.RMSNorm])
+def test_what_is_written_through_a_view_whose_places_are_no_view_any_more_gets_there(norm: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = Filled(norm).eval(), torch.randn(5, 6)
+    graph = depgraph.trace(model, x)
+    plan = graph.cut_plan({axis.name: [1] for axis in graph.axes if axis.prunable.any()})
+    report = plan.apply_with_report(form="graph")
+    assert report.check.error < 1e-5 < report.check.sensitivity
+    stays = torch.tensor([k for k in range(12) if k not in _gone(plan, "first.weight")])
+    with torch.no_grad():
+        hidden = model.first(x)
+        made = torch.stack([hidden[:, ::2].tanh(), hidden[:, 1::2] * 2], 2).flatten(1)[:, stays]
+        normed = made if norm is nn.Identity else nn.functional.rms_norm(made, (len(stays),), model.norm.weight[stays])
+        assert torch.allclose(report.model(x), normed @ model.last.weight[:, stays].T + model.last.bias, atol=1e-5)
+
+
+def _gone(plan: depgraph.Plan, name: str) -> set[int]:
+    return {index for removed in plan.removed() if removed.target == name for index in removed.indices}

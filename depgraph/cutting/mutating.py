@@ -14,19 +14,24 @@ from torch.fx.node import map_arg
 from depgraph.capture.exported import CapturedProgram
 from depgraph.capture.keeping import written_arguments
 
+_index_copy = torch.ops.aten.index_copy_.default
 _MUTATIONS = {OutputKind.BUFFER_MUTATION, getattr(OutputKind, "PARAMETER_MUTATION", None)}
 
 
 class Write(NamedTuple):
-    """An operator in place, and the node that made the memory it writes to (itself, or through views)."""
+    """An operator in place, and what it writes to: a view, what that is a view of, and so on; at last the node that made the memory."""
 
     writer: Node
-    root: Node
+    views: tuple[Node, ...]
+
+    @property
+    def root(self) -> Node:
+        return self.views[-1]
 
 
 def writes(nodes: Iterable[Node]) -> list[Write]:
     """All writes of a captured graph."""
-    return [Write(node, memory_of(target)) for node in nodes for target in written_by(node)]
+    return [Write(node, tuple(_bases(target))) for node in nodes for target in written_by(node)]
 
 
 def written_targets(exported: CapturedProgram) -> set[str]:
@@ -41,13 +46,28 @@ def written_targets(exported: CapturedProgram) -> set[str]:
 def write_without_gradients(module: GraphModule) -> None:
     """Let writes to parameters take no part in gradients: torch allows no other, and a capture doesn't say so."""
     held = dict(module.named_parameters(remove_duplicate=False))
-    for writer, root in writes(list(module.graph.nodes)):
+    for write in writes(list(module.graph.nodes)):
+        writer, root = write.writer, write.root
         if root.op != "get_attr" or root.target not in held:
             continue
         if _schema_of(writer).is_mutable:
             writer.replace_all_uses_with(next(written_by(writer)))
         with module.graph.inserting_before(writer):
             writer.args, writer.kwargs = map_arg((writer.args, writer.kwargs), _detached)
+
+
+def write_back(module: GraphModule, copies: Iterable[Node]) -> None:
+    """Let what is written to `copies`, index_select in the place of views, reach what these were taken from."""
+    known = set(copies)
+    for writer in list(module.graph.nodes) if known else ():
+        for node in written_by(writer):
+            after: Node = writer
+            while node is not None:
+                if node in known:
+                    base, dim, index = node.args
+                    with module.graph.inserting_after(after):
+                        after = module.graph.call_function(_index_copy, (base, dim, index, node))
+                node = node.args[0] if node in known else base_of(node)  # type: ignore[assignment]
 
 
 def _detached(node: Node) -> Node:
@@ -70,9 +90,16 @@ def _schema_of(node: Node) -> Any:
 
 def memory_of(node: Node) -> Node:
     """The node that made the memory of what `node` made."""
+    *_, root = _bases(node)
+    return root
+
+
+def _bases(node: Node) -> Iterator[Node]:
+    """A node, what it is a view of, what that is a view of, and so on."""
+    yield node
     while (base := base_of(node)) is not None:
+        yield base
         node = base
-    return node
 
 
 def base_of(node: Node) -> Node | None:

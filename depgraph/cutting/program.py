@@ -37,7 +37,7 @@ from depgraph.cutting.elsewhere import require_same_elsewhere, require_unseeded
 from depgraph.cutting.involved import none_involved
 from depgraph.cutting.modes import follow_modes
 from depgraph.cutting.module import new_tensor
-from depgraph.cutting.mutating import write_without_gradients, written_targets
+from depgraph.cutting.mutating import write_back, write_without_gradients, written_targets
 from depgraph.cutting.omitting import Alike, alike, omit
 from depgraph.cutting.rewriting import Share, call_arguments, rewrite
 from depgraph.cutting.varying import Dims, Taken, TakenInput, wrong_sizes
@@ -261,6 +261,7 @@ def _by_name(graph: DependencyGraph, shapes: Any) -> Any:
 def _rewrite_calls(module: GraphModule, captured: _Captured) -> None:
     theirs = [n for n in captured.exported.graph.nodes if n.op == "call_function"]
     ours = [n for n in module.graph.nodes if n.op == "call_function"]
+    copies = []
     for mine, node in zip(ours, theirs, strict=True):
         if not hasattr(node.target, "_schema"):
             continue
@@ -273,9 +274,11 @@ def _rewrite_calls(module: GraphModule, captured: _Captured) -> None:
         args, kwargs = call_arguments(changed, actual=mine)
         if changed.target is not None:
             mine.target = changed.target
+            copies += [mine] if mine.target is torch.ops.aten.index_select.default else []
         with module.graph.inserting_before(mine):
             mine.args = tuple(_held(module, arg) for arg in args)
             mine.kwargs = {name: _held(module, arg) for name, arg in kwargs.items()}
+    write_back(module, copies)
 
 
 def _held(module: GraphModule, argument: Any) -> Any:

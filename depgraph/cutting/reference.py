@@ -23,6 +23,7 @@ from depgraph.cutting.slicing import sliced_tensor
 from depgraph.graph import Program, Value
 from depgraph.widths import Kept
 
+_COPY = torch.ops.aten.index_select.default
 Fetch = Callable[[str], torch.Tensor]
 Outputs = list[tuple[Value, torch.Tensor]]
 Watch = Mapping[Node, Callable[[Node, SideRun], None]]
@@ -155,6 +156,10 @@ class Reference:
             side.env[node] = (
                 sliced_tensor(result, side.sliced, self.program.values[node.name]) if call.whole else result
             )
+            if call.target is _COPY and node.target is not _COPY:
+                side.copies[node] = call.args
+            for view in self.script.written_through.get(node, ()) if side.copies else ():
+                side.write_back(view)
 
     def _alike(self, node: Node) -> Any:
         """What a node makes that is the same on all sides."""

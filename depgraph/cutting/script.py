@@ -39,6 +39,11 @@ class Script:
         self.roots = frozenset(write.root for write in self.writes)
 
     @cached_property
+    def written_through(self) -> Mapping[Node, list[Node]]:
+        """Of operators in place, the views that they write through, from the inner one out."""
+        return {write.writer: list(write.views[:-1]) for write in self.writes if len(write.views) > 1}
+
+    @cached_property
     def drawing(self) -> frozenset[Node]:
         return frozenset(node for node in self.nodes if may_draw(node))
 

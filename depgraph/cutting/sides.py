@@ -103,6 +103,9 @@ class SideRun:
             if not self.narrowed.isdisjoint(_results(node)):
                 self.cutting.update((node, *node.users))
         self.env: dict[Node, Any] = {}
+        self.copies: dict[
+            Node, tuple[Any, ...]
+        ] = {}  # of views whose positions no view has any more: what was copied, dim, index
         self.stored: set[Node] = set()
 
     def differs(self, node: Node) -> bool:
@@ -143,6 +146,12 @@ class SideRun:
         made = self.cut(node)
         self.env[node] = tensor.clone() if made is tensor else made
         self.stored.discard(node)
+
+    def write_back(self, view: Node) -> None:
+        """Let what was written to a copy in the place of a view reach what it was taken from."""
+        if view in self.copies and view in self.env:
+            base, dim, index = self.copies[view]
+            base.index_copy_(dim, index, self.env[view])
 
     def _whole(self, node: Node) -> Any:
         """What a node made, at its full size."""
