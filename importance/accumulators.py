@@ -130,7 +130,7 @@ class SampleSums:
         return found
 
 
-_FEW = 4
+FEW = 4
 """Rows are few where there are at least so many times as many columns."""
 
 
@@ -157,7 +157,7 @@ class GramSums:
         self.total = rows.total + self.total.to(flat)
         self.squares = rows.squares + self.squares.to(flat)
         waiting, columns = len(flat) + sum(one.shape[1] for one in self.held), flat.shape[1] // self.groups
-        if waiting * _FEW <= columns:
+        if waiting * FEW <= columns:
             apart = flat.unflatten(1, (self.groups, -1)).transpose(0, 1)
             self.held.append(apart.clone(memory_format=torch.contiguous_format))
             return

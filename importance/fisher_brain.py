@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from depgraph import DependencyGraph
+from depgraph.classes import NONE
 from importance.activation import with_unread
 from importance.calling import check_batches
 from importance.factors import FactorSums, Side
@@ -116,12 +117,34 @@ class _ProblemSums(FactorSums):
         self.several = self.several | {self.columns}
         if self.matrix.shape[1] <= self.matrix.shape[2]:
             self.dims = self.dims | {self.outputs}
+        self.read = [place for place in places if place.dim == self.columns]
+        self.waiting: dict[int, list[_Part]] = {}
 
     def problems(self, place: Place, damping: float, name: str, positions: float) -> list[Problem]:
-        """The layer problem of each block for a place of columns, in units of the loss at all `positions` of a sample."""
-        size = (positions / 2) ** 0.5 / (self.scale or 1.0)
-        blocks = zip(self.sides(place.dim, self.means(name), damping, name), self.labels(place), strict=True)
-        return [Problem(_rooted(one) * size, inverse_of(one.curvature, one.where), labels) for one, labels in blocks]
+        """The layer problem of each block for a place of columns, in units of the loss at all `positions` of a sample.
+
+        Those of all places are made at once, and each waits until it is asked for.
+        """
+        if id(place) not in self.waiting:
+            size = (positions / 2) ** 0.5 / (self.scale or 1.0)
+            sides = self.sides(place.dim, self.means(name), damping, name)
+            made = [(_rooted(one) * size, inverse_of(one.curvature, one.where)) for one in sides]
+            self.waiting = {id(p): list(map(_part, made, self.labels(p))) for p in self.read}
+        return [Problem(*part) for part in self.waiting.pop(id(place))]
+
+
+_Part = tuple[Tensor, Tensor, np.ndarray]
+"""What a `Problem` is made of."""
+
+
+def _part(whole: tuple[Tensor, Tensor], labels: np.ndarray) -> _Part:
+    """What belongs to the columns that have a group among `labels`: a removal of others changes nothing else."""
+    named = torch.from_numpy(labels != NONE)
+    if named.all():
+        return (*whole, labels)
+    at = torch.nonzero(named).flatten()
+    weight, inverse = whole
+    return weight[:, at], inverse.index_select(0, at).index_select(1, at), labels[named.numpy()]
 
 
 def _rooted(side: Side) -> Tensor:

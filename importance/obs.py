@@ -5,7 +5,7 @@ Each consumer is a layer problem of its own, see `importance.problems`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,10 +16,9 @@ from importance.accumulators import Gram, Statistic, Weights
 from importance.activation import statistics_of, with_unread
 from importance.calling import check_batches
 from importance.collector import Gathering
-from importance.columns import Block, blocks_of, column_labels, weight_of
-from importance.consumers import Consumer
+from importance.inverses import Inverses
 from importance.normalisation import Normalisation, NormalisationSpec
-from importance.problems import Solvable, check_greedy, greedy_losses, problems_of
+from importance.problems import check_greedy, greedy_losses
 from importance.statistics import Statistics
 
 
@@ -60,27 +59,14 @@ class OptimalBrain:
     def __call__(self, graph: DependencyGraph, /) -> dict[str, np.ndarray]:
         found = statistics_of(graph, self.data, self.needs, self.gathering)
         read = [axis for axis in graph.axes if found.readers(axis.name)]
-        return with_unread(graph, {axis.name: self.of_axis(axis, found) for axis in read})
+        inverses = Inverses(found, self.damping, {axis.name for axis in read})
+        return with_unread(graph, {axis.name: self._losses(axis, found, inverses) for axis in read})
 
     def of_axis(self, axis: Axis, found: Statistics) -> np.ndarray:
         """The scores of one axis [groups], from what was found of the consumers that read it."""
-        return Normalisation.of(self.normalise)(self._losses(axis.name, axis.size, found))
+        return self._losses(axis, found, Inverses(found, self.damping, {axis.name}))
 
-    def _losses(self, name: str, size: int, found: Statistics) -> np.ndarray:
+    def _losses(self, axis: Axis, found: Statistics, inverses: Inverses) -> np.ndarray:
         """What every group of an axis costs: float64 [groups]."""
-        problems = [p for consumer in found.readers(name) for p in self._problems(name, consumer, found)]
-        return greedy_losses(problems, size, self.rounds)
-
-    def _problems(self, axis: str, consumer: Consumer, found: Statistics) -> Iterator[Solvable]:
-        sums = found.of(consumer, Gram())
-        columns = sums.columns
-        labels = column_labels(consumer, axis, columns)
-        weight = weight_of(consumer, found)
-        if weight is None:  # what is multiplied with is computed: only the sizes of its columns are known
-            each = columns // consumer.size
-            sizes = (found.of(consumer, Weights("square")).value.double().cpu() / each).sqrt().repeat_interleave(each)
-            blocks = [Block(sizes[None], 0)]
-        else:
-            blocks = [*blocks_of(consumer, weight, columns)]
-        for block in blocks:
-            yield from problems_of(sums, block, labels[block.start : block.stop], self.damping, consumer)
+        problems = [p for consumer in found.readers(axis.name) for p in inverses.problems(axis.name, consumer)]
+        return Normalisation.of(self.normalise)(greedy_losses(problems, axis.size, self.rounds))

@@ -1,8 +1,8 @@
 """The layer problem of optimal brain surgery: what it costs a consumer that columns of its weights go, and what makes up for them.
 
 With H = X'X / rows + damping (METHODS.md 2.13), removing the columns P costs tr(W_P [(H^-1)_PP]^-1 W_P') when the other columns
-are changed in the best way, W_K += W_P H_PK H_KK^-1. How H^-1 is had depends on what came in: as a matrix; from the rows
-themselves where these are few (Woodbury); and of columns into which nothing ever came, damping alone.
+are changed in the best way, W_K += W_P H_PK H_KK^-1. Of H^-1 only what belongs to columns that may go is needed, and how that is
+had depends on what came in, see `importance.inverses`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,7 @@ import torch
 from torch import Tensor
 
 from depgraph.errors import ScoreError
-from importance.accumulators import GramSums
-from importance.columns import Block, present_groups
-
-_LEAST = 1e-4
-"""Damping from which on few rows are as good as the matrix, as a share of H's mean diagonal."""
+from importance.columns import present_groups
 
 
 class Solvable(Protocol):
@@ -34,96 +30,91 @@ class Solvable(Protocol):
         """Take groups out: the weights of the others make up for them, and H is that without them."""
 
 
-@dataclass
-class Problem:
-    """One matrix of a consumer: `weight` [outputs, columns] float64, `inverse` of H, and the group of each column.
+class _Columns:
+    """One matrix of a consumer, `weight` [outputs, columns] in float64, and the group of each column.
 
-    Removed columns of `weight` are zero; `inverse` has those that are left, in order.
+    What is held is of the columns that are left, in order; those without a group are left in any case.
     """
 
-    weight: Tensor
-    inverse: Tensor
-    labels: np.ndarray
+    def __init__(self, weight: Tensor, labels: np.ndarray) -> None:
+        self.labels = labels
+        self.rows = weight.T.contiguous()
+        self.columns = columns_of(labels)
+        self.left = torch.arange(len(labels))
 
-    def __post_init__(self) -> None:
-        self.columns = columns_of(self.labels)
-        self.left = torch.arange(len(self.inverse))
+    @property
+    def weight(self) -> Tensor:
+        """The weights as they have become [outputs, columns], zero where columns went."""
+        found = self.rows.new_zeros(len(self.labels), self.rows.shape[1])
+        found[self.left] = self.rows
+        return found.T
 
     def losses(self, groups: Collection[int]) -> dict[int, float]:
         """What removing each of `groups` alone would cost now."""
         found: dict[int, float] = {}
         for here, at in alike(self.columns, groups):
-            weight, places = self.weight[:, at].movedim(1, 0), torch.searchsorted(self.left, at)
-            if at.shape[1] == 1:
-                costs = weight.square().sum(dim=(1, 2)) / self.inverse.diagonal()[places[:, 0]]
-            else:
-                costs = _costs(weight, self.inverse[places[:, :, None], places[:, None]])
-            found |= zip(here, costs.tolist(), strict=True)
+            places = torch.searchsorted(self.left, at)
+            found |= zip(here, _costs(self.rows[places], self._within(places)).tolist(), strict=True)
         return found
 
     def remove(self, groups: Collection[int]) -> None:
-        """Take groups out: the weights of the others make up for them, and the inverse is that without them."""
-        at = pop(self.columns, groups)
-        gone = torch.isin(self.left, at)
-        if not gone.any():
-            return
-        kept, lost = self.left[~gone], self.left[gone]
-        beside = self.inverse[gone][:, ~gone]
-        gain = torch.linalg.solve(self.inverse[gone][:, gone], beside)
-        self.weight[:, kept] -= self.weight[:, lost] @ gain
-        self.weight[:, lost] = 0
-        self.inverse = self.inverse[~gone][:, ~gone].addmm_(beside.T, gain, alpha=-1)
-        self.left = kept
+        """Take groups out: the weights of the others make up for them, and H^-1 is that without them."""
+        gone = torch.isin(self.left, pop(self.columns, groups))
+        if gone.any():
+            lost, kept = torch.nonzero(gone).flatten(), torch.nonzero(~gone).flatten()
+            self._make_up(lost, kept)
+            self.left = self.left[kept]
+
+    def _within(self, places: Tensor) -> Tensor:
+        """[(H^-1)_PP] of each group: its columns [groups, columns] -> [groups, columns, columns]."""
+        raise NotImplementedError
+
+    def _make_up(self, lost: Tensor, kept: Tensor) -> None:
+        """W_K -= (H^-1)_KP [(H^-1)_PP]^-1 W_P, and (H^-1)_KK -= (H^-1)_KP [(H^-1)_PP]^-1 (H^-1)_PK."""
+        raise NotImplementedError
 
 
-@dataclass
-class FewRows:
-    """A problem with fewer rows than columns: H = rows' rows + damping, `rows` [rows, columns] over the root of their number.
+class Problem(_Columns):
+    """A problem whose `inverse` of H [columns, columns] is given."""
 
-    Removed columns of `weight` are zero; `rows` have those that are left, in order.
-    """
+    def __init__(self, weight: Tensor, inverse: Tensor, labels: np.ndarray) -> None:
+        super().__init__(weight, labels)
+        self.inverse = inverse
 
-    weight: Tensor
-    rows: Tensor
-    labels: np.ndarray
-    damping: float
+    def _within(self, places: Tensor) -> Tensor:
+        if places.shape[1] == 1:
+            return self.inverse.diagonal()[places, None]
+        return self.inverse[places[:, :, None], places[:, None]]
 
-    def __post_init__(self) -> None:
-        self.columns = columns_of(self.labels)
-        self.left = torch.arange(len(self.labels))
-        self._solve()
+    def _make_up(self, lost: Tensor, kept: Tensor) -> None:
+        rows = self.inverse.index_select(0, lost)
+        factor = _factor(rows.index_select(1, lost))
+        beside = torch.linalg.solve_triangular(factor, rows.index_select(1, kept), upper=False)
+        own = torch.linalg.solve_triangular(factor, self.rows.index_select(0, lost), upper=False)
+        self.rows = self.rows.index_select(0, kept).addmm_(beside.T, own, alpha=-1)
+        self.inverse = self.inverse.index_select(0, kept).index_select(1, kept).addmm_(beside.T, beside, alpha=-1)
 
-    def _solve(self) -> None:
-        """With U'U = rows' (damping + rows rows')^-1 rows, H^-1 is (1 - U'U) / damping."""
-        inner = self.rows @ self.rows.T
-        inner.diagonal().add_(self.damping)
-        self.half = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), self.rows, upper=False)
 
-    def _inverse(self, half: Tensor) -> Tensor:
-        """[(H^-1)_PP] of the columns that some columns [..., rows, columns] of U are of."""
-        made: Tensor = half.mT @ half / -self.damping
-        made.diagonal(dim1=-2, dim2=-1).add_(1 / self.damping)
+class FewRows(_Columns):
+    """A problem with fewer rows than columns: H^-1 is (1 - U U') / damping, with `half` U [columns, rows]."""
+
+    def __init__(self, weight: Tensor, half: Tensor, labels: np.ndarray, damping: float) -> None:
+        super().__init__(weight, labels)
+        self.half, self.damping = half, damping
+
+    def _within(self, places: Tensor) -> Tensor:
+        half = self.half[places]
+        made: Tensor = half @ half.mT / -self.damping
+        made.diagonal(dim1=1, dim2=2).add_(1 / self.damping)
         return made
 
-    def losses(self, groups: Collection[int]) -> dict[int, float]:
-        """What removing each of `groups` alone would cost now."""
-        found: dict[int, float] = {}
-        for here, at in alike(self.columns, groups):
-            inverse = self._inverse(self.half[:, torch.searchsorted(self.left, at)].movedim(1, 0))
-            found |= zip(here, _costs(self.weight[:, at].movedim(1, 0), inverse).tolist(), strict=True)
-        return found
-
-    def remove(self, groups: Collection[int]) -> None:
-        """Take groups out: the weights of the others make up for them."""
-        gone = torch.isin(self.left, pop(self.columns, groups))
-        if not gone.any():
-            return
-        kept, lost, half = self.left[~gone], self.left[gone], self.half[:, gone]
-        shares = torch.linalg.solve(self._inverse(half), self.weight[:, lost].T).T
-        self.weight[:, kept] += shares @ half.T @ self.half[:, ~gone] / self.damping
-        self.weight[:, lost] = 0
-        self.rows, self.left = self.rows[:, ~gone], kept
-        self._solve()
+    def _make_up(self, lost: Tensor, kept: Tensor) -> None:
+        """The same; the new U is U_K L'^-1, with L L' = 1 - U_P' U_P."""
+        half, gone = self.half.index_select(0, kept), self.half.index_select(0, lost)
+        shares = torch.cholesky_solve(self.rows.index_select(0, lost), _factor(self._within(lost[None])[0]))
+        self.rows = self.rows.index_select(0, kept).addmm_(half, gone.T @ shares, alpha=1 / self.damping)
+        inner = torch.eye(half.shape[1], dtype=half.dtype).addmm_(gone.T, gone, alpha=-1)
+        self.half = torch.linalg.solve_triangular(_factor(inner).T, half, upper=True, left=False)
 
 
 @dataclass
@@ -187,32 +178,21 @@ def greedy_losses(problems: Sequence[Solvable], size: int, rounds: int) -> np.nd
     return scores
 
 
-def problems_of(sums: GramSums, matrix: Block, labels: np.ndarray, damping: float, where: object) -> Iterator[Solvable]:
-    """The problem of a matrix of a consumer, of whose columns `labels` says the groups; what is idle in it apart.
-
-    `damping` is a share of the mean of H's diagonal. Raises ScoreError where H is singular.
-    """
-    start, stop, weight = matrix.start, matrix.stop, matrix.matrix.double().cpu().clone()
-    diagonal = sums.diagonal[start:stop].double().cpu() / max(sums.rows, 1)
-    added = damping_of(diagonal, damping)
-    busy = (diagonal > 0) if added > 0 else torch.ones(len(diagonal), dtype=torch.bool)
-    at, named = torch.nonzero(busy).flatten(), labels[busy.numpy()]
-    if len(at) < len(busy):
-        yield Idle(weight[:, ~busy], labels[~busy.numpy()], added)
-    rows = sums.few(start, stop) if damping >= _LEAST else None
-    if len(at) and rows is not None:
-        scaled = rows[:, at.to(rows.device)].double().cpu() / max(sums.rows, 1) ** 0.5
-        yield FewRows(weight[:, at], scaled, named, added)
-    elif len(at):
-        here = at.to(sums.total.device)
-        second = sums.between(start, stop)[here][:, here].double().cpu() / max(sums.rows, 1)
-        second.diagonal().add_(added)
-        yield Problem(weight[:, at], inverse_of(second, where), named)
-
-
 def _costs(weight: Tensor, inverse: Tensor) -> Tensor:
-    """tr(W_P [(H^-1)_PP]^-1 W_P') of each group: W [groups, outputs, columns], H^-1 [groups, columns, columns] -> [groups]."""
-    return (weight * torch.linalg.solve(inverse, weight.mT).mT).sum(dim=(1, 2))
+    """tr(W_P' [(H^-1)_PP]^-1 W_P) of each group: W [groups, columns, outputs], H^-1 [groups, columns, columns] -> [groups]."""
+    if weight.shape[1] == 1:
+        return weight.square().sum(dim=(1, 2)) / inverse[:, 0, 0]
+    return torch.linalg.solve_triangular(_factor(inverse), weight, upper=False).square().sum(dim=(1, 2))
+
+
+def _factor(matrix: Tensor) -> Tensor:
+    """Lower triangular L with L L' = `matrix` [..., n, n], also where rounding has made that indefinite."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if not info.any():
+        return factor
+    values, vectors = torch.linalg.eigh(matrix)
+    least = torch.finfo(matrix.dtype).eps * values.amax(dim=-1, keepdim=True).abs()
+    return torch.linalg.qr((vectors * values.clamp(min=least).sqrt()[..., None, :]).mT, mode="r").R.mT
 
 
 def columns_of(labels: np.ndarray) -> dict[int, np.ndarray]:

@@ -68,8 +68,9 @@ class RelativeLoss:
         energy: dict[str, float] = {}
         for consumer in found.consumers:
             if consumer.key in found.found:
+                each = _energy(consumer, found)
                 for axis in consumer.labels:
-                    energy[axis] = energy.get(axis, 0.0) + _energy(consumer, found)
+                    energy[axis] = energy.get(axis, 0.0) + each
         weights = self._weights(graph)
         return {a: s / (energy.get(a) or 1.0) * weights[a] for a, s in losses.items()}
 

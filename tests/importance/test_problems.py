@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import depgraph
+import importance
 from depgraph.errors import ScoreError
+from importance import FisherBrain, OptimalBrain, fisher_brain, inverses
 from importance.accumulators import GramSums
-from importance.columns import Block
 from importance.gains import Few, Matrix
-from importance.problems import FewRows, Idle, Problem, problems_of
+from importance.inverses import inverse_for
+from importance.problems import FewRows, Idle, Problem, inverse_of
 from importance.rows import Rows
 
 COLUMNS, OUTPUTS, DAMPING = 24, 3, 0.01
@@ -34,6 +37,10 @@ def _sums(rows: Tensor, batches: int = 1) -> GramSums:
     for part in rows.chunk(batches):
         sums.add(Rows(part[None]))
     return sums
+
+
+def _problems(sums: GramSums, damping: float = DAMPING) -> list:
+    return [*inverse_for(sums, 0, COLUMNS, damping, "a layer").problems(_weight(), LABELS)]
 
 
 def _history(problems: list) -> list[dict[int, float]]:
@@ -77,19 +84,20 @@ def _by_hand(rows: Tensor) -> list[dict[int, float]]:
         (60, (), [Problem]),
         (5, (), [FewRows]),
         (60, (2, 3, 4, 9, 22), [Idle, Problem]),
-        (6, (0, 7, 23), [Idle, FewRows]),
+        (4, (0, 7, 23), [Idle, FewRows]),
+        (6, (0, 7, 23), [Idle, Problem]),
     ],
 )
 def test_losses_of_a_removal_in_steps_are_those_of_the_definition(rows: int, idle: tuple, kinds: list) -> None:
     came = _rows(rows, idle)
-    problems = [*problems_of(_sums(came), Block(_weight(), 0), LABELS, DAMPING, "a layer")]
+    problems = _problems(_sums(came))
     assert [type(problem) for problem in problems] == kinds
     for found, expected in zip(_history(problems), _by_hand(came), strict=True):
         assert found == {group: pytest.approx(loss) for group, loss in expected.items()}
 
 
 def test_columns_into_which_nothing_comes_cost_damping_alone() -> None:
-    (problem,) = problems_of(_sums(_rows(9, tuple(range(COLUMNS)))), Block(_weight(), 0), LABELS, DAMPING, "a layer")
+    (problem,) = _problems(_sums(_rows(9, tuple(range(COLUMNS)))))
     assert problem.losses([3, 7]) == {3: pytest.approx(_sum([8, 9])), 7: pytest.approx(_sum([18]))}
 
 
@@ -100,7 +108,7 @@ def _sum(columns: list[int]) -> float:
 def test_without_damping_columns_that_depend_on_one_another_are_refused() -> None:
     for rows in (_rows(5), _rows(60, (4,))):
         with pytest.raises(ScoreError, match="X'X of a layer is singular"):
-            [*problems_of(_sums(rows), Block(_weight(), 0), LABELS, 0.0, "a layer")]
+            _problems(_sums(rows), 0.0)
 
 
 @pytest.mark.parametrize(("count", "batches"), [(6, 3), (7, 1), (20, 10), (20, 2), (300, 100)])
@@ -134,3 +142,43 @@ def test_what_stays_predicts_what_goes(count: int, idle: tuple[int, ...], dampin
     expected = torch.linalg.solve(second, moments[kept][:, gone])
     for spread in (Matrix(moments), Few(rows)):
         assert torch.allclose(spread.gain(kept, gone, damping), expected)
+
+
+class Dense(nn.Module):
+    """Every layer reads what all before it gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(4 + 3 * k, 3, 1) for k in range(5))
+        self.head = nn.Linear(19, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.cat([x, layer(x).relu()], dim=1)
+        return self.head(x.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("way", ["activations", "gradients"])
+def test_what_comes_into_a_layer_is_inverted_once_for_all_axes_that_meet_in_it(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = Dense().eval()
+    batches = [torch.randn(8, 4, 5, 5) for _ in range(2)]
+    graph = depgraph.trace(model, batches[0])
+    calls = []
+
+    def counted(gram: Tensor, where: object) -> Tensor:
+        calls.append(where)
+        return inverse_of(gram, where)
+
+    monkeypatch.setattr(inverses, "inverse_of", counted)
+    monkeypatch.setattr(fisher_brain, "inverse_of", counted)
+    scorer = OptimalBrain(batches, rounds=2) if way == "activations" else FisherBrain(batches, lambda out, _: out.sum())
+    together = scorer(graph)
+    assert sum(axis.prunable.any() for axis in graph.axes) == 5
+    assert len(calls) == 5  # the first layer reads inputs alone
+    if isinstance(scorer, OptimalBrain):
+        found = importance.collect(graph, batches, scorer.needs)
+        for axis in graph.axes:
+            assert together[axis.name] == pytest.approx(scorer.of_axis(axis, found))
