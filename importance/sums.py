@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -24,21 +24,25 @@ def index_sums(saliency: Saliency, tensors: tuple[Tensor, ...], dims: tuple[int,
     like = tensors[0]
     total = torch.float32 if like.device.type == "mps" else torch.float64
     sums = {d: torch.zeros(like.shape[d], dtype=total, device=like.device) for d in dims}
-    along = max(range(like.ndim), key=lambda d: like.shape[d])
-    for start, length in _pieces(like, along):
-        element = saliency(*(_wide(tensor.narrow(along, start, length)) for tensor in tensors))
+    for piece in _pieces(like):
+        element = saliency(*(_wide(tensor[piece]) for tensor in tensors))
         for d, found in sums.items():
             others = [other for other in range(like.ndim) if other != d]
-            part = element.sum(dim=others) if others else element
-            (found.narrow(0, start, length) if d == along else found).add_(part)
+            found[piece[d]].add_(element.sum(dim=others) if others else element)
     return sums
 
 
-def _pieces(tensor: Tensor, along: int) -> Iterator[tuple[int, int]]:
-    size = tensor.shape[along]
-    row = math.prod(tensor.shape) // max(size, 1)
-    step = max(1, PIECE.get(tensor.device.type, _PIECE_ELSEWHERE) // max(row, 1))
-    return ((start, min(step, size - start)) for start in range(0, size, step))
+def _pieces(tensor: Tensor) -> Iterator[tuple[slice, ...]]:
+    """Slices that cut a tensor into what lies together in memory, as far as its strides say that."""
+    most = PIECE.get(tensor.device.type, _PIECE_ELSEWHERE)
+    steps = {}
+    row = 1  # how many elements lie within one index of the dim
+    for d in sorted(range(tensor.ndim), key=tensor.stride):
+        steps[d] = max(1, min(most // max(row, 1), tensor.shape[d]))
+        row *= tensor.shape[d]
+    cuts = (range(0, size, steps[d]) for d, size in enumerate(tensor.shape))
+    for starts in itertools.product(*cuts):
+        yield tuple(slice(start, start + steps[d]) for d, start in enumerate(starts))
 
 
 def _wide(tensor: Tensor) -> Tensor:

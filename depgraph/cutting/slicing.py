@@ -17,7 +17,7 @@ def sliced_tensor(tensor: torch.Tensor, kept: Kept, value: Value) -> torch.Tenso
     indices = {d: torch.from_numpy(i).to(tensor.device) for d, i in chosen.items()}
     if len(indices) < 2 or tensor.numel() <= _BLOCK:
         for d, index in indices.items():
-            tensor = tensor.index_select(d, index)
+            tensor = selected(tensor, d, index)
         return tensor
     return _in_blocks(tensor, indices)
 
@@ -32,9 +32,16 @@ def _in_blocks(tensor: torch.Tensor, indices: dict[int, torch.Tensor]) -> torch.
         stop = min(start + step, shape[0])
         part = tensor[start:stop] if rows is None else tensor.index_select(0, rows[start:stop])
         for d, index in indices.items():
-            part = part.index_select(d, index)
+            part = selected(part, d, index)
         result[start:stop] = part
     return result
+
+
+def selected(tensor: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+    """`index_select`, which is ten times as fast along the last dim of a matrix as of what has more dims."""
+    if dim < tensor.ndim - 1 or tensor.ndim < 3 or not tensor.is_contiguous():
+        return tensor.index_select(dim, index)
+    return tensor.flatten(0, -2).index_select(1, index).unflatten(0, tensor.shape[:-1])
 
 
 def widened(tensor: torch.Tensor, kept: Kept, value: Value) -> torch.Tensor:

@@ -27,7 +27,7 @@ from depgraph.cutting.rerunning import Inputs, Within, inputs_at, inputs_of_othe
 from depgraph.cutting.script import Script
 from depgraph.cutting.shapes import require_shapes
 from depgraph.cutting.sides import Side
-from depgraph.cutting.slicing import positions
+from depgraph.cutting.slicing import positions, selected
 from depgraph.errors import CheckError
 from depgraph.graph import Value
 from depgraph.widths import Kept
@@ -227,7 +227,7 @@ class Verifier:
                 stays = kept.of(value, d)
                 if stays is not None:
                     at = torch.from_numpy(positions(already.of(value, d), stays))
-                    tensor = tensor.index_select(d, at.to(tensor.device))
+                    tensor = selected(tensor, d, at.to(tensor.device))
             narrow.append(tensor)
         return narrow
 

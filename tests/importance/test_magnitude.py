@@ -84,6 +84,21 @@ def test_kernels_are_summed_over_all_their_other_dims(monkeypatch: pytest.Monkey
             np.testing.assert_allclose(found[f"dim {d}"], kernel.abs().transpose(0, d).flatten(1).sum(1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_stacked_weights_are_read_as_they_lie(order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums, "PIECE", {"cpu": 100})
+    experts, read = torch.randn(6, 30, 40).permute(order), []
+
+    def seen(piece: torch.Tensor) -> torch.Tensor:
+        read.append(piece)
+        return piece.abs()
+
+    found = sums.index_sums(seen, (experts,), (0, 2))
+    assert torch.allclose(found[2], experts.abs().sum((0, 1)).double(), rtol=1e-5)
+    assert len(read) == 6 * 15  # two rows of 40 at a time
+    assert all(40 in piece.shape for piece in read)
+
+
 def naive(graph: depgraph.DependencyGraph, p: float) -> dict[str, np.ndarray]:
     """Group by group, from the definition; tied names once."""
     tensors = graph.tensors()
