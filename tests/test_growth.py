@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import depgraph
 import importance
-from depgraph.cutting.settling import inexpressible
+from depgraph.cutting.settling import Settler, inexpressible
 from depgraph.cutting.ties import find_ties
 from depgraph.dependency import DependencyGraph
 from depgraph.describing import describe
@@ -94,6 +94,50 @@ def test_branches_of_a_sum_of_hundreds_of_terms_are_found() -> None:
 
 def test_what_one_axis_needs_of_the_code_is_asked_of_what_it_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _growth(monkeypatch, Value, "dims", inexpressible) < LINEAR
+
+
+class _Chunked(nn.Module):
+    """Blocks each of which has ties of its own: the equal parts of a chunk."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.wide = nn.ModuleList(nn.Linear(8, 24) for _ in range(blocks))
+        self.narrow = nn.ModuleList(nn.Linear(12, 8) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for wide, narrow in zip(self.wide, self.narrow, strict=True):
+            value, gate = wide(x).chunk(2, dim=-1)
+            x = x + narrow(value.tanh() * gate)
+        return x
+
+
+def test_what_ties_an_axis_is_looked_for_among_its_own_ties(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for blocks in (8, 16):
+        graph = depgraph.trace(_Chunked(blocks).eval(), torch.randn(2, 8))
+        assert len(find_ties(graph.sizes)) >= blocks
+        counts.append(_counted(monkeypatch, Settler, "_gap", lambda graph=graph: inexpressible(graph)))
+    assert counts[1] <= LINEAR * counts[0]
+
+
+def test_ties_that_undo_one_another_are_mended_until_numbers_come_again() -> None:
+    settler = object.__new__(Settler)
+    settler.ties, rounds = [None] * 500, []
+
+    def mend(k: int, counts: dict[str, int], direction: int) -> bool:
+        counts["axis"] = 1 - counts["axis"]
+        return True
+
+    def broken(counts: dict[str, int]) -> list[int]:
+        rounds.append(counts["axis"])
+        return [0]
+
+    settler._mend, settler.broken = mend, broken
+    for count, after in ((500, 0), (501, 1)):
+        settler.ties = [None] * count
+        rounds.clear()
+        assert settler._settle({"axis": 0}, (1, -1)) == {"axis": after}  # as after so many rounds and eight more
+        assert len(rounds) < 6
 
 
 def test_what_is_read_elsewhere_is_tried_from_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,35 @@ class Caller(nn.Module):
         return self.head(states)
 
 
+class Backbone(nn.Module):
+    """Gives the states of its layers, and norms the last one, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 12), nn.Linear(12, 12)
+        self.norms, self.last = nn.ModuleList([nn.LayerNorm(12), nn.LayerNorm(12)]), nn.LayerNorm(12)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        first = self.first(x)
+        second = first + self.second(first).tanh()
+        return self.last(second), [norm(state) for norm, state in zip(self.norms, (first, second), strict=True)]
+
+
+class TakesStates(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = Backbone(), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat(self.backbone(x)[1], dim=-1))
+
+
+def test_a_norm_that_nobody_takes_follows() -> None:
+    plan = depgraph.trace(TakesStates().eval(), torch.randn(2, 5, 6)).plan(importance.Magnitude(), HALF)
+    pruned = plan.apply(form="module")
+    assert pruned.backbone.last.normalized_shape[0] == pruned.backbone.first.out_features < 12
+
+
 def test_sizes_of_what_nobody_takes_follow() -> None:
     plan = depgraph.trace(Caller().eval(), torch.randn(2, 5, 6)).plan(importance.Magnitude(), HALF)
     pruned = plan.apply(form="module")

@@ -39,10 +39,14 @@ class Settler:
     keep_some: frozenset[str] = frozenset()
     ties: list[Tie] = field(default_factory=list)
     _known: dict[tuple[int, tuple[int, ...]], int] = field(default_factory=dict)
+    _of_axis: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         whole = {axis.name for axis in self.rules.graph.axes if axis.tried}
         self.ties = [t for t in find_ties(self.rules) if any(a in self.order and a not in whole for a in t.axes)]
+        for k, tie in enumerate(self.ties):
+            for axis in tie.axes:
+                self._of_axis.setdefault(axis, []).append(k)
 
     def settle(self, counts: Counts) -> Counts:
         """The nearest numbers that keep all ties that can be kept."""
@@ -61,19 +65,27 @@ class Settler:
         return found
 
     def broken(self, counts: Counts) -> list[int]:
-        """The numbers of the ties that `counts` doesn't keep."""
-        return [k for k, tie in enumerate(self.ties) if self._gap(k, tie, counts)]
+        """The numbers of the ties that `counts` doesn't keep: a tie none of whose axes loses anything is kept."""
+        near = {k for axis, count in counts.items() if count for k in self._of_axis.get(axis, ())}
+        return [k for k in sorted(near) if self._gap(k, self.ties[k], counts)]
 
     def _settle(self, counts: Counts, directions: tuple[int, ...]) -> Counts:
-        """Mend ties in turn; with both directions they may undo one another, with one they can't."""
+        """Mend ties in turn; with both directions they may undo one another, with one they can't.
+
+        So many rounds are made; where numbers come again, all rounds between were for nothing, and those like them are left out.
+        """
         stuck: set[int] = set()
-        for _ in range(len(self.ties) + 8):
-            broken = [k for k in self.broken(counts) if k not in stuck]
-            if not broken:
-                break
-            for k in broken:
+        seen: dict[tuple[frozenset[tuple[str, int]], int], int] = {}
+        rounds = len(self.ties) + 8
+        while rounds > 0 and (broken := [k for k in self.broken(counts) if k not in stuck]):
+            state = (frozenset(counts.items()), len(stuck))
+            if state in seen:
+                rounds %= seen[state] - rounds
+            seen[state] = rounds
+            for k in broken if rounds else ():
                 if not any(self._mend(k, counts, direction) for direction in directions):
                     stuck.add(k)
+            rounds -= 1
         return counts
 
     def _mend(self, k: int, counts: Counts, direction: int) -> bool:

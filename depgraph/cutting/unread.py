@@ -11,14 +11,18 @@ from depgraph.capture.recording import Site
 from depgraph.operators import aten_name, writes
 from depgraph.walks import behind
 
-_SHAPING = frozenset(["view", "reshape", "_unsafe_view", "unflatten"])
+_SHAPING = frozenset(
+    ["view", "reshape", "_unsafe_view", "unflatten", "expand", "split_with_sizes"]
+    + ["layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "conv1d", "conv2d", "conv3d", "convolution"]
+)
+"""Operators that fail where a size that they are given doesn't fit their tensors."""
 
 
 def by_reading(sites: Iterable[Site], nodes: Mapping[str, Node]) -> tuple[list[Site], list[Site]]:
-    """Sizes of operators that an output is computed from, or that change a tensor, and those that shape anything else.
+    """Sizes of operators that an output is computed from, or that change a tensor, and those that anything else fails by.
 
-    What nobody takes (a last state, keys where only queries count) is given its shape all the same, and fails where that
-    doesn't fit.
+    What nobody takes (a last state, keys where only queries count, the last norm of a backbone whose other states are taken) is
+    computed all the same, and fails where its sizes don't fit.
     """
     names = _read(nodes.values())
     said = [site for site in sites if site.node in nodes and site.origin != SHAPES]
