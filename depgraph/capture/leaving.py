@@ -20,6 +20,8 @@ from torch.utils import _pytree as pytree
 from depgraph.capture.exported import DirectProgram
 from depgraph.capture.keeping import unwritten
 from depgraph.capture.proxies import held_by_torch
+from depgraph.operators import writes
+from depgraph.walks import behind
 
 _BY_THE_LOOP = 3  # the pair that holds a tensor, the name of the loop, and the question itself
 
@@ -56,18 +58,24 @@ def _listed(value: Any) -> Iterable[Any]:
 def _values(
     program: DirectProgram, model: nn.Module, inputs: tuple[tuple[Any, ...], Mapping[str, Any]], wanted: set[Node]
 ) -> dict[Node, Any]:
-    """What the nodes `wanted` give, when the program is run on the example."""
+    """What the nodes `wanted` give (and others, perhaps), when what they need of the program is run on the example."""
     held = {**program.constants, **dict(model.named_buffers(remove_duplicate=False))}
     held |= dict(model.named_parameters(remove_duplicate=False))
     targets = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
     given = iter(pytree.tree_map_only(Tensor, Tensor.clone, pytree.tree_leaves(inputs)))
+    nodes = list(program.graph.nodes)
+    needed = behind(n for n in nodes if n in wanted or writes(n))
+    last = {used: node for node in nodes if node in needed for used in node.all_input_nodes}
     env: dict[Node, Any] = {}
     with unwritten(model):
-        for node in program.graph.nodes:
+        for node in nodes:
             if node.op == "placeholder":
                 target = targets[node.name]
                 env[node] = next(given) if target is None else held[target]
-            elif node.op == "call_function" and not wanted <= env.keys():
+            elif node in needed and node.op == "call_function" and not wanted <= env.keys():
                 args, kwargs = map_arg((node.args, node.kwargs), env.__getitem__)
                 env[node] = node.target(*args, **kwargs)
+                for used in node.all_input_nodes:
+                    if last[used] is node and used not in wanted:
+                        del env[used]
     return env
