@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 
@@ -47,3 +49,24 @@ def by_name(node: Node) -> dict[str, Any]:
     """The arguments of a captured operator by schema name, defaults filled in."""
     declared = node.target._schema.arguments  # type: ignore[union-attr]
     return {one.name: argument(node, one.name, one.default_value) for one in declared}
+
+
+@dataclass(frozen=True)
+class Named:
+    """An operator of torch's by its path below torch.ops: operators themselves can't be pickled."""
+
+    path: tuple[str, ...]
+
+
+def named(target: Any) -> Any:
+    """An operator by its name; anything else as it is."""
+    if isinstance(target, torch._ops.OpOverload):
+        return Named((*target._schema.name.split("::"), target._overloadname))
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return Named(("higher_order", target.__name__))
+    return target
+
+
+def operator_of(given: Any) -> Any:
+    """What `named` was given."""
+    return operator.attrgetter(".".join(given.path))(torch.ops) if isinstance(given, Named) else given

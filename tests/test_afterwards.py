@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -120,3 +123,52 @@ def test_what_was_cut_is_cut_again() -> None:
     generated = again.model.generate(ids, max_new_tokens=4, do_sample=False)
     uncached = again.model.generate(ids, max_new_tokens=4, do_sample=False, use_cache=False)
     assert torch.equal(generated, uncached)
+
+
+class Unrolled(nn.Module):
+    """Takes three steps and no others in a graph, has a buffer that isn't saved and tied weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.cell, self.second = nn.Linear(6, 16), nn.GRUCell(16, 16), nn.Linear(6, 16)
+        self.second.weight = self.first.weight
+        self.register_buffer("scale", torch.rand(16), persistent=False)
+        self.rnn, self.head = nn.GRU(16, 12, batch_first=True), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        state = torch.zeros(len(x), 16)
+        states = []
+        for step in range(x.shape[1]):
+            state = self.cell(self.first(x[:, step]) + self.second(x[:, step]), state)
+            states.append(state * self.scale)
+        return {"scores": self.head(self.rnn(torch.stack(states, 1))[0])}
+
+
+def _pickled(model: nn.Module) -> nn.Module:
+    copied: nn.Module = pickle.loads(pickle.dumps(model))
+    return copied
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, _pickled])
+def test_a_copy_of_a_graph_form_is_one_too(again: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    inputs = torch.randn(2, 3, 6)
+    plan = depgraph.trace(Unrolled(), inputs).plan(importance.Magnitude(), depgraph.Target(params=0.7), form="graph")
+    model = plan.apply(form="graph")
+    seen: list[Any] = []
+    model.register_forward_hook(lambda *given: seen.append(given)) if again is copy.deepcopy else None
+    twin = again(again(model))
+    assert torch.equal(twin(inputs)["scores"], model(inputs)["scores"])
+    assert len(seen) == (2 if again is copy.deepcopy else 0)
+    assert list(twin.state_dict()) == list(model.state_dict()) and "scale" not in twin.state_dict()
+    assert twin.first.weight is twin.second.weight is not model.first.weight
+    assert [node.name for node in twin.graph.nodes] == [node.name for node in model.graph.nodes]  # type: ignore[operator, union-attr]
+    for one in (model, twin):
+        with pytest.raises(depgraph.errors.CaptureError, match="takes only size 3 of dimension 1 of 'x', not 2"):
+            one(inputs[:, :2])
+    with torch.no_grad():
+        twin.train()(inputs)["scores"].sum()
+    depgraph.save(twin, tmp_path / "twin")
+    loaded = depgraph.load(tmp_path / "twin", model=Unrolled)
+    assert torch.equal(loaded(inputs)["scores"], model(inputs)["scores"])
+    shorter = depgraph.trace(twin, inputs).plan(importance.Magnitude(), depgraph.Target(params=0.8)).apply_with_report()
+    assert shorter.check.error <= shorter.check.tolerance < shorter.check.sensitivity

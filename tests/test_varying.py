@@ -13,6 +13,7 @@ from depgraph.cutting.involved import Involved, none_involved
 from depgraph.cutting.program import cut_programs
 from depgraph.cutting.report import CutReport
 from depgraph.cutting.varying import fixed_sizes
+from depgraph.errors import CaptureError
 
 
 class Picture(nn.Module):
@@ -121,7 +122,7 @@ class Placed(nn.Module):
 
 def test_a_length_that_the_capture_finds_out_to_be_one_number_is_noted() -> None:
     report = as_graph(Placed(), torch.rand(2, 7, 5))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(CaptureError, match="takes only size 7 of dimension 1"):
         report.model(torch.rand(2, 9, 5))
     (note,) = report.notes
     assert "takes only size 7 of dimension 1 of input 'x'" in note
@@ -158,7 +159,7 @@ def test_a_graph_form_refuses_sizes_at_which_it_would_compute_something_else() -
     report = as_graph(Halves(), torch.randn(2, 6, 6))
     assert any("takes only size 6 of dimension 1 of input 'x'" in note for note in report.notes)
     report.model(torch.randn(5, 6, 6))
-    with pytest.raises(RuntimeError, match="to be equal to 6"):
+    with pytest.raises(CaptureError, match="takes only size 6 of dimension 1 of 'x', not 9"):
         report.model(torch.randn(2, 9, 6))
 
 
@@ -194,5 +195,5 @@ def test_a_graph_form_that_was_captured_at_one_size_refuses_others() -> None:
         report.model(torch.randn(4, 5, 8))
     again = depgraph.trace(report.model, example).plan(importance.Random(seed=0), depgraph.Target(params=0.95)).apply()
     assert again(example).shape == (2, 4)
-    with pytest.raises((AssertionError, RuntimeError), match="to be equal to 5|only size 5"):
+    with pytest.raises((AssertionError, CaptureError), match="only size 5"):
         again(torch.randn(2, 4, 8))

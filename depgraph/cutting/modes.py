@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from depgraph.capture.places import module_path
-from depgraph.operators import by_name
+from depgraph.operators import by_name, named, operator_of
 
 
 class _BatchNorm(nn.Module):
@@ -32,11 +32,12 @@ class _Recurrent(nn.Module):
 
     def __init__(self, operator: Any) -> None:
         super().__init__()
-        self.operator = operator
+        self.operator = named(operator)
 
     def forward(self, *given: Any) -> Any:
-        named = dict(zip((a.name for a in self.operator._schema.arguments), given, strict=True))
-        return self.operator(*{**named, "train": self.training}.values())
+        operator = operator_of(self.operator)
+        by_names = dict(zip((a.name for a in operator._schema.arguments), given, strict=True))
+        return operator(*{**by_names, "train": self.training}.values())
 
 
 Made = tuple[nn.Module, tuple[Any, ...]]

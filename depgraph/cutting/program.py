@@ -34,6 +34,7 @@ from depgraph.capture.training import related_in_training
 from depgraph.capture.unlifting import module_of
 from depgraph.classes import Classes
 from depgraph.cutting.elsewhere import require_same_elsewhere, require_unseeded
+from depgraph.cutting.graph_form import GraphForm
 from depgraph.cutting.involved import none_involved
 from depgraph.cutting.modes import follow_modes
 from depgraph.cutting.module import new_tensor
@@ -173,8 +174,7 @@ def _cut(plan: Plan, captured: _Captured, module: GraphModule, nodes: Alike | No
     _forget_devices(module)
     write_without_gradients(module)
     follow_modes(module, plan.graph.model)
-    module.recompile()
-    return module
+    return GraphForm.of(module)
 
 
 def _exported(graph: DependencyGraph, inputs: Any, dims: Any) -> ExportedProgram | None:
