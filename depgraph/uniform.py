@@ -24,7 +24,7 @@ from depgraph.config_search import Change, ConfigSearch, dims_of
 from depgraph.configs import edited, recorded_edits
 from depgraph.cutting.inputs import make_inputs
 from depgraph.cutting.record import attention_of, cuts, original_config, shortened_lists
-from depgraph.errors import CheckpointError
+from depgraph.errors import CheckpointError, one_line
 
 _MOST_SECONDS = 20.0
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -84,10 +84,10 @@ def _lost(model: Any, folder: Path) -> str:
     """What doesn't come back from a plain directory as it was saved; empty where all does."""
     library = {"class": type(model).__name__, "attention": attention_of(model.config)}
     try:
-        again = read_plain(folder, library).to(model.dtype).state_dict()
+        again = read_plain(folder, library).state_dict()
     except CheckpointError as error:
         return str(error)
-    names = (n for n, t in model.state_dict().items() if n not in again or not torch.equal(t, again[n]))
+    names = (n for n, t in model.state_dict().items() if n not in again or not torch.equal(t, again[n].to(t.dtype)))
     return next((f"transformers doesn't load {name!r} as it was saved" for name in names), "")
 
 
@@ -144,7 +144,10 @@ def _rebuilt(model: nn.Module, config: Any, made: list[dict[str, Any]]) -> tuple
     config._attn_implementation = attention_of(model.config)
     try:
         rebuilt: Any = type(model)(config).to(next(model.parameters()).dtype).eval()
-        rebuilt.load_state_dict({k: v.detach().cpu() for k, v in model.state_dict().items()})
+        weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+        for name, held in rebuilt.state_dict(keep_vars=True).items():  # some may be in a precision of their own
+            held.data = held.data.to(weights[name].dtype if name in weights else held.dtype)
+        rebuilt.load_state_dict(weights)
     except Exception as error:
         return f"a plain reload doesn't take the weights: {type(error).__name__}: {error}", None
     if hasattr(model, "generation_config"):
@@ -152,19 +155,28 @@ def _rebuilt(model: nn.Module, config: Any, made: list[dict[str, Any]]) -> tuple
     if not made:
         return "", rebuilt
     try:
-        args, kwargs = make_inputs(made[-1]["inputs"])
+        args, kwargs = _in_precision(model, made[-1])
     except Exception as error:
         return f"it couldn't be compared with the plain reload: {error}", rebuilt
     here = next(model.parameters()).device
     with torch.no_grad(), quiet(model), quiet(rebuilt), unwritten(model), unwritten(rebuilt):
-        mine = model(*pytree.tree_map(lambda t: _to(t, here), args), **pytree.tree_map(lambda t: _to(t, here), kwargs))
         try:
-            theirs = rebuilt(*args, **kwargs)
+            there, named = pytree.tree_map(lambda t: _to(t, here), (args, kwargs))
+            mine, theirs = model(*there, **named), rebuilt(*args, **kwargs)
         except Exception as error:
-            return f"a plain reload doesn't run on the example: {type(error).__name__}: {error}", rebuilt
+            return f"it, or a plain reload, doesn't run on the example: {one_line(error)}", rebuilt
     if not _alike(mine, theirs):
         return "a plain reload would compute something else (buffers or scales that the config decides differ)", rebuilt
     return "", rebuilt
+
+
+def _in_precision(model: nn.Module, cut: dict[str, Any]) -> Any:
+    """Inputs like the recorded ones, in the precision of `model`, which may have been given another one since the cut."""
+    before = (getattr(torch, dtype) for dtype in cut["original"].get("dtypes", {}).values())
+    was = next((dtype for dtype in before if dtype.is_floating_point), None)
+    now = next((p.dtype for p in model.parameters() if p.is_floating_point()), was)
+    floats = {was: now}
+    return pytree.tree_map_only(torch.Tensor, lambda t: t.to(floats.get(t.dtype, t.dtype)), make_inputs(cut["inputs"]))
 
 
 def _to(item: Any, device: torch.device) -> Any:

@@ -82,6 +82,34 @@ def test_half_precision_ties_and_frozen_parameters_survive(form: str, tmp_path: 
 
 
 @pytest.mark.ci
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_picture_model_may_be_in_another_precision_than_when_it_was_cut(dtype: torch.dtype, tmp_path: Path) -> None:
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, image_size=8, patch_size=4
+    )
+    pixels = torch.randn(2, 3, 8, 8)
+    graph = depgraph.trace(transformers.ViTForImageClassification(config).eval(), kwargs={"pixel_values": pixels})
+    pruned = graph.cut_plan(branches=[graph.blocks[-1].name]).apply().to(dtype)
+    report = depgraph.save(pruned, tmp_path / "saved")
+    assert report.format == "plain", report.why
+    loaded = depgraph.load(tmp_path / "saved")
+    assert torch.equal(loaded(pixels.to(dtype)).logits, pruned(pixels.to(dtype)).logits)
+
+
+def test_weights_in_a_precision_of_their_own_keep_it_in_a_plain_folder(tmp_path: Path) -> None:
+    config = transformers.T5Config(vocab_size=30, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=2)
+    ids = torch.arange(8).reshape(2, 4)
+    inputs = {"input_ids": ids, "decoder_input_ids": ids}
+    graph = depgraph.trace(transformers.T5ForConditionalGeneration(config).eval(), kwargs=inputs)
+    pruned = graph.cut_plan(branches=["encoder.block.1"]).apply().half()
+    whole = [module.float() for name, module in pruned.named_modules() if name.endswith(".wo")]
+    for module in whole:  # as transformers loads them
+        torch.nn.init.normal_(module.weight)
+    assert depgraph.save(pruned, tmp_path / "saved").format == "plain"
+    loaded = depgraph.load(tmp_path / "saved").state_dict()
+    assert whole and all(torch.equal(tensor, loaded[name]) for name, tensor in pruned.state_dict().items())
+
+
 @pytest.mark.parametrize("forms", [("module", "module"), ("module", "graph"), ("graph", "graph")])
 def test_two_cuts_are_made_again(forms: tuple[str, str], tmp_path: Path) -> None:
     example = ZOO["bert_classifier"]()
