@@ -240,6 +240,23 @@ def test_nothing_disappears_in_a_sum_and_keeps_its_shape() -> None:
     assert isinstance(nn.functional.dropout(nothing, 0.1), Nothing)
 
 
+def test_torch_fx_traces_a_module_without_a_sublayer() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)) for _ in range(2))
+            self.scale = nn.Parameter(torch.rand(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x + self.scale * self.first(x)
+            return x + self.second(x)
+
+    inputs = torch.randn(3, 8)
+    graph = depgraph.trace(nn.Sequential(nn.Linear(8, 8), Twice()), inputs)
+    pruned = graph.cut_plan(branches=[graph.branches[0].name]).apply(form="module")
+    assert torch.equal(torch.fx.symbolic_trace(pruned)(inputs), pruned(inputs))
+
+
 def test_what_is_taken_from_nothing_is_no_stream() -> None:
     stream = torch.randn(2, 3)
     nothing = of(torch.empty(2, 3, device="meta"))

@@ -83,6 +83,10 @@ class Nothing:
     def __iter__(self) -> Any:
         return iter(self.unbind(0))
 
+    def __fx_create_arg__(self, tracer: Any) -> int:
+        """A zero to add, where torch.fx traces symbols: they are no tensors, which would go on alone."""
+        return 0
+
     def __radd__(self, other: Any) -> Any:
         return self if isinstance(other, (int, float)) else other
 
