@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from depgraph.closures import follow_copy
+from depgraph.errors import CutError
 
 Read = Callable[[], torch.Tensor]
 _HOOK, _FORWARD = "_hf_hook", "_old_forward"  # what accelerate leaves on a module that it has wrapped
@@ -74,12 +75,20 @@ def at_rest(model: nn.Module) -> Iterator[None]:
 
 
 def own_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A deep copy that holds all of its weights itself; `memo` says, by identity, what stands for what in it."""
+    """A deep copy that holds all of its weights itself; `memo` says, by identity, what stands for what in it.
+
+    Raises CutError where the model can't be copied.
+    """
     hooks = [vars(module)[_HOOK] for module in model.modules() if _HOOK in vars(module)]
     if hooks:
         memo = {**memo, **{id(hook): None for hook in hooks}}
         memo |= {id(tensor): new for tensor, new in _brought(model, memo)}
-    fresh: nn.Module = copy.deepcopy(model, memo)
+    try:
+        fresh: nn.Module = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise CutError(
+            f"{type(model).__name__} can't be copied ({type(error).__name__}: {error}); use plan.apply_() to cut in place"
+        ) from error
     follow_copy(fresh, memo)
     _refill_scripted(model, fresh, memo)
     if hooks:

@@ -23,7 +23,7 @@ from depgraph.cutting.descriptors import flatten, follow
 from depgraph.cutting.hook_weights import compute_again
 from depgraph.cutting.inputs import make_inputs
 from depgraph.cutting.inserting import again, untie
-from depgraph.cutting.module import take_back
+from depgraph.cutting.module import dressed, take_back
 from depgraph.cutting.owning import assign_all
 from depgraph.cutting.program import cut_programs
 from depgraph.cutting.record import Record, attr_of
@@ -241,9 +241,9 @@ def as_kind(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """`new` as a parameter where `old` is one, with what was hung on it."""
     if not isinstance(old, nn.Parameter):
         return new
-    fresh = nn.Parameter(new, requires_grad=old.requires_grad and (new.is_floating_point() or new.is_complex()))
-    fresh.__dict__.update(old.__dict__)
-    return fresh
+    return dressed(
+        old, nn.Parameter(new, requires_grad=old.requires_grad and (new.is_floating_point() or new.is_complex()))
+    )
 
 
 def _replace(model: nn.Module, successor: Callable[[str, torch.Tensor], torch.Tensor], undo: list[Undo]) -> None:

@@ -9,10 +9,9 @@ from torch import nn
 
 import depgraph
 from depgraph import DependencyGraph
-from depgraph.cutting.hook_weights import without_history
+from depgraph.cutting.hook_weights import plain_copy
 from depgraph.cutting.inserting import Product, untie, with_products
 from depgraph.errors import CutError, RotationError
-from depgraph.offloading import own_copy
 from importance.parting import Parted, parted
 from importance.units import units
 
@@ -42,7 +41,7 @@ def with_shortcuts(graph: DependencyGraph, ties: str = "untie") -> Shortcuts:
     parts, notes = _parts(whole, ties, changing)
     untied = tuple(dict.fromkeys(name for part in parts for name in part.untied))
     if untied:
-        apart = own_copy(graph.model, without_history(graph.model))
+        apart = plain_copy(graph.model, {})
         untie(apart, untied)
         whole = _lifted(graph, apart)
         parts, notes = _parts(whole, ties, changing)

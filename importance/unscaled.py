@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from depgraph import DependencyGraph
-from depgraph.cutting.hook_weights import without_history
+from depgraph.cutting.hook_weights import plain_copy
 from depgraph.errors import RotationError
-from depgraph.offloading import own_copy
 from importance.folding import Folded, fold, put
 from importance.shortcuts import traced_again, with_shortcuts
 from importance.stream_parts import Stream
@@ -66,7 +65,7 @@ def _told(folded: Folded) -> tuple[str, ...]:
 
 def _folded_copy(graph: DependencyGraph, folded: Folded) -> tuple[DependencyGraph, list[Tensor]]:
     """The graph of a copy with other tensors, and what it computes on the example."""
-    model = own_copy(graph.model, without_history(graph.model))
+    model = plain_copy(graph.model, {})
     put(model, folded.tensors, folded.untied)
     again = traced_again(graph, model)
     if folded.flattened:

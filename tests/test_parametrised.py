@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 import depgraph
 from depgraph.errors import CheckError
@@ -39,6 +39,12 @@ def old_weight_norm(layer: nn.Module) -> nn.Module:
         return weight_norm(layer)
 
 
+def masked(layer: nn.Module) -> nn.Module:
+    prune.random_unstructured(layer, "weight", 0.3)  # type: ignore[no-untyped-call]
+    prune.ln_structured(layer, "weight", 2, 1, 0)  # type: ignore[no-untyped-call]
+    return layer
+
+
 WRAPPERS: dict[str, Wrapper] = {
     "weight_norm": parametrizations.weight_norm,
     "weight_norm_of_all": lambda layer: parametrizations.weight_norm(layer, dim=None),
@@ -46,6 +52,7 @@ WRAPPERS: dict[str, Wrapper] = {
     "scaled": scaled,
     "old_weight_norm": old_weight_norm,
     "old_spectral_norm": spectral_norm,
+    "masked": masked,
 }
 
 
@@ -83,7 +90,7 @@ def test_layers_know_their_new_sizes_train_and_are_saved(name: str, tmp_path: Pa
     assert all(p.grad is not None for p in pruned.parameters())
 
 
-@pytest.mark.parametrize("name", ["weight_norm", "old_weight_norm", "old_spectral_norm"])
+@pytest.mark.parametrize("name", ["weight_norm", "old_weight_norm", "old_spectral_norm", "masked"])
 def test_a_cut_in_place_follows_or_is_taken_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = torch.randn(5, 6)
     plan = planned(WRAPPERS[name], "module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -187,3 +188,46 @@ def test_tables_that_the_code_keeps_elsewhere_have_their_data() -> None:
     torch.testing.assert_close(got, model(x))
     torch.testing.assert_close(pruned, zeroed(model, plan)(x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(kept, [*_table(6), _TABLES[6], Cached.made])
+
+
+class Remembering(nn.Module):
+    """Leaves behind what it computed, with its gradients, and a mean that is a buffer; `lock` can't be copied."""
+
+    def __init__(self, lock: Any = None) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 24), nn.Linear(24, 16)
+        self.register_buffer("mean", torch.zeros(16))
+        self.seen: list[Tensor] = []
+        self.lock = lock
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x))
+        self.seen = [hidden]
+        made = self.second(hidden)
+        if self.training:
+            self.mean = 0.9 * self.mean + made.mean(0)
+        return x + made - self.mean
+
+
+def _deep(**options: Any) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), *[Remembering(**options) for _ in range(3)], nn.Linear(16, 4))
+
+
+def test_what_a_forward_leaves_behind_with_its_gradients_is_no_hindrance() -> None:
+    model, x = _deep(), torch.randn(4, 6)
+    model(x).sum().backward()  # training
+    graph = depgraph.trace(model.eval(), (x,))
+    narrower = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7)).apply_with_report(form="module")
+    shorter = graph.cut_plan(branches=["2"]).apply_with_report(form="module")
+    for report in (narrower, shorter):
+        assert report.check.error < 1e-5
+        report.model(x).sum().backward()
+    assert model[1].seen[0].grad_fn is not None  # type: ignore[index]
+
+
+def test_a_model_that_can_not_be_copied_says_so_whatever_goes() -> None:
+    graph = depgraph.trace(_deep(lock=threading.Lock()).eval(), (torch.randn(4, 6),))
+    for plan in (graph.cut_plan(branches=["2"]), graph.plan(importance.Magnitude(), depgraph.Target(params=0.7))):
+        with pytest.raises(depgraph.errors.CutError, match=r"can't be copied .* use plan.apply_\(\) to cut in place"):
+            plan.apply(form="module")
+    assert len(graph.cut_plan(branches=["2"]).apply_()) == 4  # type: ignore[arg-type]

@@ -52,6 +52,11 @@ def restored(model: nn.Module, *inputs: Any) -> Iterator[list[Tensor]]:
                 tensor.data = alias
 
 
+def tensors_held(model: nn.Module) -> list[Tensor]:
+    """Every tensor that modules hold, and lists, dicts and objects in them, once each."""
+    return _held_by(model, ())[2]
+
+
 def own_containers(inputs: Any) -> Any:
     """The same inputs in new lists and dicts: a forward may add to those."""
     return pytree.tree_map(lambda leaf: leaf, inputs)

@@ -12,12 +12,12 @@ from depgraph.capture.places import place
 from depgraph.capture.recording import assign
 from depgraph.cutting.descriptors import flatten, follow
 from depgraph.cutting.expressing import Solution
-from depgraph.cutting.hook_weights import compute_again, without_history
+from depgraph.cutting.hook_weights import compute_again, plain_copy
 from depgraph.cutting.owning import assign_all
 from depgraph.cutting.slicing import sliced_tensor
 from depgraph.errors import CutError
 from depgraph.graph import Value
-from depgraph.offloading import offloaded, own_copy
+from depgraph.offloading import offloaded
 from depgraph.widths import Kept
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def _alike(old: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) ->
     fresh = copied(old.detach())
     if not isinstance(old, nn.Parameter):
         return fresh
-    fresh = nn.Parameter(fresh, requires_grad=old.requires_grad)
-    fresh.__dict__.update(old.__dict__)
+    fresh = dressed(old, nn.Parameter(fresh, requires_grad=old.requires_grad))
     for hook in (getattr(old, "_backward_hooks", None) or {}).values():
         fresh.register_hook(hook)
     for hook in (getattr(old, "_post_accumulate_grad_hooks", None) or {}).values():
@@ -57,20 +56,22 @@ def _alike(old: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) ->
     return fresh
 
 
+def dressed(old: torch.Tensor, fresh: nn.Parameter) -> nn.Parameter:
+    """A new parameter with the class and the attributes of `old`."""
+    if issubclass(type(old), nn.Parameter):
+        fresh.__class__ = type(old)  # type: ignore[assignment]
+    fresh.__dict__.update(old.__dict__)
+    return fresh
+
+
 def cut_copy(graph: DependencyGraph, kept: Kept, solution: Solution) -> nn.Module:
     """A new module with narrowed tensors; weights are copied once, and already cut."""
-    memo: dict[int, Any] = {**without_history(graph.model)}
-    memo |= {id(old): new for old, new in _replacements(graph, kept).values()}
+    memo: dict[int, Any] = {id(old): new for old, new in _replacements(graph, kept).values()}
     away = offloaded(graph.model)
     for name, tensor in graph.held().items():
         if id(tensor) not in memo and name not in away:
             memo[id(tensor)] = _alike(tensor, lambda same: same)
-    try:
-        model = own_copy(graph.model, memo)
-    except Exception as error:
-        raise CutError(
-            f"{type(graph.model).__name__} can't be copied ({type(error).__name__}: {error}); use plan.apply_() to cut in place"
-        ) from error
+    model = plain_copy(graph.model, memo)
     for attr, value in solution.attributes.items():
         assign(model, attr, value)
     compute_again(model)

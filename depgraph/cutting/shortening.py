@@ -30,6 +30,7 @@ from depgraph.cutting.entries import (
     uncounted,
     without,
 )
+from depgraph.cutting.hook_weights import plain_copy
 from depgraph.cutting.module import replace_tensors, without_indices
 from depgraph.cutting.owning import own
 from depgraph.cutting.parting import read_by_others
@@ -38,7 +39,6 @@ from depgraph.cutting.record import attr_of
 from depgraph.cutting.sublayers import passed_of
 from depgraph.cutting.ways import look, put
 from depgraph.errors import CutError, PlanError
-from depgraph.offloading import own_copy
 from depgraph.paths import is_in
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ def shorter_copy(model: nn.Module, how: Shortening) -> nn.Module:
         module = model.get_submodule(path)
         if id(module) not in shared:
             memo[id(module)] = passed(module, how.passed.get(path)).train(module.training)
-    fresh = own_copy(model, memo)
+    fresh = plain_copy(model, memo)
     shorten(fresh, how)
     return fresh
 
