@@ -11,6 +11,7 @@ import copy
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def _rebuilt(model: nn.Module, config: Any, made: list[dict[str, Any]]) -> tuple
             mine, theirs = model(*there, **named), rebuilt(*args, **kwargs)
         except Exception as error:
             return f"it, or a plain reload, doesn't run on the example: {one_line(error)}", rebuilt
-    if not _alike(mine, theirs):
+    if not _alike(mine, theirs) or not _decided_alike(model, rebuilt):
         return "a plain reload would compute something else (buffers or scales that the config decides differ)", rebuilt
     return "", rebuilt
 
@@ -181,6 +182,21 @@ def _in_precision(model: nn.Module, cut: dict[str, Any]) -> Any:
 
 def _to(item: Any, device: torch.device) -> Any:
     return item.to(device) if isinstance(item, torch.Tensor) else item
+
+
+def _decided_alike(model: nn.Module, rebuilt: nn.Module) -> bool:
+    mine, theirs = _decided(model), _decided(rebuilt)
+    names = mine.keys() & theirs.keys()
+    return _alike([mine[name] for name in names], [theirs[name] for name in names])
+
+
+def _decided(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Scales and tables that a config decides and no weights say: a small difference may not be seen in the outputs."""
+    found = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    for path, module in model.named_modules():
+        held = vars(module).items()
+        found |= {f"{path}.{name}": torch.tensor(one) for name, one in held if type(one) is float and isfinite(one)}
+    return found
 
 
 def _alike(mine: Any, theirs: Any) -> bool:

@@ -82,13 +82,36 @@ def test_half_precision_ties_and_frozen_parameters_survive(form: str, tmp_path: 
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_picture_model_may_be_in_another_precision_than_when_it_was_cut(dtype: torch.dtype, tmp_path: Path) -> None:
+def small_vit() -> tuple[nn.Module, torch.Tensor]:
     config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, image_size=8, patch_size=4
     )
-    pixels = torch.randn(2, 3, 8, 8)
-    graph = depgraph.trace(transformers.ViTForImageClassification(config).eval(), kwargs={"pixel_values": pixels})
+    return transformers.ViTForImageClassification(config).eval(), torch.randn(2, 3, 8, 8)
+
+
+def test_a_scale_that_a_config_decides_is_seen_where_the_outputs_hardly_show_it(tmp_path: Path) -> None:
+    model, pixels = small_vit()  # attention of a fresh model is nearly even, whatever its scale
+    graph = depgraph.trace(model, kwargs={"pixel_values": pixels})
+    within = {axis.name: [0] for axis in graph.axes if axis.name.endswith("/within")}
+    pruned = graph.cut_plan({graph.axes[0].name: [0, 1], **within}).apply(form="module")
+    report = depgraph.save(pruned, tmp_path / "saved")
+    assert report.format == "depgraph" and "scales that the config decides differ" in report.why
+    assert torch.equal(depgraph.load(tmp_path / "saved")(pixels).logits, pruned(pixels).logits)
+
+
+def test_what_an_earlier_cut_changed_may_have_left_with_a_sublayer(tmp_path: Path) -> None:
+    model, pixels = small_vit()
+    for step in range(2):
+        graph = depgraph.trace(model, kwargs={"pixel_values": pixels})
+        plan = graph.plan(scores(graph), KEEP) if step == 0 else graph.cut_plan(branches=[graph.branches[-1].name])
+        model = there_and_back(plan.apply(form="module"), tmp_path / str(step))
+    assert len(model.depgraph_record["earlier"]) == 1  # type: ignore[arg-type, index]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_picture_model_may_be_in_another_precision_than_when_it_was_cut(dtype: torch.dtype, tmp_path: Path) -> None:
+    model, pixels = small_vit()
+    graph = depgraph.trace(model, kwargs={"pixel_values": pixels})
     pruned = graph.cut_plan(branches=[graph.blocks[-1].name]).apply().to(dtype)
     report = depgraph.save(pruned, tmp_path / "saved")
     assert report.format == "plain", report.why

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from depgraph.cutting.expressing import Solution
 from depgraph.cutting.inputs import describe_inputs
 from depgraph.cutting.rerunning import inputs_at
 from depgraph.cutting.ways import look, put
+from depgraph.errors import CutError
 
 if TYPE_CHECKING:
     from depgraph.plan import Plan
@@ -107,7 +108,9 @@ def uncut_configs(model: nn.Module) -> Iterator[None]:
     undo = []
     try:
         for cut in reversed(cuts(getattr(model, "depgraph_record", None))):
-            undo += [assign(model, attr_of(change), change["before"]) for change in cut["attributes"] if change["keys"]]
+            for change in (change for change in cut["attributes"] if change["keys"]):
+                with suppress(CutError):  # it was in a module that a later cut has left out
+                    undo.append(assign(model, attr_of(change), change["before"]))
             undo += [
                 _put_back(model, attr_of(entry), entry["before"])
                 for entry in shortened_lists(cut)
