@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -91,6 +93,29 @@ def test_a_graph_form_takes_pictures_of_other_sizes() -> None:
     report = as_graph(Picture(), torch.rand(2, 3, 16, 16))
     assert report.notes == ()
     assert report.model(torch.rand(3, 3, 24, 12)).shape == (3, 5)
+
+
+class Handing(nn.Module):
+    """Hands all that it is given on, as wrappers for averages and adapters do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+
+def test_a_graph_form_of_a_wrapper_takes_other_sizes_too() -> None:
+    picture = torch.rand(2, 3, 16, 16)
+    wrapper = Handing(Picture().eval())
+    graph = depgraph.trace(wrapper, kwargs={"x": picture})
+    report = graph.plan(importance.Magnitude(), depgraph.Target(params=0.6)).apply_with_report(form="graph")
+    assert report.notes == () and "forward" not in vars(wrapper)
+    assert report.model(x=torch.rand(3, 3, 24, 12)).shape == (3, 5)
+    again = depgraph.trace(Handing(report.model), kwargs={"x": picture})
+    twice = again.plan(importance.Magnitude(), depgraph.Target(params=0.8)).apply_with_report()
+    assert twice.model(x=torch.rand(3, 3, 24, 12)).shape == (3, 5)
 
 
 def test_a_repeat_for_each_example_follows_the_batch() -> None:

@@ -28,6 +28,7 @@ from depgraph.capture.exported import CapturedProgram, DirectProgram, decisions_
 from depgraph.capture.holding import held_by
 from depgraph.capture.inlining import inlined
 from depgraph.capture.keeping import unwritten
+from depgraph.capture.keywords import keywords_named
 from depgraph.capture.lowering import lower
 from depgraph.capture.reserved_names import apart_in, module_apart
 from depgraph.capture.training import related_in_training
@@ -181,7 +182,7 @@ def _exported(graph: DependencyGraph, inputs: Any, dims: Any) -> ExportedProgram
     """torch.export's capture of the model with `dims` left open; None where there is none."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, inputs)  # torch leaves marks on them
     model = graph.model
-    with contextlib.suppress(Exception), dumps_dropped(), quiet(model), torch.no_grad():
+    with contextlib.suppress(Exception), dumps_dropped(), quiet(model), torch.no_grad(), keywords_named(model, kwargs):
         shapes = _by_name(graph, dims)
         with unwritten(model, *args, kwargs), data_by_operators(model), none_involved(model), by_operators(model):
             return inlined(torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False))
