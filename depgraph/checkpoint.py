@@ -27,6 +27,7 @@ from depgraph.cutting.record import (
     is_pretrained,
     library_class,
     original_config,
+    record_beside_config,
 )
 from depgraph.dense import form_of, packed_modules
 from depgraph.errors import CheckpointError
@@ -154,7 +155,7 @@ def _manifest(model: nn.Module, kind: str) -> dict[str, Any]:
         "library": {"class": library_class(model), "attention": attention_of(model.config)}
         if library_class(model)
         else {},
-        "record": getattr(model, "depgraph_record", None),
+        "record": record_beside_config(model) if kind == "plain" else getattr(model, "depgraph_record", None),
         "training": {
             "root": model.training,
             "others": [n for n, m in model.named_modules() if m.training != model.training],

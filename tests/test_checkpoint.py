@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,11 @@ def assert_same(a: nn.Module, b: nn.Module, plan: depgraph.Plan) -> None:
         torch.testing.assert_close(x, y, rtol=0, atol=0)
 
 
+def recorded(model: nn.Module) -> dict[str, Any]:
+    """The record without what it was built from, which that of a plain folder says, too."""
+    return {**model.depgraph_record, "original": None}  # type: ignore[dict-item]
+
+
 @pytest.mark.parametrize("name", ["llama_8_4", "gpt2", "bert_classifier", "vit", "t5", "whisper", "mamba"])
 def test_a_transformers_model_comes_back_as_its_own_class(name: str, tmp_path: Path) -> None:
     plan = planned(name)
@@ -38,7 +44,7 @@ def test_a_transformers_model_comes_back_as_its_own_class(name: str, tmp_path: P
     loaded = depgraph.load(tmp_path / "saved")
     assert type(loaded) is type(pruned)
     assert_same(pruned, loaded, plan)
-    assert loaded.depgraph_record == pruned.depgraph_record
+    assert recorded(loaded) == recorded(pruned)
     if name == "llama_8_4":
         ids = torch.randint(2, 50, (1, 5))
         made = [m.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0) for m in (pruned, loaded)]

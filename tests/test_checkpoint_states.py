@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 import depgraph
 from depgraph.capture.capturing import quiet
 from depgraph.errors import CheckpointError
+from tests.test_checkpoint import recorded
 from tests.zoo import MODULES, ZOO, Example
 
 KEEP = depgraph.Target(params=0.7)
@@ -97,6 +98,17 @@ def test_a_scale_that_a_config_decides_is_seen_where_the_outputs_hardly_show_it(
     report = depgraph.save(pruned, tmp_path / "saved")
     assert report.format == "depgraph" and "scales that the config decides differ" in report.why
     assert torch.equal(depgraph.load(tmp_path / "saved")(pixels).logits, pruned(pixels).logits)
+
+
+def test_what_was_loaded_from_a_plain_folder_is_cut_again_unevenly(tmp_path: Path) -> None:
+    model, pixels = small_vit()
+    for step, neurons in enumerate([[range(8), range(8)], [range(4), range(2)]]):
+        graph = depgraph.trace(model, kwargs={"pixel_values": pixels})
+        mlps = [axis.name for axis in graph.axes if axis.name.endswith("fc1.weight:0")]
+        pruned = graph.cut_plan(dict(zip(mlps, neurons, strict=True))).apply(form="module")
+        assert depgraph.save(pruned, tmp_path / str(step)).format == ("plain", "depgraph")[step]
+        model = depgraph.load(tmp_path / str(step))
+        assert torch.equal(model(pixels).logits, pruned(pixels).logits)
 
 
 def test_what_an_earlier_cut_changed_may_have_left_with_a_sublayer(tmp_path: Path) -> None:
@@ -305,7 +317,7 @@ def test_a_plain_folder_keeps_flags_and_record(tmp_path: Path) -> None:
     assert report.format == "plain", report.why
     loaded = depgraph.load(tmp_path / "saved")
     assert {n for n, p in loaded.named_parameters() if not p.requires_grad} == {"model.norm.weight"}
-    assert loaded.depgraph_record == pruned.depgraph_record and not loaded.training
+    assert recorded(loaded) == recorded(pruned) and not loaded.training
     assert_same(example, pruned, loaded)
 
 

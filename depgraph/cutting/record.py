@@ -159,13 +159,25 @@ def attention_of(config: Any) -> Attention:
 def original_of(model: nn.Module, tensors: Mapping[str, Any]) -> Record:
     """What the cut module was: dtypes of its tensors and, for a model of transformers, class and config."""
     found: Record = {"dtypes": {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}}
-    if library_class(model):
-        config = original_config(model)
-        found["class"] = library_class(model)
-        found["attention"] = attention_of(config)
-        found["modules"] = classes_of(model)
-        found["config"] = json.loads(config.to_json_string(use_diff=False))
-    return found
+    return found | ({"modules": classes_of(model), **_built_from(model)} if library_class(model) else {})
+
+
+def _built_from(model: nn.Module) -> Record:
+    """What a model of transformers was built from before the first cut."""
+    config = original_config(model)
+    plain = json.loads(config.to_json_string(use_diff=False))
+    return {"class": library_class(model), "attention": attention_of(config), "config": plain}
+
+
+def record_beside_config(model: nn.Module) -> Record | None:
+    """The record of a model whose own config builds it as it is now: it also says what it was built from before the cuts."""
+    made = cuts(getattr(model, "depgraph_record", None))
+    if not made:
+        return None
+    if "config" not in made[0]["original"]:
+        made[0] = {**made[0], "original": {**made[0]["original"], **_built_from(model)}}
+    *earlier, last = ({key: value for key, value in cut.items() if key != "earlier"} for cut in made)
+    return {**last, "earlier": earlier}
 
 
 def _modules(model: nn.Module) -> Record:
