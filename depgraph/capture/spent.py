@@ -61,4 +61,4 @@ def _is_shown(storage: torch.UntypedStorage, count: int) -> bool:
 def _is_held(tensors: dict[int, Tensor], ours: Counter[int]) -> bool:
     """Does anyone hold one of the tensors besides our lists and this dict, or torch itself?"""
     beside = 3  # the dict's values, the variable below and the argument of `getrefcount`
-    return any(t._use_count() > 1 or sys.getrefcount(t) > ours[id(t)] + beside for t in tensors.values())
+    return any(t._use_count() > 1 or sys.getrefcount(t) > ours[id(t)] + beside for t in tensors.values())  # type: ignore[attr-defined]
