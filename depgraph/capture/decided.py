@@ -26,7 +26,6 @@ from depgraph.capture.exported import DirectProgram
 from depgraph.capture.frames import where
 from depgraph.capture.keeping import written_by
 from depgraph.capture.signature import Names
-from depgraph.capture.spent import Spent
 from depgraph.capture.traced import Traced, Unusual, module_paths
 
 _aten = torch.ops.aten
@@ -52,7 +51,6 @@ class _Recorder(Deciding):
         self.traced = traced
         self.decided_by: list[torch.fx.Node] = []
         self.inputs: dict[int, frozenset[int]] = {}
-        self.spent = Spent(traced.alive, traced.memory)
 
     def write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A node for `func`, and what it makes."""
@@ -141,7 +139,6 @@ class _Recorder(Deciding):
 
     def _follow(self, made: Tensor, node: torch.fx.Node) -> None:
         self.traced.follow(made, node, made.device)
-        self.spent.made(made)
 
 
 def capture_decided(

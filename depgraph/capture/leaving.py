@@ -23,8 +23,6 @@ from depgraph.capture.proxies import held_by_torch
 from depgraph.operators import writes
 from depgraph.walks import behind
 
-_BY_THE_LOOP = 3  # the pair that holds a tensor, the name of the loop, and the question itself
-
 
 def fill_what_is_left(
     program: DirectProgram, model: nn.Module, inputs: tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -44,11 +42,19 @@ def fill_what_is_left(
 def _kept_by_the_code(program: DirectProgram) -> list[tuple[Tensor, Node]]:
     """Those among what the code was given that something else than the graph refers to."""
     ours = Counter(id(val) for node in program.graph.nodes for val in _listed(node.meta.get("val")))
-    found = []
+    found, by_the_loop = [], _by_the_loop()
     for tensor, node in program.given:
-        if sys.getrefcount(tensor) > ours[id(tensor)] + held_by_torch(tensor) + _BY_THE_LOOP:
+        if sys.getrefcount(tensor) > ours[id(tensor)] + held_by_torch(tensor) + by_the_loop:
             found.append((tensor, node))
     return found
+
+
+def _by_the_loop() -> int:
+    """How often a loop over pairs refers to a tensor, which versions of Python count differently: the pair, its name, the question."""
+    pairs = [(torch.empty(0), None)]
+    for tensor, _ in pairs:
+        count = sys.getrefcount(tensor)
+    return count
 
 
 def _listed(value: Any) -> Iterable[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,10 +27,6 @@ class Memory:
         """All that lie in the same storage, the oldest first."""
         self._index()
         return self._by_storage.get(storage_key(tensor), [])
-
-    def listed(self) -> Iterator[Tensor]:
-        """What it holds of `seen` itself."""
-        return (tensor for beside in self._by_storage.values() for tensor in beside)
 
     def _index(self) -> None:
         for tensor in self.seen[self._indexed :]:
