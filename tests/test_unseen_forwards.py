@@ -176,6 +176,25 @@ def test_the_scale_of_pairs_that_are_rotated_is_made_up_for() -> None:
     assert report.form == "module" and report.model.each < 8
 
 
+class AmplifiesAttention(nn.Module):
+    """Makes visible numbers of how weights are rounded that make up for a scale, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.inner, self.out = RotatesComplexPairs(), nn.Linear(16, 64), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 3 * self.attention(x)
+        return torch.sin(self.out(torch.tanh(self.inner(x)) + 3) * 3e3)
+
+
+def test_weights_that_make_up_for_a_scale_are_rounded_in_double_precision_too() -> None:
+    torch.manual_seed(0)
+    report = cut(AmplifiesAttention(), torch.randn(2, 5, 16), form="module")
+    assert report.form == "module" and report.check is not None
+    assert report.check.rounding > report.check.tolerance > 10 * report.check.error > 1e-5
+
+
 class StandardisesByNumbers(Amplifies):
     """The mean and deviation that it standardises by are numbers in its code, which single precision rounds."""
 
