@@ -24,7 +24,7 @@ from depgraph.capture.sizes import Attr
 from depgraph.classes import NONE
 from depgraph.coupling import Labelling, find_axes
 from depgraph.cutting.entries import in_order
-from depgraph.cutting.experts import Expected, check_without, expected, leaving, taken
+from depgraph.cutting.experts import Expected, Whole, check_without, expected, leaving, taken, whole
 from depgraph.cutting.rerunning import Inputs
 from depgraph.cutting.shortening import shorten
 from depgraph.holders import HARD, Holder, Holders, ListOfParts, StackOfParts
@@ -201,6 +201,11 @@ class _Trial:
         """What the model is run on."""
         return taken(self.graph)
 
+    @cached_property
+    def whole(self) -> Whole:
+        """What it gives as it is."""
+        return whole(self.graph, self.graph.model, self.given)
+
     def passed(self) -> list[Axis]:
         """The axes that can go: all at once in one version where that does, else each by itself."""
         together = self._version(self.candidates)
@@ -216,7 +221,7 @@ class _Trial:
         if len(removal) < len(candidates) or not self.left:
             return []
         try:
-            wanted = expected(graph, graph.model, removal, self.given)
+            wanted = expected(graph, graph.model, removal, self.given, self.whole)
         except Exception:
             return []
         if not wanted.sensitivity > wanted.tolerance:  # whatever a version computes, nothing would show it

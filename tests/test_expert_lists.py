@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 import depgraph
 import importance
 from depgraph.axes import Axis
+from depgraph.cutting import experts as trials
 from depgraph.describing import describe
 from depgraph.errors import CheckError, CutError, PlanError
 from depgraph.layers import Anatomy
@@ -297,6 +299,31 @@ def test_where_nothing_would_show_a_wrong_cut_none_is_tried(monkeypatch: pytest.
         model.out.weight.normal_()
     depgraph.trace(model, torch.randn(4, WIDTH))
     assert tried, "here a trial would tell"
+
+
+class Several(nn.Module):
+    """Three lists of experts beside one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(Masked() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([part(x) for part in self.parts]).sum(0)
+
+
+def test_the_whole_model_runs_once_on_each_input_however_many_trials_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, plain = [], trials.outputs
+
+    def counted(graph: Any, model: nn.Module, inputs: Any, *within: Any) -> list[Tensor]:
+        runs.append(within)
+        return plain(graph, model, inputs, *within)
+
+    monkeypatch.setattr(trials, "outputs", counted)
+    monkeypatch.setattr("depgraph.experts.shorten", lambda *given: 1 / 0)
+    depgraph.trace(Several().eval(), torch.randn(4, WIDTH))
+    assert sum(not within for within in runs) <= 3  # on the example, on others, and to see what is taken
+    assert sum(bool(within) for within in runs) > 6
 
 
 class Limited(Mixture):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from depgraph.widths import Kept
 
 FORMAT = 1
+_HOW = "on inputs that it took before, with its other axes cut and the parts that the plan takes out barred"
 Groups = Mapping[str, tuple[int, ...]]
 
 
@@ -146,27 +147,42 @@ def _runs(graph: DependencyGraph, inputs: Inputs) -> bool:
     return True
 
 
-def expected(graph: DependencyGraph, model: nn.Module, removal: Groups, given: list[Inputs]) -> Expected:
+@dataclass(frozen=True)
+class Whole:
+    """What a model gives on each of several inputs as it is; `captured` as `Expected`'s."""
+
+    free: list[list[Tensor]]
+    captured: float
+
+
+def whole(graph: DependencyGraph, model: nn.Module, given: list[Inputs]) -> Whole:
+    """Run `model` as it is on inputs that the original took; raises CheckError when it doesn't take one of them."""
+    try:
+        free = [outputs(graph, model, inputs) for inputs in given]
+        if not given or not _told(graph):
+            return Whole(free, 0.0)
+        return Whole(free, difference(outputs(graph, model, given[0], proxies.no_flags), free[0]))
+    except Exception as failure:
+        raise _not_running(model, _HOW, failure) from failure
+
+
+def expected(
+    graph: DependencyGraph, model: nn.Module, removal: Groups, given: list[Inputs], before: Whole | None = None
+) -> Expected:
     """Run `model`, the graph's or one cut in its other axes, with what `removal` takes away out of reach, and as it is.
 
-    `given` are the inputs that the original took. Raises CheckError when `model` doesn't take one of them.
+    `given` are the inputs that the original took; `before` is what the model gives on them as it is, if that is known. Raises
+    CheckError when `model` doesn't take one of them.
     """
     bars, silent = bars_of(graph, removal), _modules(graph, model, removal)
     kept = graph.widths.at(removal)
-    found = Expected([], [], [])
-    for k, inputs in enumerate(given):
-        try:
-            free = outputs(graph, model, inputs)
-            within = outputs(graph, model, inputs, lambda: barred(model, bars, silent))
-        except Exception as failure:
-            how = "on inputs that it took before, with its other axes cut and the parts that the plan takes out barred"
-            raise _not_running(model, how, failure) from failure
-        found.inputs.append(inputs)
-        found.free.append(_narrow(graph, free, kept))
-        found.barred.append(_narrow(graph, within, kept))
-        if k == 0 and _told(graph):
-            found = found._replace(captured=difference(outputs(graph, model, inputs, proxies.no_flags), free))
-    return found
+    before = before or whole(graph, model, given)
+    try:
+        within = [outputs(graph, model, inputs, lambda: barred(model, bars, silent)) for inputs in given]
+    except Exception as failure:
+        raise _not_running(model, _HOW, failure) from failure
+    free, narrow = ([_narrow(graph, made, kept) for made in runs] for runs in (before.free, within))
+    return Expected(given, narrow, free, before.captured)
 
 
 def _told(graph: DependencyGraph) -> bool:
