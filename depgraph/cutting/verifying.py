@@ -36,9 +36,7 @@ if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
     from depgraph.plan import Plan
 
-_OF_TOLERANCE = (
-    0.1  # of what may differ in the model's own precision, in which weights are rounded still: what may in double
-)
+_OF_TOLERANCE = 0.1  # of what may differ in the model's own precision, in which weights are rounded: what may in double
 
 
 class _Compared(NamedTuple):
