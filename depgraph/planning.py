@@ -35,6 +35,7 @@ _EXPRESSED = (Attempt(bold=True, express=True), Attempt(express=True), Attempt(p
 _MOST_STEPS = 8  # back from what can't be expressed
 _DEARER, _SHORT = 1.5, 0.03  # how much more of its axes, and of the budget, a plan may take for the module's sake
 _MOST_COARSE, _FAR = 4, 0.1  # axes that are left whole where one group of theirs alone goes so far below the target
+_MOSTLY, _HARDLY = 0.5, 0.1  # of parameters, and of the groups of an axis
 
 _SAY_NOTHING = (
     "the scores say nothing: on every axis they are equal for all groups, of which the first go; look for data that are a single row or "
@@ -52,6 +53,12 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
         PlanError: an option is unknown or out of range, a pattern names no axis, or the model has changed.
     """
     options = Options.of(given)
+    plan = _made(graph, scorer, target, options)
+    hollow = _hollow(plan) if not options.floor and plan.cost().params > graph.cost().params * _MOSTLY else ""
+    return replace(plan, notes=(*plan.notes, hollow)) if hollow else plan
+
+
+def _made(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, options: Options) -> Plan:
     if options.scope == "auto":
         options = replace(options, scope="global" if getattr(scorer, "comparable", True) else "axis")
     if options.form == "auto":
@@ -74,6 +81,20 @@ def make_plan(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, *
     found = _in_module(plan, share, scores, target, options, by_density=by_density)
     return (
         plan if found is None else replace(found, notes=(*found.notes, *(n for n in plan.notes if n is _SAY_NOTHING)))
+    )
+
+
+def _hollow(plan: Plan) -> str:
+    """What to know of a plan for a model that stays mostly as it is, but for some axes that hardly stay; empty for nothing."""
+    sizes = {name: plan.graph[name].size for name in plan.removal}
+    left = {name: size - len(plan.removal[name]) for name, size in sizes.items()}
+    hollow = [name for name in left if left[name] < sizes[name] * _HARDLY]
+    if not hollow:
+        return ""
+    least = min(hollow, key=lambda name: left[name] / sizes[name])
+    return (
+        f"{len(hollow)} of {len(plan.graph.axes)} axes keep less than a tenth of their groups, {least!r} {left[least]} of {sizes[least]}: "
+        f"floor={_HARDLY} keeps a tenth of each"
     )
 
 

@@ -542,3 +542,18 @@ def test_a_group_that_takes_far_more_than_is_asked_for_stays_where_others_come_n
         plan = graph.plan(scores, depgraph.Target(params=share), scope=scope)
         assert share - 0.01 < plan.cost().params / graph.dense_cost.params <= share
     assert "0.weight:0" in graph.plan(scores, depgraph.Target(params=0.83), scope="global").removal
+
+
+def test_axes_that_hardly_stay_while_the_model_does_are_said() -> None:
+    model = nn.Sequential(
+        nn.Linear(4, 40), nn.ReLU(), nn.Linear(40, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 3)
+    )
+    graph = depgraph.trace(model, torch.randn(2, 4))
+    names = [axis.name for axis in graph.axes]
+    scores = {name: np.arange(graph[name].size) + (100.0 if k else 0.0) for k, name in enumerate(names)}
+    plan = graph.plan(scores, depgraph.Target(params=0.62))
+    assert plan.notes == (
+        f"1 of 3 axes keep less than a tenth of their groups, {names[0]!r} 1 of 40: floor=0.1 keeps a tenth of each",
+    )
+    assert graph.plan(scores, depgraph.Target(params=0.62), floor=0.1).notes == ()
+    assert graph.plan(scores, depgraph.Target(params=0.3)).notes == ()
