@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.fx import GraphModule
 
+from depgraph.capture.exported import decisions_of
 from depgraph.capture.proxies import no_flags
 from depgraph.cutting.comparing import Tensors, difference
 from depgraph.cutting.draws import may_draw, same_draws
@@ -40,16 +41,22 @@ def apart_from_capture(
 def require_own(graph: DependencyGraph, captured: Tensors, tolerance: float) -> None:
     """Raise CheckError where a model that simply runs computes something else than its capture, which a graph form is made of.
 
-    What draws random numbers may draw in another order.
+    What draws random numbers may draw in another order; captures that decide by values are compared elsewhere.
     """
-    if isinstance(graph.model, GraphModule) or any(may_draw(node) for node in graph.capture.exported.graph.nodes):
+    exported = graph.capture.exported
+    if (
+        isinstance(graph.model, GraphModule)
+        or decisions_of(exported) is not None
+        or any(map(may_draw, exported.graph.nodes))
+    ):
         return
     with same_draws():
         apart = difference(rerun(graph, graph.model, within=no_flags)[: len(captured)], captured)
     if not apart <= tolerance:
         raise CheckError(
-            f"{type(graph.model).__name__} has no graph form: what was captured of it is off by {apart:.1e} of the largest output from "
-            "what it computes when it simply runs (its code asks whether it is captured, say); use form='module'"
+            f"{type(graph.model).__name__} has no graph form: what was captured of it is off by {apart:.1e} of the largest output "
+            "from what it computes when it simply runs (its code asks whether it is captured, say); use form='module', or plan with "
+            "form='module'"
         )
 
 
