@@ -71,10 +71,10 @@ def test_what_is_cut_from_a_random_program_is_what_is_zeroed(steps: Any, seed: i
 @pytest.mark.parametrize("steps", [SEQUENCES, PICTURES], ids=["sequences", "pictures"])
 def test_both_forms_of_many_random_programs_are_right(steps: Any) -> None:
     counts = []
-    for seed in range(12, 60):
+    for seed in range(12, 36):
         net, x = program(steps, seed)
         try:
             counts.append(require_right(net, x, ("module", "graph")))
         except Exception as error:
             raise AssertionError(f"{net} (seed {seed})") from error
-    assert sum(counts) > 200
+    assert sum(counts) > 80
