@@ -82,7 +82,6 @@ def test_half_precision_ties_and_frozen_parameters_survive(form: str, tmp_path: 
     assert_same(example, pruned, loaded)
 
 
-@pytest.mark.ci
 def small_vit() -> tuple[nn.Module, torch.Tensor]:
     config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, image_size=8, patch_size=4
@@ -145,6 +144,7 @@ def test_weights_in_a_precision_of_their_own_keep_it_in_a_plain_folder(tmp_path:
     assert whole and all(torch.equal(tensor, loaded[name]) for name, tensor in pruned.state_dict().items())
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("forms", [("module", "module"), ("module", "graph"), ("graph", "graph")])
 def test_two_cuts_are_made_again(forms: tuple[str, str], tmp_path: Path) -> None:
     example = ZOO["bert_classifier"]()
