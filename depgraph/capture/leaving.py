@@ -78,10 +78,10 @@ def _values(
             if node.op == "placeholder":
                 target = targets[node.name]
                 env[node] = next(given) if target is None else held[target]
-            elif node in needed and node.op == "call_function" and not wanted <= env.keys():
-                args, kwargs = map_arg((node.args, node.kwargs), env.__getitem__)
-                env[node] = node.target(*args, **kwargs)
-                for used in node.all_input_nodes:
-                    if last[used] is node and used not in wanted:
-                        del env[used]
+            if node not in needed or node.op != "call_function" or wanted <= env.keys():
+                continue
+            args, kwargs = map_arg((node.args, node.kwargs), env.__getitem__)
+            env[node] = node.target(*args, **kwargs)
+            for used in {used for used in node.all_input_nodes if last[used] is node} - wanted:
+                del env[used]
     return env

@@ -38,10 +38,10 @@ def _without_history(model: nn.Module) -> dict[int, torch.Tensor]:
     return {id(tensor): tensor.detach().clone() for tensor in tensors_held(model) if tensor.grad_fn is not None}
 
 
+@torch.no_grad()
 def compute_again(model: nn.Module) -> None:
     """Every computed weight from the parameters that its module has now; what spectral norm has estimated stays."""
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
             for compute in (compute for kind, compute in _TABLE.items() if isinstance(hook, kind)):
-                with torch.no_grad():
-                    setattr(module, *compute(hook, module))
+                setattr(module, *compute(hook, module))

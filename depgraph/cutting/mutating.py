@@ -60,14 +60,19 @@ def write_back(module: GraphModule, copies: Iterable[Node]) -> None:
     """Let what is written to `copies`, index_select in the place of views, reach what these were taken from."""
     known = set(copies)
     for writer in list(module.graph.nodes) if known else ():
-        for node in written_by(writer):
-            after: Node = writer
-            while node is not None:
-                if node in known:
-                    base, dim, index = node.args
-                    with module.graph.inserting_after(after):
-                        after = module.graph.call_function(_index_copy, (base, dim, index, node))
-                node = node.args[0] if node in known else base_of(node)  # type: ignore[assignment]
+        after: Node = writer
+        for copy in [copy for target in written_by(writer) for copy in _through(target, known)]:
+            with module.graph.inserting_after(after):
+                after = module.graph.call_function(_index_copy, (*copy.args, copy))
+
+
+def _through(target: Node, copies: set[Node]) -> Iterator[Node]:
+    """The copies in the place of views through which a write to `target` goes, from the inner one out."""
+    node: Node | None = target
+    while node is not None:
+        if node in copies:
+            yield node
+        node = node.args[0] if node in copies else base_of(node)  # type: ignore[assignment]
 
 
 def _detached(node: Node) -> Node:

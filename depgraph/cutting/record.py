@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -105,12 +105,10 @@ def is_pretrained(model: nn.Module) -> bool:
 @contextmanager
 def uncut_configs(model: nn.Module) -> Iterator[None]:
     """Meanwhile, integers within config objects are what they were before the first cut."""
-    undo = []
+    undo: list[Callable[[], None]] = []
     try:
         for cut in reversed(cuts(getattr(model, "depgraph_record", None))):
-            for change in (change for change in cut["attributes"] if change["keys"]):
-                with suppress(CutError):  # it was in a module that a later cut has left out
-                    undo.append(assign(model, attr_of(change), change["before"]))
+            undo += _assigned(model, (change for change in cut["attributes"] if change["keys"]))  # as far as that gets
             undo += [
                 _put_back(model, attr_of(entry), entry["before"])
                 for entry in shortened_lists(cut)
@@ -120,6 +118,13 @@ def uncut_configs(model: nn.Module) -> Iterator[None]:
     finally:
         for step in reversed(undo):
             step()
+
+
+def _assigned(model: nn.Module, changes: Iterable[Any]) -> Iterator[Callable[[], None]]:
+    """Set integers to what they were before, but for those in a module that a later cut has left out; what takes it back."""
+    for change in changes:
+        with suppress(CutError):
+            yield assign(model, attr_of(change), change["before"])
 
 
 def shortened_lists(cut: Record) -> list[dict[str, Any]]:
