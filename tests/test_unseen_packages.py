@@ -12,8 +12,10 @@ from torch import Tensor, nn
 import depgraph
 import importance
 from depgraph.errors import CheckError, CutError
+from tests.rules.torchvision_operators import define
 
 HALF = depgraph.Target(params=0.5)
+define()
 
 
 class Pairs(nn.Module):
@@ -221,3 +223,40 @@ def test_a_number_that_sizes_alone_make_may_change_with_them() -> None:
     )
     assert report.form == "module"
     assert report.check is not None and not report.check.vacuous
+
+
+class Boxes(nn.Module):
+    """A head of a detector with torchvision's operators: it looks where it says, then at crops, whole and place by place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.moves = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 18, 1)
+        self.deformed, self.bias = nn.Parameter(torch.randn(12, 4, 3, 3) / 6), nn.Parameter(torch.zeros(12))
+        self.places, self.box, self.kind = nn.Conv2d(12, 20, 1), nn.Linear(12 * 4, 4), nn.Linear(5, 3)
+
+    def forward(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = self.stem(image).relu(), self.deformed
+        groups, mask = x.shape[1] // weight.shape[1], x.new_zeros(x.shape[0], 1)
+        steps = (1, 1, 1, 1, 1, 1)
+        x = torch.ops.torchvision.deform_conv2d(
+            x, weight, self.moves(x), mask, self.bias, *steps, groups, 1, False
+        ).relu()
+        crops = torch.ops.torchvision.roi_align(x, boxes, 1.0, 2, 2, 1, True)
+        votes, _ = torch.ops.torchvision.ps_roi_align(self.places(x), boxes, 1.0, 2, 2, 1)
+        return self.box(crops.flatten(1)), self.kind(votes.mean((2, 3)))
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_operators_of_torchvision_pass_channels_on(form: str) -> None:
+    torch.manual_seed(0)
+    model, boxes = Boxes().eval(), torch.tensor([[0.0, 1, 1, 5, 6], [1, 0, 2, 7, 7]])
+    graph = depgraph.trace(model, (torch.randn(2, 3, 8, 8), boxes))
+    assert not graph.unknown
+    sizes = {axis.size: int(axis.prunable.sum()) for axis in graph.axes}
+    assert sizes == {2: 2, 4: 4, 6: 6, 5: 5}, "groups, channels of each that come in and go out, classes of places"
+    for axis in graph.axes:
+        report = graph.cut_plan({axis.name: [1]}).apply_with_report(form=form)
+        assert report.check is not None and not report.check.vacuous, axis.name
+    plan = graph.cut_plan({axis.name: [0] for axis in graph.axes})
+    pruned = plan.apply(form=form)
+    assert sum(p.numel() for p in pruned.parameters()) == plan.cost().params

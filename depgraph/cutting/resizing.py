@@ -188,6 +188,7 @@ def _repeat_interleave(op: Sized) -> None:
         op.changes["output_size"] = op.size(op.arguments["output_size"], made, d)
 
 
+@rewrites("deform_conv2d", of="torchvision")
 @rewrites("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _groups(op: Sized) -> None:
     assert op.source is not None

@@ -70,12 +70,12 @@ Rewrite = Callable[[Sized], None]
 _TABLE: dict[str, Rewrite] = {}
 
 
-def rewrites(*names: str) -> Callable[[Rewrite], Rewrite]:
-    """Put a function into the table, for ATen operators of these names."""
+def rewrites(*names: str, of: str = "aten") -> Callable[[Rewrite], Rewrite]:
+    """Put a function into the table, for operators of these names: ATen's, or those `of` another namespace."""
 
     def register(function: Rewrite) -> Rewrite:
         for name in names:
-            _TABLE[f"aten.{name}"] = function
+            _TABLE[f"{of}.{name}"] = function
         return function
 
     return register

@@ -17,6 +17,7 @@ from depgraph.rules import (  # noqa: F401
     onnx_heads,
     onnx_own,
     onnx_shared,
+    torchvision,
     vectorised,
 )
 from depgraph.rules.registry import Op, lookup, rule, table

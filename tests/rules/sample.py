@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-Fill = Literal["normal", "positive", "share", "complex", "bool", "int", "twos", "twos32", "threes"]
+Fill = Literal["normal", "positive", "share", "complex", "bool", "int", "twos", "twos32", "threes", "boxes"]
 
 _SAME = {"twos": (2, torch.int64), "twos32": (2, torch.int32), "threes": (3, torch.int64)}
 
@@ -34,6 +34,8 @@ class T:
             return torch.full(self.shape, number, dtype=dtype)
         if self.fill == "int":
             return (torch.arange(self.numel) * 5 + 1).reshape(self.shape) % self.high
+        if self.fill == "boxes":
+            return torch.tensor([[k % 2, k, 1, k + 4, 6] for k in range(self.shape[0])], dtype=torch.float64)
         if self.fill == "complex":
             return torch.randn(self.shape, dtype=torch.complex128)
         if self.fill == "share":
@@ -76,6 +78,11 @@ def ints(high: int, *shape: int) -> T:
     return T(shape, "int", high)
 
 
+def boxes(count: int) -> T:
+    """Boxes [count, 5] of two images of 8 by 8: the image, two corners."""
+    return T((count, 5), "boxes")
+
+
 def words(text: str) -> list[str]:
     """The words of a text: names of operators that share a sample."""
     return text.split()
@@ -104,8 +111,8 @@ class Sample:
     @property
     def operator(self) -> Any:
         """The overload that is called: the one named, or ``default``."""
-        _, name, *overload = self.target.split(".")
-        return getattr(getattr(torch.ops.aten, name), overload[0] if overload else "default")
+        namespace, name, *overload = self.target.split(".")
+        return getattr(getattr(getattr(torch.ops, namespace), name), overload[0] if overload else "default")
 
     def __str__(self) -> str:
         shapes = [

@@ -19,6 +19,7 @@ from tests.rules import (
     samples_recurrent,
     samples_reduce,
     samples_space,
+    samples_torchvision,
 )
 from tests.rules.checking import Tried, check, said
 from tests.rules.sample import Sample
@@ -35,6 +36,7 @@ _MODULES = (
     samples_recurrent,
     samples_reduce,
     samples_space,
+    samples_torchvision,
 )
 SAMPLES: list[Sample] = [one for module in _MODULES for one in module.SAMPLES]
 UNSAMPLED: dict[str, str] = {row: why for module in _MODULES for row, why in getattr(module, "UNSAMPLED", {}).items()}
