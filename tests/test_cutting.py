@@ -694,6 +694,10 @@ DRAWN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "in place": lambda mean, spread: mean + torch.empty_like(mean).normal_() * spread.exp(),
     "bernoulli": lambda mean, spread: mean * torch.empty_like(spread).bernoulli_(0.3),
     "dropout": lambda mean, spread: F.dropout(mean + spread, 0.3, training=True),
+    "dropout by one operator": lambda mean, spread: torch.native_dropout(mean + spread, 0.3, True)[0],
+    "dropout once values have decided": lambda mean, spread: F.dropout(
+        mean + spread if mean.sum().item() < 1e6 else mean, 0.3, training=True
+    ),
     "gumbel": lambda mean, spread: F.gumbel_softmax(mean + spread),
     "heavy tails": lambda mean, spread: mean + spread * torch.empty_like(mean).cauchy_().clamp(-2, 2).exp(),
     "logarithms": lambda mean, spread: mean + spread * torch.empty_like(mean).log_normal_(0, 0.5),

@@ -188,6 +188,25 @@ def test_rounding_that_a_model_amplifies_is_no_difference() -> None:
     assert torch.get_default_dtype() is torch.float32
 
 
+class AmplifiesStates(nn.Module):
+    """The same of a recurrent layer, which asks whether its weights are of its input's precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.states, self.out = nn.Linear(8, 24), nn.LSTM(24, 16, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(self.out(self.states(self.inner(x))[0] + 3) * 1e4)
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_rounding_that_a_recurrent_layer_hands_on_is_no_difference(form: str) -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(AmplifiesStates().eval(), torch.randn(4, 30, 8))
+    report = graph.cut_plan({axis.name: [0, 3, 4, 9, 11] for axis in graph.axes}).apply_with_report(form=form)
+    assert report.check is not None and report.check.rounding > report.check.tolerance > 1e3 * report.check.error
+
+
 def test_a_difference_that_a_model_amplifies_is_one() -> None:
     torch.manual_seed(0)
     model, example = Amplifies(), torch.randn(4, 8)

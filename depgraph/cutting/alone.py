@@ -5,6 +5,7 @@ Code may ask `torch.compiler.is_compiling()` and take another way while it is ca
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -13,8 +14,9 @@ from torch.fx import GraphModule
 from depgraph.capture.exported import decisions_of
 from depgraph.capture.proxies import no_flags
 from depgraph.cutting.comparing import Tensors, difference
+from depgraph.cutting.doubling import OF_TOLERANCE, alone_in_double
 from depgraph.cutting.draws import may_draw, same_draws
-from depgraph.cutting.rerunning import Inputs, rerun
+from depgraph.cutting.rerunning import Inputs, Within, rerun
 from depgraph.errors import CheckError
 
 if TYPE_CHECKING:
@@ -38,10 +40,11 @@ def apart_from_capture(
     return apart
 
 
-def require_own(graph: DependencyGraph, captured: Tensors, tolerance: float) -> None:
+def require_own(graph: DependencyGraph, captured: Tensors, tolerance: float, in_double: Callable[[], Tensors]) -> None:
     """Raise CheckError where a model that simply runs computes something else than its capture, which a graph form is made of.
 
-    What draws random numbers may draw in another order; captures that decide by values are compared elsewhere.
+    `in_double` gives what was `captured` once more, computed in double precision: where the two are the same then, only rounding
+    differs. What draws random numbers may draw in another order; captures that decide by values are compared elsewhere.
     """
     exported = graph.capture.exported
     if (
@@ -50,14 +53,25 @@ def require_own(graph: DependencyGraph, captured: Tensors, tolerance: float) -> 
         or any(map(may_draw, exported.graph.nodes))
     ):
         return
-    with same_draws():
-        apart = difference(rerun(graph, graph.model, within=no_flags)[: len(captured)], captured)
-    if not apart <= tolerance:
+    apart = _apart(graph, captured, no_flags)
+    if not (apart <= tolerance or _same_in_double(graph, in_double, tolerance)):
         raise CheckError(
             f"{type(graph.model).__name__} has no graph form: what was captured of it is off by {apart:.1e} of the largest output "
             "from what it computes when it simply runs (its code asks whether it is captured, say); use form='module', or plan with "
             "form='module'"
         )
+
+
+def _apart(graph: DependencyGraph, captured: Tensors, within: Within) -> float:
+    with same_draws():
+        return difference(rerun(graph, graph.model, within=within)[: len(captured)], captured)
+
+
+def _same_in_double(graph: DependencyGraph, captured: Callable[[], Tensors], tolerance: float) -> bool:
+    try:
+        return _apart(graph, captured(), alone_in_double) <= tolerance * OF_TOLERANCE
+    except Exception:  # an operator that can't be run so proves nothing
+        return False
 
 
 def only_captured(model: nn.Module, in_place: bool) -> CheckError:

@@ -15,14 +15,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from depgraph.capture.proxies import no_flags
+
 _DOUBLE = {
     torch.float32: torch.float64,
     torch.float16: torch.float64,
     torch.bfloat16: torch.float64,
     torch.complex64: torch.complex128,
 }
+OF_TOLERANCE = 0.1  # of what may differ in the model's own precision, in which weights are rounded: what may in double
 _OF_DATA = frozenset(["tensor", "as_tensor", "asarray", "Tensor", "FloatTensor"])
-_LEFT = frozenset(["__get__", "__set__", "__setitem__", "detach", "size", "dim"])
+_LEFT = frozenset(["__set__", "__setitem__", "detach", "size", "dim"])
 
 
 @contextlib.contextmanager
@@ -32,6 +35,13 @@ def in_double() -> Iterator[None]:
     Numbers in the code that become a tensor are rounded as they are outside: so they stand in a captured program.
     """
     with _by_default(torch.float64) as before, _Given(before), _Made():
+        yield
+
+
+@contextlib.contextmanager
+def alone_in_double() -> Iterator[None]:
+    """`in_double` for a model that isn't told that it is captured."""
+    with in_double(), no_flags():
         yield
 
 
@@ -56,6 +66,8 @@ class _Given(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call one function, unless it writes to a tensor or only reads what one is like."""
         name = getattr(func, "__name__", "")
+        if name == "__get__":  # what is single without counts as double here, as layers compare precisions too
+            return _doubled_type(func(*args, **(kwargs or {})))
         if name in _OF_DATA:
             with _by_default(self.usual):
                 return func(*args, **(kwargs or {}))
@@ -76,9 +88,13 @@ class _Made(TorchDispatchMode):
         return func(*given[0], **given[1])
 
 
+def _doubled_type(found: Any) -> Any:
+    return _DOUBLE.get(found, found) if isinstance(found, torch.dtype) else found
+
+
 def _doubled(leaf: Any) -> Any:
     if isinstance(leaf, torch.dtype):
-        return _DOUBLE.get(leaf, leaf)
+        return _doubled_type(leaf)
     if isinstance(leaf, torch.Tensor) and leaf.dtype in _DOUBLE:
         return leaf.to(_DOUBLE[leaf.dtype])
     return leaf

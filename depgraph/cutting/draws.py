@@ -21,6 +21,8 @@ from depgraph.graph import Value
 from depgraph.operators import by_name
 from depgraph.widths import Kept
 
+_aten = torch.ops.aten
+
 
 @contextlib.contextmanager
 def same_draws() -> Iterator[None]:
@@ -74,22 +76,43 @@ class Draws:
         return bool(self.made) and self.taken == len(self.made)
 
 
-class Drawing(TorchDispatchMode):
+class _Noting(TorchDispatchMode):
+    """Hands on what every operator draws while it is on; of dropout in one operator the mask, as of dropout in several."""
+
+    def noted(self, func: Any, drawn: Any) -> None:
+        """What an operator drew, which may still be changed."""
+        raise NotImplementedError
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator."""
+        if func is _aten.native_dropout.default:
+            return self._dropout(*args, **(kwargs or {}))
+        made = func(*args, **(kwargs or {}))
+        if draws(func):
+            self.noted(func, made)
+        return made
+
+    def _dropout(self, x: torch.Tensor, p: float, train: bool | None) -> tuple[torch.Tensor, torch.Tensor]:
+        if train is False or p == 0:
+            return x.clone(), torch.ones_like(x, dtype=torch.bool)
+        stays = torch.empty_like(x).bernoulli_(1 - p)
+        self.noted(_aten.bernoulli_.float, stays)
+        return x * stays * (0.0 if p == 1 else 1 / (1 - p)), stays.bool()
+
+
+class Drawing(_Noting):
     """Notes what every operator draws while it is on."""
 
     def __init__(self) -> None:
         super().__init__()
         self.draws = Draws()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operator."""
-        made = func(*args, **(kwargs or {}))
-        if draws(func):
-            self.draws.made.append((func, made.clone() if isinstance(made, torch.Tensor) else None))
-        return made
+    def noted(self, func: Any, drawn: Any) -> None:
+        """Keep it."""
+        self.draws.made.append((func, drawn.clone() if isinstance(drawn, torch.Tensor) else None))
 
 
-class Redrawing(TorchDispatchMode):
+class Redrawing(_Noting):
     """Lets operators draw what `draws` holds from `position` on, where a dim of `value` keeps an index.
 
     `value` is what the operator makes, narrowed to `here` now and to `kept` where it was drawn.
@@ -102,13 +125,10 @@ class Redrawing(TorchDispatchMode):
         self.at = [_places(value, d, here, kept) for d in range(len(value.shape))]
         self.shape = here.shape(value)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operator."""
-        made = func(*args, **(kwargs or {}))
-        if draws(func) and self.position is not None:
-            fits = self._take(func, made)
-            self.position = self.position + 1 if fits else None
-        return made
+    def noted(self, func: Any, drawn: Any) -> None:
+        """Put what is known in its place."""
+        if self.position is not None:
+            self.position = self.position + 1 if self._take(func, drawn) else None
 
     def _take(self, func: Any, made: Any) -> bool:
         """Put what was drawn in its place; False where something else was drawn.

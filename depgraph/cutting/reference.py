@@ -176,7 +176,10 @@ class Reference:
     def _drawn(self, node: Node, calls: list[Called]) -> list[Any]:
         """What operators draw: the same numbers on each side, the pruned model's where that keeps them."""
         before, made = torch.get_rng_state(), []
-        following, value = self.follow, self.program.values.get(node.name)
+        following, values = self.follow, self.program.values
+        value = values.get(node.name) or values.get(
+            f"{node.name}:0"
+        )  # of several results the first is as large as what is drawn
         mode: Any = contextlib.nullcontext()
         for call, side in zip(calls, self.sides, strict=False):
             torch.set_rng_state(before)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
@@ -18,7 +19,7 @@ from depgraph.cutting.alone import apart_from_capture, require_own
 from depgraph.cutting.bypassing import bypassed
 from depgraph.cutting.choices import Chosen
 from depgraph.cutting.comparing import TOLERANCE, Tensors, any_finite, difference, is_continuous
-from depgraph.cutting.doubling import in_double
+from depgraph.cutting.doubling import OF_TOLERANCE, alone_in_double, in_double
 from depgraph.cutting.draws import Drawing, may_draw, same_draws
 from depgraph.cutting.elsewhere import by_itself
 from depgraph.cutting.reference import Following, Outputs, Reference
@@ -35,8 +36,6 @@ from depgraph.widths import Kept
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
     from depgraph.plan import Plan
-
-_OF_TOLERANCE = 0.1  # of what may differ in the model's own precision, in which weights are rounded: what may in double
 
 
 class _Compared(NamedTuple):
@@ -91,7 +90,8 @@ class Verifier:
         if isinstance(model, GraphModule):
             found = self._as_captured(model)
             if not self.plan.branches and self.graph.words is None:
-                require_own(self.graph, [tensor for _, tensor in found.original], found.tolerance)
+                original = [tensor for _, tensor in found.original]
+                require_own(self.graph, original, found.tolerance, partial(self._original_in_double, model))
             return found.check
         alone, decisions = self._alone(model), decisions_of(self.graph.capture.exported)
         found = alone or self._as_captured(model)
@@ -117,7 +117,7 @@ class Verifier:
             found = self._compared(model, no_flags)
         except Exception:  # what is wrong shows better where the model runs as it was captured
             return None
-        return found if found.error <= found.tolerance else self._in_double(model, found, _alone_in_double)
+        return found if found.error <= found.tolerance else self._in_double(model, found, alone_in_double)
 
     def _as_captured(self, model: nn.Module) -> _Compared:
         """The comparison where the model is told what it was told while it was captured."""
@@ -160,10 +160,13 @@ class Verifier:
             again = self._compared(model, within)
         except Exception:  # an operator that can't be run so proves nothing
             return None
-        if not again.error <= found.tolerance * _OF_TOLERANCE:
+        if not again.error <= found.tolerance * OF_TOLERANCE:
             return None
         check = replace(again.check, tolerance=found.tolerance, rounding=found.error)
         return again._replace(check=check)
+
+    def _original_in_double(self, model: nn.Module) -> Tensors:
+        return [tensor for _, tensor in self._compared(model, in_double).original]
 
     def _refused(self, model: nn.Module, found: _Compared) -> NoReturn:
         """Raise CheckError that says where the two part, or how far."""
@@ -230,12 +233,6 @@ class Verifier:
                     tensor = selected(tensor, d, at.to(tensor.device))
             narrow.append(tensor)
         return narrow
-
-
-@contextmanager
-def _alone_in_double() -> Iterator[None]:
-    with in_double(), no_flags():
-        yield
 
 
 def _computed(nodes: Iterable[torch.fx.Node]) -> list[torch.Tensor]:
