@@ -14,6 +14,7 @@ from importance.choices import pick
 _LOOK = ": depgraph inspect, or graph.show(), says what holds each"
 _STREAM = ("residual stream",)
 _WITHIN = ("head width", "rotary pairs", "query heads", "dimension ", "inputs")
+_OF_EVERY = ("experts of every group", "entries of every group", "of every expert")
 _EXPERTS = ("experts", "groups of experts", "entries", "groups of entries")
 
 KINDS = {
@@ -50,7 +51,7 @@ def _kinds(role: str) -> set[str]:
     """The kinds that an axis with this role is of."""
     if role.startswith(_STREAM):
         return {"stream", "all"}
-    if role.startswith(_WITHIN) or role.endswith(("of every group", "of every expert")):
+    if role.startswith(_WITHIN) or role.endswith(_OF_EVERY):
         return {"all"}
     if role.startswith(_EXPERTS):
         return {"experts", "all"}

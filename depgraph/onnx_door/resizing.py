@@ -254,7 +254,7 @@ def _pads(op: Resized) -> None:
         op.set_numbers("pads", 1, now)
 
 
-@resizes("Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv")
+@resizes("Conv", "DeformConv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv")
 def _groups(op: Resized) -> None:
     before = int(attribute(op.node, "group", 1))
     if before > 1:

@@ -76,6 +76,11 @@ def _tensors(*names: str, **fixed: Any) -> Translate:
     return lambda op: {**{name: operand(op, k) for k, name in enumerate(names)}, **fixed}
 
 
+def _deformed(op: Op) -> dict[str, Any]:
+    known = _tensors("input", "weight", "offset", "bias", "mask", groups=op.get("group", 1))(op)
+    return {**known, "offset_groups": op.get("offset_group", 1), "use_mask": known["mask"] is not None}
+
+
 _POINTWISE = """
     Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Celu
     Clip Cos Cosh Div Dropout Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf
@@ -94,6 +99,7 @@ shared(onnx("Conv"), "aten.convolution", lambda op: _tensors("input", "weight", 
 shared(
     onnx("ConvTranspose"), "aten.conv_transpose2d", lambda op: _tensors("input", "weight", "bias", **windows(op))(op)
 )
+shared(onnx("DeformConv"), "torchvision.deform_conv2d", _deformed)
 shared(
     onnx("BatchNormalization"),
     "aten.batch_norm",

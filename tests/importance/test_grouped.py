@@ -190,3 +190,15 @@ def test_what_meets_a_kernel_that_is_made_is_taken_as_a_channel_of_every_group()
     given = model.embed(batch[0]).detach().flatten(2)
     expected = torch.einsum("noc,ncp->c", kernels.abs(), given.abs())
     assert np.corrcoef(found, expected.numpy())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("name", ["flap", "wanda_sp", "obs"])
+def test_recipes_take_channels_of_every_group_too(name: str) -> None:
+    """Of a convolution in two groups one is half of the model: with nothing smaller to take, a recipe had to go far below."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 3, groups=2), nn.ReLU(), nn.Conv2d(24, 4, 1)]
+    model = nn.Sequential(*layers).eval()
+    batches = [torch.randn(4, 3, 8, 8) for _ in range(2)]
+    made = importance.recipes.named(name, batches).prune(depgraph.trace(model, batches[0]), depgraph.Target(params=0.7))
+    assert made.plan is not None
+    assert 0.62 < made.plan.cost().params / sum(p.numel() for p in model.parameters()) <= 0.7
