@@ -167,6 +167,30 @@ def test_what_is_drawn_is_drawn_once() -> None:
     assert report.check.error <= report.check.tolerance < report.check.sensitivity
 
 
+class Matching(nn.Module):
+    """Gives every row the nearest target, then none to the rows that are far, as the losses of detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor, targets: Tensor) -> Tensor:
+        near, which = torch.cdist(targets, x).min(dim=0)
+        which[near > near.median()] = -1
+        which[which >= 0] += 1
+        rows = torch.where(which > 0)[0]
+        return self.last(self.first(x).relu())[rows] - targets[which[rows] - 1, :2]
+
+
+def test_what_is_decided_may_be_written_to() -> None:
+    model, given = Matching().eval(), (torch.randn(7, 6), torch.randn(3, 6))
+    plan = depgraph.trace(model, given).plan(importance.Magnitude(), depgraph.Target(params=0.7))
+    report = plan.apply_with_report()
+    assert report.check is not None and report.check.error <= report.check.tolerance < report.check.sensitivity
+    other = (torch.randn(9, 6), torch.randn(3, 6))
+    torch.testing.assert_close(report.model(*other), zeroed(model, plan)(*other))
+
+
 class Counting(nn.Module):
     """Counts its calls in a buffer and keeps a row of what it saw last, each through a view."""
 

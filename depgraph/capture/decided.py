@@ -50,6 +50,7 @@ class _Recorder(Deciding):
         super().__init__(traced, decisions)
         self.traced = traced
         self.decided_by: list[torch.fx.Node] = []
+        self.given: list[tuple[torch.fx.Node, Tensor, Tensor]] = []
         self.inputs: dict[int, frozenset[int]] = {}
 
     def write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -115,16 +116,33 @@ class _Recorder(Deciding):
         """Write down what `compute` gives; tensors are constants of the graph."""
         result, draws = _with_draws(func, compute)
         inputs = self.follows_from(operands) | draws
-        self.decisions.made.append(Decision(str(func), where(), copied(result), inputs))
+        own = copied(result)
+        self.decisions.made.append(Decision(str(func), where(), own, inputs))
         asked = [t for t in pytree.tree_leaves(operands) if isinstance(t, Tensor) and t.ndim]
         nodes = [self.traced.nodes[id(self.traced.stand_in(tensor))] for tensor in asked]
         given = [self.traced.stand_in(t) for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+        copies = [t for t in pytree.tree_leaves(own) if isinstance(t, Tensor)]
+        self.given += [(self.traced.nodes[id(t)], t, copy) for t, copy in zip(given, copies, strict=True)]
         gives = self.traced.nodes[id(given[0])].name if len(given) == 1 else ""
         module = next(reversed(self.traced.stack[-1]), "")
         for tensor, node in zip(asked, nodes, strict=True):
             dim = None if along is None else along % tensor.ndim
             self.decisions.asked.append(Asked(node.name, dim, str(func), where(), gives, module))
         return result
+
+    def give_copies(self) -> None:
+        """What was decided and then written to is copied first in the graph, so that the constant stays what it was."""
+        graph, constants = self.traced.graph, self.traced.names.constants
+        names = {id(tensor): name for name, tensor in constants.items()}
+        first = next(node for node in graph.nodes if node.op != "placeholder")
+        for constant, now, before in self.given:
+            if id(now) in names and not torch.equal(now, before):
+                constants[names[id(now)]] = before
+                with graph.inserting_before(first):
+                    copy = graph.call_function(_aten.clone.default, (constant,))
+                copy.meta.update(constant.meta)
+                constant.replace_all_uses_with(copy)
+                copy.args = (constant,)
 
     def _node(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.fx.Node:
         def node_for(item: Any) -> Any:
@@ -165,6 +183,7 @@ def capture_decided(
     decided_by = [] if decisions.settled else recorder.decided_by
     replaced = _copy_replaced(model, before, traced)
     traced.graph.output((*outputs, *decided_by))
+    recorder.give_copies()
     return replace(traced.program(output, outputs, decisions), replaced=", ".join(replaced))
 
 
