@@ -40,6 +40,16 @@ def _places(target: Any) -> dict[str, int]:
     return {} if schema is None else {argument.name: k for k, argument in enumerate(schema.arguments)}
 
 
+@lru_cache(maxsize=4096)
+def is_pointwise(target: Any) -> bool:
+    """Does torch say that an operator, or what one in place is the same as, computes each number by itself?"""
+    if torch.Tag.pointwise in getattr(target, "tags", ()):
+        return True
+    name, overload = operator_name(target), getattr(target, "_overloadname", "")
+    known = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") and len(name) > 1 else None
+    return known is not None and overload in known.overloads() and is_pointwise(getattr(known, overload))
+
+
 def writes(node: Node) -> bool:
     """Does an operator change a tensor that it is given?"""
     return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))

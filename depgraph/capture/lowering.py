@@ -21,6 +21,7 @@ from depgraph.capture.reading import indices_read
 from depgraph.capture.values_read import empty, values_read
 from depgraph.errors import CaptureError
 from depgraph.graph import Least, Program, Reason, Value
+from depgraph.operators import is_pointwise
 from depgraph.rules import domains
 
 _KINDS = {
@@ -197,8 +198,7 @@ class _Lowering:
 
     def _apply(self, op: rules.Op, node: Node) -> None:
         function = rules.lookup(op.target)
-        tags = getattr(node.target, "tags", ())
-        if function is None and torch.Tag.pointwise in tags:
+        if function is None and is_pointwise(node.target):
             function = rules.lookup("aten.where")
         if function is not None:
             before = len(self.program.relations.fixed), len(self.program.relations.mixed)

@@ -24,6 +24,7 @@ from depgraph.capture.lowering import op_of
 from depgraph.classes import NONE, Classes
 from depgraph.cutting.rewriting import rewrite
 from depgraph.graph import Program, Value
+from depgraph.operators import is_pointwise
 from depgraph.widths import Kept, Widths
 from tests.rules.sample import Sample, T
 
@@ -75,7 +76,7 @@ class Tried:
     def _lower(self) -> None:
         op = op_of(self.node, SimpleNamespace(program=self.program, constants={}))  # type: ignore[arg-type]
         op.outputs = self.outputs
-        pointwise = torch.Tag.pointwise in self.sample.operator.tags
+        pointwise = is_pointwise(self.sample.operator)
         rule = rules.lookup(op.target) or (rules.lookup("aten.where") if pointwise else None)
         assert rule is not None, f"no rule for {op.target}"
         rule(op)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import depgraph
 from depgraph import rules
 from depgraph.graph import Program, Value
+from depgraph.operators import is_pointwise
 from depgraph.rules import Op, registry
 from depgraph.rules.equation import parse
 from tests.rules import samples_contract
@@ -83,3 +87,14 @@ def test_multiply_accumulates_are_those_that_torch_counts(sample: Sample) -> Non
     if counted:  # torch counts matrix products, convolutions and attention only
         relations = tried.program.relations
         assert sum(math.prod(relations.sizes[d] for d in work.dims) for work in relations.work) == counted
+
+
+def test_what_torch_computes_number_by_number_it_does_in_place_too() -> None:
+    """`nn.Mish(inplace=True)`: torch doesn't mark all of them."""
+    aten = torch.ops.aten
+    for name in ("abs_", "mish_", "threshold_", "copysign_", "gelu_", "relu_"):
+        operators = getattr(aten, name)
+        assert all(is_pointwise(getattr(operators, overload)) for overload in operators.overloads()), name
+    assert not any(map(is_pointwise, (aten.cumsum_.default, aten.softmax.int, aten.__and__.Scalar, len)))
+    model = nn.Sequential(nn.Linear(6, 16), nn.Mish(inplace=True), nn.Linear(16, 4))
+    assert not depgraph.trace(model, torch.randn(3, 6)).unknown
