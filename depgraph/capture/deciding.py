@@ -263,7 +263,10 @@ class _Following(Deciding):
         """What was decided before."""
         if not self.left or self.left[-1].operator != str(func):
             expected = self.left[-1].operator if self.left else "nothing"
-            raise NotFollowed(f"at {where()} {func} depends on values where the traced forward asks for {expected}")
+            raise NotFollowed(
+                f"at {where()} {func} depends on values where the traced forward asks for {expected}: a size that the cut changes "
+                "decides there, or what the model has kept of a run since (then trace it again)"
+            )
         known = self.left.pop()
         if known.inputs & {WEIGHTS, DRAWS}:
             return copied(known.result)
