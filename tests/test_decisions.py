@@ -191,6 +191,30 @@ def test_what_is_decided_may_be_written_to() -> None:
     torch.testing.assert_close(report.model(*other), zeroed(model, plan)(*other))
 
 
+class Scattering(nn.Module):
+    """Rows that their own values pick go through a layer, and back to their places."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.first, self.inner, self.last, self.whole = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 3), whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        mask = (hidden.mean(-1) > 0)[..., None]
+        rows = self.inner(hidden.masked_select(mask).unflatten(0, (-1, hidden.shape[-1])))
+        return self.last(hidden.masked_scatter(mask.expand_as(hidden) if self.whole else mask, rows))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_a_mask_of_values_scatters_goes_to_the_same_places(whole: bool) -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(Scattering(whole).eval(), torch.randn(40, 6))
+    (hidden,) = graph.axes
+    for group in range(hidden.size):
+        report = graph.cut_plan({hidden.name: [group]}).apply_with_report()
+        assert report.check is not None and report.check.error <= report.check.tolerance < report.check.sensitivity
+
+
 class Counting(nn.Module):
     """Counts its calls in a buffer and keeps a row of what it saw last, each through a view."""
 

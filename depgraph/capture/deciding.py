@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +52,10 @@ _TAKEN_APART = frozenset(
     ]
 )
 _HANDED_OVER = frozenset([Tensor.tolist, Tensor.numpy, Tensor.__array__])
+_SCATTERS = {
+    _aten.masked_scatter.default: _aten.index_put.default,
+    _aten.masked_scatter_.default: _aten.index_put_.default,
+}
 WEIGHTS, DRAWS = -1, -2
 _TORCH = ("aten", "prims", "prim")
 
@@ -159,6 +164,8 @@ class Deciding(proxies.OperatorMode):
             return self.write(func, (args[0], self._indices(func, args[1]), *args[2:]), kwargs)
         if func is _aten.masked_select.default:
             return self._masked(func, *args)
+        if func in _SCATTERS:
+            return self._scattered(func, *args)
         if func in _TAKEN_APART or proxies.must_be_apart(func, (args, kwargs)):
             with self:
                 return func.decompose(*args, **kwargs)
@@ -182,6 +189,24 @@ class Deciding(proxies.OperatorMode):
         given, mask = self._expanded(given, shape), self._expanded(mask, shape[: len(shape) - whole])
         left = self.write(_aten.index.Tensor, (given, self._indices(func, [mask])), {})
         return left if left.ndim == 1 else self.write(_aten.reshape.default, (left, [-1]), {})
+
+    def _scattered(self, func: Any, given: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+        """What comes one after the other, at the places of a mask; dims at the end along which that is repeated stay whole."""
+        shape = torch.broadcast_shapes(given.shape, mask.shape)
+        whole = 0
+        while whole < min(mask.ndim, len(shape) - 1) and (mask.shape[-1 - whole] == 1 or not mask.stride(-1 - whole)):
+            whole += 1
+        rest = list(shape[len(shape) - whole :])
+        for _ in rest:
+            mask = self.write(_aten.any.dim, (mask, -1), {})
+        places = self._indices(func, [self._expanded(mask, shape[: len(shape) - whole])])
+        rows = [len(places[0]), *rest]
+        if list(source.shape) != rows:
+            source = self.write(_aten.reshape.default, (source, [-1]), {})
+            if len(source) > prod(rows):
+                source = self.write(_aten.slice.Tensor, (source, 0, 0, prod(rows)), {})
+            source = self.write(_aten.reshape.default, (source, [-1, *rest]), {}) if rest else source
+        return self.write(_SCATTERS[func], (self._expanded(given, shape), places, source), {})
 
     def _expanded(self, tensor: Tensor, shape: torch.Size) -> Tensor:
         return tensor if tensor.shape == shape else self.write(_aten.expand.default, (tensor, list(shape)), {})
