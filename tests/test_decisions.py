@@ -170,20 +170,23 @@ def test_what_is_drawn_is_drawn_once() -> None:
 class Matching(nn.Module):
     """Gives every row the nearest target, then none to the rows that are far, as the losses of detectors do."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, rows_of_their_own: bool) -> None:
         super().__init__()
-        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 2)
+        self.first, self.last, self.rows_of_their_own = nn.Linear(6, 16), nn.Linear(16, 2), rows_of_their_own
 
     def forward(self, x: Tensor, targets: Tensor) -> Tensor:
         near, which = torch.cdist(targets, x).min(dim=0)
         which[near > near.median()] = -1
+        if not self.rows_of_their_own:
+            return self.last(self.first(x).relu()) - targets[which.clamp(min=0), :2]
         which[which >= 0] += 1
         rows = torch.where(which > 0)[0]
         return self.last(self.first(x).relu())[rows] - targets[which[rows] - 1, :2]
 
 
-def test_what_is_decided_may_be_written_to() -> None:
-    model, given = Matching().eval(), (torch.randn(7, 6), torch.randn(3, 6))
+@pytest.mark.parametrize("rows", [False, True])
+def test_what_is_decided_may_be_written_to(rows: bool) -> None:
+    model, given = Matching(rows_of_their_own=rows).eval(), (torch.randn(7, 6), torch.randn(3, 6))
     plan = depgraph.trace(model, given).plan(importance.Magnitude(), depgraph.Target(params=0.7))
     report = plan.apply_with_report()
     assert report.check is not None and report.check.error <= report.check.tolerance < report.check.sensitivity

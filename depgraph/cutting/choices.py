@@ -32,7 +32,8 @@ class Chosen(TorchDispatchMode):
         """Run one operator."""
         made = func(*args, **(kwargs or {}))
         if func in _CHOOSES:
-            self.seen.append((func, made[1] if func in _WITH_VALUES else made))
+            picks = made[1] if func in _WITH_VALUES else made
+            self.seen.append((func, picks.clone()))  # the code may write to its own
         return made
 
     def picks(self, nodes: Iterable[Node]) -> Picks:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 Step = Callable[["Program", Tensor, "Draw"], Tensor]
 SEQUENCES: dict[str, Step] = {}
 PICTURES: dict[str, Step] = {}
+VALUES: dict[str, Step] = {}
 WIDE = 28
 
 
@@ -91,6 +92,11 @@ def sequence(step: Step) -> Step:
 
 def picture(step: Step) -> Step:
     PICTURES[step.__name__.strip("_")] = step
+    return step
+
+
+def value(step: Step) -> Step:
+    VALUES[step.__name__.strip("_")] = step
     return step
 
 
