@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -66,8 +67,9 @@ class _Given(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call one function, unless it writes to a tensor or only reads what one is like."""
         name = getattr(func, "__name__", "")
-        if name == "__get__":  # what is single without counts as double here, as layers compare precisions too
-            return _doubled_type(func(*args, **(kwargs or {})))
+        if name == "__get__":
+            found = func(*args, **(kwargs or {}))  # recurrent layers compare their weights' precision with that of what comes in
+            return _doubled_type(found) if isinstance(args[0], nn.Parameter) else found
         if name in _OF_DATA:
             with _by_default(self.usual):
                 return func(*args, **(kwargs or {}))
