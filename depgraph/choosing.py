@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -52,7 +52,7 @@ class Attempt:
 
     settle: bend the numbers so that ties hold; bold: leave a tie broken that only giving back all of an axis would mend;
     pin: leave whole what the module's Python can't express alone, and what is in `barred`; express: take only what it can
-    express in the end.
+    express in the end; most: how many groups some axes may lose at the most.
     """
 
     settle: bool = True
@@ -60,6 +60,7 @@ class Attempt:
     pin: bool = False
     express: bool = False
     barred: frozenset[str] = frozenset()
+    most: Mapping[str, int] = field(default_factory=dict)
 
 
 def _nothing_left(options: Options, pinned: bool) -> str:
@@ -132,7 +133,7 @@ class Choice:
         free = np.setdiff1d(np.flatnonzero(axis.prunable), list(stays))
         least = self.graph.widths.least(axis.name)
         stay = max(least, math.ceil(self.options.floor_of(axis) * axis.size - 1e-9))
-        limit = min(len(free), axis.size - stay)
+        limit = min(len(free), axis.size - stay, self.attempt.most.get(axis.name, axis.size))
         cap = min(limit, self.rounded(axis, limit))
         if cap > 0:
             self.order[axis.name] = free[np.argsort(self.scores[axis.name][free], kind="stable")]

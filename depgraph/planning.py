@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from depgraph.customs import customs_that_hold
 from depgraph.cutting.expressible import is_expressible
 from depgraph.cutting.settling import inexpressible
 from depgraph.errors import DepgraphError, NothingToPrune, TargetError
+from depgraph.nearing import nearer, why_far
 from depgraph.options import Options
 from depgraph.plan import Plan
 from depgraph.report import uncovered
@@ -34,7 +36,6 @@ _ATTEMPTS = {
 _EXPRESSED = (Attempt(bold=True, express=True), Attempt(express=True), Attempt(pin=True, express=True))
 _MOST_STEPS = 8  # back from what can't be expressed
 _DEARER, _SHORT = 1.5, 0.03  # how much more of its axes, and of the budget, a plan may take for the module's sake
-_MOST_COARSE, _FAR = 4, 0.1  # axes that are left whole where one group of theirs alone goes so far below the target
 _MOSTLY, _HARDLY = 0.5, 0.1  # of parameters, and of the groups of an axis
 
 _SAY_NOTHING = (
@@ -71,17 +72,15 @@ def _made(graph: DependencyGraph, scorer: Scorer | Scores, target: Target, optio
     graph.check_unchanged()
     by_density = options.rank == "auto" and getattr(scorer, "additive", False) or options.rank == "density"
     scores = checked_scores(graph, scorer)
-    plan, share = _nearest(graph, scores, target, options, by_density=by_density)
-    if callable(scorer) and _alike(graph, scores):
-        plan = replace(plan, notes=(*plan.notes, _SAY_NOTHING))
+    choice, plan = _nearest(graph, scores, target, options, by_density=by_density)
+    notes = [_SAY_NOTHING] if callable(scorer) and _alike(graph, scores) else []
     if not plan.removal and not plan.branches:
-        return replace(plan, notes=(*plan.notes, "the model keeps within the target as it is, so that nothing goes"))
-    if options.form != "auto" or options.scope == "uniform" or is_expressible(graph, plan.kept()):
-        return plan
-    found = _in_module(plan, share, scores, target, options, by_density=by_density)
-    return (
-        plan if found is None else replace(found, notes=(*found.notes, *(n for n in plan.notes if n is _SAY_NOTHING)))
-    )
+        notes.append("the model keeps within the target as it is, so that nothing goes")
+    elif options.form == "auto" and options.scope != "uniform" and not is_expressible(graph, plan.kept()):
+        found = _in_module(plan, choice.share, scores, target, options, by_density=by_density)
+        choice, plan = found or (choice, plan)
+    notes += [far] if (far := why_far(choice, plan)) else []
+    return replace(plan, notes=(*plan.notes, *notes))
 
 
 def _hollow(plan: Plan) -> str:
@@ -106,15 +105,15 @@ def _alike(graph: DependencyGraph, scores: Mapping[str, np.ndarray]) -> bool:
 
 def _in_module(
     plan: Plan, share: float, scores: Mapping[str, np.ndarray], target: Target, options: Options, *, by_density: bool
-) -> Plan | None:
+) -> tuple[Choice, Plan] | None:
     """A plan for the same target that the module's own Python can express, where it costs the other axes little more.
 
     Not one that takes half as much again of the axes that it narrows, nor one that goes far below the target.
     """
     options = replace(options, form="module")
 
-    def suits(choice: Choice, found: Plan | None) -> bool:
-        return found is not None and choice.share <= _DEARER * share and choice.slack(found) <= _SHORT
+    def suits(choice: Choice, found: Plan) -> bool:
+        return choice.share <= _DEARER * share and choice.slack(found) <= _SHORT
 
     for attempt in _EXPRESSED:
         try:
@@ -122,10 +121,10 @@ def _in_module(
         except NothingToPrune:
             continue
         found = choice.plan()
-        if suits(choice, found):
-            return found
+        if found is not None and suits(choice, found):
+            return choice, found
     last = _backing_off(plan.graph, scores, target, options, by_density=by_density)
-    return last[1] if last is not None and suits(*last) else None
+    return last if last is not None and suits(*last) else None
 
 
 def _choice(
@@ -173,9 +172,9 @@ def _in_the_way(plan: Plan) -> frozenset[str]:
 
 def _nearest(
     graph: DependencyGraph, scores: Mapping[str, np.ndarray], target: Target, options: Options, *, by_density: bool
-) -> tuple[Plan, float]:
-    """The plan of the first attempt that comes within one step of the target, else of the nearest, and its choice's share."""
-    found: list[tuple[float, Plan, float]] = []
+) -> tuple[Choice, Plan]:
+    """The plan of the first attempt that comes within one step of the target, else of the nearest, and its choice."""
+    found: list[tuple[Choice, Plan]] = []
     refusals: list[tuple[float, DepgraphError]] = []
     for attempt in _ATTEMPTS["uniform" if options.scope == "uniform" and graph.form != "graph" else options.form]:
         try:
@@ -193,42 +192,17 @@ def _nearest(
             unmet = choice.refusal()
             refusals.append((least, TargetError(unmet.sentence(target, graph.dense_cost), above, unmet)))
             continue
+        found.append((choice, plan))
         if choice.is_near(plan):
-            if options.scope != "uniform":
-                choice, plan = _without_coarse(choice, plan, by_density=by_density)
-            return plan, choice.share
-        found.append((choice.slack(plan), plan, choice.share))
+            found = found[-1:]
+            break
     if not found:
         raise min(refusals, key=lambda entry: entry[0])[1]
-    return min(found, key=lambda entry: entry[0])[1:]
-
-
-def _without_coarse(choice: Choice, plan: Plan, *, by_density: bool) -> tuple[Choice, Plan]:
-    """What comes nearest to the target: `plan`, or one without axes of which a single group saves far more than all that is asked for."""
-    best, barred = (choice, plan), choice.attempt.barred
-    for _ in range(_MOST_COARSE):
-        now, found = best
-        left = {name: now.spent(now.first([name])) for name in sorted(found.removal.keys() & set(now.leading))}
-        coarsest = min(left, key=left.__getitem__, default="")
-        if now.slack(found) <= _FAR or left.get(coarsest, math.inf) > (1 - _FAR) * now.limit:
-            break
-        barred |= {coarsest}
-        try:
-            other = _choice(
-                now.graph,
-                now.scores,
-                now.target,
-                now.options,
-                replace(now.attempt, barred=barred),
-                by_density=by_density,
-            )
-        except NothingToPrune:
-            break
-        nearer = other.plan()
-        if nearer is None or other.slack(nearer) >= now.slack(found):
-            break
-        best = other, nearer
-    return best
+    choice, plan = min(found, key=lambda one: one[0].slack(one[1]))
+    if options.scope == "uniform":
+        return choice, plan
+    again = partial(_choice, graph, scores, target, options, by_density=by_density)
+    return nearer(choice, plan, again)
 
 
 def _nothing(graph: DependencyGraph) -> str:

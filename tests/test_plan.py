@@ -98,7 +98,7 @@ def test_rounding_to_the_size_of_an_axis_leaves_it_whole_and_smaller_ones_are_no
     assert plan.notes == ("axis '2.weight:0' has fewer than 48 groups, so round_to=48 doesn't hold there",)
     with pytest.raises(NothingToPrune):
         graph.plan(random_scores(graph), depgraph.Target(params=0.9), round_to=48, only=first)
-    assert graph.plan(random_scores(graph), depgraph.Target(params=0.6), round_to=8).notes == ()
+    assert graph.plan(random_scores(graph), depgraph.Target(params=0.56), round_to=8).notes == ()
 
 
 def test_floors_and_the_least_that_can_be_reached(graph: Graph) -> None:
@@ -557,3 +557,32 @@ def test_axes_that_hardly_stay_while_the_model_does_are_said() -> None:
     )
     assert graph.plan(scores, depgraph.Target(params=0.62), floor=0.1).notes == ()
     assert graph.plan(scores, depgraph.Target(params=0.3)).notes == ()
+
+
+def encoder(width: int, heads: int, neurons: int) -> Graph:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(width, heads, neurons, batch_first=True)
+    stack = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model = nn.Sequential(nn.Linear(16, width), stack, nn.Linear(width, 10))
+    return depgraph.trace(model.eval(), torch.randn(2, 6, 16))
+
+
+@pytest.mark.parametrize("scope", ["global", "axis"])
+@pytest.mark.parametrize("share", [0.9, 0.7])
+def test_a_width_that_is_tied_to_heads_goes_no_further_than_what_is_asked_for(scope: str, share: float) -> None:
+    """A quarter of 48 dimensions, with two of 8 heads everywhere, is the smallest step of the module, and a third of it."""
+    graph = encoder(48, 8, 96)
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=share), scope=scope, form="module")
+    assert share - 0.03 < plan.cost().params / graph.dense_cost.params <= share and not plan.notes
+    report = plan.apply_with_report()
+    assert report.form == "module" and report.check.error < 1e-4
+
+
+def test_a_plan_that_ends_far_below_its_target_says_why() -> None:
+    graph = encoder(48, 8, 96)
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.9), form="module", only="0.weight:0")
+    assert "0.weight:0" in plan.removal
+    assert plan.notes == (
+        "66.3% of params stay where 90.0% may: the smallest step, 12 of the 48 groups of axis '0.weight:0' and groups of 2 more axes, "
+        "is 33.7%",
+    )
