@@ -103,7 +103,8 @@ class Choice:
         self.settler: Settler | None = None
         if attempt.settle:
             bold = frozenset(self.leading) if attempt.bold else frozenset()
-            self.settler = Settler(graph.sizes, self.order, self.cap, bold)
+            steps = {n: step for n in self.order if 1 < (step := self.rounding.step(n)) <= graph[n].size}
+            self.settler = Settler(graph.sizes, self.order, self.cap, bold, steps)
 
     def _pinned(self) -> frozenset[str]:
         """The axes that can't lose groups in the form that is asked for."""
@@ -294,18 +295,18 @@ class Choice:
         return (dense - self.spent(dict.fromkeys(item, 1))) / max(dense, self.budget.least(self.budget.metric))
 
     def _exempt(self, removal: Mapping[str, np.ndarray]) -> list[str]:
-        """A note where axes too small for `round_to` lose groups, or those that no multiple is left of don't."""
-        step = self.options.round_to
-        if isinstance(step, str):
-            left = {a.name: a.size - len(removal.get(a.name, ())) for a in self.graph.axes if a.prunable.any()}
-            odd = [name for name, size in left.items() if size % self.rounding.step(name)]
-            return [f"{axis_and_more(odd)} keeps a size that round_to={step!r} doesn't allow"] if odd else []
-        small = [name for name in removal if self.graph[name].size < step]
-        return (
+        """Notes where axes too small for `round_to` lose groups, and where no multiple is left of others."""
+        step, small = self.options.round_to, [name for name in removal if self.rounding.is_small(name)]
+        left = {a.name: a.size - len(removal.get(a.name, ())) for a in self.graph.axes if a.prunable.any()}
+        if not self.rounding.named:
+            left = {name: left[name] for name in removal if name not in small}
+        odd = [name for name, size in left.items() if size % self.rounding.step(name)]
+        notes = (
             [f"{axis_and_more(small)} has fewer than {step} groups, so round_to={step} doesn't hold there"]
             if small
             else []
         )
+        return notes + ([f"{axis_and_more(odd)} keeps a size that round_to={step!r} doesn't allow"] if odd else [])
 
     def spent(self, counts: Counts) -> float:
         """What is left, in the target's first metric, when these numbers of groups go."""

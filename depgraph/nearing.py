@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from depgraph.choosing import Attempt, Choice, Counts
 
 _MOST_TRIES = 8  # plans with less of a coarse axis
-_FAR, _TOLD = 0.03, 0.05  # how far below a target, as a share of it, calls for them, and for saying why
+_NEAR, _TOLD = 0.03, 0.05  # how far below a target, as a share of it, calls for them, and for saying why
+_FAR = 0.1  # and where a step is one group, which is what a plan may take too much
 Again = Callable[["Attempt"], "Choice"]
 
 
@@ -26,7 +27,8 @@ def nearer(choice: Choice, plan: Plan, again: Again) -> tuple[Choice, Plan]:
     best, tried = (choice, plan), set[tuple[str, int]]()
     for _ in range(_MOST_TRIES):
         now, found = best
-        if now.slack(found) <= _FAR:
+        slack = now.slack(found)
+        if slack <= _NEAR or LATENCY in now.budget.limits:
             break
         fewer = [(name, most) for name in _coarse(now, found) for most in (len(found.removal[name]) - 1, 0)]
         limit = next((one for one in fewer if one not in tried), None)
@@ -34,7 +36,7 @@ def nearer(choice: Choice, plan: Plan, again: Again) -> tuple[Choice, Plan]:
             break
         tried.add(limit)
         other = _held_back(now, limit, again)
-        if other is not None and other[0].slack(other[1]) < now.slack(found):
+        if other is not None and other[0].slack(other[1]) < slack:
             best = other
     return best
 
@@ -48,6 +50,8 @@ def why_far(choice: Choice, plan: Plan) -> str:
     said = f"{stays / dense:.1%} of {measure} stay where {choice.limit / dense:.1%} may"
     steps = {name: _step(choice, name) for name in choice.leading}
     name = max(steps, key=lambda n: choice.spent(steps[n]))
+    if sum(steps[name].values()) == 1 and choice.slack(plan) <= _FAR:
+        return ""
     saved = dense - choice.spent(steps[name])
     if saved < choice.limit - stays:
         return said
@@ -58,13 +62,17 @@ def why_far(choice: Choice, plan: Plan) -> str:
 
 
 def _coarse(choice: Choice, plan: Plan) -> list[str]:
-    """Axes that a plan narrows, the one whose smallest step saves most with what goes along first; of those that go together, one."""
+    """Axes that a plan narrows, the one whose smallest step saves most with what goes along first; of those that go together, one.
+
+    Those whose step is one group aren't, unless it alone takes far more than all that is asked for.
+    """
     found: dict[frozenset[str], tuple[float, int, str]] = {}
     for name in plan.removal.keys() & set(choice.leading):
         step = _step(choice, name)
         names = frozenset(n for n, count in step.items() if count)
         one = (choice.spent(step), -len(choice.graph[name].members), name)
-        found[names] = min(found.get(names, one), one)
+        if sum(step.values()) > 1 or one[0] < (1 - _FAR) * choice.limit:
+            found[names] = min(found.get(names, one), one)
     return [name for _, _, name in sorted(found.values())]
 
 

@@ -115,12 +115,15 @@ def _in_module(
     def suits(choice: Choice, found: Plan) -> bool:
         return choice.share <= _DEARER * share and choice.slack(found) <= _SHORT
 
-    for attempt in _EXPRESSED:
+    for number, attempt in enumerate(_EXPRESSED):
         try:
             choice = _choice(plan.graph, scores, target, options, attempt, by_density=by_density)
         except NothingToPrune:
             continue
         found = choice.plan()
+        if found is not None and number == 0:
+            again = partial(_choice, plan.graph, scores, target, options, by_density=by_density)
+            choice, found = nearer(choice, found, again)
         if found is not None and suits(choice, found):
             return choice, found
     last = _backing_off(plan.graph, scores, target, options, by_density=by_density)

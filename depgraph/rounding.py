@@ -37,6 +37,10 @@ class Rounding:
         own = self._steps.get(name, 1) if isinstance(self._wanted, str) else self._wanted
         return math.lcm(own, self._graph.widths.step(name))
 
+    def is_small(self, name: str) -> bool:
+        """Has an axis fewer groups than a whole number that was asked for, so that it is cut freely?"""
+        return isinstance(self._wanted, int) and self._graph[name].size < self._wanted
+
     def most(self, name: str, size: int, count: int) -> int:
         """The largest number up to `count` of an axis' `size` groups whose removal leaves a multiple.
 

@@ -261,7 +261,7 @@ class Grouped(nn.Module):
 def test_rows_of_matrices_that_grouped_products_take_as_they_lie_stay_multiples() -> None:
     graph = depgraph.trace(Grouped().eval(), torch.randn(12, 16))
     pruned = graph.plan(random_scores(graph), depgraph.Target(params=0.7), scope="axis").apply()
-    assert pruned.up.shape[2] in (20, 24) and pruned.down.shape[2] in (12, 16)
+    assert pruned.up.shape[2] in (20, 24, 28) and pruned.down.shape[2] in (12, 16)
 
 
 def test_a_uniform_plan_takes_experts_by_the_config() -> None:

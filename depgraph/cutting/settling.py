@@ -7,7 +7,8 @@ first; where they can't, groups come back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,13 +31,15 @@ Counts = dict[str, int]
 class Settler:
     """Bends the numbers of groups to remove, for one order of groups in each axis.
 
-    Axes in `keep_some` are never taken back to losing nothing: a tie that only this would mend stays broken.
+    Axes in `keep_some` are never taken back to losing nothing: a tie that only this would mend stays broken. Of an axis in
+    `steps` a multiple stays, or all, where ties can be kept so.
     """
 
     rules: SizeRules
     order: dict[str, np.ndarray]
     cap: Counts
     keep_some: frozenset[str] = frozenset()
+    steps: Mapping[str, int] = field(default_factory=dict)
     ties: list[Tie] = field(default_factory=list)
     _known: dict[tuple[int, tuple[int, ...]], int] = field(default_factory=dict)
     _of_axis: dict[str, list[int]] = field(default_factory=dict)
@@ -49,10 +52,17 @@ class Settler:
                 self._of_axis.setdefault(axis, []).append(k)
 
     def settle(self, counts: Counts) -> Counts:
-        """The nearest numbers that keep all ties that can be kept."""
-        found = self._settle(dict(counts), (1, -1))
+        """The nearest numbers that keep all ties that can be kept; no multiples, where only others keep all of them."""
+        found = self._kept(counts, self.steps)
+        if self.steps and self.broken(found):
+            other = self._kept(counts, {})
+            return found if self.broken(other) else other
+        return found
+
+    def _kept(self, counts: Counts, steps: Mapping[str, int]) -> Counts:
+        found = self._settle(dict(counts), (1, -1), steps)
         if self.broken(found):
-            further = self._settle(dict(found), (1,))
+            further = self._settle(dict(found), (1,), steps)
             return found if self.broken(further) else further
         return found
 
@@ -69,7 +79,7 @@ class Settler:
         near = {k for axis, count in counts.items() if count for k in self._of_axis.get(axis, ())}
         return [k for k in sorted(near) if self._gap(k, self.ties[k], counts)]
 
-    def _settle(self, counts: Counts, directions: tuple[int, ...]) -> Counts:
+    def _settle(self, counts: Counts, directions: tuple[int, ...], steps: Mapping[str, int]) -> Counts:
         """Mend ties in turn; with both directions they may undo one another, with one they can't.
 
         So many rounds are made; where numbers come again, all rounds between were for nothing, and those like them are left out.
@@ -83,44 +93,70 @@ class Settler:
                 rounds %= seen[state] - rounds
             seen[state] = rounds
             for k in broken if rounds else ():
-                if not any(self._mend(k, counts, direction) for direction in directions):
+                if not any(self._mend(k, counts, direction, steps) for direction in directions):
                     stuck.add(k)
             rounds -= 1
         return counts
 
-    def _mend(self, k: int, counts: Counts, direction: int) -> bool:
-        """Move axes in one direction as long as the gap closes; undone when it doesn't close."""
-        tie, trial = self.ties[k], dict(counts)
-        gap = self._gap(k, tie, trial)
+    def _mend(self, k: int, counts: Counts, direction: int, steps: Mapping[str, int]) -> bool:
+        """Move axes in one direction as long as the gap closes; undone when it doesn't close.
+
+        Steps of several groups may have to widen it first.
+        """
+        tie = self.ties[k]
+        first = [
+            self._moved(counts, a, direction, steps) for a in tie.axes if steps.keys() & tie.axes and a in self.order
+        ]
+        for begun in (dict(counts), *first):
+            trial = self._closed(k, begun, direction, steps)
+            if trial is not None and not any(
+                not trial[axis] for axis in self.keep_some & counts.keys() if counts[axis]
+            ):
+                counts.update(trial)
+                return True
+        return False
+
+    def _closed(self, k: int, trial: Counts, direction: int, steps: Mapping[str, int]) -> Counts | None:
+        """The numbers after moves in one direction, each of which narrows the gap of a tie, when it closes.
+
+        Steps of several groups may also leave the gap as it is, the finest first.
+        """
+        tie = self.ties[k]
+        if not all(self._within(trial, a) for a in tie.axes if trial.get(a)):
+            return None
+        gap, stepped = self._gap(k, tie, trial), not steps.keys().isdisjoint(tie.axes)
         while gap:
-            steps = [
-                (self._gap(k, tie, self._moved(trial, a, direction)), a)
-                for a in tie.axes
-                if self._can(trial, a, direction)
+            moved = {a: self._moved(trial, a, direction, steps) for a in tie.axes if a in self.order}
+            moved = {a: one for a, one in moved.items() if self._within(one, a) and one[a] != trial.get(a)}
+            gaps = [
+                (self._gap(k, tie, one), self._share(trial, one, a) if stepped else 0.0, a) for a, one in moved.items()
             ]
-            best, axis = min(steps, default=(gap, ""))
-            if best >= gap:
-                return False
+            best, _, axis = min(gaps, default=(math.inf, 0.0, ""))
+            if best > gap or best == gap and not stepped:
+                return None
             leap = max(1, int(gap // max(gap - best, 1)) - 1)
-            ahead = self._moved(trial, axis, direction * leap)
+            ahead = self._moved(trial, axis, direction * leap, steps)
             if leap > 1 and self._within(ahead, axis) and self._gap(k, tie, ahead) < best:
                 trial, gap = ahead, self._gap(k, tie, ahead)
             else:
-                trial, gap = self._moved(trial, axis, direction), best
-        if any(not trial[axis] for axis in self.keep_some & counts.keys() if counts[axis]):
-            return False
-        counts.update(trial)
-        return True
+                trial, gap = moved[axis], int(best)
+        return trial
 
-    def _can(self, counts: Counts, axis: str, direction: int) -> bool:
-        return axis in self.order and self._within(self._moved(counts, axis, direction), axis)
+    def _share(self, before: Counts, after: Counts, axis: str) -> float:
+        """Which share of its groups a move takes from an axis, or gives back."""
+        return abs(after[axis] - before.get(axis, 0)) / self.rules.graph[axis].size
 
     def _within(self, counts: Counts, axis: str) -> bool:
         return 0 <= counts[axis] <= self.cap.get(axis, 0)
 
-    @staticmethod
-    def _moved(counts: Counts, axis: str, by: int) -> Counts:
-        return {**counts, axis: counts.get(axis, 0) + by}
+    def _moved(self, counts: Counts, axis: str, by: int, steps: Mapping[str, int]) -> Counts:
+        """`counts` with so many more groups of an axis, or steps of several."""
+        count, step = counts.get(axis, 0), steps.get(axis, 1)
+        if step == 1:
+            return {**counts, axis: count + by}
+        size = self.rules.graph[axis].size
+        stay = (-((count - size) // step) if by > 0 else (size - count) // step) - by
+        return {**counts, axis: max(size - stay * step, 0)}
 
     def _gap(self, k: int, tie: Tie, counts: Counts) -> int:
         key = (k, tuple(counts.get(a, 0) for a in tie.axes))
