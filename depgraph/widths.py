@@ -79,11 +79,16 @@ class Widths:
         found = 1
         for step in self.program.relations.steps:
             number = self.class_of(step.dim)
-            if number in axis.labels and len(self.reaching[number]) == 1:
+            if number in axis.labels and self._share_out(number, step.size):
                 counts = np.bincount(axis.labels[number][axis.labels[number] != NONE], minlength=axis.size)
                 if (counts == counts[0]).all():
                     found = math.lcm(found, step.size // math.gcd(step.size, int(counts[0])))
         return found
+
+    def _share_out(self, number: int, step: int) -> bool:
+        """Does each index of a class go with one axis at most, and has each of several axes a multiple of `step` of them?"""
+        reach = [self.axes[name].labels[number] != NONE for name in self.reaching[number]]
+        return len(reach) == 1 or int(np.sum(reach, 0).max()) == 1 and not any(int(r.sum()) % step for r in reach)
 
     @cached_property
     def sizes(self) -> np.ndarray:

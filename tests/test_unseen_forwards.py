@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import depgraph
 import exporters
 import importance
+from depgraph.errors import CheckError
 from tests.test_unseen import Amplifies, cut
 
 
@@ -230,3 +231,30 @@ def test_a_graph_of_a_forward_that_takes_any_number_of_inputs_takes_other_batche
     report = plan.apply_with_report(form="graph")
     assert report.check.error < 1e-5
     assert report.model(torch.rand(1), *(torch.randn(9, 6) for _ in range(3))).shape == (9, 4)
+
+
+class RotatesWhatIsSplitOff(nn.Module):
+    """The last few of what one layer makes are seen in place as complex numbers, an odd number of places apart after some cuts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.wide, self.mix = nn.Linear(8, 16 + 4), nn.Linear(16, 12), nn.Linear(4, 12)
+        self.out = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rest, pairs = self.both(x).split([self.both.out_features - 4, 4], -1)
+        turned = torch.view_as_complex(pairs.reshape(*pairs.shape[:-1], 2, 2)) * torch.tensor([1j, -1j])
+        return self.out(torch.relu(self.wide(rest)) * self.mix(torch.view_as_real(turned).flatten(-2)))
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_what_lies_between_complex_numbers_stays_even(rows: int) -> None:
+    graph = depgraph.trace(RotatesWhatIsSplitOff().eval(), torch.randn(2, rows, 8))
+    name = next(a.name for a in graph.axes if any(m.target == "wide.weight" and m.dim == 1 for m in a.members))
+    for share in (0.95, 0.9, 0.8):
+        plan = graph.plan(importance.Random(0), depgraph.Target(params=share), only=name, form="module")
+        assert len(plan.removal[name]) % 2 == 0 and plan.apply_with_report().check.error < 1e-5
+    odd = graph.cut_plan({name: [0, 3, 7]})
+    with pytest.raises(CheckError, match="17 indices, no multiple of 2: torch sees pairs as complex numbers"):
+        odd.apply(form="module")
+    assert odd.apply_with_report(form="graph").check.error < 1e-5

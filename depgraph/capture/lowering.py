@@ -19,6 +19,7 @@ from depgraph.capture.holding import Held
 from depgraph.capture.places import module_path, place
 from depgraph.capture.reading import indices_read
 from depgraph.capture.values_read import empty, values_read
+from depgraph.capture.views import in_rows
 from depgraph.errors import CaptureError
 from depgraph.graph import Least, Program, Reason, Value
 from depgraph.operators import is_pointwise
@@ -328,7 +329,14 @@ def op_of(node: Node, lowering: _Lowering) -> rules.Op:
         for k, declared in enumerate(schema.arguments):
             given = node.args[k] if k < len(node.args) else node.kwargs.get(declared.name, declared.default_value)
             arguments[declared.name] = convert(given)
-    return rules.Op(node.name, _name(node), arguments, [], lowering.program, place(node), lowering.constants)
+    op = rules.Op(node.name, _name(node), arguments, [], lowering.program, place(node), lowering.constants)
+    if op.target.startswith("aten.view_as_complex"):
+        op.rows = [
+            lowering.program.values[n.name]
+            for n in in_rows(node.all_input_nodes[0])
+            if n.name in lowering.program.values
+        ]
+    return op
 
 
 def _name(node: Node) -> str:

@@ -26,7 +26,7 @@ from depgraph.cutting.rerunning import Inputs, inputs_at, ran
 from depgraph.cutting.roles import other_reads
 from depgraph.cutting.shortening import Shortening, shorten, shortening_of, shorter_copy
 from depgraph.cutting.shorter import carried, check_shorter, graph_of, record_of, references, renamed, together
-from depgraph.cutting.surprises import narrower_outputs, surprises
+from depgraph.cutting.surprises import narrower_outputs, odd_size, surprises
 from depgraph.cutting.varying import fixed_sizes
 from depgraph.cutting.verifying import Verifier
 from depgraph.errors import CheckError, CutError, PlanError
@@ -327,7 +327,8 @@ def _checked_graph(plan: Plan, model: nn.Module, how: How) -> Check | None:
 def _check(verifier: Verifier, model: nn.Module, how: How) -> Check | None:
     if how.check == "none":
         return None
-    return ran(verifier.plan.graph, model, lambda: verifier.check(model))
+    odd = odd_size(verifier.plan.graph.capture.program, verifier.plan.kept())
+    return ran(verifier.plan.graph, model, lambda: verifier.check(model), odd)
 
 
 def _report(

@@ -268,7 +268,8 @@ def _rewrite_calls(module: GraphModule, captured: _Captured) -> None:
             continue
         if mine.target is torch.ops.aten.view_as_complex.default:  # asks for even strides, which a cut may make odd
             with module.graph.inserting_before(mine):
-                mine.args = (module.graph.call_method("contiguous", mine.args),)
+                rows: dict[str, Any] = {"memory_format": torch.contiguous_format}
+                mine.args = (module.graph.call_method("clone", mine.args, rows),)
         changed = rewrite(node, captured.program.values, captured.kept, actual=mine)
         if changed is None:
             continue

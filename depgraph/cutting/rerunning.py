@@ -102,8 +102,8 @@ def _with_ids(graph: DependencyGraph, new: np.ndarray, old: np.ndarray) -> Input
     return args, kwargs
 
 
-def ran(graph: DependencyGraph, model: nn.Module, run: Callable[[], T]) -> T:
-    """What `run` gives, which runs a cut model; raises CheckError, in one sentence, where that fails."""
+def ran(graph: DependencyGraph, model: nn.Module, run: Callable[[], T], hint: str = "") -> T:
+    """What `run` gives, which runs a cut model; raises CheckError, in one sentence, where that fails, with a `hint` at why."""
     try:
         return run()
     except CheckError:
@@ -114,4 +114,6 @@ def ran(graph: DependencyGraph, model: nn.Module, run: Callable[[], T]) -> T:
                 reason = unfit(graph.model, graph.args, graph.kwargs)
             if reason:
                 raise CaptureError(reason) from error
-        raise CheckError(f"the pruned {type(model).__name__} doesn't run: {one_line(error)}") from error
+        raise CheckError(
+            f"the pruned {type(model).__name__} doesn't run: {one_line(error)}{f'; {hint}' if hint else ''}"
+        ) from error

@@ -15,11 +15,7 @@ def surprises(plan: Plan) -> list[str]:
     program, kept = plan.graph.capture.program, plan.kept()
     notes = [*plan.notes] if plan.graph.words is not None else []
     notes += narrower_outputs(program, kept)
-    odd = [s for s in program.relations.steps if kept.size(s.dim) % s.size]
-    if odd:
-        notes.append(
-            f"a dimension now has {kept.size(odd[0].dim)} indices, no multiple of {odd[0].size}: {odd[0].reason}"
-        )
+    notes += [odd] if (odd := odd_size(program, kept)) else []
     unread = _unread(program, kept)
     if unread:
         more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
@@ -28,6 +24,16 @@ def surprises(plan: Plan) -> list[str]:
             "them with what was cut (in training, say) fails until they are cut by hand"
         )
     return [*notes, plan.graph.note] if plan.graph.note else notes
+
+
+def odd_size(program: Program, kept: Kept) -> str:
+    """Which size an operator may not take after a cut, and why; empty where all are as it needs them."""
+    odd = next((s for s in program.relations.steps if kept.size(s.dim) % s.size), None)
+    return (
+        ""
+        if odd is None
+        else f"a dimension now has {kept.size(odd.dim)} indices, no multiple of {odd.size}: {odd.reason}"
+    )
 
 
 def narrower_outputs(program: Program, kept: Kept) -> list[str]:

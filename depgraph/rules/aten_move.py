@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from depgraph.graph import Value
+from depgraph.graph import Step, Value
 from depgraph.rules.registry import Op, aten, rule
 
 
@@ -51,12 +51,14 @@ def _at_zero(value: Value) -> tuple[list[int], list[int]]:
 
 @rule("aten.view_as_real", "aten.view_as_complex")
 def complex_pairs(op: Op) -> None:
-    """A trailing pair (real, imaginary) comes or goes."""
+    """A trailing pair (real, imaginary) comes or goes; what is seen as pairs in place lies an even number of places apart."""
     source, output = op.inputs[0], op.output
     pair = source if "complex" in op.target else output
     op.fix(pair, -1, "it holds real and imaginary parts")
     for a, b in zip(source.dims, output.dims, strict=False):
         op.relations.align(a, b)
+    reason = op.reason("torch sees pairs as complex numbers only an even number of places apart")
+    op.relations.steps.extend(Step(v.dim(-1), 2, reason) for v in op.rows if v.shape[-1] % 2 == 0)
 
 
 def permute_dims(op: Op, order: list[int]) -> None:

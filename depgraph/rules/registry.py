@@ -24,7 +24,8 @@ class Op:
 
     `unread` are the positions of results that nothing reads, `followed` the names of inputs whose numbers are indices and
     whose rule knows what becomes of them when their domain gets smaller (see `depgraph.rules.domains`). `shown` is what
-    users know the operator by, where its rule is that of another.
+    users know the operator by, where its rule is that of another. `rows` are the tensors that lie in memory row by row of those
+    that its first one is a view of, with itself, for operators that ask how far its numbers are apart.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Op:
     unread: frozenset[int] = frozenset()
     followed: set[str] = field(default_factory=set)
     shown: str = ""
+    rows: list[Value] = field(default_factory=list)
 
     @property
     def relations(self) -> Relations:
