@@ -124,7 +124,7 @@ def test_ties_that_undo_one_another_are_mended_until_numbers_come_again() -> Non
     settler = object.__new__(Settler)
     settler.ties, rounds = [None] * 500, []
 
-    def mend(k: int, counts: dict[str, int], direction: int) -> bool:
+    def mend(k: int, counts: dict[str, int], direction: int, steps: dict[str, int]) -> bool:
         counts["axis"] = 1 - counts["axis"]
         return True
 
@@ -136,7 +136,7 @@ def test_ties_that_undo_one_another_are_mended_until_numbers_come_again() -> Non
     for count, after in ((500, 0), (501, 1)):
         settler.ties = [None] * count
         rounds.clear()
-        assert settler._settle({"axis": 0}, (1, -1)) == {"axis": after}  # as after so many rounds and eight more
+        assert settler._settle({"axis": 0}, (1, -1), {}) == {"axis": after}  # as after so many rounds and eight more
         assert len(rounds) < 6
 
 

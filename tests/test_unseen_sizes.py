@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -189,3 +190,29 @@ def test_a_width_that_sizes_are_held_against_follows(fit: Callable[[Tensor, int]
     report = cut(Fits(fit), torch.randn(4, 8))
     assert report.form == "module" and report.model.out.in_features < 16
     assert report.model.width == {padded: report.model.out.in_features, cut_off: 16}.get(fit, report.model.width)
+
+
+class GatesByKeys(nn.Module):
+    """Attention over the root of its width, whose queries and keys also make a gate: no weight can make up for another root."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.gate = (nn.Linear(8, width) for _ in range(4))
+        self.turn, self.out = nn.Linear(2 * width, width), nn.Linear(width, 8)
+        self.mlp = nn.Sequential(nn.Linear(8, 256), nn.GELU(), nn.Linear(256, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mlp(x)
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        attended = (q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])).softmax(-1) @ v
+        return self.out(attended * torch.sigmoid(self.turn(torch.cat([q, k], -1))))
+
+
+@pytest.mark.parametrize("form", ["module", "auto"])
+def test_what_no_weight_makes_up_for_stays_whole_in_plans_for_the_module(form: str) -> None:
+    torch.manual_seed(0)
+    graph = depgraph.trace(GatesByKeys().eval(), torch.randn(2, 5, 8))
+    plan = graph.plan(importance.Magnitude(), depgraph.Target(params=0.7), scope="axis", form=form)
+    report = plan.apply_with_report(form=form)
+    assert report.form == "module" and report.check.error < 1e-5 < report.check.sensitivity
+    assert report.model.q.out_features == 16 > report.model.out.in_features

@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import nn
+from torch.fx import Node
 
-from depgraph.cutting.advice import instead
-from depgraph.cutting.expressing import Drift
+from depgraph.capture.places import place
+from depgraph.cutting.advice import axes_of, instead
+from depgraph.cutting.expressing import Drift, Solution
 from depgraph.cutting.weights_behind import Rows, Search, Twice, Way
 from depgraph.errors import CutError
 from depgraph.graph import Value
+from depgraph.operators import aten_name
 from depgraph.widths import Kept
 
 if TYPE_CHECKING:
+    from depgraph.capture.sizes import Expr
     from depgraph.dependency import DependencyGraph
 
 _NEAR = 1e-9
@@ -60,6 +64,43 @@ def can_absorb(graph: DependencyGraph, drifts: list[Drift]) -> bool:
     """Is there a weight for every drift that can make up for it?"""
     search = Search(graph, drifts) if drifts else None
     return search is None or all(search.ways(drift) for drift in drifts)
+
+
+def beyond(graph: DependencyGraph) -> frozenset[str]:
+    """Axes from whose sizes the code computes numbers that no weight can make up for, as far as can be told without a cut.
+
+    Such a number, a size or a root of one, is looked for among those that operators multiply or divide by where the code makes it.
+    """
+    return graph.sizes.once("beyond", lambda: _beyond(graph))
+
+
+def _beyond(graph: DependencyGraph) -> frozenset[str]:
+    leaks: dict[str, list[Expr]] = {}
+    for leak in graph.capture.recording.leaks:
+        leaks.setdefault(leak.where, []).append(leak.expr)
+    rules, dense = graph.sizes, graph.widths.at({})
+    read: dict[Node, list[Expr]] = {}
+    for node in rules.nodes.values() if leaks else ():
+        number = _factor(node)
+        there = leaks.get(place(node), []) if number is not None else []
+        read[node] = [expr for expr in there if _made_of(number, rules.value(expr, dense, Solution()))]
+    drifts = {Drift(node.name, 2.0, place(node), 0.5): exprs for node, exprs in read.items() if exprs}
+    search = Search(graph, list(drifts)) if drifts else None
+    barred = [expr for drift, exprs in drifts.items() if search and not search.ways(drift) for expr in exprs]
+    return frozenset(name for expr in barred for name in axes_of(graph, expr))
+
+
+def _factor(node: Node) -> float | None:
+    """The number that an operator multiplies or divides by."""
+    numbers = [n for n in node.args if isinstance(n, float)] if aten_name(node) in ("mul", "div") else []
+    return numbers[0] if numbers else None
+
+
+def _made_of(number: float | None, size: object) -> bool:
+    """Is a number a size, its square or fourth root, or one over these?"""
+    if number is None or not isinstance(size, (int, float)) or not size > 0 or not number > 0:
+        return False
+    return any(math.isclose(number, size**power, rel_tol=1e-6) for power in (1, -1, 0.5, -0.5, 0.25, -0.25))
 
 
 def _twice(drift: Drift, ways: list[Way], advice: str) -> CutError:

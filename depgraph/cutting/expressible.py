@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import TYPE_CHECKING
 
-from depgraph.cutting.absorbing import can_absorb
+from depgraph.cutting.absorbing import beyond, can_absorb
 from depgraph.cutting.expressing import Conflict, Solution
 from depgraph.cutting.module import narrowed, plain_tensor
 from depgraph.errors import CutError
@@ -21,6 +21,8 @@ def is_expressible(graph: DependencyGraph, kept: Kept, held: Container[str] | No
 
     `held` are the names of the tensors that the module holds; who asks of many cuts finds them once.
     """
+    if not beyond(graph).isdisjoint(kept.masks):
+        return False
     kept = kept.of_dims()
     solution = graph.sizes.solve(kept)
     if solution.conflicts or not can_absorb(graph, solution.drifts):

@@ -8,10 +8,10 @@ the new attributes and shapes and must give what is needed. What doesn't is a co
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.fx import Node
@@ -27,6 +27,8 @@ from depgraph.widths import Kept
 
 if TYPE_CHECKING:
     from depgraph.dependency import DependencyGraph
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,14 @@ class SizeRules:
         self._prepared: dict[str, Prepared | None] = {}
         self._last: tuple[Kept, Solution] | None = None
         self._sized: tuple[Kept | None, dict[str, Sized | None]] = None, {}
+        self._once: dict[str, Any] = {}
+
+    def once(self, name: str, find: Callable[[], T]) -> T:
+        """What `find` gives, which is the same for every cut: found when it is asked for by this name first."""
+        if name not in self._once:
+            self._once[name] = find()
+        found: T = self._once[name]
+        return found
 
     def now(self, attr: Attr) -> int:
         """The value of an attribute in the uncut model."""

@@ -43,10 +43,12 @@ class Settler:
     ties: list[Tie] = field(default_factory=list)
     _known: dict[tuple[int, tuple[int, ...]], int] = field(default_factory=dict)
     _of_axis: dict[str, list[int]] = field(default_factory=dict)
+    _looked_at: tuple[Counts, set[int]] = field(default_factory=lambda: ({}, set()))
 
     def __post_init__(self) -> None:
         whole = {axis.name for axis in self.rules.graph.axes if axis.tried}
-        self.ties = [t for t in find_ties(self.rules) if any(a in self.order and a not in whole for a in t.axes)]
+        every = self.rules.once("ties", lambda: find_ties(self.rules))
+        self.ties = [t for t in every if any(a in self.order and a not in whole for a in t.axes)]
         for k, tie in enumerate(self.ties):
             for axis in tie.axes:
                 self._of_axis.setdefault(axis, []).append(k)
@@ -75,9 +77,16 @@ class Settler:
         return found
 
     def broken(self, counts: Counts) -> list[int]:
-        """The numbers of the ties that `counts` doesn't keep: a tie none of whose axes loses anything is kept."""
-        near = {k for axis, count in counts.items() if count for k in self._of_axis.get(axis, ())}
-        return [k for k in sorted(near) if self._gap(k, self.ties[k], counts)]
+        """The numbers of the ties that `counts` doesn't keep: a tie none of whose axes loses anything is kept.
+
+        Only those of axes that were asked about with other numbers before are looked at.
+        """
+        before, found = self._looked_at
+        moved = {axis for axis in counts.keys() | before.keys() if counts.get(axis, 0) != before.get(axis, 0)}
+        again = {k for axis in moved for k in self._of_axis.get(axis, ())}
+        found = (found - again) | {k for k in again if self._gap(k, self.ties[k], counts)}
+        self._looked_at = dict(counts), found
+        return sorted(found)
 
     def _settle(self, counts: Counts, directions: tuple[int, ...], steps: Mapping[str, int]) -> Counts:
         """Mend ties in turn; with both directions they may undo one another, with one they can't.
@@ -168,6 +177,10 @@ class Settler:
 
 def inexpressible(graph: DependencyGraph) -> frozenset[str]:
     """Axes that the module's Python can't narrow even by one group, however the others follow."""
+    return graph.sizes.once("inexpressible", lambda: _inexpressible(graph))
+
+
+def _inexpressible(graph: DependencyGraph) -> frozenset[str]:
     free = {axis.name: np.flatnonzero(axis.prunable) for axis in graph.axes}
     settler = Settler(graph.sizes, free, {name: min(len(f), graph[name].size - 1) for name, f in free.items()})
     pinned, held = set(), graph.held()
