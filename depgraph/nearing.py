@@ -24,21 +24,23 @@ def nearer(choice: Choice, plan: Plan, again: Again) -> tuple[Choice, Plan]:
 
     `again` makes the choice for the same target in another attempt; it raises NothingToPrune where no group may go.
     """
-    best, tried = (choice, plan), set[tuple[str, int]]()
+    if choice.slack(plan) <= _NEAR or LATENCY in choice.budget.limits:
+        return choice, plan
+    best, tried, limits = (choice, plan), set[tuple[str, int]](), _limits(choice, plan)
     for _ in range(_MOST_TRIES):
-        now, found = best
-        slack = now.slack(found)
-        if slack <= _NEAR or LATENCY in now.budget.limits:
-            break
-        fewer = [(name, most) for name in _coarse(now, found) for most in (len(found.removal[name]) - 1, 0)]
-        limit = next((one for one in fewer if one not in tried), None)
-        if limit is None:
+        limit = next((one for one in limits if one not in tried), None)
+        if limit is None or best[0].slack(best[1]) <= _NEAR:
             break
         tried.add(limit)
-        other = _held_back(now, limit, again)
-        if other is not None and other[0].slack(other[1]) < slack:
-            best = other
+        other = _held_back(best[0], limit, again)
+        if other is not None and other[0].slack(other[1]) < best[0].slack(best[1]):
+            best, limits = other, _limits(*other)
     return best
+
+
+def _limits(choice: Choice, plan: Plan) -> list[tuple[str, int]]:
+    """How many groups coarse axes may lose, to be tried in turn: a step less than they do, and none."""
+    return [(name, most) for name in _coarse(choice, plan) for most in (len(plan.removal[name]) - 1, 0)]
 
 
 def why_far(choice: Choice, plan: Plan) -> str:

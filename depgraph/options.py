@@ -27,7 +27,8 @@ class Options:
         `depth`); "auto" is "axis" for a scorer whose attribute `comparable` is False, else "global".
     rank: "score", or "density" (score per cost, for scores that add up, such as Taylor's); "auto" asks the scorer. Of several
         limits each gives a ranking by density, and of their plans the one that loses the lowest scores is taken.
-    round_to: keep a multiple of this many groups; axes that have fewer than that to begin with are cut freely, and noted.
+    round_to: keep a multiple of this many groups; axes that have fewer than that to begin with are cut freely, and noted, as are
+        those that the code ties to others so that no multiple fits.
         Or the name of a rounding: "gguf" gives the rows of all matrices a multiple of 32, as GGUF's quantised formats want
         them, "gguf-k" of 256, as its K-quants do; axes too small for that stay whole.
     floor: the least share of every axis that stays (one group always does); or such shares by pattern, of which the largest
