@@ -22,6 +22,7 @@ from depgraph.configs import of_library
 from depgraph.configured import Freedom, configured_plan
 from depgraph.crossing import crossing
 from depgraph.customs import customs_that_hold
+from depgraph.cutting.absorbing import why_beyond
 from depgraph.cutting.expressible import is_expressible
 from depgraph.cutting.settling import Settler, config_bound, inexpressible
 from depgraph.errors import NothingToPrune
@@ -240,6 +241,7 @@ class Choice:
         """Why there is no plan."""
         customs = customs_that_hold(self.graph)
         held = "".join(f"; {clause} (lift with free=[{name!r}])" for name, clause in customs.items())
+        held += why_beyond(self.graph) if self.options.form == "module" else ""
         return self.budget.unmet(self.least, "floors, protections and ties allow", self.budget.unread() + held)
 
     @cached_property

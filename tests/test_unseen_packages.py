@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import depgraph
 import importance
-from depgraph.errors import CheckError, CutError
+from depgraph.errors import CheckError, CutError, TargetError
 from tests.rules.torchvision_operators import define
 
 HALF = depgraph.Target(params=0.5)
@@ -196,7 +196,11 @@ class Scores(nn.Module):
 def test_where_there_is_no_graph_form_none_is_offered() -> None:
     graph = depgraph.trace(Scores().eval(), torch.randn(5, 6))
     (axis,) = graph.axes
-    plan = graph.plan(importance.Magnitude(), HALF)
+    with pytest.raises(
+        TargetError, match=rf"the module keeps all of axis '{axis.name}', as .* no weight can make up for \(.*:193\)"
+    ):
+        graph.plan(importance.Magnitude(), HALF)
+    plan = graph.cut_plan({axis.name: range(8)})
     with pytest.raises(
         CutError, match=re.escape(f"leave whole the axis whose size that is (protect=[{axis.kind!r}])") + "$"
     ):

@@ -22,6 +22,7 @@ from depgraph.errors import CutError
 from depgraph.graph import Value
 from depgraph.operators import aten_name
 from depgraph.widths import Kept
+from depgraph.wording import axis_and_more
 
 if TYPE_CHECKING:
     from depgraph.capture.sizes import Expr
@@ -71,10 +72,20 @@ def beyond(graph: DependencyGraph) -> frozenset[str]:
 
     Such a number, a size or a root of one, is looked for among those that operators multiply or divide by where the code makes it.
     """
-    return graph.sizes.once("beyond", lambda: _beyond(graph))
+    return frozenset(graph.sizes.once("beyond", lambda: _beyond(graph)))
 
 
-def _beyond(graph: DependencyGraph) -> frozenset[str]:
+def why_beyond(graph: DependencyGraph) -> str:
+    """Of the axes that are `beyond`, which stay whole in the module, and where in the code; empty where there are none."""
+    places = graph.sizes.once("beyond", lambda: _beyond(graph))
+    if not places:
+        return ""
+    where = next(iter(places.values()))
+    kept = axis_and_more(list(places))
+    return f"; the module keeps all of {kept}, as the code computes numbers from such sizes that no weight can make up for ({where})"
+
+
+def _beyond(graph: DependencyGraph) -> dict[str, str]:
     leaks: dict[str, list[Expr]] = {}
     for leak in graph.capture.recording.leaks:
         leaks.setdefault(leak.where, []).append(leak.expr)
@@ -86,8 +97,8 @@ def _beyond(graph: DependencyGraph) -> frozenset[str]:
         read[node] = [expr for expr in there if _made_of(number, rules.value(expr, dense, Solution()))]
     drifts = {Drift(node.name, 2.0, place(node), 0.5): exprs for node, exprs in read.items() if exprs}
     search = Search(graph, list(drifts)) if drifts else None
-    barred = [expr for drift, exprs in drifts.items() if search and not search.ways(drift) for expr in exprs]
-    return frozenset(name for expr in barred for name in axes_of(graph, expr))
+    barred = [(e, drift.where) for drift, exprs in drifts.items() if search and not search.ways(drift) for e in exprs]
+    return {name: where for expr, where in barred for name in axes_of(graph, expr)}
 
 
 def _factor(node: Node) -> float | None:
