@@ -67,10 +67,8 @@ class _Given(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call one function, unless it writes to a tensor or only reads what one is like."""
         name = getattr(func, "__name__", "")
-        if name == "__get__":
-            found = func(
-                *args, **(kwargs or {})
-            )  # recurrent layers compare their weights' precision with that of what comes in
+        if name == "__get__":  # recurrent layers compare their weights' precision with that of what comes in
+            found = func(*args, **(kwargs or {}))
             return _doubled_type(found) if isinstance(args[0], nn.Parameter) else found
         if name in _OF_DATA:
             with _by_default(self.usual):

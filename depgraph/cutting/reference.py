@@ -177,9 +177,8 @@ class Reference:
         """What operators draw: the same numbers on each side, the pruned model's where that keeps them."""
         before, made = torch.get_rng_state(), []
         following, values = self.follow, self.program.values
-        value = values.get(node.name) or values.get(
-            f"{node.name}:0"
-        )  # of several results the first is as large as what is drawn
+        first = f"{node.name}:0"  # of several results the first is as large as what is drawn
+        value = values.get(node.name) or values.get(first)
         mode: Any = contextlib.nullcontext()
         for call, side in zip(calls, self.sides, strict=False):
             torch.set_rng_state(before)
